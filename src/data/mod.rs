@@ -1,0 +1,1 @@
+//! From lines of text to packed batches: rows, templates, tokens, labels, order, packing.

@@ -1,0 +1,249 @@
+//! The one error type: what was wrong, where, what was expected, and what to do about it.
+//!
+//! A message is the user's only debugger, so an input error always carries a place (path, line, field) and a fix.
+//! Every error maps to one exit code of the command line: 2 input, 3 I/O, 4 numeric, 5 device, 6 interrupted after saving.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// `std::result::Result` with the crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong in the library.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file, flag or row that breaks a rule. Build one with [`Error::input`].
+    #[error("{0}")]
+    Input(Box<InputError>),
+    /// The operating system refused to read or write.
+    #[error("error[IO] {}: cannot {action}: {source}; fix: {}", path.display(), io_fix(source))]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as a verb phrase ("read", "create the folder").
+        action: &'static str,
+        /// What the system answered.
+        source: std::io::Error,
+    },
+    /// An op was called with shapes that do not fit each other.
+    #[error(
+        "error[SHAPE] {op}: argument \"{arg}\": got {got}, expected {expected}; fix: this is a mismatch between model, adapter and batch"
+    )]
+    Shape {
+        /// Name of the op.
+        op: &'static str,
+        /// Name of the argument.
+        arg: &'static str,
+        /// What it should have been.
+        expected: String,
+        /// What it was.
+        got: String,
+    },
+    /// A loss, gradient or weight that is not finite.
+    #[error("error[NUMERIC] {what}; fix: {fix}")]
+    Numeric {
+        /// What was found where.
+        what: String,
+        /// What usually helps.
+        fix: String,
+    },
+    /// A device that is missing or failed.
+    #[error("error[DEVICE] {what}; fix: {fix}")]
+    Device {
+        /// What was found.
+        what: String,
+        /// What to install or pass instead.
+        fix: String,
+    },
+    /// The user asked to stop; the state up to here is saved.
+    #[error("interrupted[SAVED] stopped at step {step}; the state is in {}; go on with --resume auto", checkpoint.display())]
+    Interrupted {
+        /// Optimizer steps done.
+        step: u64,
+        /// The folder that holds the state.
+        checkpoint: PathBuf,
+    },
+    /// The user asked to stop where there was nothing to save.
+    #[error("interrupted[STOPPED] {what}")]
+    Stopped {
+        /// What was going on.
+        what: String,
+    },
+}
+
+impl Error {
+    /// Starts an input error of class `code` ("CONFIG", "DATA", "MODEL", ...) with the rule that was broken.
+    pub fn input(code: &'static str, what: impl Into<String>) -> InputError {
+        InputError { code, what: what.into(), ..InputError::default() }
+    }
+
+    /// An I/O error at `path` while doing `action`.
+    pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_owned(), action, source }
+    }
+
+    /// A shape error of `op`.
+    pub fn shape(
+        op: &'static str,
+        arg: &'static str,
+        expected: impl fmt::Debug,
+        got: impl fmt::Debug,
+    ) -> Self {
+        Self::Shape { op, arg, expected: format!("{expected:?}"), got: format!("{got:?}") }
+    }
+
+    /// Exit code of the process that ends with this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Input(_) | Self::Shape { .. } => 2,
+            Self::Io { .. } => 3,
+            Self::Numeric { .. } => 4,
+            Self::Device { .. } => 5,
+            Self::Interrupted { .. } => 6,
+            Self::Stopped { .. } => 130,
+        }
+    }
+}
+
+/// An input error under construction: `error[CODE] path:line: field "x": what: got ..., expected ...; fix: ...`.
+///
+/// ```
+/// use tanren::error::Error;
+/// let error: Error = Error::input("DATA", "not a string")
+///     .path("rows.jsonl").line(3).field("output").got("7").expected("a string")
+///     .fix("put the number in quotes").into();
+/// assert_eq!(
+///     error.to_string(),
+///     "error[DATA] rows.jsonl:3: field \"output\": not a string: got 7, expected a string; fix: put the number in quotes"
+/// );
+/// ```
+#[derive(Debug, Default)]
+pub struct InputError {
+    code: &'static str,
+    what: String,
+    path: Option<PathBuf>,
+    line: Option<usize>,
+    field: Option<String>,
+    got: Option<String>,
+    expected: Option<String>,
+    fix: Option<String>,
+}
+
+impl InputError {
+    /// The file it is about.
+    pub fn path(mut self, path: impl AsRef<Path>) -> Self {
+        self.path = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// The physical line of the file, from 1.
+    pub fn line(mut self, line: usize) -> Self {
+        self.line = Some(line);
+        self
+    }
+
+    /// The key, column, tensor or flag it is about.
+    pub fn field(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
+        self
+    }
+
+    /// What was there. Long values are shortened.
+    pub fn got(mut self, got: impl fmt::Display) -> Self {
+        self.got = Some(shorten(&got.to_string()));
+        self
+    }
+
+    /// What should have been there.
+    pub fn expected(mut self, expected: impl fmt::Display) -> Self {
+        self.expected = Some(expected.to_string());
+        self
+    }
+
+    /// What the user can do.
+    pub fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+}
+
+impl From<InputError> for Error {
+    fn from(error: InputError) -> Self {
+        Self::Input(Box::new(error))
+    }
+}
+
+impl<T> From<InputError> for Result<T> {
+    fn from(error: InputError) -> Self {
+        Err(error.into())
+    }
+}
+
+impl fmt::Display for InputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error[{}] ", self.code)?;
+        match (&self.path, self.line) {
+            (Some(path), Some(line)) => write!(f, "{}:{line}: ", path.display())?,
+            (Some(path), None) => write!(f, "{}: ", path.display())?,
+            (None, Some(line)) => write!(f, "line {line}: ")?,
+            (None, None) => {}
+        }
+        if let Some(field) = &self.field {
+            write!(f, "field \"{field}\": ")?;
+        }
+        f.write_str(&self.what)?;
+        match (&self.got, &self.expected) {
+            (Some(got), Some(expected)) => write!(f, ": got {got}, expected {expected}")?,
+            (Some(got), None) => write!(f, ": got {got}")?,
+            (None, Some(expected)) => write!(f, ": expected {expected}")?,
+            (None, None) => {}
+        }
+        match &self.fix {
+            Some(fix) => write!(f, "; fix: {fix}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// At most 200 characters of `text`, on one line.
+fn shorten(text: &str) -> String {
+    const LIMIT: usize = 200;
+    let mut short: String = text.chars().take(LIMIT).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(LIMIT).is_some() {
+        short.push_str("...");
+    }
+    short
+}
+
+/// Advice for the I/O errors people meet.
+fn io_fix(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match source.kind() {
+        ErrorKind::NotFound => "check the path",
+        ErrorKind::PermissionDenied => "check the permissions of the file and its folder",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free space or choose another --output-dir",
+        ErrorKind::IsADirectory => "name a file, not a folder",
+        ErrorKind::NotADirectory => "name a folder, not a file",
+        _ => "check the path and the disk",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_are_shortened_and_stay_on_one_line() {
+        let error = Error::input("DATA", "bad").got("a\n".repeat(500));
+        let text = error.to_string();
+        assert!(text.len() < 300 && !text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn exit_codes_follow_the_contract() {
+        assert_eq!(Error::from(Error::input("X", "y")).exit_code(), 2);
+        assert_eq!(Error::io("p", "read", std::io::ErrorKind::NotFound.into()).exit_code(), 3);
+        assert_eq!(Error::Numeric { what: String::new(), fix: String::new() }.exit_code(), 4);
+        assert_eq!(Error::Interrupted { step: 1, checkpoint: "c".into() }.exit_code(), 6);
+    }
+}

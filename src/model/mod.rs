@@ -1,0 +1,1 @@
+//! Decoder models: loading, forward and the mirrored backward.

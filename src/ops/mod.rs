@@ -1,0 +1,1 @@
+//! The ops, one room each: contract, CPU implementation, tests.

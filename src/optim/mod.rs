@@ -1,0 +1,1 @@
+//! The update of the adapters: schedule, clipping, AdamW.

@@ -1,0 +1,1 @@
+//! Scoring: log-probabilities of answers, forward only.
