@@ -3,14 +3,15 @@
 
     python compare.py --tanren ../../target/release/tanren --model DIR
         --rows rows_direct.jsonl [--rows rows_full.jsonl] [--steps 4]
-        [--rounds 3] [--peer-micro-batch-size 1] [--json OUT.json]
+        [--rounds 3] [--json OUT.json]
 
-Run it with the Python of the benchmark's virtual environment. The two sides
-run in turn (A B A B ...), one process per run. Speed is real tokens (padding
-never counts) per second of a step, the median over the steps after the first;
-peak RSS is what the kernel reports for the whole process. Both sides start
-from one adapter and the losses must agree at every step. Exits 1 if they do
-not, 2 if a run fails.
+Run it with the Python of the benchmark's virtual environment. PEFT runs twice:
+all rows of a step in one padded batch, and one row at a time with gradient
+accumulation (no padding, less memory). The sides run in turn (A B C A B C
+...), one process per run. Speed is real tokens (padding never counts) per
+second of a step, the median over the steps after the first; peak RSS is what
+the kernel reports for the whole process. All sides start from one adapter and
+the losses must agree at every step. Exits 1 if they do not, 2 if a run fails.
 """
 import argparse
 import json
@@ -39,13 +40,13 @@ def run(command, log, env=None):
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         tail = "\n".join(log.read_text().splitlines()[-20:])
-        print(f"{command[0]} failed ({child.returncode}), see {log}:\n{tail}",
+        print(f"{command[0]} failed ({child.returncode}):\n{tail}",
               file=sys.stderr)
         sys.exit(2)
     return seconds, usage.ru_maxrss * 1024 / 1e9
 
 
-def run_tanren(args, rows, out, adapter):
+def run_tanren(args, rows, out, adapter, _micro):
     seconds, rss = run(
         [args.tanren, "train", "--model", args.model, "--train-file", rows,
          "--output-dir", out, "--task", "causal", "--device", "cpu",
@@ -62,14 +63,14 @@ def run_tanren(args, rows, out, adapter):
     return {"steps": steps, "seconds": seconds, "rss": rss}
 
 
-def run_peft(args, rows, out, adapter):
+def run_peft(args, rows, out, adapter, micro):
     log = Path(f"{out}.log")
     seconds, rss = run(
         [sys.executable, HERE / "train_peft.py", "--model", args.model,
          "--rows", rows, "--steps", args.steps, "--init-adapter", adapter,
-         "--batch-size", args.batch_size, "--micro-batch-size",
-         args.peer_micro_batch_size or args.batch_size, "--threads",
-         args.threads, "--learning-rate", RATE, "--weight-decay", DECAY],
+         "--batch-size", args.batch_size, "--micro-batch-size", micro,
+         "--threads", args.threads, "--learning-rate", RATE,
+         "--weight-decay", DECAY],
         log, {"OMP_NUM_THREADS": str(args.threads)})
     result = json.loads(log.read_text().splitlines()[-1])
     return {"steps": result["steps"], "seconds": seconds, "rss": rss,
@@ -82,76 +83,82 @@ def speeds(steps, tokens):
     return [n / s["step_seconds"] for s, n in pairs[1:] or pairs]
 
 
+def peer_name(batch_size, micro):
+    return f"PEFT batch {micro} GA {-(-batch_size // micro)}"
+
+
 def compare(args, rows, work, adapter):
-    runs = {"tanren": [], "PEFT": []}
+    sides = {"tanren": (run_tanren, None)}
+    for micro in sorted({1, args.batch_size}, reverse=True):
+        sides[peer_name(args.batch_size, micro)] = (run_peft, micro)
+    runs = {name: [] for name in sides}
     for i in range(args.rounds):
-        for name, start in (("tanren", run_tanren), ("PEFT", run_peft)):
+        for name, (start, micro) in sides.items():
             print(f"{rows.name}: round {i + 1} of {args.rounds}, {name}",
                   file=sys.stderr)
-            runs[name].append(start(
-                args, rows, work / f"{rows.stem}-{name}-{i}", adapter))
-    peer = runs["PEFT"][0]["steps"]
+            out = work / f"{rows.stem}-{name.replace(' ', '')}-{i}"
+            runs[name].append(start(args, rows, out, adapter, micro))
+    first = runs[peer_name(args.batch_size, args.batch_size)][0]
+    peer = first["steps"]
     tokens = [s["tokens"] for s in peer]
     table = {}
     for name, results in runs.items():
         each = [statistics.median(speeds(r["steps"], tokens)) for r in results]
+        gap = {"loss": 0.0, "grad_norm": 0.0}
+        for result in results:
+            if len(result["steps"]) != len(peer):
+                print(f"{name} logged {len(result['steps'])} steps instead of "
+                      f"{len(peer)}", file=sys.stderr)
+                sys.exit(2)
+            for mine, want in zip(result["steps"], peer):
+                for key in gap:
+                    x = abs(mine[key] - want[key]) / abs(want[key])
+                    gap[key] = x if not x <= gap[key] else gap[key]
         table[name] = {
             "tokens_per_second": statistics.median(each),
             "slowest": min(each), "fastest": max(each),
             "peak_rss_gb": statistics.median(r["rss"] for r in results),
             "process_seconds": statistics.median(r["seconds"]
-                                                 for r in results)}
+                                                 for r in results),
+            "loss_gap": gap["loss"], "grad_norm_gap": gap["grad_norm"]}
 
-    worst = {"loss": 0.0, "grad_norm": 0.0}
     for result in runs["tanren"]:
-        if len(result["steps"]) != len(peer):
-            print(f"tanren logged {len(result['steps'])} steps, "
-                  f"PEFT {len(peer)}", file=sys.stderr)
-            sys.exit(2)
-        for mine, want in zip(result["steps"], peer):
-            for key in worst:
-                gap = abs(mine[key] - want[key]) / abs(want[key])
-                worst[key] = gap if not gap <= worst[key] else worst[key]
-        said = [s["tokens_per_second"] for s in result["steps"][1:]
-                if "tokens_per_second" in s]
-        for own, real in zip(said, speeds(result["steps"], tokens)):
-            if abs(own - real) > 0.02 * real:
+        real = speeds(result["steps"], tokens)
+        for step, x in zip(result["steps"][1:], real):
+            own = step.get("tokens_per_second", x)
+            if abs(own - x) > 0.02 * x:
                 print(f"note: tanren logs {own:.1f} tokens/s where its step "
-                      f"time gives {real:.1f}", file=sys.stderr)
+                      f"time gives {x:.1f}", file=sys.stderr)
                 break
     return {"rows": rows.name, "steps": args.steps, "rounds": args.rounds,
             "threads": args.threads, "batch_size": args.batch_size,
-            "peer_micro_batch_size":
-                args.peer_micro_batch_size or args.batch_size,
             "tokens_per_step": statistics.mean(tokens),
-            "peer_padding": 1 - sum(tokens) / sum(s["padded_tokens"]
-                                                  for s in peer),
-            **table, "loss_gap": worst["loss"],
-            "grad_norm_gap": worst["grad_norm"],
-            "versions": runs["PEFT"][0]["versions"]}
+            "padding": 1 - sum(tokens) / sum(s["padded_tokens"] for s in peer),
+            "sides": table, "versions": first["versions"]}
 
 
 def show(result, tolerance):
-    a, b = result["tanren"], result["PEFT"]
+    sides = result["sides"]
+    mine = sides["tanren"]
     print(f"\n{result['rows']}: {result['steps']} steps of "
           f"{result['batch_size']} rows ({result['tokens_per_step']:.0f} "
           f"tokens), {result['threads']} threads, {result['rounds']} rounds; "
-          f"PEFT runs {result['peer_micro_batch_size']} rows at a time and "
-          f"pads {100 * result['peer_padding']:.1f}%")
-    print("| | tokens/s | slowest - fastest | peak RSS, GB | whole process, s |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for name, x in (("tanren", a), ("transformers + PEFT", b)):
+          f"the padded batch is {100 * result['padding']:.1f}% padding")
+    print("| | tokens/s | slowest - fastest | peak RSS, GB | whole process, s |"
+          " tanren: speed | memory | time |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, x in sides.items():
+        ratios = ["", "", ""] if x is mine else [
+            f"{mine[k] / x[k]:.2f} x" for k in
+            ("tokens_per_second", "peak_rss_gb", "process_seconds")]
         print(f"| {name} | {x['tokens_per_second']:.1f} | {x['slowest']:.1f} - "
               f"{x['fastest']:.1f} | {x['peak_rss_gb']:.2f} | "
-              f"{x['process_seconds']:.1f} |")
-    print(f"| tanren / PEFT | "
-          f"{a['tokens_per_second'] / b['tokens_per_second']:.2f} | | "
-          f"{a['peak_rss_gb'] / b['peak_rss_gb']:.2f} | "
-          f"{a['process_seconds'] / b['process_seconds']:.2f} |")
-    good = result["loss_gap"] <= tolerance
-    print(f"losses: largest relative difference {result['loss_gap']:.1e} "
-          f"(limit {tolerance:.0e}), {'ok' if good else 'DIFFERENT'}; "
-          f"grad_norm {result['grad_norm_gap']:.1e}")
+              f"{x['process_seconds']:.1f} | {' | '.join(ratios)} |")
+    good = mine["loss_gap"] <= tolerance
+    print(f"losses of tanren and PEFT: largest relative difference "
+          f"{mine['loss_gap']:.1e} (limit {tolerance:.0e}), "
+          f"{'ok' if good else 'DIFFERENT'}; "
+          f"grad_norm {mine['grad_norm_gap']:.1e}")
     return good
 
 
@@ -167,8 +174,6 @@ def main():
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--peer-micro-batch-size", type=int,
-                        help="rows per forward pass of PEFT (default: all)")
     parser.add_argument("--r", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tolerance", type=float, default=1e-4)
