@@ -1,1 +1,30 @@
 //! Settings: embedded variants, presets, files and flags become one immutable value. The only place with defaults.
+//!
+//! [`TrainConfig::resolve`] and [`ScoreConfig::resolve`] are the two doors. [`ModelConfig`] is the shape of a model, read from
+//! its `config.json` or taken from a [`Variant`] that is built in. Nothing here knows the command line parser, a device or an
+//! op; whoever needs a setting gets the value.
+
+mod check;
+mod hf_config;
+mod layers;
+mod presets;
+
+pub mod aliases;
+pub mod keys;
+pub mod lora;
+pub mod model;
+pub mod registry;
+pub mod score;
+pub mod train;
+pub mod values;
+pub mod variant;
+
+pub use lora::{LoraConfig, TargetModules};
+pub use model::{Family, LINEAR_MODULES, ModelConfig};
+pub use registry::{Variant, matching_variant, variant, variants};
+pub use score::ScoreConfig;
+pub use train::TrainConfig;
+pub use values::{
+    Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, ScoreMode, TargetShift, Task,
+    TrainMode, Truncation,
+};

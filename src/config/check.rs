@@ -1,0 +1,235 @@
+//! The rules for numbers and pairs of options, with what to do about each.
+
+use std::path::Path;
+
+use super::layers::Layers;
+use super::score::ScoreConfig;
+use super::train::TrainConfig;
+use super::values::{Loss, Quant, Resume, TargetShift, Task};
+use crate::error::Result;
+
+/// Checks single values; the first broken rule is the error.
+struct Checker<'a>(&'a Layers);
+
+impl Checker<'_> {
+    fn rule(
+        &self,
+        good: bool,
+        key: &str,
+        got: impl std::fmt::Display,
+        expected: &str,
+        fix: &str,
+    ) -> Result<()> {
+        if good {
+            return Ok(());
+        }
+        self.0.error(key, "out of range").got(got).expected(expected).fix(fix).into()
+    }
+
+    /// Above 0 and finite.
+    fn positive(&self, key: &str, value: f64, fix: &str) -> Result<()> {
+        self.rule(value > 0.0 && value.is_finite(), key, value, "a finite number above 0", fix)
+    }
+
+    /// At least 0 and finite.
+    fn not_negative(&self, key: &str, value: f64, fix: &str) -> Result<()> {
+        self.rule(value >= 0.0 && value.is_finite(), key, value, "a finite number of at least 0", fix)
+    }
+
+    /// At least 0 and below 1.
+    fn part(&self, key: &str, value: f64, fix: &str) -> Result<()> {
+        self.rule((0.0..1.0).contains(&value), key, value, "at least 0 and below 1", fix)
+    }
+
+    /// From 1 to `limit`.
+    fn count(&self, key: &str, value: impl Into<Option<usize>>, limit: usize, fix: &str) -> Result<()> {
+        match value.into() {
+            Some(count) if count == 0 || count > limit => {
+                self.rule(false, key, count, &format!("1 to {limit}"), fix)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// At least 1.
+    fn steps(&self, key: &str, value: Option<u64>, fix: &str) -> Result<()> {
+        self.rule(value != Some(0), key, 0, "at least 1", fix)
+    }
+
+    /// A value the command cannot do without.
+    fn required(&self, key: &str, there: bool, fix: &str) -> Result<()> {
+        if there { Ok(()) } else { self.0.error(key, "this option is required").fix(fix).into() }
+    }
+
+    /// Two options of which one must be left out.
+    fn exclusive(&self, key: &str, given: bool, other: &str, other_given: bool) -> Result<()> {
+        if !(given && other_given) {
+            return Ok(());
+        }
+        let error = self.0.error(key, format!("\"{key}\" and \"{other}\" exclude each other"));
+        error.fix(format!("leave out {key} or {other}")).into()
+    }
+
+    /// What training and scoring have in common.
+    fn shared(
+        &self,
+        model: &str,
+        rows: (Option<usize>, Option<usize>),
+        threads: Option<usize>,
+        lengths: (usize, usize),
+    ) -> Result<()> {
+        let (batch_size, tokens_per_batch) = rows;
+        let (max_seq_length, max_tokens_per_pass) = lengths;
+        self.required(
+            "model",
+            !model.trim().is_empty(),
+            "pass --model with a model folder or Hugging Face id",
+        )?;
+        self.exclusive("batch_size", batch_size.is_some(), "tokens_per_batch", tokens_per_batch.is_some())?;
+        let one = batch_size.is_some() || tokens_per_batch.is_some();
+        self.required("batch_size", one, "give batch_size or tokens_per_batch")?;
+        self.count("batch_size", batch_size, 1 << 20, "1 to 32 is usual")?;
+        self.count("tokens_per_batch", tokens_per_batch, 1 << 24, "2048 to 16384 is usual")?;
+        self.count("threads", threads, 1024, "leave threads out to use all cores")?;
+        let fix = "use at most the model's max_position_embeddings";
+        self.rule(
+            (2..=1 << 24).contains(&max_seq_length),
+            "max_seq_length",
+            max_seq_length,
+            "at least 2",
+            fix,
+        )?;
+        self.count("max_tokens_per_pass", max_tokens_per_pass, 1 << 24, "4096 suits most machines")
+    }
+}
+
+impl TrainConfig {
+    /// The rules of training; `layers` knows where each value was given.
+    pub(super) fn check(&self, layers: &Layers) -> Result<()> {
+        let check = Checker(layers);
+        let rows = (self.batch_size, self.tokens_per_batch);
+        check.shared(&self.model, rows, self.threads, (self.max_seq_length, self.max_tokens_per_pass))?;
+        self.check_files(&check)?;
+        self.check_numbers(&check)?;
+        if let Some((key, fault)) = self.lora().fault() {
+            return Err(layers.locate(key, fault));
+        }
+        self.check_task(&check)
+    }
+
+    fn check_files(&self, check: &Checker<'_>) -> Result<()> {
+        let files = !self.train_file.is_empty() && self.train_file.iter().all(|path| named(path));
+        check.required("train_file", files, "pass --train-file with a .jsonl or .csv file")?;
+        check.required(
+            "output_dir",
+            named(&self.output_dir),
+            "pass --output-dir with a folder for the results",
+        )?;
+        check.exclusive(
+            "eval_file",
+            !self.eval_file.is_empty(),
+            "eval_fraction",
+            self.eval_fraction.is_some(),
+        )?;
+        if let Some(part) = self.eval_fraction {
+            let fix = "0.05 to 0.2 is usual";
+            check.rule(part > 0.0 && part < 1.0, "eval_fraction", part, "above 0 and below 1", fix)?;
+        }
+        if let Some(Resume::Dir(path)) = &self.resume {
+            check.required("resume", named(path), "use auto or a checkpoint folder")?;
+        }
+        let evaluates = !self.eval_file.is_empty() || self.eval_fraction.is_some();
+        for (key, wanted) in [
+            ("load_best_model_at_end", self.load_best_model_at_end),
+            ("early_stopping_patience", self.early_stopping_patience.is_some()),
+            ("eval_steps", self.eval_steps.is_some()),
+        ] {
+            if wanted && !evaluates {
+                let error = check.0.error(key, "there is nothing to evaluate on");
+                return error.fix(format!("give eval_file or eval_fraction, or leave out {key}")).into();
+            }
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self, check: &Checker<'_>) -> Result<()> {
+        check.positive("num_epochs", self.num_epochs, "1 to 10 is usual")?;
+        let fix = "use max_steps for very long runs";
+        check.rule(self.num_epochs <= 1e6, "num_epochs", self.num_epochs, "at most 1000000", fix)?;
+        check.steps("max_steps", self.max_steps, "leave it out to train num_epochs epochs")?;
+        check.count("eval_batch_size", self.eval_batch_size, 1 << 20, "leave it out to use batch_size")?;
+        let accumulation = self.gradient_accumulation_steps;
+        check.count("gradient_accumulation_steps", accumulation, 1 << 20, "1 means no accumulation")?;
+        check.positive("learning_rate", self.learning_rate, "1e-5 to 1e-3 is usual for LoRA")?;
+        check.part("warmup_ratio", self.warmup_ratio, "0.03 to 0.1 is usual; steps go in warmup_steps")?;
+        check.not_negative("weight_decay", self.weight_decay, "0 to 0.1 is usual")?;
+        check.part("adam_beta1", self.adam_beta1, "0.9 is usual")?;
+        check.part("adam_beta2", self.adam_beta2, "0.999 is usual")?;
+        check.positive("adam_epsilon", self.adam_epsilon, "1e-8 is usual")?;
+        check.not_negative("max_grad_norm", self.max_grad_norm, "1.0 is usual; 0 switches clipping off")?;
+        check.steps("logging_steps", Some(self.logging_steps), "1 logs every step")?;
+        check.steps("eval_steps", self.eval_steps, "leave it out to evaluate after every epoch")?;
+        check.steps("save_steps", self.save_steps, "leave it out to save after every epoch")?;
+        check.count(
+            "save_total_limit",
+            self.save_total_limit,
+            1 << 20,
+            "leave it out to keep all checkpoints",
+        )?;
+        let fix = "leave it out to train to the end";
+        check.count("early_stopping_patience", self.early_stopping_patience, 1 << 20, fix)
+    }
+
+    fn check_task(&self, check: &Checker<'_>) -> Result<()> {
+        let losses: &[Loss] = match self.task {
+            Task::Causal => &[Loss::CrossEntropy],
+            Task::Classify => &[Loss::CrossEntropy, Loss::Bce],
+            Task::Regress => &[Loss::Mse, Loss::SigmoidMse, Loss::Bce],
+        };
+        // The default belongs to the first two tasks, and regression has no loss that could be meant by silence.
+        if !losses.contains(&self.loss) {
+            let names: Vec<String> = losses.iter().map(Loss::to_string).collect();
+            let error = check.0.error("loss", format!("the task \"{}\" has no such loss", self.task));
+            let error = error.got(self.loss).expected(names.join(" or "));
+            return error.fix("choose a loss of the task").into();
+        }
+        if self.target_shift != TargetShift::None && self.task != Task::Regress {
+            let error = check.0.error("target_shift", "only regression has targets to move");
+            return error.got(self.target_shift).fix("leave out target_shift").into();
+        }
+        if self.use_dora && self.quant != Quant::None {
+            let error = check.0.error("use_dora", "magnitudes of 4-bit weights are not defined here");
+            return error.fix("leave out use_dora or quant").into();
+        }
+        let column = self.group_by.as_deref().is_none_or(|column| !column.is_empty());
+        check.required("group_by", column, "name a column, or leave out group_by")
+    }
+}
+
+impl ScoreConfig {
+    /// The rules of scoring; `layers` knows where each value was given.
+    pub(super) fn check(&self, layers: &Layers) -> Result<()> {
+        let check = Checker(layers);
+        let rows = (self.batch_size, self.tokens_per_batch);
+        check.shared(&self.model, rows, self.threads, (self.max_seq_length, self.max_tokens_per_pass))?;
+        let files = !self.data_file.is_empty() && self.data_file.iter().all(|path| named(path));
+        check.required("data_file", files, "pass --data-file with a .jsonl or .csv file")?;
+        check.required("output", named(&self.output), "pass --output with a file for the results")?;
+        check.count("limit", self.limit, usize::MAX, "leave it out to score every row")?;
+        let Some(choices) = &self.choices else { return Ok(()) };
+        let fix = "write them as --choices a,b,c,d";
+        check.rule((2..=26).contains(&choices.len()), "choices", choices.len(), "2 to 26 answers", fix)?;
+        for (index, choice) in choices.iter().enumerate() {
+            if choice.is_empty() || choices[..index].contains(choice) {
+                let error = layers.error("choices", "an answer is empty or given twice");
+                return error.got(choice).fix(fix).into();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a path is not empty.
+fn named(path: &Path) -> bool {
+    !path.as_os_str().is_empty()
+}

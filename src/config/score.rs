@@ -1,0 +1,159 @@
+//! Everything a scoring run needs to know: the options of `tanren score`, resolved. The only place with their defaults.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize};
+use toml::Table;
+
+use super::aliases::{self, Alias};
+use super::layers::{Layers, Options};
+use super::train::unsupported;
+use super::values::{
+    Batching, DeviceChoice, Dtype, Format, Quant, ScoreMode, TrainMode, Truncation, list, paths,
+};
+use crate::error::Result;
+
+/// The options of `tanren score`. Field names are the keys of the TOML file and, with `-` for `_`, the flags.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScoreConfig {
+    /// What is computed for every row.
+    pub mode: ScoreMode,
+    /// Model folder or Hugging Face id.
+    pub model: String,
+    /// Adapter folder; the bare model if absent.
+    pub adapter: Option<PathBuf>,
+    /// Files with the rows to score, in order.
+    #[serde(deserialize_with = "paths")]
+    pub data_file: Vec<PathBuf>,
+    /// File for one line per row.
+    pub output: PathBuf,
+    /// Whether an existing output file is replaced.
+    pub overwrite: bool,
+    /// The answers to choose from; the distinct outputs of the data if absent.
+    #[serde(default, deserialize_with = "choices")]
+    pub choices: Option<Vec<String>>,
+    /// How a row becomes one text.
+    pub format: Format,
+    /// Which rows take part, by `meta.mode`.
+    pub train_mode: TrainMode,
+    /// Fields of `meta` for which accuracy is also given per value.
+    #[serde(deserialize_with = "list")]
+    pub by: Vec<String>,
+    /// Most rows to score, from the start.
+    pub limit: Option<usize>,
+    /// Rows per batch.
+    pub batch_size: Option<usize>,
+    /// Tokens per batch, instead of a number of rows.
+    pub tokens_per_batch: Option<usize>,
+    /// Longest row in tokens.
+    pub max_seq_length: usize,
+    /// What happens to longer rows.
+    pub truncation: Truncation,
+    /// Whether text in rows that looks like a special token stays text.
+    pub escape_special: bool,
+    /// Whether rows without output are left out instead of being an error.
+    pub skip_empty: bool,
+    /// Who computes.
+    pub device: DeviceChoice,
+    /// Type of weights and activations.
+    pub dtype: Dtype,
+    /// How base weights are stored.
+    pub quant: Quant,
+    /// CPU threads; all cores if absent.
+    pub threads: Option<usize>,
+    /// Most packed rows (tokens) computed at once; bounds memory, never changes results.
+    pub max_tokens_per_pass: usize,
+}
+
+impl Default for ScoreConfig {
+    fn default() -> Self {
+        Self {
+            mode: ScoreMode::Logprob,
+            model: String::new(),
+            adapter: None,
+            data_file: Vec::new(),
+            output: PathBuf::new(),
+            overwrite: false,
+            choices: None,
+            format: Format::Plain,
+            train_mode: TrainMode::Auto,
+            by: Vec::new(),
+            limit: None,
+            batch_size: Some(8),
+            tokens_per_batch: None,
+            max_seq_length: 2048,
+            truncation: Truncation::Error,
+            escape_special: false,
+            skip_empty: false,
+            device: DeviceChoice::Auto,
+            dtype: Dtype::F32,
+            quant: Quant::None,
+            threads: None,
+            max_tokens_per_pass: 4096,
+        }
+    }
+}
+
+impl Options for ScoreConfig {
+    const ALIASES: &'static [Alias] = aliases::SCORE;
+    const REPLACES: &'static [(&'static str, &'static str)] =
+        &[("batch_size", "tokens_per_batch"), ("tokens_per_batch", "batch_size")];
+}
+
+impl ScoreConfig {
+    /// Lays defaults, `file` and `flags` over each other, and checks the result. Keys of `flags` are option names or
+    /// aliases. Relative paths start at the current folder, in the file too.
+    ///
+    /// # Errors
+    /// An input error of class `CONFIG` with file, line and option, or an I/O error if the file cannot be read.
+    pub fn resolve(flags: Table, file: Option<&Path>) -> Result<Self> {
+        let mut layers = Layers::defaults::<Self>()?;
+        if let Some(path) = file {
+            layers = Layers::from_file::<Self>(path)?.over::<Self>(layers);
+        }
+        let layers = Layers::from_flags::<Self>(flags)?.over::<Self>(layers);
+        let config: Self = layers.read()?;
+        config.check(&layers)?;
+        Ok(config)
+    }
+
+    /// Checks every number and every pair of options that exclude each other.
+    ///
+    /// # Errors
+    /// An input error of class `CONFIG` that names the option.
+    pub fn validate(&self) -> Result<()> {
+        self.check(&Layers::default())
+    }
+
+    /// How rows are grouped.
+    pub fn batching(&self) -> Batching {
+        match (self.tokens_per_batch, self.batch_size) {
+            (Some(tokens), _) => Batching::Tokens(tokens),
+            (None, rows) => Batching::Samples(rows.unwrap_or(1)),
+        }
+    }
+
+    /// Refuses values that are valid but that this build cannot do yet. The only place that knows.
+    ///
+    /// # Errors
+    /// An input error of class `CONFIG` that names the option, its value, and what is supported.
+    pub fn check_supported(&self) -> Result<()> {
+        unsupported(&[
+            ("mode", self.mode.to_string(), &["logprob", "choice"]),
+            ("quant", self.quant.to_string(), &["none"]),
+            ("device", self.device.to_string(), &["auto", "cpu"]),
+            ("dtype", self.dtype.to_string(), &["f32"]),
+            ("format", self.format.to_string(), &["plain", "chat"]),
+        ])
+    }
+}
+
+/// For serde: `"a,b"`, `["a", "b"]`, or nothing.
+fn choices<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    list(from).map(Some)
+}
+
+#[cfg(test)]
+#[path = "score_tests.rs"]
+mod tests;
