@@ -13,6 +13,7 @@ pub mod linear_cross_entropy;
 pub mod lora_linear;
 pub mod qk_norm_rope;
 pub mod rms_norm;
+pub mod rows;
 pub mod simd;
 pub mod swiglu;
 #[cfg(test)]
