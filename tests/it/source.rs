@@ -100,7 +100,8 @@ fn collect(folder: &Path, endings: &[&str], found: &mut Vec<PathBuf>) {
 /// Whether a whole file is for tests.
 fn is_test(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
-    !path.starts_with("src/") && path != "build.rs" || name == "tests.rs" || name.ends_with("_tests.rs")
+    let by_name = ["tests.rs", "testing.rs"].contains(&name) || name.ends_with("_tests.rs");
+    by_name || !path.starts_with("src/") && path != "build.rs"
 }
 
 /// Blanks out comments, strings and characters.
