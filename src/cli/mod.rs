@@ -1,1 +1,3 @@
 //! The command line: clap structs and all printing. Nothing outside this folder prints.
+
+pub mod options;

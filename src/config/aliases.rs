@@ -68,7 +68,7 @@ pub fn canonical<'a>(name: &str, keys: &[&'a str], aliases: &'a [Alias]) -> Opti
     let name = name.replace('-', "_");
     keys.iter().find(|key| **key == name).copied().or_else(|| {
         let same = |alias: &&str| alias.replace('-', "_") == name;
-        aliases.iter().find(|(_, names)| names.iter().any(|alias| same(&alias))).map(|(key, _)| *key)
+        aliases.iter().find(|(_, names)| names.iter().any(same)).map(|(key, _)| *key)
     })
 }
 
