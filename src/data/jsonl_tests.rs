@@ -68,7 +68,7 @@ fn every_hostile_line_is_an_error_with_line_field_and_fix() {
         (br#"{"input":"a","output":"b"}{"input":"a","output":"b"}"#, &["trailing characters"]),
         (br#"{'input':'a'}"#, &["key must be a string", "byte column 2"]),
         (br#"{"input":"a","output":NaN}"#, &["expected"]),
-        (br#"{"input":"\ud800","output":"b"}"#, &["surrogate"]),
+        (br#"{"input":"\ud800","output":"b"}"#, &["hex escape"]),
         (b"{\"input\":\"a\tb\",\"output\":\"c\"}", &["control character"]),
         (b"{\"input\":\"a\x82\",\"output\":\"b\"}", &["not UTF-8", "byte 0x82 at byte column 12", "iconv"]),
         (b"\xEF\xBB\xBF{\"input\":\"a\",\"output\":\"b\"}", &["expected value", "byte column 1"]),
