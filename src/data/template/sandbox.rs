@@ -254,4 +254,4 @@ fn set_limit(resource: Resource, limit: Rlimit) -> Result<()> {
 
 #[cfg(test)]
 #[path = "sandbox_tests.rs"]
-mod tests;
+pub(in crate::data) mod tests;
