@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{row, strict_json};
+use super::{char_boundary, row, strict_json};
 use crate::error::{Error, Result};
 
 /// Longest accepted line. A longer one is no row but a file without line ends.
@@ -134,7 +134,7 @@ pub fn read_rows(path: &Path, mut source: impl BufRead) -> Result<Vec<Record>> {
             continue;
         }
         let value = strict_json::parse(text).map_err(|flaw| bad_json(path, line, text, flaw, skipped))?;
-        let (body, meta) = row::parse(value).map_err(|e| Error::from(e.path(path).line(line)))?;
+        let (body, meta) = row::parse(value).map_err(|e| super::at(e, |e| e.path(path).line(line)))?;
         records.push(Record { file: Arc::clone(&file), line, body, meta });
     }
     if records.is_empty() {
@@ -179,8 +179,8 @@ fn bad_json(path: &Path, line: usize, text: &str, flaw: strict_json::Flaw, skipp
 fn excerpt(text: &str, column: usize) -> &str {
     let text = text.trim_end();
     let near = column.saturating_sub(1).min(text.len());
-    let start = text.floor_char_boundary(near.saturating_sub(12));
-    let end = text.ceil_char_boundary((near + 12).min(text.len()));
+    let start = char_boundary(text, near.saturating_sub(12));
+    let end = char_boundary(text, (near + 12).min(text.len()));
     &text[start..end]
 }
 

@@ -15,3 +15,18 @@ pub mod tokenizer;
 
 mod row;
 mod strict_json;
+
+use crate::error::{Error, InputError};
+
+/// Adds what a caller knows (path, line, ...) to an input error.
+fn at(error: Error, add: impl FnOnce(InputError) -> InputError) -> Error {
+    match error {
+        Error::Input(inner) => add(*inner).into(),
+        other => other,
+    }
+}
+
+/// The first character boundary of `text` from byte `at` on.
+fn char_boundary(text: &str, at: usize) -> usize {
+    (at..text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len())
+}

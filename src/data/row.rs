@@ -4,29 +4,30 @@ use serde_json::{Map, Value};
 
 use super::jsonl::{Body, Message};
 use crate::batch::IGNORE_INDEX;
-use crate::error::{Error, InputError};
-
-type Parsed<T> = Result<T, InputError>;
+use crate::error::{Error, InputError, Result};
 
 /// Splits a row into its body and its meta data.
-pub(super) fn parse(value: Value) -> Parsed<(Body, Map<String, Value>)> {
+pub(super) fn parse(value: Value) -> Result<(Body, Map<String, Value>)> {
     let mut row = match value {
         Value::Object(row) => row,
         Value::Array(_) => {
-            return Err(wrong_type("a row must be an object", &value, "an object")
-                .fix("write each object on its own line (jq -c '.[]' file.json)"));
+            return wrong_type("a row must be an object", &value, "an object")
+                .fix("write each object on its own line (jq -c '.[]' file.json)")
+                .into();
         }
         _ => {
-            return Err(wrong_type("a row must be an object", &value, "an object")
-                .fix("write rows like {\"input\": \"2+2?\", \"output\": \"4\"}"));
+            return wrong_type("a row must be an object", &value, "an object")
+                .fix("write rows like {\"input\": \"2+2?\", \"output\": \"4\"}")
+                .into();
         }
     };
     let forms = ["input", "messages", "input_ids"].map(|key| row.contains_key(key));
     if forms.iter().filter(|&&there| there).count() > 1 {
-        return Err(Error::input("DATA", "the row mixes two forms")
+        return Error::input("DATA", "the row mixes two forms")
             .got(keys(&row))
             .expected("\"input\" and \"output\", or \"messages\", or \"input_ids\" and \"labels\"")
-            .fix("keep the keys of one form"));
+            .fix("keep the keys of one form")
+            .into();
     }
     let body = match forms {
         [_, true, _] => Body::Messages(messages(&mut row)?),
@@ -37,9 +38,10 @@ pub(super) fn parse(value: Value) -> Parsed<(Body, Map<String, Value>)> {
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(meta)) => meta,
         Some(other) => {
-            return Err(wrong_type("wrong type", &other, "an object")
+            return wrong_type("wrong type", &other, "an object")
                 .field("meta")
-                .fix("write \"meta\": {\"id\": ...} or leave it out"));
+                .fix("write \"meta\": {\"id\": ...} or leave it out")
+                .into();
         }
     };
     for (key, value) in row {
@@ -48,33 +50,36 @@ pub(super) fn parse(value: Value) -> Parsed<(Body, Map<String, Value>)> {
     Ok((body, meta))
 }
 
-fn messages(row: &mut Map<String, Value>) -> Parsed<Vec<Message>> {
+fn messages(row: &mut Map<String, Value>) -> Result<Vec<Message>> {
     let turns = array(row, "messages")?;
     if turns.is_empty() {
-        return Err(Error::input("DATA", "the conversation is empty")
+        return Error::input("DATA", "the conversation is empty")
             .field("messages")
-            .fix("give at least a user and an assistant turn, or remove the row"));
+            .fix("give at least a user and an assistant turn, or remove the row")
+            .into();
     }
     turns.into_iter().enumerate().map(|(i, turn)| message(turn, i)).collect()
 }
 
-fn message(turn: Value, index: usize) -> Parsed<Message> {
+fn message(turn: Value, index: usize) -> Result<Message> {
     let Value::Object(mut extra) = turn else {
-        return Err(wrong_type("wrong type", &turn, "an object")
+        return wrong_type("wrong type", &turn, "an object")
             .field(format!("messages[{index}]"))
-            .fix("write turns like {\"role\": \"user\", \"content\": \"...\"}"));
+            .fix("write turns like {\"role\": \"user\", \"content\": \"...\"}")
+            .into();
     };
     let path = |key: &str| format!("messages[{index}].{key}");
     let role = match extra.remove("role") {
         Some(Value::String(role)) if !role.is_empty() => role,
         other => {
-            return Err(wrong_type(
+            return wrong_type(
                 "no role",
                 &other.unwrap_or_default(),
                 "\"user\", \"assistant\" or \"system\"",
             )
             .field(path("role"))
-            .fix("say who speaks"));
+            .fix("say who speaks")
+            .into();
         }
     };
     // Turns that only call tools have no content in the files of other tools.
@@ -83,25 +88,27 @@ fn message(turn: Value, index: usize) -> Parsed<Message> {
         Some(Value::String(content)) => content,
         _ if silent => String::new(),
         other => {
-            return Err(wrong_type("wrong type", &other.unwrap_or_default(), "a string")
+            return wrong_type("wrong type", &other.unwrap_or_default(), "a string")
                 .field(path("content"))
-                .fix("write the text of the turn as one string"));
+                .fix("write the text of the turn as one string")
+                .into();
         }
     };
     Ok(Message { role, content, extra })
 }
 
-fn tokenised(row: &mut Map<String, Value>) -> Parsed<Body> {
+fn tokenised(row: &mut Map<String, Value>) -> Result<Body> {
     let input_ids = numbers(row, "input_ids", "a token id (0 to 4294967295)", |n| u32::try_from(n).ok())?;
     let labels = numbers(row, "labels", "a token id, or -100 where not supervised", |n| {
         (n == IGNORE_INDEX || u32::try_from(n).is_ok()).then_some(n)
     })?;
     if labels.len() != input_ids.len() {
-        return Err(Error::input("DATA", "wrong length")
+        return Error::input("DATA", "wrong length")
             .field("labels")
             .got(format!("{} labels", labels.len()))
             .expected(format!("{}, one per token of \"input_ids\"", input_ids.len()))
-            .fix("give one label per token, -100 where not supervised; labels are not shifted"));
+            .fix("give one label per token, -100 where not supervised; labels are not shifted")
+            .into();
     }
     Ok(Body::Tokenised { input_ids, labels })
 }
@@ -111,32 +118,34 @@ fn numbers<T>(
     key: &str,
     expected: &str,
     accept: impl Fn(i64) -> Option<T>,
-) -> Parsed<Vec<T>> {
+) -> Result<Vec<T>> {
     let one = |(i, value): (usize, Value)| {
         value.as_i64().and_then(&accept).ok_or_else(|| {
-            wrong_type("wrong number", &value, expected)
-                .field(format!("{key}[{i}]"))
-                .fix("write the rows again with the tokenizer of this model")
+            let error = wrong_type("wrong number", &value, expected).field(format!("{key}[{i}]"));
+            error.fix("write the rows again with the tokenizer of this model").into()
         })
     };
     array(row, key)?.into_iter().enumerate().map(one).collect()
 }
 
-fn array(row: &mut Map<String, Value>, key: &str) -> Parsed<Vec<Value>> {
+fn array(row: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>> {
     match row.remove(key) {
         Some(Value::Array(items)) => Ok(items),
-        Some(other) => Err(wrong_type("wrong type", &other, "an array").field(key).fix("write it as [...]")),
-        None => Err(missing(row, key)),
+        Some(other) => {
+            wrong_type("wrong type", &other, "an array").field(key).fix("write it as [...]").into()
+        }
+        None => missing(row, key).into(),
     }
 }
 
-fn string(row: &mut Map<String, Value>, key: &str) -> Parsed<String> {
+fn string(row: &mut Map<String, Value>, key: &str) -> Result<String> {
     match row.remove(key) {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => Err(wrong_type("wrong type", &other, "a string")
+        Some(other) => wrong_type("wrong type", &other, "a string")
             .field(key)
-            .fix("write the value as a string, in quotes")),
-        None => Err(missing(row, key)),
+            .fix("write the value as a string, in quotes")
+            .into(),
+        None => missing(row, key).into(),
     }
 }
 

@@ -32,7 +32,7 @@ const RECURSION_LIMIT: usize = 100;
 /// A compiled template that runs in this process: for templates you trust.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Box<Environment<'static>>,
     origin: String,
 }
 
@@ -94,12 +94,12 @@ impl ChatTemplate {
         render_raw(&self.environment, &context).map_err(|failure| failure.into_error(&self.origin))
     }
 
-    fn compile_raw(source: &str) -> std::result::Result<Environment<'static>, Failure> {
+    fn compile_raw(source: &str) -> std::result::Result<Box<Environment<'static>>, Failure> {
         if source.len() > MAX_SOURCE_BYTES {
             let what = format!("the template has {} bytes, the limit is {MAX_SOURCE_BYTES}", source.len());
             return Err(Failure { what, line: None });
         }
-        let mut environment = Environment::new();
+        let mut environment = Box::new(Environment::new());
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| Failure::new(&e))?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);

@@ -11,6 +11,7 @@ use tokenizers::AddedToken;
 
 use super::special::{SpecialIndex, SpecialToken};
 use super::{Tokenizer, guarded};
+use crate::data::at;
 use crate::error::{Error, InputError, Result};
 
 /// Largest accepted file. Published ones have up to 35 MB.
@@ -93,10 +94,10 @@ impl Parts {
             })?;
         for part in [&outline.normalizer, &outline.pre_tokenizer, &outline.decoder] {
             let mut growth = 1;
-            check_rules(part, &mut growth).map_err(|e| Error::from(e.path(&self.json_path)))?;
+            check_rules(part, &mut growth).map_err(|e| at(e, |e| e.path(&self.json_path)))?;
         }
         let mut inner = guarded("be loaded", || tokenizers::Tokenizer::from_bytes(&self.json))
-            .map_err(|e| at_path(e, &self.json_path))?;
+            .map_err(|e| at(e, |e| e.path(&self.json_path)))?;
         // Length rules of the file are not ours, and some of them panic.
         inner.with_padding(None);
         guarded("be loaded", || inner.with_truncation(None).map(drop))?;
@@ -232,19 +233,13 @@ impl Parts {
     }
 }
 
-fn at_path(error: Error, path: &Path) -> Error {
-    match error {
-        Error::Input(inner) => (*inner).path(path).into(),
-        other => other,
-    }
-}
-
 /// Refuses rules that make a text much longer or whose patterns are huge: neither occurs in published tokenizers, and
 /// chained replacements can exhaust the memory later, in the middle of a run.
-fn check_rules(rule: &Value, growth: &mut usize) -> std::result::Result<(), InputError> {
-    let refuse = |what: String| {
-        Err(Error::input("TOKENIZER", what)
-            .fix("use the tokenizer.json of the model; this one is not safe to run"))
+fn check_rules(rule: &Value, growth: &mut usize) -> Result<()> {
+    let refuse = |what: String| -> Result<()> {
+        Error::input("TOKENIZER", what)
+            .fix("use the tokenizer.json of the model; this one is not safe to run")
+            .into()
     };
     match rule {
         Value::String(text) if text.len() > MAX_PATTERN_BYTES => {

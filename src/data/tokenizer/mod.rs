@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 
+use super::char_boundary;
 use crate::error::{Error, Result};
 use load::Parts;
 use special::SpecialIndex;
@@ -122,7 +123,7 @@ impl Tokenizer {
             guarded("encode the text", || self.inner.encode(text, false).map(|e| e.get_offsets().to_vec()))?;
         let first = text.chars().next().map_or(0, char::len_utf8);
         let at = offsets.get(tokens).map_or(text.len(), |&(start, _)| start.clamp(first, text.len()));
-        Ok(&text[text.ceil_char_boundary(at)..])
+        Ok(&text[char_boundary(text, at)..])
     }
 
     /// The text of `ids`; `skip_special` leaves special tokens out.
