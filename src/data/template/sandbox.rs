@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -158,6 +159,8 @@ impl Helper {
             .stdout(Stdio::piped())
             // What a dying child prints (stack overflow, failed allocation) is said better by our own error.
             .stderr(Stdio::null())
+            // Ctrl-C is for the parent to answer; the child ends with its input.
+            .process_group(0)
             .spawn()?;
         let (requests, to_write) = channel::<String>();
         let (to_read, answers) = channel::<String>();
