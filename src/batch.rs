@@ -24,6 +24,8 @@ pub struct Segment {
     pub adapter: usize,
     /// Position id of the first row: 0, or the end of the prefix.
     pub position_offset: usize,
+    /// Names the sample within an optimizer step: with the position, what a dropout mask depends on.
+    pub sample: u32,
 }
 
 impl Segment {
@@ -76,7 +78,8 @@ impl Batch {
         let position_offset = prefix.map_or(0, |p| self.segments[p].position_offset + self.segments[p].len);
         let start = self.input_ids.len();
         self.input_ids.extend_from_slice(input_ids);
-        self.segments.push(Segment { start, len: input_ids.len(), prefix, adapter, position_offset });
+        let sample = self.segments.len() as u32;
+        self.segments.push(Segment { start, len: input_ids.len(), prefix, adapter, position_offset, sample });
         self.segments.len() - 1
     }
 

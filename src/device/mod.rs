@@ -1,1 +1,197 @@
-//! Where numbers live and who computes: buffers, the pool they come from, and the ledger of what a step costs.
+//! Where numbers live and who computes: the device, its buffers, and the ledger of what a step costs.
+//!
+//! Two devices exist: `cpu` computes, and `dry` does everything but compute: its buffers have sizes and no memory, and every
+//! op is recorded instead of run. So the memory plan and the operation counts of a step come from the code that runs it.
+
+mod ledger;
+mod pool;
+mod tensor;
+
+pub use ledger::{Ledger, Work};
+pub use pool::MemoryUse;
+pub use tensor::{HostData, Tensor};
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+use crate::tensor::Real;
+use pool::Pool;
+
+/// What a device does with an op.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Computes on the threads of this process.
+    Cpu,
+    /// Records, and computes nothing.
+    Dry,
+}
+
+/// A device: who computes, the memory its tensors come from, and the ledger.
+#[derive(Debug, Clone)]
+pub struct Device {
+    kind: Kind,
+    pool: Arc<Pool>,
+    ledger: Arc<Mutex<Ledger>>,
+    threads: Option<Arc<rayon::ThreadPool>>,
+}
+
+impl Device {
+    /// The CPU with `threads` threads; 0 means all of them. Results do not depend on the number.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the system gives no threads.
+    pub fn cpu(threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("tanren-{i}"))
+            .build()
+            .map_err(|e| Error::Device {
+                what: format!("cannot start {threads} threads: {e}"),
+                fix: "pass a smaller --threads".into(),
+            })?;
+        Ok(Self::new(Kind::Cpu, Some(Arc::new(pool))))
+    }
+
+    /// A device that records and computes nothing.
+    pub fn dry() -> Self {
+        Self::new(Kind::Dry, None)
+    }
+
+    fn new(kind: Kind, threads: Option<Arc<rayon::ThreadPool>>) -> Self {
+        Self { kind, pool: Arc::default(), ledger: Arc::default(), threads }
+    }
+
+    /// What this device does with an op.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// True where ops are recorded but not run.
+    pub fn is_dry(&self) -> bool {
+        self.kind == Kind::Dry
+    }
+
+    /// Number of threads that compute.
+    pub fn num_threads(&self) -> usize {
+        self.threads.as_ref().map_or(0, |t| t.current_num_threads())
+    }
+
+    /// Runs `work` on the device's threads: every parallel loop inside uses them and no others.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.threads {
+            Some(threads) => threads.install(work),
+            None => work(),
+        }
+    }
+
+    /// A tensor `[rows, cols]` with unspecified content (NaN in builds with debug assertions), to be overwritten whole.
+    pub fn empty<T: Real>(&self, rows: usize, cols: usize) -> Tensor<T> {
+        let mut tensor = Tensor::pooled(&self.pool, rows, cols, self.is_dry());
+        if cfg!(debug_assertions) && !self.is_dry() {
+            tensor.data_mut().fill(T::from_f64(f64::NAN));
+        }
+        tensor
+    }
+
+    /// A tensor `[rows, cols]` of zeros.
+    pub fn zeros<T: Real>(&self, rows: usize, cols: usize) -> Tensor<T> {
+        let mut tensor = Tensor::pooled(&self.pool, rows, cols, self.is_dry());
+        if !self.is_dry() {
+            tensor.data_mut().fill(T::ZERO);
+        }
+        tensor
+    }
+
+    /// A tensor `[rows, cols]` with the content of `values`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the number of values is not rows times cols.
+    pub fn tensor<T: Real>(&self, rows: usize, cols: usize, values: &[T]) -> Result<Tensor<T>> {
+        if values.len() != rows * cols {
+            return Err(Error::shape("device.tensor", "values", rows * cols, values.len()));
+        }
+        let mut tensor = Tensor::pooled(&self.pool, rows, cols, self.is_dry());
+        if !self.is_dry() {
+            tensor.data_mut().copy_from_slice(values);
+        }
+        Ok(tensor)
+    }
+
+    /// A read-only tensor over memory that somebody else keeps (a mapped file).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the number of values is not rows times cols.
+    pub fn borrowed<T: Real>(&self, rows: usize, cols: usize, data: HostData<T>) -> Result<Tensor<T>> {
+        if data.as_ref().as_ref().len() != rows * cols {
+            return Err(Error::shape("device.borrowed", "data", rows * cols, data.as_ref().as_ref().len()));
+        }
+        Ok(Tensor::borrowed(&self.pool, rows, cols, data))
+    }
+
+    /// Bytes in use now and at most since [`Device::reset_peak`].
+    pub fn memory(&self) -> MemoryUse {
+        self.pool.memory()
+    }
+
+    /// Starts a new maximum from what is in use now.
+    pub fn reset_peak(&self) {
+        self.pool.reset_peak();
+    }
+
+    /// Notes that `op` ran with this cost.
+    pub fn record(&self, op: &'static str, work: Work) {
+        self.lock().add(op, work);
+    }
+
+    /// The ledger so far, and an empty one from here on.
+    pub fn take_ledger(&self) -> Ledger {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dry_tensor_counts_and_has_no_memory() {
+        let dry = Device::dry();
+        let huge = dry.zeros::<f32>(1 << 30, 1 << 10);
+        assert_eq!(dry.memory().live_bytes, 1 << 42);
+        drop(huge);
+        assert_eq!(dry.memory(), MemoryUse { live_bytes: 0, peak_bytes: 1 << 42, borrowed_bytes: 0 });
+    }
+
+    #[test]
+    fn freed_memory_serves_the_next_tensor_of_about_its_size() {
+        let cpu = Device::cpu(1).unwrap();
+        let first = cpu.zeros::<f32>(100, 100);
+        let address = first.data().as_ptr();
+        drop(first);
+        let second = cpu.zeros::<f32>(99, 100);
+        assert_eq!(second.data().as_ptr(), address);
+        assert_eq!(cpu.memory().live_bytes, 4 * 9900);
+    }
+
+    #[test]
+    fn fresh_tensors_are_poisoned_in_debug_builds() {
+        let cpu = Device::cpu(1).unwrap();
+        if cfg!(debug_assertions) {
+            assert!(cpu.empty::<f32>(2, 2).data().iter().all(|x| x.is_nan()));
+        }
+    }
+
+    #[test]
+    fn borrowed_tensors_are_copied_before_they_change() {
+        let cpu = Device::cpu(1).unwrap();
+        let data: HostData<f32> = Arc::new(vec![1.0, 2.0]);
+        let mut tensor = cpu.borrowed(1, 2, data.clone()).unwrap();
+        tensor.data_mut()[0] = 5.0;
+        assert_eq!(tensor.data(), [5.0, 2.0]);
+        assert_eq!(data.as_ref().as_ref(), [1.0, 2.0]);
+    }
+}

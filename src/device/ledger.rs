@@ -1,0 +1,41 @@
+//! What was computed: calls, floating-point operations and bytes by op.
+
+use std::collections::BTreeMap;
+
+/// Cost of one call of an op, by its formula.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Floating-point operations; a multiply-add counts as two.
+    pub flops: u64,
+    /// Bytes of its operands, each read or written once.
+    pub bytes: u64,
+}
+
+/// Sums by op name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ledger {
+    entries: BTreeMap<&'static str, (u64, Work)>,
+}
+
+impl Ledger {
+    /// Adds one call.
+    pub fn add(&mut self, op: &'static str, work: Work) {
+        let (calls, sum) = self.entries.entry(op).or_default();
+        *calls += 1;
+        sum.flops += work.flops;
+        sum.bytes += work.bytes;
+    }
+
+    /// `(op, calls, cost)` in the order of their names.
+    pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64, Work)> + '_ {
+        self.entries.iter().map(|(&op, &(calls, work))| (op, calls, work))
+    }
+
+    /// Sum over all ops.
+    pub fn total(&self) -> Work {
+        self.entries.values().fold(Work::default(), |sum, (_, work)| Work {
+            flops: sum.flops + work.flops,
+            bytes: sum.bytes + work.bytes,
+        })
+    }
+}

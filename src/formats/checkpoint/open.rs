@@ -1,0 +1,159 @@
+//! Opening checkpoints: nothing is read that has not been verified.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::manifest::{Entry, MANIFEST_NAME, Manifest, hex, sha256};
+use super::{CODE, list, step_of};
+use crate::error::{Error, InputError, Result};
+
+/// Largest manifest; ours have a few hundred bytes.
+const MAX_MANIFEST: u64 = 16 << 20;
+
+/// A checkpoint whose files were all there and unchanged when it was opened.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    path: PathBuf,
+    manifest: Manifest,
+}
+
+/// A folder that looks like a checkpoint and is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    /// The folder.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl Checkpoint {
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Optimizer steps done.
+    pub fn step(&self) -> u64 {
+        self.manifest.step
+    }
+
+    /// Names of its files, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.manifest.files.iter().map(|file| file.name.as_str())
+    }
+
+    /// The bytes of the file `name`, verified once more.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there is no such file or it has changed, [`Error::Io`] if it cannot be read.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let Some(entry) = self.manifest.files.iter().find(|file| file.name == name) else {
+            let error = Error::input(CODE, "the checkpoint has no such file").path(&self.path).field(name);
+            return error.fix("resume from a checkpoint of the same kind of run").into();
+        };
+        let (path, mut file) = open_entry(&self.path, entry)?;
+        let mut bytes = Vec::new();
+        file.by_ref()
+            .take(entry.size + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(&path, "read", e))?;
+        match bytes.len() as u64 == entry.size && sha256(&bytes) == entry.sha256 {
+            true => Ok(bytes),
+            false => changed(&path).into(),
+        }
+    }
+}
+
+/// Opens the checkpoint in `dir` and verifies its manifest and the hash of every file.
+///
+/// # Errors
+/// [`Error::Input`] if it is incomplete, damaged, or of another version; [`Error::Io`] if it cannot be read.
+pub fn open(dir: &Path) -> Result<Checkpoint> {
+    let path = dir.join(MANIFEST_NAME);
+    let mut text = Vec::new();
+    let file = match open_file(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Error::input(CODE, "no MANIFEST.json: the checkpoint is incomplete, or not one of ours")
+                .path(dir)
+                .fix("resume from another checkpoint")
+                .into();
+        }
+        file => file.map_err(|e| Error::io(&path, "read", e))?,
+    };
+    file.take(MAX_MANIFEST).read_to_end(&mut text).map_err(|e| Error::io(&path, "read", e))?;
+    let manifest = Manifest::parse(&path, &text)?;
+    let named = dir.file_name().and_then(|name| step_of(name.to_str()?));
+    if let Some(step) = named.filter(|&step| step != manifest.step) {
+        return Error::input(CODE, "the folder's name and its manifest disagree about the step")
+            .path(dir)
+            .got(step)
+            .expected(manifest.step)
+            .fix("give the folder its old name")
+            .into();
+    }
+    for entry in &manifest.files {
+        verify(dir, entry)?;
+    }
+    Ok(Checkpoint { path: dir.to_owned(), manifest })
+}
+
+/// The checkpoint of `output_dir` with the highest step that verifies, and those with a higher one that do not.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be listed. A missing folder has no checkpoints.
+pub fn newest(output_dir: &Path) -> Result<(Option<Checkpoint>, Vec<Skipped>)> {
+    let mut skipped = Vec::new();
+    for (_, path) in list(output_dir)?.into_iter().rev() {
+        match open(&path) {
+            Ok(checkpoint) => return Ok((Some(checkpoint), skipped)),
+            Err(error) => skipped.push(Skipped { path, why: error.to_string() }),
+        }
+    }
+    Ok((None, skipped))
+}
+
+/// Checks size and hash of one file, without holding it in memory.
+fn verify(dir: &Path, entry: &Entry) -> Result<()> {
+    let (path, mut file) = open_entry(dir, entry)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => hash.update(&buffer[..n]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io(&path, "read", error)),
+        }
+    }
+    match hex(&hash.finalize()) == entry.sha256 {
+        true => Ok(()),
+        false => changed(&path).into(),
+    }
+}
+
+/// Opens a file of a checkpoint whose size is right.
+fn open_entry(dir: &Path, entry: &Entry) -> Result<(PathBuf, File)> {
+    let path = dir.join(&entry.name);
+    let failed = |e| Error::io(&path, "read", e);
+    let file = open_file(&path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    if !metadata.is_file() || metadata.len() != entry.size {
+        return changed(&path).got(format!("{} bytes", metadata.len())).expected(entry.size).into();
+    }
+    Ok((path, file))
+}
+
+/// Opens a file, but follows no link and does not wait at a pipe.
+fn open_file(path: &Path) -> std::io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
+}
+
+fn changed(path: &Path) -> InputError {
+    let error = Error::input(CODE, "the file is not the one that was saved").path(path);
+    error.fix("resume from another checkpoint")
+}

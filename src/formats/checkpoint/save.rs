@@ -1,0 +1,96 @@
+//! Saving: all or nothing.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::manifest::{MANIFEST_NAME, Manifest};
+use super::{CODE, OLD, PREFIX, TEMPORARY};
+use crate::error::{Error, Result};
+use crate::formats::atomic::create_output_dir;
+use crate::formats::storage::{Disk, Storage, remove_tree};
+
+/// Writes `output_dir/checkpoint-STEP` with these files (name, bytes) and returns its path. One that is there already is
+/// replaced; where the file system can swap two folders, there is no moment without it.
+///
+/// # Errors
+/// [`Error::Io`], after which all checkpoints are as they were; [`Error::Input`] if a name is not a plain file name.
+pub fn save(output_dir: &Path, step: u64, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
+    create_output_dir(output_dir)?;
+    save_on(&Disk, output_dir, step, files)
+}
+
+/// [`save`] on a given disk, into a folder that exists.
+pub(super) fn save_on(
+    storage: &dyn Storage,
+    output_dir: &Path,
+    step: u64,
+    files: &[(String, Vec<u8>)],
+) -> Result<PathBuf> {
+    let manifest = Manifest::of(step, files)?;
+    let path = output_dir.join(format!("{PREFIX}{step}"));
+    let exists = path.symlink_metadata().is_ok();
+    if exists && !path.is_dir() {
+        return Error::input(CODE, "in the way of a checkpoint").path(&path).fix("move the file away").into();
+    }
+    let pid = std::process::id();
+    let temporary = output_dir.join(format!("{TEMPORARY}{step}-{pid}"));
+    let written = fill(storage, &temporary, &manifest, files).and_then(|()| {
+        if exists {
+            replace(storage, &temporary, &path, &output_dir.join(format!("{OLD}{step}-{pid}")))
+        } else {
+            storage.rename(&temporary, &path)
+        }
+    });
+    if let Err(error) = written {
+        // The first error is the one to report; what cannot be removed now goes with the next clean-up.
+        let _ = remove_tree(storage, &temporary);
+        return Err(Error::io(&path, "write", error));
+    }
+    storage.sync_dir(output_dir).map_err(|e| Error::io(output_dir, "sync the folder", e))?;
+    if exists {
+        // The new one is in its place and the old one hidden; a failure to remove it is for the next clean-up.
+        let _ = remove_tree(storage, &temporary);
+    }
+    Ok(path)
+}
+
+/// Writes the files and then the manifest into the new folder `dir`.
+fn fill(
+    storage: &dyn Storage,
+    dir: &Path,
+    manifest: &Manifest,
+    files: &[(String, Vec<u8>)],
+) -> io::Result<()> {
+    if dir.symlink_metadata().is_ok() {
+        // Left by a failed save of this process, or of a dead one with the same number.
+        remove_tree(storage, dir)?;
+    }
+    storage.create_dir(dir)?;
+    for (name, bytes) in files {
+        storage.write_new(&dir.join(name), &mut |out| out.write_all(bytes))?;
+    }
+    let text = manifest.to_text();
+    storage.write_new(&dir.join(MANIFEST_NAME), &mut |out| out.write_all(&text))?;
+    storage.sync_dir(dir)
+}
+
+/// Puts `new` in the place of `path`; afterwards the old one is called `new`.
+fn replace(storage: &dyn Storage, new: &Path, path: &Path, aside: &Path) -> io::Result<()> {
+    match storage.exchange(new, path) {
+        Err(error) if cannot_exchange(&error) => {}
+        result => return result,
+    }
+    // Between the next two steps only the hidden names exist; `clean_stale` would bring the old one back.
+    storage.rename(path, aside)?;
+    if let Err(error) = storage.rename(new, path) {
+        storage.rename(aside, path)?;
+        return Err(error);
+    }
+    storage.rename(aside, new)
+}
+
+/// Whether the file system has no such operation (NFS, some overlays).
+fn cannot_exchange(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, Unsupported};
+    matches!(error.kind(), InvalidInput | Unsupported)
+}

@@ -1,0 +1,303 @@
+//! A LoRA adapter of a whole model: its trained tensors, their start, and their names in PEFT files.
+//!
+//! Gradients and optimizer moments have the same structure, so they are adapters too ([`Adapter::zeros_like`]).
+
+use std::collections::BTreeMap;
+
+use super::weights::{Module, Weights, linear_shape};
+use crate::config::{LoraConfig, ModelConfig, TargetModules};
+use crate::device::{Device, Tensor};
+use crate::error::{Error, Result};
+use crate::formats::adapter::{AdapterConfig, AdapterTensor, TargetModules as PeftModules};
+use crate::ops::lora_linear;
+use crate::rng::{Purpose, Stream};
+use crate::tensor::Real;
+
+/// The trained tensors of one linear layer.
+#[derive(Debug)]
+pub struct LoraParams<T: Real> {
+    /// `[r, in_features]`.
+    pub a: Tensor<T>,
+    /// `[out_features, r]`.
+    pub b: Tensor<T>,
+    /// `[1, out_features]`, with DoRA.
+    pub magnitude: Option<Tensor<T>>,
+}
+
+/// See the module text.
+#[derive(Debug)]
+pub struct Adapter<T: Real> {
+    config: LoraConfig,
+    blocks: Vec<[Option<LoraParams<T>>; 7]>,
+}
+
+/// Prefix of every name in a PEFT file of a causal language model.
+const PREFIX: &str = "base_model.model.model.layers";
+
+impl<T: Real> Adapter<T> {
+    /// A new adapter: A uniform in `+-1/sqrt(in_features)` (PEFT's `kaiming_uniform(a = sqrt(5))`), B zero, and the magnitudes of
+    /// DoRA the norms of the weight's rows, so that the model starts unchanged.
+    ///
+    /// # Errors
+    /// An input error if a target module is not in the model.
+    pub fn new(
+        device: &Device,
+        config: &LoraConfig,
+        model: &ModelConfig,
+        weights: &Weights<T>,
+        seed: u64,
+    ) -> Result<Self> {
+        let targets = config.modules_of(model)?;
+        let mut blocks = Vec::new();
+        for (layer, block) in weights.blocks.iter().enumerate() {
+            let mut params = [const { None }; 7];
+            for module in Module::ALL.into_iter().filter(|m| targets.contains(&m.name())) {
+                let [out_features, in_features] = linear_shape(model, module);
+                let mut a = device.empty(config.r, in_features);
+                let index = (layer * Module::ALL.len() + module as usize) as u32;
+                let mut stream = Stream::new(seed, Purpose::AdapterInit, index);
+                let bound = 1.0 / (in_features as f32).sqrt();
+                for value in a.data_mut() {
+                    *value = T::from_f32((2.0 * stream.uniform() - 1.0) * bound);
+                }
+                let b = device.zeros(out_features, config.r);
+                let weight = &block.linears[module as usize].weight;
+                let magnitude = match config.use_dora {
+                    true => Some(lora_linear::dora_norm(device, weight, &a, &b, T::ZERO)?),
+                    false => None,
+                };
+                params[module as usize] = Some(LoraParams { a, b, magnitude });
+            }
+            blocks.push(params);
+        }
+        Ok(Self { config: config.clone(), blocks })
+    }
+
+    /// The adapter of a PEFT file, strictly: every tensor that the configuration asks for, and no other.
+    ///
+    /// # Errors
+    /// An input error that names the tensor or the key.
+    pub fn from_peft(
+        device: &Device,
+        model: &ModelConfig,
+        config: &AdapterConfig,
+        tensors: &BTreeMap<String, AdapterTensor>,
+        path: &std::path::Path,
+    ) -> Result<Self> {
+        let lora = lora_config(config, model, path)?;
+        let targets = lora.modules_of(model)?;
+        let mut used = 0;
+        let mut take = |name: String, [rows, cols]: [usize; 2], vector: bool| -> Result<Tensor<T>> {
+            let shape = if vector { vec![cols] } else { vec![rows, cols] };
+            let error = |what: &str| Error::input("ADAPTER", what).path(path).field(name.clone());
+            let Some(tensor) = tensors.get(&name) else {
+                return error("missing tensor")
+                    .fix("the adapter must belong to this model and its adapter_config.json")
+                    .into();
+            };
+            if tensor.shape != shape {
+                return error("wrong shape")
+                    .got(format!("{:?}", tensor.shape))
+                    .expected(format!("{shape:?}"))
+                    .fix("the adapter belongs to another model or rank")
+                    .into();
+            }
+            used += 1;
+            let values: Vec<T> = tensor.data.iter().map(|&x| T::from_f32(x)).collect();
+            device.tensor(rows, cols, &values)
+        };
+        let mut blocks = Vec::new();
+        for layer in 0..model.num_hidden_layers {
+            let mut params = [const { None }; 7];
+            for module in Module::ALL.into_iter().filter(|m| targets.contains(&m.name())) {
+                let [out_features, in_features] = linear_shape(model, module);
+                let name = |part| tensor_name(layer, module, part);
+                let a = take(name(Part::A), [lora.r, in_features], false)?;
+                let b = take(name(Part::B), [out_features, lora.r], false)?;
+                let magnitude = match lora.use_dora {
+                    true => Some(take(name(Part::Magnitude), [1, out_features], true)?),
+                    false => None,
+                };
+                params[module as usize] = Some(LoraParams { a, b, magnitude });
+            }
+            blocks.push(params);
+        }
+        let adapter = Self { config: lora, blocks };
+        if used != tensors.len() {
+            let known: Vec<String> = adapter.named_tensors().into_iter().map(|(name, _)| name).collect();
+            let extra = tensors.keys().find(|name| !known.contains(name));
+            return Error::input("ADAPTER", "the file has a tensor that its configuration does not ask for")
+                .path(path)
+                .field(extra.map_or("", String::as_str))
+                .fix("the adapter must belong to this model and its adapter_config.json")
+                .into();
+        }
+        Ok(adapter)
+    }
+
+    /// An adapter of the same structure, all zero.
+    pub fn zeros_like(&self, device: &Device) -> Self {
+        let zeros = |t: &Tensor<T>| device.zeros(t.rows(), t.cols());
+        let params = |p: &Option<LoraParams<T>>| {
+            p.as_ref().map(|p| LoraParams {
+                a: zeros(&p.a),
+                b: zeros(&p.b),
+                magnitude: p.magnitude.as_ref().map(zeros),
+            })
+        };
+        Self {
+            config: self.config.clone(),
+            blocks: self.blocks.iter().map(|b| std::array::from_fn(|i| params(&b[i]))).collect(),
+        }
+    }
+
+    /// Rank, scale and targets.
+    pub fn config(&self) -> &LoraConfig {
+        &self.config
+    }
+
+    /// The tensors of a layer, if it is a target.
+    pub fn params(&self, layer: usize, module: Module) -> Option<&LoraParams<T>> {
+        self.blocks[layer][module as usize].as_ref()
+    }
+
+    /// The tensors of a layer, to change.
+    pub fn params_mut(&mut self, layer: usize, module: Module) -> Option<&mut LoraParams<T>> {
+        self.blocks[layer][module as usize].as_mut()
+    }
+
+    /// True if some layer of the block is a target.
+    pub fn adapts_block(&self, layer: usize) -> bool {
+        self.blocks[layer].iter().any(Option::is_some)
+    }
+
+    /// All tensors in a fixed order: by block, module, A, B, magnitude.
+    pub fn tensors(&self) -> Vec<&Tensor<T>> {
+        self.named_tensors().into_iter().map(|(_, tensor)| tensor).collect()
+    }
+
+    /// The tensors with their names in PEFT files, in the order of [`Adapter::tensors`].
+    pub fn named_tensors(&self) -> Vec<(String, &Tensor<T>)> {
+        let mut all = Vec::new();
+        for (layer, block) in self.blocks.iter().enumerate() {
+            for (module, params) in Module::ALL.into_iter().zip(block) {
+                let Some(params) = params else { continue };
+                all.push((tensor_name(layer, module, Part::A), &params.a));
+                all.push((tensor_name(layer, module, Part::B), &params.b));
+                if let Some(magnitude) = &params.magnitude {
+                    all.push((tensor_name(layer, module, Part::Magnitude), magnitude));
+                }
+            }
+        }
+        all
+    }
+
+    /// The tensors to change, in the order of [`Adapter::tensors`].
+    pub fn tensors_mut(&mut self) -> Vec<&mut Tensor<T>> {
+        let mut all = Vec::new();
+        for params in self.blocks.iter_mut().flatten().flatten() {
+            all.push(&mut params.a);
+            all.push(&mut params.b);
+            all.extend(params.magnitude.as_mut());
+        }
+        all
+    }
+
+    /// Number of trained numbers.
+    pub fn num_params(&self) -> usize {
+        self.tensors().iter().map(|t| t.len()).sum()
+    }
+
+    /// Shape of tensor `name` in a PEFT file: magnitudes are vectors.
+    pub fn file_shape(name: &str, tensor: &Tensor<T>) -> Vec<usize> {
+        if name.ends_with(".lora_magnitude_vector") { vec![tensor.cols()] } else { tensor.shape().to_vec() }
+    }
+
+    /// The configuration file that goes with it.
+    pub fn peft_config(&self, base_model: &str) -> AdapterConfig {
+        let modules = Module::ALL
+            .into_iter()
+            .filter(|&m| self.blocks.first().is_some_and(|b| b[m as usize].is_some()))
+            .map(|m| m.name().to_owned())
+            .collect();
+        AdapterConfig {
+            r: self.config.r,
+            lora_alpha: self.config.alpha,
+            lora_dropout: self.config.dropout,
+            target_modules: PeftModules::List(modules),
+            use_rslora: self.config.use_rslora,
+            use_dora: self.config.use_dora,
+            base_model_name_or_path: Some(base_model.to_owned()),
+            task_type: Some("CAUSAL_LM".to_owned()),
+            ..AdapterConfig::default()
+        }
+    }
+}
+
+/// Parts of a layer's adapter.
+#[derive(Clone, Copy)]
+enum Part {
+    A,
+    B,
+    Magnitude,
+}
+
+fn tensor_name(layer: usize, module: Module, part: Part) -> String {
+    let part = match part {
+        Part::A => "lora_A.weight",
+        Part::B => "lora_B.weight",
+        // PEFT writes it without ".weight".
+        Part::Magnitude => "lora_magnitude_vector",
+    };
+    format!("{PREFIX}.{layer}.{}.{part}", module.path())
+}
+
+/// What the configuration of a PEFT file means here; refuses what would change the maths.
+fn lora_config(config: &AdapterConfig, model: &ModelConfig, path: &std::path::Path) -> Result<LoraConfig> {
+    let refuse = |field: &str, got: String, expected: &str| -> Result<LoraConfig> {
+        Error::input("ADAPTER", "not supported")
+            .path(path.join("adapter_config.json"))
+            .field(field)
+            .got(got)
+            .expected(expected)
+            .fix("use an adapter without it")
+            .into()
+    };
+    if !config.rank_pattern.is_empty() || !config.alpha_pattern.is_empty() {
+        return refuse(
+            "rank_pattern",
+            "ranks or alphas by layer".into(),
+            "one rank and alpha for all layers",
+        );
+    }
+    if config.bias != "none" {
+        return refuse("bias", config.bias.clone(), "none");
+    }
+    if config.fan_in_fan_out {
+        return refuse("fan_in_fan_out", "true".into(), "false for this model");
+    }
+    if let Some(saved) = config.modules_to_save.as_ref().filter(|m| !m.is_empty()) {
+        return refuse("modules_to_save", saved.join(", "), "null for a language model");
+    }
+    let all = crate::config::LINEAR_MODULES;
+    let target_modules = match &config.target_modules {
+        PeftModules::List(names) => TargetModules::List(names.clone()),
+        PeftModules::Name(name) if name == "all-linear" => TargetModules::AllLinear,
+        // A string is a regular expression for PEFT; plain names are all we take.
+        PeftModules::Name(name) if all.contains(&name.as_str()) => TargetModules::List(vec![name.clone()]),
+        PeftModules::Name(name) => {
+            return refuse("target_modules", name.clone(), "a list of layer names or all-linear");
+        }
+    };
+    let lora = LoraConfig {
+        r: config.r,
+        alpha: config.lora_alpha,
+        dropout: config.lora_dropout,
+        target_modules,
+        use_rslora: config.use_rslora,
+        use_dora: config.use_dora,
+    };
+    lora.validate()?;
+    lora.modules_of(model)?;
+    Ok(lora)
+}

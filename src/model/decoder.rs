@@ -1,0 +1,155 @@
+//! The whole model on one packed batch: scores of the targets, gradients of the adapters, logits.
+
+use super::adapter::Adapter;
+pub use super::block::DropoutStep;
+use super::block::{Pass, Saved};
+use super::weights::Weights;
+use crate::batch::{Batch, Target};
+use crate::config::ModelConfig;
+use crate::device::{Device, Tensor};
+use crate::error::Result;
+use crate::ops::linear_cross_entropy::{self, Gradient, TargetScore};
+use crate::ops::{embedding, rms_norm};
+use crate::tensor::Real;
+
+/// A decoder: its shape and its frozen weights. Adapters are passed to every call, so one base serves many.
+#[derive(Debug)]
+pub struct Decoder<T: Real> {
+    /// Shape and constants.
+    pub config: ModelConfig,
+    /// Frozen weights.
+    pub weights: Weights<T>,
+}
+
+/// The final hidden states of the target rows, and what backward needs to go on from there.
+struct Forward<T: Real> {
+    saved: Vec<Saved<T>>,
+    /// The stream that the final norm saw.
+    stream: Tensor<T>,
+    rstd: Tensor<T>,
+    normed: Tensor<T>,
+}
+
+impl<T: Real> Decoder<T> {
+    /// Log-probabilities of the batch's targets, in their order. `adapters` are indexed by [`crate::batch::Segment::adapter`];
+    /// none at all runs the base model.
+    ///
+    /// # Errors
+    /// An input error if the batch does not fit the model.
+    pub fn score(&self, device: &Device, batch: &Batch, adapters: &[Adapter<T>]) -> Result<Vec<TargetScore>> {
+        self.validate(batch, adapters)?;
+        if batch.targets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pass = self.pass(device, batch, adapters, None)?;
+        let forward = self.forward(&pass, batch, usize::MAX)?;
+        let targets = renumbered(&batch.targets, &pass.target_rows);
+        linear_cross_entropy::forward(device, &forward.normed, self.weights.head(), &targets, None)
+    }
+
+    /// Log-probabilities of the targets, and the gradient of `-scale * sum(weight * logprob)` added to `grads` (one per adapter,
+    /// see [`Adapter::zeros_like`]).
+    ///
+    /// # Errors
+    /// An input error if the batch does not fit the model.
+    pub fn score_and_backward(
+        &self,
+        device: &Device,
+        batch: &Batch,
+        adapters: &[Adapter<T>],
+        grads: &mut [Adapter<T>],
+        scale: f64,
+        dropout: Option<DropoutStep>,
+    ) -> Result<Vec<TargetScore>> {
+        self.validate(batch, adapters)?;
+        let lowest = (0..self.weights.blocks.len()).find(|&l| adapters.iter().any(|a| a.adapts_block(l)));
+        let (Some(lowest), false) = (lowest, batch.targets.is_empty()) else {
+            return self.score(device, batch, adapters);
+        };
+        let pass = self.pass(device, batch, adapters, dropout)?;
+        let Forward { mut saved, stream, rstd, normed } = self.forward(&pass, batch, lowest)?;
+        let targets = renumbered(&batch.targets, &pass.target_rows);
+        let mut d_normed = device.empty(normed.rows(), normed.cols());
+        let gradient = Gradient { dx: &mut d_normed, scale };
+        let head = self.weights.head();
+        let scores = linear_cross_entropy::forward(device, &normed, head, &targets, Some(gradient))?;
+        drop(normed);
+        let mut d_stream = device.zeros(stream.rows(), stream.cols());
+        rms_norm::backward(device, &d_normed, &stream, &pass.final_norm(), &rstd, &mut d_stream)?;
+        drop((d_normed, stream));
+        let mut layer = self.weights.blocks.len();
+        while let Some(block) = saved.pop() {
+            layer -= 1;
+            match pass.backward(layer, block, d_stream, layer == lowest, grads)? {
+                Some(d_in) => d_stream = d_in,
+                None => break,
+            }
+        }
+        Ok(scores)
+    }
+
+    /// Logits of some rows (ascending), `[rows.len(), vocab_size]`.
+    ///
+    /// # Errors
+    /// An input error if the batch does not fit the model.
+    pub fn logits(
+        &self,
+        device: &Device,
+        batch: &Batch,
+        adapters: &[Adapter<T>],
+        rows: &[usize],
+    ) -> Result<Tensor<T>> {
+        self.validate(batch, adapters)?;
+        let parts = (&self.config, &self.weights);
+        let pass = Pass::new(device, parts, adapters, &batch.segments, rows.to_vec(), None)?;
+        let forward = self.forward(&pass, batch, usize::MAX)?;
+        linear_cross_entropy::logits(device, &forward.normed, self.weights.head())
+    }
+
+    fn validate(&self, batch: &Batch, adapters: &[Adapter<T>]) -> Result<()> {
+        let config = &self.config;
+        batch.validate(config.vocab_size, config.max_position_embeddings, adapters.len())
+    }
+
+    fn pass<'a>(
+        &'a self,
+        device: &'a Device,
+        batch: &Batch,
+        adapters: &'a [Adapter<T>],
+        dropout: Option<DropoutStep>,
+    ) -> Result<Pass<'a, T>> {
+        let parts = (&self.config, &self.weights);
+        Pass::new(device, parts, adapters, &batch.segments, batch.target_rows(), dropout)
+    }
+
+    /// Runs all blocks; keeps what backward needs of the blocks from `keep_from` on.
+    fn forward(&self, pass: &Pass<'_, T>, batch: &Batch, keep_from: usize) -> Result<Forward<T>> {
+        let device = pass.device;
+        let mut x = device.empty(batch.total_tokens(), self.config.hidden_size);
+        embedding::forward(device, &self.weights.embed_tokens, &batch.input_ids, &mut x)?;
+        let mut saved: Vec<Saved<T>> = Vec::new();
+        // The stream of a block that backward does not need.
+        let mut passing: Option<Tensor<T>> = None;
+        for layer in 0..self.weights.blocks.len() {
+            let residual = passing.as_ref().or(saved.last().map(|s| &s.x_mid));
+            let (block, out) = pass.forward(layer, x, residual)?;
+            x = out;
+            if layer >= keep_from {
+                passing = None;
+                saved.push(block);
+            } else {
+                passing = Some(block.x_mid);
+            }
+        }
+        let residual = passing.as_ref().or(saved.last().map(|s| &s.x_mid));
+        let mut rstd = device.empty(x.rows(), 1);
+        let mut normed = device.empty(x.rows(), x.cols());
+        rms_norm::forward(device, &mut x, residual, &pass.final_norm(), &mut normed, &mut rstd)?;
+        Ok(Forward { saved, stream: x, rstd, normed })
+    }
+}
+
+/// The targets with their rows as places among `rows`.
+fn renumbered(targets: &[Target], rows: &[usize]) -> Vec<Target> {
+    targets.iter().map(|t| Target { row: rows.partition_point(|&row| row < t.row), ..*t }).collect()
+}

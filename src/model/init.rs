@@ -1,0 +1,40 @@
+//! Random weights, for models that are made and not downloaded.
+
+use super::weights::{Role, Weights};
+use crate::config::ModelConfig;
+use crate::device::Device;
+use crate::error::Result;
+use crate::rng::{Purpose, Stream};
+use crate::tensor::Real;
+
+/// Weights as transformers initialises them: matrices normal with `initializer_range`, biases 0, norms 1.
+///
+/// Every tensor has a stream of its own, so the same seed gives the same weights whatever else is asked for.
+///
+/// # Errors
+/// None of its own; those of the device.
+pub fn random<T: Real>(device: &Device, config: &ModelConfig, seed: u64) -> Result<Weights<T>> {
+    let mut index = 0;
+    Weights::build(config, |_, [rows, cols], role| {
+        let mut tensor = device.empty(rows, cols);
+        let mut stream = Stream::new(seed, Purpose::ModelInit, index);
+        index += 1;
+        let range = config.initializer_range as f32;
+        for value in tensor.data_mut() {
+            *value = T::from_f32(match role {
+                Role::Matrix => stream.normal() * range,
+                Role::Bias => 0.0,
+                Role::Norm => 1.0,
+            });
+        }
+        Ok(tensor)
+    })
+}
+
+/// Weights with shapes and no content, on a dry device: for plans.
+///
+/// # Errors
+/// None of its own.
+pub fn dry<T: Real>(device: &Device, config: &ModelConfig) -> Result<Weights<T>> {
+    Weights::build(config, |_, [rows, cols], _| Ok(device.empty(rows, cols)))
+}

@@ -1,0 +1,152 @@
+//! Attention over packed rows: variable lengths, grouped heads, and prefixes that several segments share.
+//!
+//! For query row `i` and head `h`, over the key rows `j` that the plan lets it see:
+//! `s[j] = softmax_scale * q[i, h] . k[j, h / group]`, `p = softmax(s)`, `o[i, h] = sum_j p[j] v[j, h / group]`.
+//!
+//! | argument | shape | |
+//! |---|---|---|
+//! | `q`, `o` | `[query_rows, num_attention_heads * head_dim]` | some rows of the batch, or all of them |
+//! | `k`, `v` | `[total_tokens, num_key_value_heads * head_dim]` | |
+//! | `lse` | `[query_rows, num_attention_heads]` | natural log of the sum of exponentials, saved for backward |
+//!
+//! What a query sees is in the [`AttentionPlan`], built on the host: tiles of query rows with ranges of key rows. Backward
+//! computes the probabilities again from `lse`, tile by tile: with `D[i, h] = dO[i, h] . O[i, h]`,
+//! `dS = P * (dO V^T - D)`, `dQ = scale * dS K`, `dK = scale * dS^T Q`, `dV = P^T dO`. Every sum has a fixed order.
+//! Source of the recomputation: Dao et al., "FlashAttention", 2022.
+
+mod cpu;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub use plan::{AttentionPlan, KvRange, MaskKind, QueryTile};
+
+use super::check_shape;
+use crate::device::{Device, Tensor, Work};
+use crate::error::{Error, Result};
+use crate::tensor::Real;
+
+const OP: &str = "attention";
+
+/// Shape of the heads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Heads {
+    /// Heads of the queries.
+    pub num_attention_heads: usize,
+    /// Heads of keys and values; divides the former.
+    pub num_key_value_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
+    pub softmax_scale: f64,
+}
+
+impl Heads {
+    /// Elements of a query row.
+    pub fn q_cols(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Elements of a key row.
+    pub fn kv_cols(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// Query heads that share a key head.
+    pub fn group(&self) -> usize {
+        self.num_attention_heads / self.num_key_value_heads
+    }
+}
+
+/// The inputs of both directions.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a, T: Real> {
+    /// Queries, after norm and rotation.
+    pub q: &'a Tensor<T>,
+    /// Keys, after norm and rotation.
+    pub k: &'a Tensor<T>,
+    /// Values.
+    pub v: &'a Tensor<T>,
+    /// Shape of the heads.
+    pub heads: Heads,
+    /// Who sees whom.
+    pub plan: &'a AttentionPlan,
+}
+
+impl<T: Real> Attention<'_, T> {
+    fn check(&self) -> Result<()> {
+        let Heads { num_attention_heads: q, num_key_value_heads: kv, .. } = self.heads;
+        if kv == 0 || q % kv != 0 {
+            return Err(Error::shape(OP, "heads", "query heads divisible by key heads", (q, kv)));
+        }
+        check_shape(OP, "q", self.q, [self.plan.num_query_rows(), self.heads.q_cols()])?;
+        check_shape(OP, "k", self.k, [self.plan.num_key_rows(), self.heads.kv_cols()])?;
+        check_shape(OP, "v", self.v, self.k.shape())
+    }
+
+    fn record(&self, device: &Device, op: &'static str, products: u64) {
+        let pairs = self.plan.num_pairs() * self.heads.num_attention_heads as u64;
+        let numbers = (2 * self.q.len() + self.k.len() + self.v.len()) as u64;
+        device.record(
+            op,
+            Work {
+                flops: 2 * products * pairs * self.heads.head_dim as u64,
+                bytes: numbers * size_of::<T>() as u64,
+            },
+        );
+    }
+}
+
+/// Writes `o` and `lse`.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn forward<T: Real>(
+    device: &Device,
+    args: &Attention<'_, T>,
+    o: &mut Tensor<T>,
+    lse: &mut Tensor<T>,
+) -> Result<()> {
+    args.check()?;
+    check_shape(OP, "o", o, args.q.shape())?;
+    check_shape(OP, "lse", lse, [args.q.rows(), args.heads.num_attention_heads])?;
+    args.record(device, "attention.forward", 2);
+    if !device.is_dry() {
+        cpu::forward(args, o, lse);
+    }
+    Ok(())
+}
+
+/// What the forward pass left, and where the gradients go.
+#[derive(Debug)]
+pub struct Backward<'a, T: Real> {
+    /// Gradient of `o`.
+    pub d_o: &'a Tensor<T>,
+    /// Output of the forward pass.
+    pub o: &'a Tensor<T>,
+    /// Saved by the forward pass.
+    pub lse: &'a Tensor<T>,
+    /// Overwritten.
+    pub dq: &'a mut Tensor<T>,
+    /// Overwritten.
+    pub dk: &'a mut Tensor<T>,
+    /// Overwritten.
+    pub dv: &'a mut Tensor<T>,
+}
+
+/// Writes `dq`, `dk` and `dv`.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backward<'_, T>) -> Result<()> {
+    args.check()?;
+    check_shape(OP, "d_o", grads.d_o, args.q.shape())?;
+    check_shape(OP, "o", grads.o, args.q.shape())?;
+    check_shape(OP, "lse", grads.lse, [args.q.rows(), args.heads.num_attention_heads])?;
+    check_shape(OP, "dq", grads.dq, args.q.shape())?;
+    check_shape(OP, "dk", grads.dk, args.k.shape())?;
+    check_shape(OP, "dv", grads.dv, args.v.shape())?;
+    args.record(device, "attention.backward", 5);
+    cpu::backward(device, args, grads);
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! Who sees whom, as tiles of query rows and ranges of key rows: a plain value that can be printed and tested.
+
+use std::ops::Range;
+
+use crate::batch::Segment;
+
+/// Query rows of one tile: few enough for its scores to stay in the cache, enough for a fast matrix product.
+const TILE: usize = 64;
+
+/// Which keys of a range a query sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaskKind {
+    /// All of them.
+    Full,
+    /// Those up to its own row.
+    Causal,
+}
+
+/// A run of key rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvRange {
+    /// The rows in the packed batch.
+    pub rows: Range<usize>,
+    /// Which of them a query sees.
+    pub mask: MaskKind,
+}
+
+/// Query rows that look at the same ranges.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryTile {
+    /// Rows of the query tensor.
+    pub rows: Range<usize>,
+    /// What they see, in row order.
+    pub keys: Vec<KvRange>,
+}
+
+/// Tiles that share key rows with each other and with no other tile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Group {
+    pub(super) tiles: Range<usize>,
+    pub(super) key_rows: Range<usize>,
+    pub(super) query_rows: Range<usize>,
+}
+
+/// See the module text. Query rows are the rows of the batch, or some of them ([`AttentionPlan::for_rows`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttentionPlan {
+    tiles: Vec<QueryTile>,
+    groups: Vec<Group>,
+    /// Packed row of every query row.
+    query_rows: Vec<usize>,
+    num_key_rows: usize,
+}
+
+impl AttentionPlan {
+    /// Every row is a query; a row sees the prefixes of its segment and the segment up to itself.
+    pub fn causal(segments: &[Segment]) -> Self {
+        let total = segments.last().map_or(0, |s| s.start + s.len);
+        Self::for_rows(segments, &(0..total).collect::<Vec<_>>())
+    }
+
+    /// Every row is a query and sees its whole segment, before and after itself (encoders). Prefixes count as part of it.
+    pub fn bidirectional(segments: &[Segment]) -> Self {
+        let mut plan = Self::causal(segments);
+        for tile in &mut plan.tiles {
+            if let Some(own) = tile.keys.last_mut() {
+                let segment = segments.iter().find(|s| s.rows().contains(&own.rows.start));
+                own.rows = segment.map_or(own.rows.clone(), Segment::rows);
+                own.mask = MaskKind::Full;
+            }
+        }
+        plan
+    }
+
+    /// Only the rows `query_rows` (ascending) are queries, and they alone have rows in the query tensor.
+    pub fn for_rows(segments: &[Segment], query_rows: &[usize]) -> Self {
+        let mut plan = Self {
+            tiles: Vec::new(),
+            groups: Vec::new(),
+            query_rows: query_rows.to_vec(),
+            num_key_rows: segments.last().map_or(0, |s| s.start + s.len),
+        };
+        let mut next = 0;
+        for (i, segment) in segments.iter().enumerate() {
+            let first_tile = plan.tiles.len();
+            let first_row = next;
+            let prefixes = prefix_ranges(segments, i);
+            let end = next + query_rows[next..].partition_point(|&row| row < segment.start + segment.len);
+            while next < end {
+                let rows = next..end.min(next + TILE);
+                let last = query_rows[rows.end - 1];
+                let own = KvRange { rows: segment.start..last + 1, mask: MaskKind::Causal };
+                let keys = prefixes.iter().cloned().chain(std::iter::once(own)).collect();
+                next = rows.end;
+                plan.tiles.push(QueryTile { rows, keys });
+            }
+            let mut group = Group {
+                tiles: first_tile..plan.tiles.len(),
+                key_rows: segment.rows(),
+                query_rows: first_row..next,
+            };
+            // A segment joins the groups of everything between its first prefix and itself.
+            let from = prefixes.first().map_or(segment.start, |p| p.rows.start);
+            while let Some(earlier) = plan.groups.pop_if(|g| g.key_rows.end > from) {
+                group.tiles.start = earlier.tiles.start;
+                group.key_rows.start = earlier.key_rows.start;
+                group.query_rows.start = earlier.query_rows.start;
+            }
+            plan.groups.push(group);
+        }
+        plan
+    }
+
+    /// The tiles, in query row order; they cover every query row once.
+    pub fn tiles(&self) -> &[QueryTile] {
+        &self.tiles
+    }
+
+    pub(super) fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// Rows of the query tensor.
+    pub fn num_query_rows(&self) -> usize {
+        self.query_rows.len()
+    }
+
+    /// Rows of the key tensor.
+    pub fn num_key_rows(&self) -> usize {
+        self.num_key_rows
+    }
+
+    /// Number of keys of `range` that query row `query` sees; they are its first ones.
+    pub fn visible(&self, query: usize, range: &KvRange) -> usize {
+        match range.mask {
+            MaskKind::Full => range.rows.len(),
+            MaskKind::Causal => {
+                (self.query_rows[query] + 1).clamp(range.rows.start, range.rows.end) - range.rows.start
+            }
+        }
+    }
+
+    /// Number of pairs of a query and a key it sees.
+    pub fn num_pairs(&self) -> u64 {
+        let of_tile = |tile: &QueryTile| -> u64 {
+            tile.rows.clone().map(|q| tile.keys.iter().map(|r| self.visible(q, r) as u64).sum::<u64>()).sum()
+        };
+        self.tiles.iter().map(of_tile).sum()
+    }
+}
+
+/// The rows of the prefixes of segment `i`, outermost first.
+fn prefix_ranges(segments: &[Segment], i: usize) -> Vec<KvRange> {
+    let mut ranges = Vec::new();
+    let mut prefix = segments[i].prefix;
+    while let Some(p) = prefix {
+        ranges.push(KvRange { rows: segments[p].rows(), mask: MaskKind::Full });
+        prefix = segments[p].prefix;
+    }
+    ranges.reverse();
+    ranges
+}

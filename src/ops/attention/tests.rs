@@ -1,0 +1,226 @@
+//! Attention against the definition (one query at a time, f64), its gradients, and prefix links against whole sequences.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::batch::{Batch, Segment};
+use crate::ops::testing::{cast, check_gradient, cpu, inner, random, relative_rms};
+
+const HEADS: Heads =
+    Heads { num_attention_heads: 4, num_key_value_heads: 2, head_dim: 6, softmax_scale: 0.4 };
+
+/// A batch of `(length, prefix)` segments.
+fn segments(parts: &[(usize, Option<usize>)]) -> Vec<Segment> {
+    let mut batch = Batch::default();
+    for &(len, prefix) in parts {
+        batch.push_segment(&vec![0; len], prefix, 0);
+    }
+    batch.segments
+}
+
+/// The rows that `row` sees, by following the links.
+fn seen(segments: &[Segment], row: usize) -> Vec<usize> {
+    let own = segments.iter().find(|s| s.rows().contains(&row)).unwrap();
+    let mut rows: Vec<usize> = (own.start..=row).collect();
+    let mut prefix = own.prefix;
+    while let Some(p) = prefix {
+        rows.extend(segments[p].rows());
+        prefix = segments[p].prefix;
+    }
+    rows
+}
+
+struct Case {
+    device: Device,
+    q: Tensor<f64>,
+    k: Tensor<f64>,
+    v: Tensor<f64>,
+}
+
+fn case(query_rows: usize, key_rows: usize) -> Case {
+    let device = cpu();
+    Case {
+        q: random(&device, query_rows, HEADS.q_cols(), 0),
+        k: random(&device, key_rows, HEADS.kv_cols(), 1),
+        v: random(&device, key_rows, HEADS.kv_cols(), 2),
+        device,
+    }
+}
+
+impl Case {
+    fn forward(&self, plan: &AttentionPlan) -> (Tensor<f64>, Tensor<f64>) {
+        let mut o = self.device.empty(self.q.rows(), HEADS.q_cols());
+        let mut lse = self.device.empty(self.q.rows(), HEADS.num_attention_heads);
+        let args = Attention { q: &self.q, k: &self.k, v: &self.v, heads: HEADS, plan };
+        forward(&self.device, &args, &mut o, &mut lse).unwrap();
+        (o, lse)
+    }
+
+    fn backward(&self, plan: &AttentionPlan, d_o: &Tensor<f64>) -> [Tensor<f64>; 3] {
+        let (o, lse) = self.forward(plan);
+        let like = |t: &Tensor<f64>| self.device.empty(t.rows(), t.cols());
+        let (mut dq, mut dk, mut dv) = (like(&self.q), like(&self.k), like(&self.v));
+        let args = Attention { q: &self.q, k: &self.k, v: &self.v, heads: HEADS, plan };
+        let grads = Backward { d_o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
+        backward(&self.device, &args, grads).unwrap();
+        [dq, dk, dv]
+    }
+
+    /// The definition for one query.
+    fn expected(&self, query: usize, head: usize, rows: &[usize]) -> (Vec<f64>, f64) {
+        let d = HEADS.head_dim;
+        let part = |t: &Tensor<f64>, row: usize, h: usize| t.row(row)[h * d..(h + 1) * d].to_vec();
+        let kv = head / HEADS.group();
+        let q = part(&self.q, query, head);
+        let scores: Vec<f64> =
+            rows.iter().map(|&j| (HEADS.softmax_scale * inner(&q, &part(&self.k, j, kv))).exp()).collect();
+        let total: f64 = scores.iter().sum();
+        let mut o = vec![0.0; d];
+        for (s, &j) in scores.iter().zip(rows) {
+            for (o, v) in o.iter_mut().zip(part(&self.v, j, kv)) {
+                *o += s / total * v;
+            }
+        }
+        (o, total.ln())
+    }
+}
+
+#[test]
+fn forward_follows_the_definition_for_all_rows_and_for_some() {
+    for parts in [
+        vec![(1, None)],
+        vec![(5, None), (130, None), (1, None), (64, None)],
+        vec![(70, None), (3, Some(0)), (65, Some(0)), (2, Some(2)), (4, None)],
+    ] {
+        let segments = segments(&parts);
+        let total = segments.last().unwrap().rows().end;
+        let some: Vec<usize> = (0..total).filter(|r| r % 3 == 1 || *r + 1 == total).collect();
+        for rows in [(0..total).collect(), some] {
+            let case = case(rows.len(), total);
+            let (o, lse) = case.forward(&AttentionPlan::for_rows(&segments, &rows));
+            for (query, &row) in rows.iter().enumerate() {
+                for head in 0..HEADS.num_attention_heads {
+                    let (expected, expected_lse) = case.expected(query, head, &seen(&segments, row));
+                    let got = &o.row(query)[head * HEADS.head_dim..(head + 1) * HEADS.head_dim];
+                    assert!(relative_rms(got, &expected) < 1e-12, "{parts:?} row {row} head {head}");
+                    assert!((lse.row(query)[head] - expected_lse).abs() < 1e-12);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bidirectional_rows_see_their_whole_segment() {
+    let segments = segments(&[(3, None), (70, None)]);
+    let case = case(73, 73);
+    let (o, _) = case.forward(&AttentionPlan::bidirectional(&segments));
+    for (row, seen) in [(0, 0..3), (2, 0..3), (3, 3..73), (72, 3..73)] {
+        let (expected, _) = case.expected(row, 1, &seen.collect::<Vec<_>>());
+        assert!(relative_rms(&o.row(row)[6..12], &expected) < 1e-12, "row {row}");
+    }
+}
+
+#[test]
+fn backward_is_the_gradient() {
+    for (parts, rows) in [
+        (vec![(3, None), (70, None)], None),
+        (vec![(5, None), (2, Some(0)), (66, Some(0)), (3, Some(1)), (4, None)], None),
+        (vec![(5, None), (2, Some(0)), (3, Some(0))], Some(vec![4, 6, 8, 9])),
+    ] {
+        let segments = segments(&parts);
+        let total = segments.last().unwrap().rows().end;
+        let rows: Vec<usize> = rows.unwrap_or_else(|| (0..total).collect());
+        let plan = AttentionPlan::for_rows(&segments, &rows);
+        let case = case(rows.len(), total);
+        let d_o = random::<f64>(&case.device, rows.len(), HEADS.q_cols(), 3);
+        let [dq, dk, dv] = case.backward(&plan, &d_o);
+        let device = case.device.clone();
+        let copy = |t: &Tensor<f64>| cast::<f64, f64>(&device, t);
+        let loss = |q: &Tensor<f64>, k: &Tensor<f64>, v: &Tensor<f64>| {
+            let moved = Case { device: device.clone(), q: copy(q), k: copy(k), v: copy(v) };
+            inner(moved.forward(&plan).0.data(), d_o.data())
+        };
+        check_gradient(&device, "q", &case.q, dq.data(), |q| loss(q, &case.k, &case.v));
+        check_gradient(&device, "k", &case.k, dk.data(), |k| loss(&case.q, k, &case.v));
+        check_gradient(&device, "v", &case.v, dv.data(), |v| loss(&case.q, &case.k, v));
+    }
+}
+
+#[test]
+fn f32_stays_near_f64_with_large_scores() {
+    let device = cpu();
+    let segments = segments(&[(300, None)]);
+    let plan = AttentionPlan::causal(&segments);
+    let heads = Heads { num_attention_heads: 2, num_key_value_heads: 1, head_dim: 64, softmax_scale: 1.0 };
+    fn run<T: Real>(
+        device: &Device,
+        [q, k, v]: [&Tensor<T>; 3],
+        heads: Heads,
+        plan: &AttentionPlan,
+    ) -> Tensor<T> {
+        let (mut o, mut lse) = (device.empty(q.rows(), q.cols()), device.empty(q.rows(), 2));
+        forward(device, &Attention { q, k, v, heads, plan }, &mut o, &mut lse).unwrap();
+        o
+    }
+    let inputs = [
+        random::<f32>(&device, 300, 128, 0),
+        random::<f32>(&device, 300, 64, 1),
+        random::<f32>(&device, 300, 64, 2),
+    ];
+    let wide: Vec<Tensor<f64>> = inputs.iter().map(|t| cast(&device, t)).collect();
+    let o = run(&device, [&inputs[0], &inputs[1], &inputs[2]], heads, &plan);
+    let error = relative_rms(o.data(), run(&device, [&wide[0], &wide[1], &wide[2]], heads, &plan).data());
+    assert!(error < 5e-6, "{error:e}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Tiles cover every query once and in order, and what they see is what the links say.
+    #[test]
+    fn a_plan_shows_every_row_what_its_links_say(
+        parts in prop::collection::vec((1usize..150, any::<prop::sample::Index>(), any::<bool>()), 1..6),
+        keep in prop::collection::vec(any::<bool>(), 1..20),
+    ) {
+        let parts: Vec<(usize, Option<usize>)> = parts
+            .iter()
+            .enumerate()
+            .map(|(i, (len, prefix, linked))| (*len, (*linked && i > 0).then(|| prefix.index(i))))
+            .collect();
+        let segments = segments(&parts);
+        let total = segments.last().unwrap().rows().end;
+        let rows: Vec<usize> = (0..total).filter(|r| keep[r % keep.len()]).collect();
+        let plan = AttentionPlan::for_rows(&segments, &rows);
+        let mut next = 0;
+        for tile in plan.tiles() {
+            prop_assert_eq!(tile.rows.start, next);
+            next = tile.rows.end;
+            for query in tile.rows.clone() {
+                let mut got: Vec<usize> = tile
+                    .keys
+                    .iter()
+                    .flat_map(|r| r.rows.start..r.rows.start + plan.visible(query, r))
+                    .collect();
+                let mut expected = seen(&segments, rows[query]);
+                got.sort_unstable();
+                expected.sort_unstable();
+                prop_assert_eq!(got, expected);
+            }
+        }
+        prop_assert_eq!(next, rows.len());
+        // Groups tile the keys, and no tile looks outside its group.
+        let mut next = 0;
+        for group in plan.groups() {
+            prop_assert_eq!(group.key_rows.start, next);
+            next = group.key_rows.end;
+            for tile in &plan.tiles()[group.tiles.clone()] {
+                for range in &tile.keys {
+                    prop_assert!(range.rows.start >= group.key_rows.start);
+                    prop_assert!(range.rows.end <= group.key_rows.end);
+                }
+            }
+        }
+        prop_assert_eq!(next, total);
+    }
+}

@@ -1,0 +1,25 @@
+//! Lookup of repeated ids, none at all, and an id beyond the table.
+
+use super::forward;
+use crate::ops::testing::{cpu, random};
+
+#[test]
+fn rows_come_from_the_table() {
+    let device = cpu();
+    let table = random::<f64>(&device, 5, 3, 0);
+    for ids in [vec![], vec![4, 4, 0, 1]] {
+        let mut y = device.empty(ids.len(), 3);
+        forward(&device, &table, &ids, &mut y).unwrap();
+        for (t, &id) in ids.iter().enumerate() {
+            assert_eq!(y.row(t), table.row(id as usize));
+        }
+    }
+}
+
+#[test]
+fn an_id_beyond_the_table_is_an_error() {
+    let device = cpu();
+    let table = random::<f32>(&device, 5, 3, 0);
+    let error = forward(&device, &table, &[5], &mut device.empty(1, 3)).unwrap_err();
+    assert!(error.to_string().contains("got 5, expected \"below 5\""), "{error}");
+}

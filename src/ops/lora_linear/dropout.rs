@@ -1,0 +1,154 @@
+//! Dropout masks as a pure function: nothing is stored, and the same element gets the same mask in both directions.
+
+use rayon::prelude::*;
+
+use crate::batch::Segment;
+use crate::ops::simd;
+use crate::rng::{Purpose, philox};
+use crate::tensor::Real;
+
+/// Who a row is, independent of where it lies in a batch: sample and position, one pair per row.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RowKeys {
+    keys: Vec<[u32; 2]>,
+}
+
+impl RowKeys {
+    /// The keys of all rows of a packed batch.
+    pub fn new(segments: &[Segment]) -> Self {
+        let keys = segments.iter().flat_map(|s| {
+            (s.position_offset..s.position_offset + s.len).map(|position| [s.sample, position as u32])
+        });
+        Self { keys: keys.collect() }
+    }
+
+    /// The keys of some of the rows.
+    pub fn gather(&self, rows: &[usize]) -> Self {
+        Self { keys: rows.iter().map(|&row| self.keys[row]).collect() }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// True without rows.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+/// Dropout of one layer in one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout<'a> {
+    /// Probability to drop an element, in units of 1/65536.
+    threshold: u16,
+    key: [u32; 2],
+    /// Who the rows are.
+    pub rows: &'a RowKeys,
+}
+
+impl<'a> Dropout<'a> {
+    /// Dropout with probability `p` for layer number `layer` at optimizer step `step`; none if `p` rounds to 0.
+    pub fn new(p: f64, seed: u64, step: u64, layer: u32, rows: &'a RowKeys) -> Option<Self> {
+        let threshold = (p * 65536.0).round().clamp(0.0, 65535.0) as u16;
+        let seed = [seed as u32, (seed >> 32) as u32];
+        let words = philox(seed, [step as u32, (step >> 32) as u32, layer, Purpose::Dropout as u32]);
+        (threshold > 0).then_some(Self { threshold, key: [words[0], words[1]], rows })
+    }
+
+    /// `out[row - first, :] (+)= mask[row, :] * x[row - first, :] / (1 - p)` for the rows from `first` on.
+    pub(super) fn apply<T: Real>(&self, first: usize, cols: usize, x: &[T], out: &mut [T], add: bool) {
+        let keep = T::from_f64(1.0 / (1.0 - f64::from(self.threshold) / 65536.0));
+        out.par_chunks_mut(cols).zip(x.par_chunks(cols)).enumerate().for_each(|(i, (out, x))| {
+            let [sample, position] = self.rows.keys[first + i];
+            simd::run(
+                #[inline(always)]
+                || self.apply_row([sample, position], keep, x, out, add),
+            );
+        });
+    }
+
+    /// One row. A Philox call gives 8 masks of 16 bits; 16 calls side by side fill the vectors.
+    #[inline(always)]
+    fn apply_row<T: Real>(&self, row: [u32; 2], keep: T, x: &[T], out: &mut [T], add: bool) {
+        const CALLS: usize = 16;
+        let mut block = 0u32;
+        for (out, x) in out.chunks_mut(8 * CALLS).zip(x.chunks(8 * CALLS)) {
+            let mut words = [[0u32; CALLS]; 4];
+            for call in 0..CALLS {
+                let [a, b, c, d] = philox(self.key, [block + call as u32, row[1], row[0], 0]);
+                (words[0][call], words[1][call], words[2][call], words[3][call]) = (a, b, c, d);
+            }
+            block += CALLS as u32;
+            let mut factors = [T::ZERO; 8 * CALLS];
+            for (word, factors) in words.iter().zip(factors.chunks_exact_mut(2 * CALLS)) {
+                let (low, high) = factors.split_at_mut(CALLS);
+                for ((word, low), high) in word.iter().zip(low).zip(high) {
+                    *low = if *word as u16 >= self.threshold { keep } else { T::ZERO };
+                    *high = if (*word >> 16) as u16 >= self.threshold { keep } else { T::ZERO };
+                }
+            }
+            for ((out, &x), &factor) in out.iter_mut().zip(x).zip(&factors) {
+                *out = if add { *out + x * factor } else { x * factor };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Batch;
+
+    fn keys(lengths: &[usize]) -> RowKeys {
+        let mut batch = Batch::default();
+        for &len in lengths {
+            batch.push_segment(&vec![0; len], None, 0);
+        }
+        RowKeys::new(&batch.segments)
+    }
+
+    fn mask(p: f64, step: u64, layer: u32, keys: &RowKeys, cols: usize) -> Vec<f32> {
+        let (x, mut out) = (vec![1.0; keys.len() * cols], vec![f32::NAN; keys.len() * cols]);
+        Dropout::new(p, 42, step, layer, keys).unwrap().apply(0, cols, &x, &mut out, false);
+        out
+    }
+
+    #[test]
+    fn the_share_of_dropped_elements_and_the_mean_are_right() {
+        for p in [0.05, 0.5, 0.9] {
+            let mask = mask(p, 0, 0, &keys(&[400]), 1001);
+            let dropped = mask.iter().filter(|&&m| m == 0.0).count() as f64 / mask.len() as f64;
+            let mean = mask.iter().map(|&m| f64::from(m)).sum::<f64>() / mask.len() as f64;
+            assert!((dropped - p).abs() < 0.005 && (mean - 1.0).abs() < 0.02, "{p}: {dropped} {mean}");
+        }
+    }
+
+    #[test]
+    fn steps_layers_rows_and_columns_have_masks_of_their_own() {
+        let keys = keys(&[2]);
+        let base = mask(0.5, 0, 0, &keys, 512);
+        assert_eq!(base, mask(0.5, 0, 0, &keys, 512));
+        for other in [mask(0.5, 1, 0, &keys, 512), mask(0.5, 0, 1, &keys, 512)] {
+            let equal = base.iter().zip(&other).filter(|(a, b)| a == b).count();
+            assert!((400..624).contains(&equal), "{equal} of 1024");
+        }
+        assert_ne!(base[..512], base[512..]);
+        assert_ne!(base[..128], base[128..256]);
+    }
+
+    #[test]
+    fn a_row_keeps_its_mask_wherever_it_lies() {
+        let packed = keys(&[3, 2]);
+        let all = mask(0.3, 7, 1, &packed, 40);
+        let some = mask(0.3, 7, 1, &packed.gather(&[4, 1]), 40);
+        assert_eq!(some[..40], all[160..]);
+        assert_eq!(some[40..], all[40..80]);
+    }
+
+    #[test]
+    fn no_dropout_is_none() {
+        assert!(Dropout::new(0.0, 1, 1, 1, &keys(&[1])).is_none());
+    }
+}

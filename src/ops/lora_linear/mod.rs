@@ -1,0 +1,238 @@
+//! Linear layer with LoRA: the frozen weight, its adapter, and dropout on the adapter's input, for rows of several adapters.
+//!
+//! For the rows of one adapter, with `x~ = dropout(x)`:
+//! `y = x W^T + bias + scaling * (x~ A^T) B^T`. With DoRA, `c[j] = || (W + scaling * B A)[j, :] ||` and `g = magnitude / c`:
+//! `y = x W^T + bias + (g - 1) * x~ W^T + g * scaling * (x~ A^T) B^T`, which without dropout is `g * (W + scaling B A) x + bias`.
+//!
+//! | argument | shape | |
+//! |---|---|---|
+//! | `x` | `[rows, in_features]` | |
+//! | `W`, `bias` | `[out_features, in_features]`, `[1, out_features]` | frozen |
+//! | `A`, `B` | `[r, in_features]`, `[out_features, r]` | trained |
+//! | `magnitude` | `[1, out_features]` | trained, DoRA only |
+//! | `y` | `[rows, out_features]` | overwritten |
+//! | `xa` | `[rows, r]` | `x~ A^T`, saved for the backward pass; the largest `r` where adapters differ |
+//!
+//! Backward with `dxa = scaling * (g * dy) B`: `dB += scaling * (g * dy)^T xa`, `dA += dxa^T x~`,
+//! `dx [+]= dy W + mask(dxa A)` (and `mask(((g - 1) * dy) W)` for DoRA); `c` counts as a constant, as in PEFT.
+//! The dropout mask is a function of seed, step, layer, sample, position and column: it is never stored, and packing or
+//! splitting a batch does not change it. Sources: Hu et al., "LoRA", 2021; Kalajdzievski, "rsLoRA", 2023; Liu et al., "DoRA", 2024;
+//! behaviour of PEFT 0.18.
+
+mod cpu;
+mod dropout;
+#[cfg(test)]
+mod tests;
+
+pub use dropout::{Dropout, RowKeys};
+
+use super::check_shape;
+use crate::batch::AdapterRows;
+use crate::device::{Device, Tensor, Work};
+use crate::error::{Error, Result};
+use crate::tensor::Real;
+
+const OP: &str = "lora_linear";
+
+/// The frozen part.
+#[derive(Debug, Clone, Copy)]
+pub struct Frozen<'a, T: Real> {
+    /// `[out_features, in_features]`.
+    pub weight: &'a Tensor<T>,
+    /// `[1, out_features]`.
+    pub bias: Option<&'a Tensor<T>>,
+}
+
+/// One adapter of the layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Lora<'a, T: Real> {
+    /// `[r, in_features]`.
+    pub a: &'a Tensor<T>,
+    /// `[out_features, r]`.
+    pub b: &'a Tensor<T>,
+    /// `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
+    pub scaling: T,
+    /// Magnitude and the norms of [`dora_norm`], `[1, out_features]` each.
+    pub dora: Option<(&'a Tensor<T>, &'a Tensor<T>)>,
+}
+
+/// Gradients of one adapter; they accumulate.
+#[derive(Debug)]
+pub struct LoraGrad<'a, T: Real> {
+    /// `[r, in_features]`.
+    pub a: &'a mut Tensor<T>,
+    /// `[out_features, r]`.
+    pub b: &'a mut Tensor<T>,
+    /// `[1, out_features]`, where the adapter has a magnitude.
+    pub magnitude: Option<&'a mut Tensor<T>>,
+}
+
+/// One layer as both directions see it.
+#[derive(Debug, Clone, Copy)]
+pub struct LoraLinear<'a, T: Real> {
+    /// The frozen part.
+    pub frozen: Frozen<'a, T>,
+    /// Adapters by index; none where the layer is not a target.
+    pub loras: &'a [Option<Lora<'a, T>>],
+    /// Which rows go through which adapter; may leave rows out.
+    pub rows: &'a [AdapterRows],
+    /// Dropout on the adapters' input; none in evaluation.
+    pub dropout: Option<Dropout<'a>>,
+}
+
+impl<T: Real> LoraLinear<'_, T> {
+    /// Columns that `xa` needs: the largest rank.
+    pub fn max_rank(&self) -> usize {
+        self.loras.iter().flatten().map(|l| l.a.rows()).max().unwrap_or(0)
+    }
+
+    fn check(&self, rows: usize, xa: &Tensor<T>) -> Result<()> {
+        let [out_features, in_features] = self.frozen.weight.shape();
+        if let Some(bias) = self.frozen.bias {
+            check_shape(OP, "bias", bias, [1, out_features])?;
+        }
+        check_shape(OP, "xa", xa, [rows, self.max_rank()])?;
+        for lora in self.loras.iter().flatten() {
+            check_shape(OP, "lora_a", lora.a, [lora.a.rows(), in_features])?;
+            check_shape(OP, "lora_b", lora.b, [out_features, lora.a.rows()])?;
+            if let Some((magnitude, norm)) = lora.dora {
+                check_shape(OP, "magnitude", magnitude, [1, out_features])?;
+                check_shape(OP, "dora_norm", norm, [1, out_features])?;
+            }
+        }
+        let mut next = 0;
+        for run in self.rows {
+            if run.rows.start < next || run.rows.end > rows || run.rows.start > run.rows.end {
+                return Err(Error::shape(OP, "rows", format!("ascending, below {rows}"), &run.rows));
+            }
+            if run.adapter >= self.loras.len() && !self.loras.is_empty() {
+                return Err(Error::shape(OP, "adapter", format!("below {}", self.loras.len()), run.adapter));
+            }
+            next = run.rows.end;
+        }
+        match &self.dropout {
+            Some(dropout) if dropout.rows.len() != rows => {
+                Err(Error::shape(OP, "dropout.rows", rows, dropout.rows.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The adapter and rows of every run that has one.
+    fn runs(&self) -> impl Iterator<Item = (usize, &Lora<'_, T>, std::ops::Range<usize>)> {
+        self.rows.iter().filter_map(|run| {
+            let lora = self.loras.get(run.adapter)?.as_ref()?;
+            (!run.rows.is_empty()).then(|| (run.adapter, lora, run.rows.clone()))
+        })
+    }
+
+    fn record(&self, device: &Device, op: &'static str, rows: usize, passes: u64) {
+        let [out_features, in_features] = self.frozen.weight.shape();
+        let width = (out_features + in_features) as u64;
+        let base = 2 * (rows * out_features * in_features) as u64;
+        let adapters: u64 =
+            self.runs().map(|(_, l, rows)| 2 * passes * width * (rows.len() * l.a.rows()) as u64).sum();
+        let numbers = (rows as u64) * width + (out_features * in_features) as u64;
+        device.record(op, Work { flops: base + adapters, bytes: numbers * size_of::<T>() as u64 });
+    }
+}
+
+/// Writes `y` and `xa`.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn forward<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    layer: &LoraLinear<'_, T>,
+    y: &mut Tensor<T>,
+    xa: &mut Tensor<T>,
+) -> Result<()> {
+    let [out_features, in_features] = layer.frozen.weight.shape();
+    check_shape(OP, "x", x, [x.rows(), in_features])?;
+    check_shape(OP, "y", y, [x.rows(), out_features])?;
+    layer.check(x.rows(), xa)?;
+    layer.record(device, "lora_linear.forward", x.rows(), 1);
+    cpu::forward(device, x, layer, y, xa);
+    Ok(())
+}
+
+/// What the backward pass reads and writes beside the layer.
+#[derive(Debug)]
+pub struct Backward<'a, 'g, T: Real> {
+    /// Gradient of the output, `[rows, out_features]`.
+    pub dy: &'a Tensor<T>,
+    /// Input of the forward pass, `[rows, in_features]`.
+    pub x: &'a Tensor<T>,
+    /// Saved by the forward pass.
+    pub xa: &'a Tensor<T>,
+    /// Where `dx` goes, and whether it is overwritten or added to; none where nobody needs it.
+    pub dx: Option<(&'a mut Tensor<T>, super::gemm::Write)>,
+    /// Gradients by adapter index, as long as `loras`.
+    pub grads: &'a mut [Option<LoraGrad<'g, T>>],
+}
+
+/// Adds to the adapters' gradients and writes `dx`.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn backward<T: Real>(
+    device: &Device,
+    layer: &LoraLinear<'_, T>,
+    args: Backward<'_, '_, T>,
+) -> Result<()> {
+    let [out_features, in_features] = layer.frozen.weight.shape();
+    let rows = args.dy.rows();
+    check_shape(OP, "dy", args.dy, [rows, out_features])?;
+    check_shape(OP, "x", args.x, [rows, in_features])?;
+    if let Some((dx, _)) = &args.dx {
+        check_shape(OP, "dx", dx, [rows, in_features])?;
+    }
+    layer.check(rows, args.xa)?;
+    if args.grads.len() != layer.loras.len() {
+        return Err(Error::shape(OP, "grads", layer.loras.len(), args.grads.len()));
+    }
+    for (lora, grad) in layer.loras.iter().zip(args.grads.iter()) {
+        match (lora, grad) {
+            (Some(lora), Some(grad)) => {
+                check_shape(OP, "d lora_a", grad.a, lora.a.shape())?;
+                check_shape(OP, "d lora_b", grad.b, lora.b.shape())?;
+                if let (Some((m, _)), Some(dm)) = (lora.dora, grad.magnitude.as_deref()) {
+                    check_shape(OP, "d magnitude", dm, m.shape())?;
+                }
+            }
+            (None, None) => {}
+            _ => return Err(Error::shape(OP, "grads", "one per adapter of the layer", "others")),
+        }
+    }
+    layer.record(device, "lora_linear.backward", if args.dx.is_some() { rows } else { 0 }, 2);
+    cpu::backward(device, layer, args);
+    Ok(())
+}
+
+/// Norms of the rows of `W + scaling * B A`, `[1, out_features]`: the divisor of DoRA.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not fit each other.
+pub fn dora_norm<T: Real>(
+    device: &Device,
+    weight: &Tensor<T>,
+    a: &Tensor<T>,
+    b: &Tensor<T>,
+    scaling: T,
+) -> Result<Tensor<T>> {
+    check_shape(OP, "lora_a", a, [a.rows(), weight.cols()])?;
+    check_shape(OP, "lora_b", b, [weight.rows(), a.rows()])?;
+    let mut norm = device.empty(1, weight.rows());
+    device.record(
+        "lora_linear.dora_norm",
+        Work {
+            flops: 2 * (weight.len() * (a.rows() + 1)) as u64,
+            bytes: (weight.len() * size_of::<T>()) as u64,
+        },
+    );
+    if !device.is_dry() {
+        cpu::dora_norm(weight, a, b, scaling, &mut norm);
+    }
+    Ok(norm)
+}

@@ -1,0 +1,298 @@
+//! LoRA linear against its formula and against central differences: ranks, ragged rows, several adapters, dropout, DoRA.
+
+use super::*;
+use crate::batch::Batch;
+use crate::ops::gemm::Write;
+use crate::ops::testing::{cast, check_gradient, cpu, inner, random, relative_rms};
+
+const IN: usize = 19;
+const OUT: usize = 23;
+
+/// Tensors of one adapter; rank 0 stands for "no adapter".
+struct Adapter {
+    a: Tensor<f64>,
+    b: Tensor<f64>,
+    magnitude: Option<Tensor<f64>>,
+}
+
+/// A layer with adapters of the given ranks on 4 + 3 + 4 rows (adapters 0, 2, 1 in this order).
+struct Case {
+    device: Device,
+    weight: Tensor<f64>,
+    bias: Tensor<f64>,
+    adapters: Vec<Option<Adapter>>,
+    rows: Vec<AdapterRows>,
+    keys: RowKeys,
+    p: f64,
+    x: Tensor<f64>,
+    dy: Tensor<f64>,
+}
+
+fn case(ranks: [usize; 3], dora: bool, p: f64) -> Case {
+    let device = cpu();
+    let mut batch = Batch::default();
+    for (len, adapter) in [(4, 0), (3, 2), (4, 1)] {
+        batch.push_segment(&vec![0; len], None, adapter);
+    }
+    let adapter = |i: usize, r: usize| Adapter {
+        a: random(&device, r, IN, 10 + i as u32),
+        b: random(&device, OUT, r, 20 + i as u32),
+        magnitude: dora.then(|| random(&device, 1, OUT, 30 + i as u32)),
+    };
+    Case {
+        weight: random(&device, OUT, IN, 0),
+        bias: random(&device, 1, OUT, 1),
+        adapters: ranks.iter().enumerate().map(|(i, &r)| (r > 0).then(|| adapter(i, r))).collect(),
+        rows: batch.adapter_rows(),
+        keys: RowKeys::new(&batch.segments),
+        p,
+        x: random(&device, 11, IN, 2),
+        dy: random(&device, 11, OUT, 3),
+        device,
+    }
+}
+
+impl Case {
+    /// Norms of the DoRA adapters, as constants.
+    fn norms(&self) -> Vec<Option<Tensor<f64>>> {
+        let norm = |l: &Adapter| dora_norm(&self.device, &self.weight, &l.a, &l.b, 0.7).unwrap();
+        self.adapters.iter().map(|l| l.as_ref().filter(|l| l.magnitude.is_some()).map(norm)).collect()
+    }
+
+    fn with_layer<R>(&self, norms: &[Option<Tensor<f64>>], f: impl FnOnce(&LoraLinear<'_, f64>) -> R) -> R {
+        let loras: Vec<Option<Lora<'_, f64>>> = self
+            .adapters
+            .iter()
+            .zip(norms)
+            .map(|(l, norm)| {
+                l.as_ref().map(|l| Lora {
+                    a: &l.a,
+                    b: &l.b,
+                    scaling: 0.7,
+                    dora: l.magnitude.as_ref().zip(norm.as_ref()),
+                })
+            })
+            .collect();
+        f(&LoraLinear {
+            frozen: Frozen { weight: &self.weight, bias: Some(&self.bias) },
+            loras: &loras,
+            rows: &self.rows,
+            dropout: Dropout::new(self.p, 1, 2, 3, &self.keys),
+        })
+    }
+
+    fn forward(&self, norms: &[Option<Tensor<f64>>]) -> (Tensor<f64>, Tensor<f64>) {
+        self.with_layer(norms, |layer| {
+            let mut y = self.device.empty(self.x.rows(), OUT);
+            let mut xa = self.device.empty(self.x.rows(), layer.max_rank());
+            forward(&self.device, &self.x, layer, &mut y, &mut xa).unwrap();
+            (y, xa)
+        })
+    }
+
+    /// `dx`, and `(dA, dB, d magnitude)` per adapter; gradients start from zero.
+    fn backward(&self, norms: &[Option<Tensor<f64>>]) -> (Tensor<f64>, Vec<Option<Adapter>>) {
+        let zeros = |t: &Tensor<f64>| self.device.zeros(t.rows(), t.cols());
+        let mut grads: Vec<Option<Adapter>> = self
+            .adapters
+            .iter()
+            .map(|l| {
+                l.as_ref().map(|l| Adapter {
+                    a: zeros(&l.a),
+                    b: zeros(&l.b),
+                    magnitude: l.magnitude.as_ref().map(zeros),
+                })
+            })
+            .collect();
+        let xa = self.forward(norms).1;
+        let mut dx = self.device.empty(self.x.rows(), IN);
+        self.with_layer(norms, |layer| {
+            let mut views: Vec<Option<LoraGrad<'_, f64>>> = grads
+                .iter_mut()
+                .map(|g| {
+                    g.as_mut().map(|g| LoraGrad { a: &mut g.a, b: &mut g.b, magnitude: g.magnitude.as_mut() })
+                })
+                .collect();
+            let args = Backward {
+                dy: &self.dy,
+                x: &self.x,
+                xa: &xa,
+                dx: Some((&mut dx, Write::Overwrite)),
+                grads: &mut views,
+            };
+            backward(&self.device, layer, args).unwrap();
+        });
+        (dx, grads)
+    }
+
+    fn loss(&self, norms: &[Option<Tensor<f64>>]) -> f64 {
+        inner(self.forward(norms).0.data(), self.dy.data())
+    }
+}
+
+#[test]
+fn forward_follows_the_formula() {
+    for dora in [false, true] {
+        let case = case([4, 0, 1], dora, 0.0);
+        let norms = case.norms();
+        let (y, _) = case.forward(&norms);
+        for run in &case.rows {
+            for t in run.rows.clone() {
+                for j in 0..OUT {
+                    let mut merged = case.weight.row(j).to_vec();
+                    let mut gain = 1.0;
+                    if let Some(l) = &case.adapters[run.adapter] {
+                        for (i, w) in merged.iter_mut().enumerate() {
+                            *w += 0.7 * (0..l.a.rows()).map(|k| l.b.row(j)[k] * l.a.row(k)[i]).sum::<f64>();
+                        }
+                        if let Some(m) = &l.magnitude {
+                            gain = m.data()[j] / merged.iter().map(|w| w * w).sum::<f64>().sqrt();
+                        }
+                    }
+                    let expected = gain * inner(&merged, case.x.row(t)) + case.bias.data()[j];
+                    assert!((y.row(t)[j] - expected).abs() < 1e-10, "{dora} {t} {j}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn backward_is_the_gradient_with_three_adapters_dropout_and_dora() {
+    for (ranks, dora, p) in
+        [([4, 2, 3], false, 0.0), ([4, 0, 3], false, 0.4), ([1, 2, 0], true, 0.0), ([4, 2, 3], true, 0.4)]
+    {
+        let mut case = case(ranks, dora, p);
+        // PEFT treats the norm as a constant: it is computed once, before the differences.
+        let norms = case.norms();
+        let (dx, grads) = case.backward(&norms);
+        let device = case.device.clone();
+        let x = cast(&device, &case.x);
+        let with = |case: &Case| case.loss(&norms);
+        let case_ref = std::cell::RefCell::new(&mut case);
+        check_gradient(&device, "x", &x, dx.data(), |x| {
+            let mut case = case_ref.borrow_mut();
+            case.x = cast(&device, x);
+            with(&case)
+        });
+        case_ref.borrow_mut().x = cast(&device, &x);
+        for i in 0..3 {
+            let Some(grad) = &grads[i] else { continue };
+            for (part, name) in ["a", "b", "magnitude"].iter().enumerate() {
+                let pick = |l: &mut Adapter| -> Option<*const ()> {
+                    // Only tells whether the part exists.
+                    match part {
+                        2 => l.magnitude.as_ref().map(|_| std::ptr::null()),
+                        _ => Some(std::ptr::null()),
+                    }
+                };
+                if pick(case_ref.borrow_mut().adapters[i].as_mut().unwrap()).is_none() {
+                    continue;
+                }
+                fn of(l: &mut Adapter, part: usize) -> &mut Tensor<f64> {
+                    match part {
+                        0 => &mut l.a,
+                        1 => &mut l.b,
+                        _ => l.magnitude.as_mut().unwrap(),
+                    }
+                }
+                let analytic = match part {
+                    0 => &grad.a,
+                    1 => &grad.b,
+                    _ => grad.magnitude.as_ref().unwrap(),
+                };
+                let at = cast(&device, of(case_ref.borrow_mut().adapters[i].as_mut().unwrap(), part));
+                check_gradient(&device, name, &at, analytic.data(), |moved| {
+                    let mut case = case_ref.borrow_mut();
+                    *of(case.adapters[i].as_mut().unwrap(), part) = cast(&device, moved);
+                    with(&case)
+                });
+                *of(case_ref.borrow_mut().adapters[i].as_mut().unwrap(), part) = cast(&device, &at);
+            }
+        }
+    }
+}
+
+#[test]
+fn adapters_in_one_batch_equal_adapters_one_by_one() {
+    let case = case([4, 2, 3], false, 0.3);
+    let norms = case.norms();
+    let (y, _) = case.forward(&norms);
+    let (dx, grads) = case.backward(&norms);
+    for run in &case.rows {
+        let only = std::slice::from_ref(run);
+        let (mut y1, mut dx1) = (case.device.empty(11, OUT), case.device.empty(11, IN));
+        let zeros = |t: &Tensor<f64>| case.device.zeros(t.rows(), t.cols());
+        let adapter = case.adapters[run.adapter].as_ref().unwrap();
+        let (mut da, mut db) = (zeros(&adapter.a), zeros(&adapter.b));
+        case.with_layer(&norms, |layer| {
+            let layer = LoraLinear { rows: only, ..*layer };
+            let mut xa = case.device.empty(11, layer.max_rank());
+            forward(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
+            let mut views: Vec<_> = (0..3).map(|_| None).collect();
+            views[run.adapter] = Some(LoraGrad { a: &mut da, b: &mut db, magnitude: None });
+            let loras: Vec<_> = (0..3).map(|i| layer.loras[i].filter(|_| i == run.adapter)).collect();
+            let layer = LoraLinear { loras: &loras, ..layer };
+            let mut xa = case.device.empty(11, layer.max_rank());
+            forward(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
+            let args = Backward {
+                dy: &case.dy,
+                x: &case.x,
+                xa: &xa,
+                dx: Some((&mut dx1, Write::Overwrite)),
+                grads: &mut views,
+            };
+            backward(&case.device, &layer, args).unwrap();
+        });
+        for t in run.rows.clone() {
+            assert_eq!(y.row(t), y1.row(t));
+            assert_eq!(dx.row(t), dx1.row(t));
+        }
+        let grad = grads[run.adapter].as_ref().unwrap();
+        assert_eq!(grad.a.data(), da.data());
+        assert_eq!(grad.b.data(), db.data());
+    }
+}
+
+#[test]
+fn f32_stays_near_f64() {
+    let device = cpu();
+    let (x, w) = (random::<f32>(&device, 65, 2048, 0), random::<f32>(&device, 300, 2048, 1));
+    let (a, b) = (random::<f32>(&device, 16, 2048, 2), random::<f32>(&device, 300, 16, 3));
+    fn run<T: Real>(
+        device: &Device,
+        x: &Tensor<T>,
+        w: &Tensor<T>,
+        a: &Tensor<T>,
+        b: &Tensor<T>,
+    ) -> Tensor<T> {
+        let (mut y, mut xa) = (device.empty(65, 300), device.empty(65, 16));
+        let loras = [Some(Lora { a, b, scaling: T::from_f64(0.5), dora: None })];
+        let layer = LoraLinear {
+            frozen: Frozen { weight: w, bias: None },
+            loras: &loras,
+            rows: &[AdapterRows { adapter: 0, rows: 0..65 }],
+            dropout: None,
+        };
+        forward(device, x, &layer, &mut y, &mut xa).unwrap();
+        y
+    }
+    let y = run(&device, &x, &w, &a, &b);
+    let up = |t: &Tensor<f32>| cast::<f32, f64>(&device, t);
+    let error = relative_rms(y.data(), run(&device, &up(&x), &up(&w), &up(&a), &up(&b)).data());
+    assert!(error < 2e-6, "{error:e}");
+}
+
+#[test]
+fn wrong_ranks_and_rows_are_refused() {
+    let case = case([4, 2, 3], false, 0.0);
+    case.with_layer(&case.norms(), |layer| {
+        let mut y = case.device.empty(11, OUT);
+        let mut narrow = case.device.empty(11, 3);
+        assert!(forward(&case.device, &case.x, layer, &mut y, &mut narrow).is_err());
+        let beyond = [AdapterRows { adapter: 0, rows: 0..12 }];
+        let mut xa = case.device.empty(11, 4);
+        let layer = LoraLinear { rows: &beyond, ..*layer };
+        assert!(forward(&case.device, &case.x, &layer, &mut y, &mut xa).is_err());
+    });
+}

@@ -1,0 +1,67 @@
+//! QK-norm and RoPE on the CPU: one head at a time, rows in parallel.
+
+use rayon::prelude::*;
+
+use super::QkNormRope;
+use crate::device::Tensor;
+use crate::ops::simd;
+use crate::tensor::Real;
+
+/// See [`super::forward`].
+pub(super) fn forward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, y: &mut Tensor<T>) {
+    y.data_mut().par_chunks_mut(x.cols()).enumerate().for_each(|(t, y)| {
+        let (cos, sin) = (op.table.cos.row(t), op.table.sin.row(t));
+        simd::run(
+            #[inline(always)]
+            || {
+                for (x, y) in x.row(t).chunks_exact(op.head_dim).zip(y.chunks_exact_mut(op.head_dim)) {
+                    y.copy_from_slice(x);
+                    if let Some((weight, eps)) = op.norm {
+                        let rstd = rstd(x, eps);
+                        for (y, &w) in y.iter_mut().zip(weight.data()) {
+                            *y = *y * rstd * w;
+                        }
+                    }
+                    rotate(y, cos, sin, T::ONE);
+                }
+            },
+        );
+    });
+}
+
+/// See [`super::backward`].
+pub(super) fn backward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, dy: &mut Tensor<T>) {
+    dy.data_mut().par_chunks_mut(x.cols()).enumerate().for_each(|(t, dy)| {
+        let (cos, sin) = (op.table.cos.row(t), op.table.sin.row(t));
+        simd::run(
+            #[inline(always)]
+            || {
+                for (x, dy) in x.row(t).chunks_exact(op.head_dim).zip(dy.chunks_exact_mut(op.head_dim)) {
+                    rotate(dy, cos, sin, -T::ONE);
+                    let Some((weight, eps)) = op.norm else { continue };
+                    let (weight, rstd) = (&weight.data()[..x.len()], rstd(x, eps));
+                    let inner = simd::sum(x.len(), |i| dy[i] * weight[i] * x[i]);
+                    let pull = rstd * rstd * inner / T::from_f64(x.len() as f64);
+                    for i in 0..x.len() {
+                        dy[i] = rstd * (dy[i] * weight[i] - x[i] * pull);
+                    }
+                }
+            },
+        );
+    });
+}
+
+#[inline(always)]
+fn rstd<T: Real>(x: &[T], eps: T) -> T {
+    T::ONE / (simd::dot(x, x) / T::from_f64(x.len() as f64) + eps).sqrt()
+}
+
+/// Turns the pairs `(i, i + d/2)`; `direction` -1 turns back.
+#[inline(always)]
+fn rotate<T: Real>(y: &mut [T], cos: &[T], sin: &[T], direction: T) {
+    let (low, high) = y.split_at_mut(cos.len());
+    for (((a, b), &cos), &sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+        let sin = sin * direction;
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
+}

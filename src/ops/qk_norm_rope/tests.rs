@@ -1,0 +1,53 @@
+//! RoPE is a rotation by position; gradients with and without QK-norm against central differences.
+
+use super::{QkNormRope, RopeTable, backward, forward};
+use crate::device::Tensor;
+use crate::ops::testing::{cast, check_gradient, cpu, inner, random};
+
+#[test]
+fn position_0_changes_nothing_and_scores_depend_on_the_distance_only() {
+    let device = cpu();
+    let x = random::<f64>(&device, 1, 8, 0);
+    let at = |position: usize| {
+        let table = RopeTable::new(&device, &[position], 8, 10_000.0).unwrap();
+        let mut y = device.empty(1, 8);
+        forward(&device, &x, &QkNormRope { norm: None, table: &table, head_dim: 8 }, &mut y).unwrap();
+        y
+    };
+    assert_eq!(at(0).data(), x.data());
+    let score = |a, b| inner(at(a).data(), at(b).data());
+    assert!((score(3, 10) - score(103, 110)).abs() < 1e-9);
+    assert!((score(3, 10) - score(3, 11)).abs() > 1e-6);
+}
+
+#[test]
+fn backward_is_the_gradient() {
+    let device = cpu();
+    let (x, dy) = (random::<f64>(&device, 3, 12, 0), random(&device, 3, 12, 1));
+    let weight = random(&device, 1, 6, 2);
+    let table = RopeTable::new(&device, &[0, 5, 1000], 6, 100.0).unwrap();
+    for norm in [None, Some((&weight, 1e-6))] {
+        let op = QkNormRope { norm, table: &table, head_dim: 6 };
+        let mut dx = cast(&device, &dy);
+        backward(&device, &x, &op, &mut dx).unwrap();
+        check_gradient(&device, "x", &x, dx.data(), |x: &Tensor<f64>| {
+            let mut y = device.empty(3, 12);
+            forward(&device, x, &op, &mut y).unwrap();
+            inner(y.data(), dy.data())
+        });
+    }
+}
+
+#[test]
+fn a_gathered_table_is_that_of_the_gathered_positions() {
+    let device = cpu();
+    let table = RopeTable::<f32>::new(&device, &[4, 7, 9], 4, 1e6).unwrap().gather(&device, &[2, 0]);
+    let direct = RopeTable::<f32>::new(&device, &[9, 4], 4, 1e6).unwrap();
+    assert_eq!(table.cos.data(), direct.cos.data());
+    assert_eq!(table.sin.data(), direct.sin.data());
+}
+
+#[test]
+fn an_odd_head_is_refused() {
+    assert!(RopeTable::<f32>::new(&cpu(), &[0], 5, 1e4).is_err());
+}

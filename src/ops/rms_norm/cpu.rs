@@ -1,0 +1,80 @@
+//! RMSNorm on the CPU: one row at a time, rows in parallel.
+
+use rayon::prelude::*;
+
+use super::Norm;
+use crate::device::Tensor;
+use crate::ops::simd;
+use crate::tensor::Real;
+
+/// See [`super::forward`].
+pub(super) fn forward<T: Real>(
+    x: &mut Tensor<T>,
+    residual: Option<&Tensor<T>>,
+    norm: &Norm<'_, T>,
+    y: &mut Tensor<T>,
+    rstd: &mut Tensor<T>,
+) {
+    let cols = x.cols();
+    let weight = norm.weight.data();
+    let rows = x.data_mut().par_chunks_mut(cols).zip(y.data_mut().par_chunks_mut(cols));
+    rows.zip(rstd.data_mut()).enumerate().for_each(|(t, ((x, y), rstd))| {
+        simd::run(
+            #[inline(always)]
+            || {
+                if let Some(residual) = residual {
+                    for (x, &r) in x.iter_mut().zip(residual.row(t)) {
+                        *x += r;
+                    }
+                }
+                let mean = simd::dot(x, x) / T::from_f64(cols as f64);
+                *rstd = T::ONE / (mean + norm.eps).sqrt();
+                scale(x, weight, *rstd, y);
+            },
+        );
+    });
+}
+
+/// See [`super::apply`].
+pub(super) fn apply<T: Real>(s: &Tensor<T>, norm: &Norm<'_, T>, rstd: &Tensor<T>, y: &mut Tensor<T>) {
+    let weight = norm.weight.data();
+    y.data_mut().par_chunks_mut(s.cols()).enumerate().for_each(|(t, y)| {
+        simd::run(
+            #[inline(always)]
+            || scale(s.row(t), weight, rstd.data()[t], y),
+        );
+    });
+}
+
+/// See [`super::backward`].
+pub(super) fn backward<T: Real>(
+    dy: &Tensor<T>,
+    s: &Tensor<T>,
+    norm: &Norm<'_, T>,
+    rstd: &Tensor<T>,
+    ds: &mut Tensor<T>,
+) {
+    let cols = s.cols();
+    let weight = &norm.weight.data()[..cols];
+    ds.data_mut().par_chunks_mut(cols).enumerate().for_each(|(t, ds)| {
+        let (dy, s, rstd) = (dy.row(t), s.row(t), rstd.data()[t]);
+        simd::run(
+            #[inline(always)]
+            || {
+                let inner = simd::sum(cols, |i| dy[i] * weight[i] * s[i]);
+                // x^ mean(g x^) = s * rstd^2 * sum(g s) / cols
+                let pull = rstd * rstd * inner / T::from_f64(cols as f64);
+                for i in 0..cols {
+                    ds[i] += rstd * (dy[i] * weight[i] - s[i] * pull);
+                }
+            },
+        );
+    });
+}
+
+#[inline(always)]
+fn scale<T: Real>(x: &[T], weight: &[T], rstd: T, y: &mut [T]) {
+    for ((y, &x), &w) in y.iter_mut().zip(x).zip(weight) {
+        *y = x * rstd * w;
+    }
+}

@@ -1,0 +1,79 @@
+//! RMSNorm against its formula, and its gradient against central differences.
+
+use super::{Norm, apply, backward, forward};
+use crate::device::Tensor;
+use crate::ops::testing::{cast, check_gradient, cpu, inner, random, relative_rms};
+
+#[test]
+fn forward_follows_the_formula_and_apply_repeats_it() {
+    let device = cpu();
+    for (rows, cols) in [(1, 1), (3, 17), (5, 128), (0, 8)] {
+        let (mut x, residual) = (random::<f64>(&device, rows, cols, 0), random(&device, rows, cols, 1));
+        let weight = random(&device, 1, cols, 2);
+        let before = x.data().to_vec();
+        let norm = Norm { weight: &weight, eps: 1e-6 };
+        let (mut y, mut rstd) = (device.empty(rows, cols), device.empty(rows, 1));
+        forward(&device, &mut x, Some(&residual), &norm, &mut y, &mut rstd).unwrap();
+        for t in 0..rows {
+            let s: Vec<f64> = (0..cols).map(|i| before[t * cols + i] + residual.row(t)[i]).collect();
+            let mean = s.iter().map(|x| x * x).sum::<f64>() / cols as f64;
+            for i in 0..cols {
+                let expected = s[i] / (mean + 1e-6).sqrt() * weight.data()[i];
+                assert!((y.row(t)[i] - expected).abs() < 1e-12);
+                assert_eq!(x.row(t)[i], s[i]);
+            }
+        }
+        let mut again = device.empty(rows, cols);
+        apply(&device, &x, &norm, &rstd, &mut again).unwrap();
+        assert_eq!(again.data(), y.data());
+    }
+}
+
+#[test]
+fn backward_is_the_gradient_and_accumulates() {
+    let device = cpu();
+    let (s, dy) = (random::<f64>(&device, 3, 21, 0), random(&device, 3, 21, 1));
+    let weight = random(&device, 1, 21, 2);
+    let norm = Norm { weight: &weight, eps: 1e-5 };
+    let run = |x: &Tensor<f64>| {
+        let mut x = cast(&device, x);
+        let (mut y, mut rstd) = (device.empty(3, 21), device.empty(3, 1));
+        forward(&device, &mut x, None, &norm, &mut y, &mut rstd).unwrap();
+        (y, rstd)
+    };
+    let mut ds = cast(&device, &dy);
+    backward(&device, &dy, &s, &norm, &run(&s).1, &mut ds).unwrap();
+    // The buffer held dy before, as if the residual stream had carried it.
+    let through: Vec<f64> = ds.data().iter().zip(dy.data()).map(|(a, b)| a - b).collect();
+    check_gradient(&device, "s", &s, &through, |x| inner(run(x).0.data(), dy.data()));
+}
+
+#[test]
+fn f32_stays_near_f64() {
+    let device = cpu();
+    let x = random::<f32>(&device, 7, 2048, 0);
+    let weight = random::<f32>(&device, 1, 2048, 1);
+    let (mut y, mut rstd) = (device.empty(7, 2048), device.empty(7, 1));
+    let norm = Norm { weight: &weight, eps: 1e-6 };
+    forward(&device, &mut cast(&device, &x), None, &norm, &mut y, &mut rstd).unwrap();
+    let (wide, mut y64, mut rstd64) =
+        (cast::<f32, f64>(&device, &weight), device.empty(7, 2048), device.empty(7, 1));
+    let norm = Norm { weight: &wide, eps: 1e-6 };
+    forward(&device, &mut cast(&device, &x), None, &norm, &mut y64, &mut rstd64).unwrap();
+    let error = relative_rms(y.data(), y64.data());
+    assert!(error < 5e-7, "{error:e}");
+}
+
+#[test]
+fn a_wrong_shape_names_the_argument() {
+    let device = cpu();
+    let weight = device.zeros::<f32>(1, 4);
+    let norm = Norm { weight: &weight, eps: 1e-6 };
+    let mut x = device.zeros(2, 5);
+    let error =
+        forward(&device, &mut x, None, &norm, &mut device.empty(2, 5), &mut device.empty(2, 1)).unwrap_err();
+    assert!(
+        error.to_string().contains("rms_norm: argument \"weight\": got [1, 4], expected [1, 5]"),
+        "{error}"
+    );
+}

@@ -1,0 +1,104 @@
+//! Loops over slices, compiled for the widest vectors of the machine that runs them.
+//!
+//! [`run`] compiles its closure for several instruction sets and picks one at run time. No operation is reordered and none is
+//! fused, so the result is the same on all of them; sums go through [`LANES`] partial sums, always the same ones.
+
+use crate::tensor::Real;
+
+/// Partial sums of a reduction: one vector of 16 f32.
+pub const LANES: usize = 16;
+
+/// Runs `work` compiled for the best instruction set of this machine. Mark the closure `#[inline(always)]`.
+#[inline(always)]
+pub fn run<R>(work: impl FnOnce() -> R) -> R {
+    struct Work<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Work<F> {
+        type Output = R;
+        #[inline(always)]
+        fn call(self) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Work(work))
+}
+
+/// `sum(f(i))` over `0..len` in [`LANES`] partial sums.
+#[inline(always)]
+pub fn sum<T: Real>(len: usize, f: impl Fn(usize) -> T) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let whole = len - len % LANES;
+    let mut i = 0;
+    while i < whole {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(i + lane);
+        }
+        i += LANES;
+    }
+    for (lane, sum) in lanes.iter_mut().enumerate().take(len - whole) {
+        *sum += f(whole + lane);
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// The largest of `values`, minus infinity for none; NaN values are passed over.
+#[inline(always)]
+pub fn max<T: Real>(values: &[T]) -> T {
+    let mut lanes = [T::NEG_INFINITY; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = if x > *lane { x } else { *lane };
+    }
+    fold(lanes, |a, b| if b > a { b } else { a })
+}
+
+/// `sum(a[i] * b[i])`.
+#[inline(always)]
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let len = a.len().min(b.len());
+    let (a, b) = (&a[..len], &b[..len]);
+    sum(len, |i| a[i] * b[i])
+}
+
+#[inline(always)]
+fn fold<T: Real>(mut lanes: [T; LANES], join: impl Fn(T, T) -> T) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = join(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reductions_cover_every_length() {
+        for len in 0..70 {
+            let values: Vec<f64> = (0..len).map(|i| f64::from(i % 7) - 3.0).collect();
+            assert_eq!(sum(values.len(), |i| values[i]), values.iter().sum::<f64>());
+            assert_eq!(dot(&values, &values), values.iter().map(|x| x * x).sum::<f64>());
+            assert_eq!(max(&values), values.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let values: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin()).collect();
+        let plain = sum(values.len(), |i| Real::exp(values[i]));
+        let wide = run(
+            #[inline(always)]
+            || sum(values.len(), |i| Real::exp(values[i])),
+        );
+        assert_eq!(plain.to_bits(), wide.to_bits());
+    }
+}

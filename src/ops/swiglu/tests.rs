@@ -1,0 +1,39 @@
+//! SwiGLU against its formula, and its gradients against central differences.
+
+use super::{backward, forward};
+use crate::device::Tensor;
+use crate::ops::testing::{cast, check_gradient, cpu, inner, random, relative_rms};
+
+#[test]
+fn backward_is_the_gradient() {
+    let device = cpu();
+    let (gate, up, dh) =
+        (random::<f64>(&device, 3, 11, 0), random(&device, 3, 11, 1), random(&device, 3, 11, 2));
+    let (mut dgate, mut dup) = (cast(&device, &gate), cast(&device, &up));
+    backward(&device, &dh, &mut dgate, &mut dup).unwrap();
+    let loss = |gate: &Tensor<f64>, up: &Tensor<f64>| {
+        let mut h = device.empty(3, 11);
+        forward(&device, gate, up, &mut h).unwrap();
+        inner(h.data(), dh.data())
+    };
+    check_gradient(&device, "gate", &gate, dgate.data(), |x| loss(x, &up));
+    check_gradient(&device, "up", &up, dup.data(), |x| loss(&gate, x));
+}
+
+#[test]
+fn f32_stays_near_f64_and_far_values_stay_finite() {
+    let device = cpu();
+    let (mut gate, up) = (random::<f32>(&device, 9, 5003, 0), random::<f32>(&device, 9, 5003, 1));
+    gate.data_mut()[..4].copy_from_slice(&[-1e4, 1e4, -90.0, 90.0]);
+    let mut h = device.empty(9, 5003);
+    forward(&device, &gate, &up, &mut h).unwrap();
+    let expected: Vec<f64> = gate
+        .data()
+        .iter()
+        .zip(up.data())
+        .map(|(&g, &u)| f64::from(g) / (1.0 + (-f64::from(g)).exp()) * f64::from(u))
+        .collect();
+    let error = relative_rms(&h.data()[4..], &expected[4..]);
+    assert!(error < 5e-7, "{error:e}");
+    assert!(h.data().iter().all(|x| x.is_finite()));
+}

@@ -1,0 +1,75 @@
+//! What the tests of all ops share: random tensors, comparison, central differences.
+
+use crate::device::{Device, Tensor};
+use crate::rng::{Purpose, Stream};
+use crate::tensor::Real;
+
+/// A CPU device with two threads.
+pub(crate) fn cpu() -> Device {
+    Device::cpu(2).unwrap()
+}
+
+/// Standard normal numbers; the stream is named by `index`.
+pub(crate) fn random<T: Real>(device: &Device, rows: usize, cols: usize, index: u32) -> Tensor<T> {
+    let mut stream = Stream::new(99, Purpose::ModelInit, index);
+    let values: Vec<T> = (0..rows * cols).map(|_| T::from_f32(stream.normal())).collect();
+    device.tensor(rows, cols, &values).unwrap()
+}
+
+/// The same numbers in another precision.
+pub(crate) fn cast<A: Real, B: Real>(device: &Device, tensor: &Tensor<A>) -> Tensor<B> {
+    let values: Vec<B> = tensor.data().iter().map(|x| B::from_f64(x.to_f64())).collect();
+    device.tensor(tensor.rows(), tensor.cols(), &values).unwrap()
+}
+
+/// `sum(a * b)` in f64: a scalar loss with gradient `b`.
+pub(crate) fn inner<T: Real>(a: &[T], b: &[T]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
+}
+
+/// Root mean square difference relative to the root mean square of `expected`.
+pub(crate) fn relative_rms<A: Real, B: Real>(got: &[A], expected: &[B]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    assert!(got.iter().all(|x| x.is_finite()), "not finite");
+    let squares = |it: &mut dyn Iterator<Item = f64>| it.map(|x| x * x).sum::<f64>();
+    let difference = squares(&mut got.iter().zip(expected).map(|(g, e)| g.to_f64() - e.to_f64()));
+    (difference / squares(&mut expected.iter().map(|e| e.to_f64())).max(1e-300)).sqrt()
+}
+
+/// Checks `gradient` of `loss` with respect to `at` by central differences in f64, in a sample of places.
+///
+/// `loss` gets a changed copy of `at`. Both errors of the difference (rounding, third derivative) stay below 1e-6 for
+/// functions and inputs of size about 1.
+pub(crate) fn check_gradient(
+    device: &Device,
+    name: &str,
+    at: &Tensor<f64>,
+    gradient: &[f64],
+    loss: impl Fn(&Tensor<f64>) -> f64,
+) {
+    const STEP: f64 = 1e-4;
+    assert_eq!(gradient.len(), at.len(), "{name}");
+    let mut picks = Stream::new(5, Purpose::Split, at.len() as u32);
+    let sample: Vec<usize> = if at.len() <= 24 {
+        (0..at.len()).collect()
+    } else {
+        (0..24).map(|_| picks.below(at.len() as u32) as usize).collect()
+    };
+    for i in sample {
+        let moved = |delta: f64| {
+            let mut values = at.data().to_vec();
+            values[i] += delta;
+            loss(&device.tensor(at.rows(), at.cols(), &values).unwrap())
+        };
+        let numeric = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+        let scale = numeric.abs().max(1.0);
+        assert!(
+            (numeric - gradient[i]).abs() < 1e-5 * scale,
+            "d{name}[{}, {}]: analytic {}, numeric {numeric}",
+            i / at.cols(),
+            i % at.cols(),
+            gradient[i]
+        );
+    }
+}
