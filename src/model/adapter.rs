@@ -273,6 +273,10 @@ fn lora_config(config: &AdapterConfig, model: &ModelConfig, path: &std::path::Pa
     if config.bias != "none" {
         return refuse("bias", config.bias.clone(), "none");
     }
+    if config.layers_to_transform.is_some() || config.exclude_modules.is_some() {
+        let expected = "null: every block, every target module";
+        return refuse("layers_to_transform", "some layers only".into(), expected);
+    }
     if config.fan_in_fan_out {
         return refuse("fan_in_fan_out", "true".into(), "false for this model");
     }
@@ -285,6 +289,8 @@ fn lora_config(config: &AdapterConfig, model: &ModelConfig, path: &std::path::Pa
         PeftModules::Name(name) if name == "all-linear" => TargetModules::AllLinear,
         // A string is a regular expression for PEFT; plain names are all we take.
         PeftModules::Name(name) if all.contains(&name.as_str()) => TargetModules::List(vec![name.clone()]),
+        // PEFT's default for Qwen and Llama.
+        PeftModules::ModelDefault => TargetModules::List(vec!["q_proj".into(), "v_proj".into()]),
         PeftModules::Name(name) => {
             return refuse("target_modules", name.clone(), "a list of layer names or all-linear");
         }

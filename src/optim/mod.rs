@@ -1,1 +1,7 @@
-//! The update of the adapters: schedule, clipping, AdamW.
+//! The update of the adapters: the learning rate of a step, and AdamW over all tensors of an adapter.
+
+mod optimizer;
+mod schedule;
+
+pub use optimizer::{Optimizer, Update};
+pub use schedule::{Schedule, total_steps};
