@@ -264,7 +264,11 @@ fn lora_config(config: &AdapterConfig, model: &ModelConfig, path: &std::path::Pa
             .into()
     };
     if !config.rank_pattern.is_empty() || !config.alpha_pattern.is_empty() {
-        return refuse("rank_pattern", "ranks or alphas by layer".into(), "one rank and alpha for all layers");
+        return refuse(
+            "rank_pattern",
+            "ranks or alphas by layer".into(),
+            "one rank and alpha for all layers",
+        );
     }
     if config.bias != "none" {
         return refuse("bias", config.bias.clone(), "none");

@@ -216,8 +216,7 @@ impl<'a, T: Real> Pass<'a, T> {
         let (q_rotated, k_rotated) = self.rotated(layer, &q, &k)?;
         let args = Attention { q: &q_rotated, k: &k_rotated, v: &v, heads: self.heads(), plan: &set.plan };
         let (mut dq, mut dk, mut dv) = (like(&q), like(&k), like(&v));
-        let to =
-            attention::Backward { d_o: &d_o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
+        let to = attention::Backward { d_o: &d_o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
         attention::backward(device, &args, to)?;
         drop((q_rotated, k_rotated, v, o, lse, d_o));
         let (q_op, k_op) = self.qk_ops(layer);

@@ -36,12 +36,7 @@ impl<T: Real> Decoder<T> {
     ///
     /// # Errors
     /// An input error if the batch does not fit the model.
-    pub fn score(
-        &self,
-        device: &Device,
-        batch: &Batch,
-        adapters: &[Adapter<T>],
-    ) -> Result<Vec<TargetScore>> {
+    pub fn score(&self, device: &Device, batch: &Batch, adapters: &[Adapter<T>]) -> Result<Vec<TargetScore>> {
         self.validate(batch, adapters)?;
         if batch.targets.is_empty() {
             return Ok(Vec::new());

@@ -111,7 +111,8 @@ impl<T: Real> Weights<T> {
         let mut blocks = Vec::new();
         for layer in 0..config.num_hidden_layers {
             let prefix = format!("model.layers.{layer}");
-            let mut norm = |name: &str, size| source(&format!("{prefix}.{name}.weight"), [1, size], Role::Norm);
+            let mut norm =
+                |name: &str, size| source(&format!("{prefix}.{name}.weight"), [1, size], Role::Norm);
             let input_layernorm = norm("input_layernorm", hidden_size)?;
             let qk_norm = match config.qk_norm {
                 true => Some((
@@ -125,8 +126,7 @@ impl<T: Real> Weights<T> {
                 let [rows, cols] = linear_shape(config, module);
                 let name = format!("{prefix}.{}", module.path());
                 let weight = source(&format!("{name}.weight"), [rows, cols], Role::Matrix)?;
-                let has_bias =
-                    config.attention_bias && matches!(module, Module::Q | Module::K | Module::V);
+                let has_bias = config.attention_bias && matches!(module, Module::Q | Module::K | Module::V);
                 let bias = match has_bias {
                     true => Some(source(&format!("{name}.bias"), [1, rows], Role::Bias)?),
                     false => None,

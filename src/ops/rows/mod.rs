@@ -29,12 +29,7 @@ pub fn gather<T: Real>(device: &Device, x: &Tensor<T>, rows: &[usize]) -> Result
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not fit, or `rows` is not ascending or leaves `x`.
-pub fn scatter_add<T: Real>(
-    device: &Device,
-    y: &Tensor<T>,
-    rows: &[usize],
-    x: &mut Tensor<T>,
-) -> Result<()> {
+pub fn scatter_add<T: Real>(device: &Device, y: &Tensor<T>, rows: &[usize], x: &mut Tensor<T>) -> Result<()> {
     check_rows(rows, x.rows())?;
     check_shape("rows", "y", y, [rows.len(), x.cols()])?;
     let work = Work { flops: y.len() as u64, bytes: 3 * (y.len() * size_of::<T>()) as u64 };
