@@ -10,6 +10,7 @@ pub mod sandbox;
 mod python;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -70,7 +71,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Input`] of class TEMPLATE with the line of the syntax error.
     pub fn compile(source: &str, origin: &str) -> Result<Self> {
-        Self::compile_raw(source)
+        compile_raw(source)
             .map(|environment| Self { environment, origin: origin.to_owned() })
             .map_err(|failure| failure.into_error(origin))
     }
@@ -92,26 +93,6 @@ impl ChatTemplate {
     ) -> Result<String> {
         let context = context(messages, add_generation_prompt, variables);
         render_raw(&self.environment, &context).map_err(|failure| failure.into_error(&self.origin))
-    }
-
-    fn compile_raw(source: &str) -> std::result::Result<Box<Environment<'static>>, Failure> {
-        if source.len() > MAX_SOURCE_BYTES {
-            let what = format!("the template has {} bytes, the limit is {MAX_SOURCE_BYTES}", source.len());
-            return Err(Failure { what, line: None });
-        }
-        let mut environment = Box::new(Environment::new());
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| Failure::new(&e))?);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(RECURSION_LIMIT);
-        environment.set_debug(false);
-        python::install(&mut environment);
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(|e| Failure::new(&e))?;
-        Ok(environment)
     }
 }
 
@@ -163,7 +144,42 @@ fn turn(message: &Message) -> Value {
     Value::Object(turn)
 }
 
+/// Runs the template engine; a panic in it is a failure of the template.
+fn guarded<T>(run: impl FnOnce() -> std::result::Result<T, Failure>) -> std::result::Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err(Failure { what: "the template engine panicked".into(), line: None }))
+}
+
+fn compile_raw(source: &str) -> std::result::Result<Box<Environment<'static>>, Failure> {
+    guarded(|| compile_unguarded(source))
+}
+
 fn render_raw(environment: &Environment<'static>, context: &Value) -> std::result::Result<String, Failure> {
+    guarded(|| render_unguarded(environment, context))
+}
+
+fn compile_unguarded(source: &str) -> std::result::Result<Box<Environment<'static>>, Failure> {
+    if source.len() > MAX_SOURCE_BYTES {
+        let what = format!("the template has {} bytes, the limit is {MAX_SOURCE_BYTES}", source.len());
+        return Err(Failure { what, line: None });
+    }
+    let mut environment = Box::new(Environment::new());
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(|e| Failure::new(&e))?);
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(RECURSION_LIMIT);
+    environment.set_debug(false);
+    python::install(&mut environment);
+    environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| Failure::new(&e))?;
+    Ok(environment)
+}
+
+fn render_unguarded(
+    environment: &Environment<'static>,
+    context: &Value,
+) -> std::result::Result<String, Failure> {
     let limit = output_limit(text_bytes(context));
     let mut output = Capped { text: Vec::new(), limit };
     let template = environment.get_template(NAME).map_err(|e| Failure::new(&e))?;
@@ -214,21 +230,18 @@ fn without_generation_tags(source: &str) -> String {
     let mut result = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(open) = rest.find("{%") {
-        let Some(len) = rest[open..].find("%}") else { break };
-        let inner = &rest[open + 2..open + len];
-        let keyword = inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        let (before, tag) = rest.split_at(open + 2);
+        result.push_str(before);
+        rest = tag;
+        let Some(end) = tag.find("%}") else { break };
+        let keyword = tag[..end].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         let replacement = match keyword {
             "generation" => "if true",
             "endgeneration" => "endif",
-            _ => keyword,
+            _ => continue,
         };
-        result.push_str(&rest[..open + 2]);
-        result.push_str(&if replacement == keyword {
-            inner.to_owned()
-        } else {
-            inner.replace(keyword, replacement)
-        });
-        rest = &rest[open + len..];
+        result.push_str(&tag[..end].replace(keyword, replacement));
+        rest = &tag[end..];
     }
     result.push_str(rest);
     result

@@ -18,7 +18,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{ChatTemplate, Failure, context, render_raw};
+use super::{Failure, compile_raw, context, render_raw};
 use crate::data::jsonl::Message;
 use crate::error::{Error, Result};
 
@@ -70,7 +70,7 @@ impl SandboxedTemplate {
         template.ask(&request, START).map(|_| template)
     }
 
-    /// The text of a conversation; the variables are those of [`ChatTemplate::render`].
+    /// The text of a conversation; the variables are those of [`ChatTemplate::render`](super::ChatTemplate::render).
     ///
     /// # Errors
     /// [`Error::Input`] of class TEMPLATE if the template fails, takes more than 2 seconds, writes more than 16 times the input
@@ -108,7 +108,7 @@ pub fn serve_template(stdin: impl BufRead, mut stdout: impl Write) -> Result<()>
         limit_soft(Resource::Cpu, busy.as_secs() + 1 + CPU_SECONDS)?;
         let start = Instant::now();
         let answer = match serde_json::from_str(&line.map_err(gone)?) {
-            Ok(Request::Compile { source }) => ChatTemplate::compile_raw(&source).map(|compiled| {
+            Ok(Request::Compile { source }) => compile_raw(&source).map(|compiled| {
                 template = Some(compiled);
                 String::new()
             }),

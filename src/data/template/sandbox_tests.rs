@@ -1,6 +1,7 @@
 //! Hostile templates against the sandbox: each is an error that names its origin, and the parent lives on.
 
 use super::*;
+use crate::data::template::ChatTemplate;
 use std::sync::Arc;
 
 /// This test binary as a helper: it runs only the test [`helper_process`], which serves when the variable is set.
@@ -142,4 +143,12 @@ fn a_helper_that_never_answers_is_stopped() {
     assert!(failure.what.contains("took more than"), "{}", failure.what);
     let missing = HelperCommand { program: "no/such/program".into(), args: vec![] };
     assert_eq!(SandboxedTemplate::spawn(&missing, "", "x").unwrap_err().exit_code(), 3);
+}
+
+#[test]
+fn slow_templates_are_stopped_by_the_clock() {
+    // Few steps, each over a megabyte: fuel does not see it.
+    let source = "{% set a = 'x' * 1000000 %}{% for i in range(100000) %}{% set b = a | upper %}{% endfor %}";
+    let error = run(source).unwrap_err().to_string();
+    assert!(error.contains("it took more than 2 seconds"), "{error}");
 }

@@ -63,3 +63,11 @@ fn the_day_is_a_variable() {
     let today = Map::from_iter([("today".into(), "2025-01-02".into())]);
     assert_eq!(template.render(&[], false, &today).unwrap(), "2025-01-02");
 }
+
+#[test]
+fn generation_tags_keep_their_white_space_control() {
+    let source = "{{ '{%' }} {%- generation +%} a {%+ endgeneration -%} b {% raw %}{% x %}{% endraw %}";
+    let expected = "{{ '{%' }} {%- if true +%} a {%+ endif -%} b {% raw %}{% x %}{% endraw %}";
+    assert_eq!(without_generation_tags(source), expected);
+    assert_eq!(without_generation_tags("{% generation"), "{% generation");
+}
