@@ -2,7 +2,7 @@
 //!
 //! No limit inside the interpreter is enough: two dozen doublings of a string, a huge indentation or a value that contains
 //! itself abort the process that renders them. So the program starts itself once more with a hidden argument, and the two
-//! talk in lines of JSON, one per request and one per answer. Answers start with [`TAG`]; other lines are ignored.
+//! talk in lines of JSON, one per request and one per answer. Answers start with a fixed tag; other lines are ignored.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
