@@ -337,7 +337,6 @@ impl TrainConfig {
             ("loss", self.loss.to_string(), &["cross_entropy"]),
             ("target_shift", self.target_shift.to_string(), &["none"]),
             ("group_by", group_by.to_owned(), &["absent"]),
-            ("use_dora", self.use_dora.to_string(), &["false"]),
         ])
     }
 }

@@ -7,18 +7,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::jsonl::Record;
+pub use crate::config::TrainMode;
 use crate::error::{Error, Result};
-
-/// Which rows to keep, by their `meta.mode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TrainMode {
-    /// Rows with mode `direct` or without a mode.
-    Direct,
-    /// Rows with mode `cot` or without a mode.
-    Cot,
-    /// Every row.
-    Auto,
-}
 
 /// How many rows of each mode there were, and how many were kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

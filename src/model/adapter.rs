@@ -156,6 +156,11 @@ impl<T: Real> Adapter<T> {
         &self.config
     }
 
+    /// Changes the dropout of later trainings; the tensors stay.
+    pub fn set_dropout(&mut self, dropout: f64) {
+        self.config.dropout = dropout;
+    }
+
     /// The tensors of a layer, if it is a target.
     pub fn params(&self, layer: usize, module: Module) -> Option<&LoraParams<T>> {
         self.blocks[layer][module as usize].as_ref()

@@ -10,6 +10,7 @@ pub mod block;
 pub mod decoder;
 pub mod init;
 pub mod load;
+pub mod open;
 pub mod weights;
 
 pub use adapter::Adapter;

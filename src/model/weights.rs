@@ -152,6 +152,23 @@ impl<T: Real> Weights<T> {
         Ok(Self { embed_tokens, blocks, norm, lm_head })
     }
 
+    /// All tensors, in the order in which [`Weights::build`] asks for them.
+    pub fn tensors(&self) -> Vec<&Tensor<T>> {
+        let mut all = vec![&self.embed_tokens];
+        for block in &self.blocks {
+            all.push(&block.input_layernorm);
+            all.extend(block.qk_norm.iter().flat_map(|(q, k)| [q, k]));
+            all.push(&block.post_attention_layernorm);
+            for linear in &block.linears {
+                all.push(&linear.weight);
+                all.extend(linear.bias.as_ref());
+            }
+        }
+        all.push(&self.norm);
+        all.extend(self.lm_head.as_ref());
+        all
+    }
+
     /// The head: its own matrix, or the embedding table.
     pub fn head(&self) -> &Tensor<T> {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
@@ -193,7 +210,7 @@ mod tests {
             .unwrap();
             assert_eq!(count as u64, config.parameter_count());
             assert_eq!(device.memory().live_bytes, 4 * config.parameter_count());
-            drop(weights);
+            assert_eq!(weights.tensors().iter().map(|t| t.len()).sum::<usize>(), count);
         }
     }
 }

@@ -4,4 +4,4 @@ mod optimizer;
 mod schedule;
 
 pub use optimizer::{Optimizer, Update};
-pub use schedule::{Schedule, total_steps};
+pub use schedule::Schedule;

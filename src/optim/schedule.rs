@@ -43,19 +43,13 @@ impl Schedule {
     }
 }
 
-/// Optimizer steps of a training: `max_steps`, or the steps of `num_epochs` epochs of `steps_per_epoch`, rounded up.
-pub fn total_steps(max_steps: Option<u64>, num_epochs: f64, steps_per_epoch: u64) -> u64 {
-    max_steps.unwrap_or_else(|| (num_epochs * steps_per_epoch as f64).ceil() as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn cosine_with_warmup_gives_the_rates_of_the_goldens() {
-        let schedule =
-            Schedule { kind: LrScheduler::Cosine, peak: 0.005, warmup_steps: 2, total_steps: 6 };
+        let schedule = Schedule { kind: LrScheduler::Cosine, peak: 0.005, warmup_steps: 2, total_steps: 6 };
         let expected = [0.0, 0.0025, 0.005, 0.004_267_766_952_966_369, 0.0025, 0.000_732_233_047_033_631_2];
         for (done, rate) in expected.iter().enumerate() {
             assert!((schedule.learning_rate(done as u64) - rate).abs() < 1e-15, "{done}");
@@ -71,12 +65,5 @@ mod tests {
                 assert!((0.0..=1.0).contains(&rate), "{kind:?} {done} {rate}");
             }
         }
-    }
-
-    #[test]
-    fn epochs_are_rounded_up_to_steps() {
-        assert_eq!(total_steps(None, 3.0, 7), 21);
-        assert_eq!(total_steps(None, 0.5, 7), 4);
-        assert_eq!(total_steps(Some(5), 3.0, 7), 5);
     }
 }

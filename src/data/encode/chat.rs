@@ -79,7 +79,7 @@ impl Encoder<'_> {
             labelled.prompt(&self.template_ids(between, mark)?);
             let answer = self.answer_text(turns, k, &prompt)?;
             let mut ids = self.template_ids(&answer, mark)?;
-            ids.push(self.end.1);
+            ids.extend(self.end.as_ref().map(|end| end.1));
             labelled.answer(&ids);
             done = prompt
                 + &answer
@@ -119,14 +119,15 @@ impl Encoder<'_> {
 
     fn template_ids(&self, text: &str, mark: Option<char>) -> Result<Vec<u32>> {
         match mark {
-            Some(mark) => self.tokenizer.encode_marked(text, mark),
-            None => self.tokenizer.encode(text),
+            Some(mark) => self.tokenizer()?.encode_marked(text, mark),
+            None => self.tokenizer()?.encode(text),
         }
     }
 
     /// The turns with marks inside special tokens of the data, if those are to be ordinary text and there are any.
     fn escaped(&self, turns: &[Message]) -> Result<Escaped> {
-        let special = |turn: &Message| self.tokenizer.first_special_in(&turn.content).is_some();
+        let tokenizer = self.tokenizer()?;
+        let special = |turn: &Message| tokenizer.first_special_in(&turn.content).is_some();
         if !self.options.escape_special || !turns.iter().any(special) {
             return Ok(Escaped { turns: turns.to_vec(), mark: None });
         }
@@ -142,7 +143,7 @@ impl Encoder<'_> {
         };
         let mut turns = turns.to_vec();
         for turn in &mut turns {
-            turn.content = self.tokenizer.mark_special(&turn.content, mark);
+            turn.content = tokenizer.mark_special(&turn.content, mark);
         }
         Ok(Escaped { turns, mark: Some(mark) })
     }

@@ -5,6 +5,7 @@
 use super::{Encoder, Format, Labelled, Truncation, chat};
 use crate::batch::IGNORE_INDEX;
 use crate::data::jsonl::{Message, Record};
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
 impl Encoder<'_> {
@@ -17,7 +18,7 @@ impl Encoder<'_> {
             let limit = self.options.max_seq_length.saturating_sub(answer.len());
             let before = prompt.len();
             match self.options.format {
-                Format::Plain => cut_plain(&mut prompt, limit, usize::from(self.tokenizer.adds_bos())),
+                Format::Plain => cut_plain(&mut prompt, limit, usize::from(self.tokenizer()?.adds_bos())),
                 Format::Chat => {
                     let mut turns = vec![Message::new(chat::USER, input)];
                     while prompt.len() > limit && self.cut_first_user(&mut turns, prompt.len() - limit)? {
@@ -55,7 +56,7 @@ impl Encoder<'_> {
     fn cut_first_user(&self, turns: &mut [Message], tokens: usize) -> Result<bool> {
         match turns.iter_mut().find(|turn| turn.role == chat::USER && !turn.content.is_empty()) {
             Some(turn) => {
-                turn.content = self.tokenizer.cut_left(&turn.content, tokens)?.to_owned();
+                turn.content = self.tokenizer()?.cut_left(&turn.content, tokens)?.to_owned();
                 Ok(true)
             }
             None => Ok(false),
@@ -69,7 +70,8 @@ impl Encoder<'_> {
         input_ids: &[u32],
         labels: &[i64],
     ) -> Result<(Labelled, bool)> {
-        let vocab_size = self.options.vocab_size.unwrap_or(self.tokenizer.vocab_size());
+        let of_tokenizer = || self.tokenizer.map_or(usize::MAX, Tokenizer::vocab_size);
+        let vocab_size = self.options.vocab_size.unwrap_or_else(of_tokenizer);
         let out_of_range =
             |id: i64| id != IGNORE_INDEX && usize::try_from(id).is_ok_and(|id| id >= vocab_size);
         let id = input_ids.iter().map(|&id| i64::from(id)).position(out_of_range).map(|i| ("input_ids", i));

@@ -18,6 +18,7 @@ use super::jsonl::{Body, Message, Record};
 use super::template::Renderer;
 use super::tokenizer::Tokenizer;
 use crate::batch::IGNORE_INDEX;
+pub use crate::config::Truncation;
 use crate::error::{Error, Result};
 
 /// How input and output become one text.
@@ -27,17 +28,6 @@ pub enum Format {
     Plain,
     /// The chat template of the model.
     Chat,
-}
-
-/// What happens to a row longer than the limit. The answer is never shortened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Truncation {
-    /// An error that lists the first such lines.
-    Error,
-    /// The beginning of the prompt is cut; the template and the answers stay whole.
-    PromptLeft,
-    /// The row is left out and counted.
-    Skip,
 }
 
 /// The choices of an [`Encoder`].
@@ -109,15 +99,16 @@ impl Example {
 /// Turns rows into examples. Made once per run, used from many threads.
 #[derive(Debug)]
 pub struct Encoder<'a> {
-    tokenizer: &'a Tokenizer,
+    /// None where every row has to be tokenised already.
+    tokenizer: Option<&'a Tokenizer>,
     renderer: Option<&'a Renderer>,
     options: EncodeOptions,
     /// What the template sees besides the conversation.
     variables: Map<String, Value>,
     /// How the template treats assistant turns; none without a template.
     turn: Option<chat::TurnStyle>,
-    /// The token that ends an answer.
-    end: (String, u32),
+    /// The token that ends an answer; none without a tokenizer.
+    end: Option<(String, u32)>,
 }
 
 /// Tokens and labels of one row, of whatever length.
@@ -169,19 +160,34 @@ impl<'a> Encoder<'a> {
         }
         let turn = renderer.map(|r| chat::TurnStyle::probe(r, &variables, tokenizer)).transpose()?;
         let end = turn.as_ref().and_then(|turn| turn.end.clone()).or_else(|| tokenizer.eos_token());
-        let Some(end) = end else {
+        if end.is_none() {
             return Error::input("TOKENIZER", "no token ends an answer")
                 .field("eos_token")
                 .expected("a token of the vocabulary")
                 .fix("set \"eos_token\" in tokenizer_config.json")
                 .into();
         };
-        Ok(Self { tokenizer, renderer, options, variables, turn, end })
+        Ok(Self { tokenizer: Some(tokenizer), renderer, options, variables, turn, end })
     }
 
-    /// The token that ends an answer, in training and as the stop of generation, and its id.
-    pub fn end_token(&self) -> (&str, u32) {
-        (&self.end.0, self.end.1)
+    /// An encoder for rows that are tokenised already; any other row is an error. `options.vocab_size` limits the ids.
+    pub fn tokenised_only(options: EncodeOptions) -> Self {
+        Self { tokenizer: None, renderer: None, options, variables: Map::new(), turn: None, end: None }
+    }
+
+    /// The token that ends an answer, in training and as the stop of generation, and its id; none without a tokenizer.
+    pub fn end_token(&self) -> Option<(&str, u32)> {
+        self.end.as_ref().map(|(token, id)| (token.as_str(), *id))
+    }
+
+    fn tokenizer(&self) -> Result<&'a Tokenizer> {
+        match self.tokenizer {
+            Some(tokenizer) => Ok(tokenizer),
+            None => Error::input("DATA", "the model folder has no tokenizer")
+                .expected("rows with \"input_ids\" and \"labels\", or a tokenizer.json")
+                .fix("put the model's tokenizer.json into its folder")
+                .into(),
+        }
     }
 
     /// Encodes all rows on all cores; order is kept. `progress` is called with the number of rows finished since its last call,
@@ -262,7 +268,7 @@ impl<'a> Encoder<'a> {
     /// As [`Tokenizer::encode`].
     pub fn encode_answer(&self, answer: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode_open_answer(answer)?;
-        ids.push(self.end.1);
+        ids.extend(self.end.as_ref().map(|end| end.1));
         Ok(ids)
     }
 
@@ -276,9 +282,9 @@ impl<'a> Encoder<'a> {
 
     fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
         if self.options.escape_special {
-            self.tokenizer.encode_plain(text)
+            self.tokenizer()?.encode_plain(text)
         } else {
-            self.tokenizer.encode(text)
+            self.tokenizer()?.encode(text)
         }
     }
 
@@ -306,7 +312,8 @@ impl<'a> Encoder<'a> {
 
     /// The first special token written in the texts of a row.
     fn special_in(&self, record: &Record) -> Option<String> {
-        let find = |text: &str| self.tokenizer.first_special_in(text).map(|range| text[range].to_owned());
+        let tokenizer = self.tokenizer?;
+        let find = |text: &str| tokenizer.first_special_in(text).map(|range| text[range].to_owned());
         match &record.body {
             Body::InputOutput { input, output } => find(input).or_else(|| find(output)),
             Body::Messages(turns) => turns.iter().find_map(|turn| find(&turn.content)),
@@ -318,7 +325,8 @@ impl<'a> Encoder<'a> {
         match self.options.format {
             Format::Chat => self.conversation_prompt_ids(&[Message::new(chat::USER, input)]),
             Format::Plain => {
-                let bos = self.tokenizer.bos_token().filter(|_| self.tokenizer.adds_bos());
+                let tokenizer = self.tokenizer()?;
+                let bos = tokenizer.bos_token().filter(|_| tokenizer.adds_bos());
                 let mut ids: Vec<u32> = bos.into_iter().map(|(_, id)| id).collect();
                 ids.extend(self.encode_text(&format!("{input}\n"))?);
                 Ok(ids)

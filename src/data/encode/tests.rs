@@ -143,7 +143,7 @@ fn the_end_of_turn_is_the_one_of_the_template() {
         let renderer = renderer(source);
         let encoder = Encoder::new(&QWEN, Some(&renderer), EncodeOptions::new(Format::Chat, 512)).unwrap();
         let row = turns(&[("user", "a"), ("assistant", " b "), ("user", "c"), ("assistant", "d")]);
-        (encoder.end_token().1, taught(&one(&encoder, row).unwrap()))
+        (encoder.end_token().unwrap().1, taught(&one(&encoder, row).unwrap()))
     };
     let turns = |tail: &str| {
         format!(

@@ -86,7 +86,7 @@ pub fn adapter_files(config: &AdapterConfig, tensors: &[NamedTensor<'_>]) -> Res
         let finite = match tensor.data {
             TensorData::F32(data) => check_finite(&tensor.name, data),
             TensorData::F64(data) => check_finite(&tensor.name, data),
-            TensorData::U8(_) => Ok(()),
+            TensorData::Bf16(_) | TensorData::U8(_) => Ok(()),
         };
         finite.map_err(|what| Error::Numeric {
             what: format!("{what}; the adapter is not written"),

@@ -28,6 +28,8 @@ pub enum TensorData<'a> {
     F32(&'a [f32]),
     /// Double precision.
     F64(&'a [f64]),
+    /// The upper half of single precision.
+    Bf16(&'a [half::bf16]),
     /// Bytes.
     U8(&'a [u8]),
 }
@@ -38,6 +40,7 @@ impl TensorData<'_> {
         match self {
             Self::F32(_) => DType::F32,
             Self::F64(_) => DType::F64,
+            Self::Bf16(_) => DType::Bf16,
             Self::U8(_) => DType::U8,
         }
     }
@@ -47,6 +50,7 @@ impl TensorData<'_> {
         match self {
             Self::F32(data) => bytemuck::cast_slice(data),
             Self::F64(data) => bytemuck::cast_slice(data),
+            Self::Bf16(data) => bytemuck::cast_slice(data),
             Self::U8(data) => data,
         }
     }

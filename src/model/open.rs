@@ -1,0 +1,134 @@
+//! From the name of a model to its folder and shape, and model folders with random weights.
+//!
+//! A variant that no hub has (`qwen3-tiny`) is made on first use, always the same, in the user's cache folder; its tokenizer is
+//! embedded in the binary. So a first training needs no download.
+
+use std::path::{Path, PathBuf};
+
+use super::init;
+use super::weights::Weights;
+use crate::config::{Dtype, ModelConfig, Variant, variant};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::formats::atomic::write_file;
+use crate::formats::hub;
+use crate::formats::model_folder::ModelFolder;
+use crate::formats::safetensors::{NamedTensor, TensorData, write_safetensors};
+
+/// Seed of the weights of a variant that is made on first use.
+const CACHED_SEED: u64 = 0;
+
+/// The tokenizer of the variants that are made here.
+const TOKENIZER: [(&str, &[u8]); 2] = [
+    ("tokenizer.json", include_bytes!("../../assets/tiny_tokenizer/tokenizer.json")),
+    ("tokenizer_config.json", include_bytes!("../../assets/tiny_tokenizer/tokenizer_config.json")),
+];
+
+/// A model folder and the shape it says it has.
+#[derive(Debug)]
+pub struct OpenModel {
+    /// The files.
+    pub folder: ModelFolder,
+    /// Shape and constants.
+    pub config: ModelConfig,
+}
+
+/// Opens the model `name`: a folder, a Hugging Face id, or a variant that is made on first use. `progress` is told what takes
+/// time (the name of a file before it is downloaded).
+///
+/// # Errors
+/// An input error that says what was tried, or what is wrong with the folder.
+pub fn open(name: &str, progress: &dyn Fn(&str)) -> Result<OpenModel> {
+    let local = variant(name).filter(|v| v.hf_ids.is_empty() && !Path::new(name).is_dir());
+    let dir = match local {
+        Some(variant) => cached(variant, progress)?,
+        None => hub::resolve_model_with(name, &hub::HubEnv::from_process(), progress)?,
+    };
+    let folder = ModelFolder::open(&dir)?;
+    let (path, text) = folder.config_json();
+    let config = ModelConfig::from_json(path, text)?;
+    Ok(OpenModel { folder, config })
+}
+
+/// Writes a model folder with random weights: `config.json`, `model.safetensors`, and the small embedded tokenizer if the
+/// vocabulary is its size.
+///
+/// # Errors
+/// An input error for a variant whose family has no blocks here, or an I/O error.
+pub fn write_random(variant: &Variant, dir: &Path, seed: u64, dtype: Dtype) -> Result<ModelConfig> {
+    let Some(config) = variant.model_config() else {
+        return Error::input("CONFIG", "models of this family cannot be made")
+            .field("variant")
+            .got(variant.name)
+            .expected("a Qwen2, Qwen3 or Llama variant")
+            .fix("choose another variant; tanren inspect model lists them")
+            .into();
+    };
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create the folder", e))?;
+    let device = Device::cpu(0)?;
+    let weights = device.run(|| init::random::<f32>(&device, &config, seed))?;
+    let mut tensors = Vec::new();
+    named(&config, &weights, &mut tensors)?;
+    let halves: Vec<Vec<half::bf16>> = match dtype {
+        Dtype::F32 => Vec::new(),
+        Dtype::Bf16 => tensors
+            .iter()
+            .map(|(_, _, data)| data.iter().map(|&x| half::bf16::from_f32(x)).collect())
+            .collect(),
+    };
+    let tensors: Vec<NamedTensor<'_>> = tensors
+        .iter()
+        .enumerate()
+        .map(|(i, (name, shape, data))| NamedTensor {
+            name: name.clone(),
+            shape: shape.clone(),
+            data: halves.get(i).map_or(TensorData::F32(data), |half| TensorData::Bf16(half)),
+        })
+        .collect();
+    write_safetensors(&dir.join("model.safetensors"), &tensors, &[("format", "pt")])?;
+    if config.vocab_size == TOKENIZER_SIZE {
+        for (name, bytes) in TOKENIZER {
+            write_file(&dir.join(name), bytes)?;
+        }
+    }
+    // Last, so that an interrupted folder does not look like a model.
+    write_file(&dir.join("config.json"), config.to_json().as_bytes())?;
+    Ok(config)
+}
+
+/// Tokens of the embedded tokenizer.
+const TOKENIZER_SIZE: usize = 4096;
+
+/// Name, shape and content of every weight, as files have them.
+fn named<'a>(
+    config: &ModelConfig,
+    weights: &'a Weights<f32>,
+    into: &mut Vec<(String, Vec<usize>, &'a [f32])>,
+) -> Result<()> {
+    let mut data = weights.tensors().into_iter();
+    let dry = Device::dry();
+    Weights::<f32>::build(config, |name, [rows, cols], role| {
+        let shape = if role == super::weights::Role::Matrix { vec![rows, cols] } else { vec![cols] };
+        into.extend(data.next().map(|tensor| (name.to_owned(), shape, tensor.data())));
+        Ok(dry.empty(rows, cols))
+    })
+    .map(drop)
+}
+
+/// The folder of a variant in the cache, made if it is not there.
+fn cached(variant: &Variant, progress: &dyn Fn(&str)) -> Result<PathBuf> {
+    let env = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let cache = env("XDG_CACHE_HOME").or_else(|| Some(env("HOME")?.join(".cache")));
+    let Some(cache) = cache else {
+        return Error::input("MODEL", "no cache folder is known")
+            .got(variant.name)
+            .fix("set XDG_CACHE_HOME, or make the model with tanren init and name its folder")
+            .into();
+    };
+    let dir = cache.join("tanren/models").join(format!("{}-seed{CACHED_SEED}", variant.name));
+    if !dir.join("config.json").is_file() {
+        progress(&format!("making {} with random weights in {}", variant.name, dir.display()));
+        write_random(variant, &dir, CACHED_SEED, Dtype::F32)?;
+    }
+    Ok(dir)
+}

@@ -1,0 +1,111 @@
+//! Evaluation: loss and accuracies of the answers of held-out rows.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::event::Event;
+use super::prepare::{Context, Row};
+use super::step::{packed, passes};
+use crate::config::{Batching, TrainConfig};
+use crate::data::packing::{BatchBy, micro_batches};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::model::{Adapter, Decoder};
+
+/// Results of one evaluation, with the names of the Hugging Face trainer.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct EvalMetrics {
+    /// Mean negative log-probability per supervised token, in nats.
+    pub eval_loss: f64,
+    /// `exp(eval_loss)`.
+    pub eval_perplexity: f64,
+    /// Share of supervised tokens that are the most probable ones.
+    pub eval_token_accuracy: f64,
+    /// Share of rows whose supervised tokens are all the most probable ones: what greedy generation would answer.
+    pub eval_accuracy: f64,
+    /// Seconds.
+    pub eval_runtime: f64,
+    /// Rows per second.
+    pub eval_samples_per_second: f64,
+}
+
+impl EvalMetrics {
+    /// The metric of this name, with or without `eval_`.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        match name.strip_prefix("eval_").unwrap_or(name) {
+            "loss" => Some(self.eval_loss),
+            "perplexity" => Some(self.eval_perplexity),
+            "token_accuracy" => Some(self.eval_token_accuracy),
+            "accuracy" => Some(self.eval_accuracy),
+            _ => None,
+        }
+    }
+
+    /// Names that [`EvalMetrics::get`] knows.
+    pub const NAMES: [&'static str; 4] =
+        ["eval_loss", "eval_perplexity", "eval_token_accuracy", "eval_accuracy"];
+}
+
+/// How rows are grouped, for the packing.
+pub(super) fn batch_by(batching: Batching) -> BatchBy {
+    match batching {
+        Batching::Samples(rows) => BatchBy::Samples(rows),
+        Batching::Tokens(tokens) => BatchBy::Tokens(tokens),
+    }
+}
+
+/// Evaluates `adapters` on `rows`, which must not be empty.
+///
+/// # Errors
+/// [`Error::Stopped`] if the context asks to stop, or what the model finds wrong with a row.
+pub(super) fn evaluate(
+    config: &TrainConfig,
+    (device, decoder): (&Device, &Decoder<f32>),
+    adapters: &[Adapter<f32>],
+    rows: &[Row],
+    context: &Context,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<EvalMetrics> {
+    let start = Instant::now();
+    let lengths: Vec<usize> = rows.iter().map(|row| row.example.len()).collect();
+    let order: Vec<usize> = (0..rows.len()).collect();
+    let (mut loss, mut tokens, mut right, mut right_rows, mut done) = (0.0, 0usize, 0usize, 0usize, 0usize);
+    for batch in micro_batches(&lengths, &order, batch_by(config.eval_batching()))? {
+        let batch: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
+        for pass in passes(&batch, config.max_tokens_per_pass) {
+            if context.stopped() {
+                return Err(Error::Stopped { what: "stopped within an evaluation".into() });
+            }
+            let packed = packed(pass, false, 0);
+            let scores = device.run(|| decoder.score(device, &packed, adapters))?;
+            loss -= scores.iter().map(|s| s.logprob).sum::<f64>();
+            tokens += scores.len();
+            let mut scores = scores.iter();
+            for row in pass {
+                let of_row: Vec<_> = scores.by_ref().take(row.example.supervised()).collect();
+                let hits = of_row.iter().filter(|s| s.is_argmax).count();
+                right += hits;
+                right_rows += usize::from(hits == of_row.len());
+            }
+            done += pass.len();
+            watch(Event::Evaluating { done, total: rows.len() });
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let eval_loss = loss / tokens as f64;
+    if !eval_loss.is_finite() {
+        return Err(Error::Numeric {
+            what: "the evaluation loss is not finite".into(),
+            fix: "lower --learning-rate; the last checkpoint is good".into(),
+        });
+    }
+    Ok(EvalMetrics {
+        eval_loss,
+        eval_perplexity: eval_loss.exp(),
+        eval_token_accuracy: right as f64 / tokens as f64,
+        eval_accuracy: right_rows as f64 / rows.len() as f64,
+        eval_runtime: seconds,
+        eval_samples_per_second: rows.len() as f64 / seconds,
+    })
+}

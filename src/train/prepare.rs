@@ -1,0 +1,202 @@
+//! Everything a training needs before its first step: model, adapter, rows as tokens.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use super::event::Event;
+use crate::config::{TrainConfig, matching_variant};
+use crate::data::encode::{EncodeOptions, Example};
+use crate::data::jsonl::{Record, read_files};
+use crate::data::packing::split_eval;
+use crate::data::routing::select;
+use crate::data::template::sandbox::HelperCommand;
+use crate::data::texts::{Texts, text_format};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::formats::adapter::read_adapter;
+use crate::model::open::{self, OpenModel};
+use crate::model::{Adapter, Decoder, load};
+
+/// What the surroundings offer to a run.
+#[derive(Clone, Default)]
+pub struct Context {
+    /// How to start the process that renders chat templates; without it they are rendered in this one.
+    pub template_helper: Option<HelperCommand>,
+    /// Asked between passes: true if the run should save and end.
+    pub stop: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("template_helper", &self.template_helper).finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// True if the run should end.
+    pub fn stopped(&self) -> bool {
+        self.stop.as_ref().is_some_and(|stop| stop())
+    }
+}
+
+/// A row as tokens, and where it came from.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// Tokens and labels.
+    pub example: Example,
+    /// `file:line`, for messages.
+    pub place: String,
+}
+
+/// See the module text.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Who computes.
+    pub device: Device,
+    /// The frozen model.
+    pub decoder: Decoder<f32>,
+    /// The adapter at its start.
+    pub adapter: Adapter<f32>,
+    /// Rows to learn.
+    pub train: Vec<Row>,
+    /// Rows to evaluate on.
+    pub eval: Vec<Row>,
+    /// The model folder.
+    pub model: OpenModel,
+}
+
+/// Opens the model and the files of `config` and turns rows into tokens.
+///
+/// # Errors
+/// An input or I/O error that names the file, line and fix.
+pub fn prepare(
+    config: &TrainConfig,
+    context: &Context,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Prepared> {
+    config.check_supported()?;
+    let device = Device::cpu(config.threads.unwrap_or(0))?;
+    // Rows first: they are quick to read, and most mistakes are in them.
+    let (train_records, routing) = select(read_files(&config.train_file)?, config.train_mode)?;
+    let eval_records = match config.eval_file.is_empty() {
+        true => None,
+        false => Some(select(read_files(&config.eval_file)?, config.train_mode)?),
+    };
+    let notes = std::cell::RefCell::new(Vec::new());
+    let model = open::open(&config.model, &|what| notes.borrow_mut().push(what.to_owned()))?;
+    for note in notes.take() {
+        watch(Event::Note(note));
+    }
+    let texts = Texts::open(model.folder.dir(), config.format, context.template_helper.as_ref())?;
+    if config.max_seq_length > model.config.max_position_embeddings {
+        watch(Event::Warning(format!(
+            "--max-seq-length {} is beyond the {} positions of the model; longer rows are refused",
+            config.max_seq_length, model.config.max_position_embeddings
+        )));
+    }
+    let mut encode = |name, records: &[Record], routing| -> Result<Vec<Row>> {
+        let options = EncodeOptions {
+            truncation: config.truncation,
+            escape_special: config.escape_special,
+            skip_empty: config.skip_empty,
+            vocab_size: Some(model.config.vocab_size),
+            ..EncodeOptions::new(
+                text_format(config.format)?,
+                config.max_seq_length.min(model.config.max_position_embeddings),
+            )
+        };
+        let encoder = texts.encoder(options, records)?;
+        let (examples, audit) =
+            with_progress(records.len(), &device, watch, |progress| encoder.encode_all(records, progress))?;
+        watch(Event::Audit { name, audit: &audit, routing });
+        let row = |example: Example| Row {
+            place: format!("{}:{}", records[example.record].file.display(), records[example.record].line),
+            example,
+        };
+        Ok(examples.into_iter().map(row).collect())
+    };
+    let mut train = encode("training", &train_records, routing)?;
+    let eval = match (&eval_records, config.eval_fraction) {
+        (Some((records, routing)), _) => encode("evaluation", records, *routing)?,
+        (None, Some(fraction)) => {
+            let (kept, held_out) = split_eval(train.len(), fraction, config.seed)?;
+            let pick = |rows: &[usize]| rows.iter().map(|&i| train[i].clone()).collect::<Vec<_>>();
+            let eval = pick(&held_out);
+            train = pick(&kept);
+            eval
+        }
+        (None, None) => Vec::new(),
+    };
+    if context.stopped() {
+        return Err(Error::Stopped { what: "stopped before the first step; nothing was written".into() });
+    }
+
+    let loaded = load::load(&device, &model.config, &model.folder, &|_, _| {})?;
+    let bytes = model.folder.total_bytes();
+    watch(Event::Loading { done: bytes, total: bytes });
+    if !loaded.unused.is_empty() {
+        watch(Event::Note(format!("tensors of the model that are not used: {}", loaded.unused.join(", "))));
+    }
+    if let Some(variant) = matching_variant(&model.config) {
+        watch(Event::Note(format!("the model has the shape of {}", variant.name)));
+    }
+    let decoder = Decoder { config: model.config.clone(), weights: loaded.weights };
+    let adapter = device.run(|| first_adapter(config, &device, &decoder))?;
+    Ok(Prepared { device, decoder, adapter, train, eval, model })
+}
+
+/// A new adapter, or the one that the run starts from.
+fn first_adapter(config: &TrainConfig, device: &Device, decoder: &Decoder<f32>) -> Result<Adapter<f32>> {
+    let Some(dir) = &config.init_adapter else {
+        return Adapter::new(device, &config.lora(), &decoder.config, &decoder.weights, config.seed);
+    };
+    let peft = read_adapter(dir)?;
+    let mut adapter = Adapter::from_peft(device, &decoder.config, &peft.config, &peft.tensors, dir)?;
+    let (has, wanted) = (adapter.config().clone(), config.lora());
+    let modules = |lora: &crate::config::LoraConfig| lora.modules_of(&decoder.config);
+    let differs = [
+        ("lora_r", has.r.to_string(), wanted.r.to_string()),
+        ("lora_alpha", has.alpha.to_string(), wanted.alpha.to_string()),
+        ("use_rslora", has.use_rslora.to_string(), wanted.use_rslora.to_string()),
+        ("use_dora", has.use_dora.to_string(), wanted.use_dora.to_string()),
+        ("target_modules", modules(&has)?.join(","), modules(&wanted)?.join(",")),
+    ];
+    if let Some((field, has, wanted)) = differs.into_iter().find(|(_, has, wanted)| has != wanted) {
+        return Error::input("CONFIG", "the adapter to start from is of another kind")
+            .path(dir)
+            .field(field)
+            .got(wanted)
+            .expected(has)
+            .fix("pass the values of its adapter_config.json")
+            .into();
+    }
+    // Dropout belongs to the run, not to the adapter.
+    adapter.set_dropout(config.lora_dropout);
+    Ok(adapter)
+}
+
+/// Runs `work` on the device's threads and reports its progress from this one.
+fn with_progress<R: Send>(
+    total: usize,
+    device: &Device,
+    watch: &mut dyn FnMut(Event<'_>),
+    work: impl FnOnce(&(dyn Fn(usize) + Sync)) -> R + Send,
+) -> R {
+    let done = AtomicUsize::new(0);
+    let (finished, wait) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let done = &done;
+        let worker = scope.spawn(move || {
+            let result = device.run(|| work(&|n| drop(done.fetch_add(n, Ordering::Relaxed))));
+            drop(finished);
+            result
+        });
+        let tick = std::time::Duration::from_millis(100);
+        while let Err(mpsc::RecvTimeoutError::Timeout) = wait.recv_timeout(tick) {
+            watch(Event::Tokenising { done: done.load(Ordering::Relaxed), total });
+        }
+        watch(Event::Tokenising { done: done.load(Ordering::Relaxed), total });
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
