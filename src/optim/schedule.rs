@@ -54,8 +54,7 @@ mod tests {
 
     #[test]
     fn cosine_with_warmup_gives_the_rates_of_the_goldens() {
-        let schedule =
-            Schedule { kind: LrScheduler::Cosine, peak: 0.005, warmup_steps: 2, total_steps: 6 };
+        let schedule = Schedule { kind: LrScheduler::Cosine, peak: 0.005, warmup_steps: 2, total_steps: 6 };
         let expected = [0.0, 0.0025, 0.005, 0.004_267_766_952_966_369, 0.0025, 0.000_732_233_047_033_631_2];
         for (done, rate) in expected.iter().enumerate() {
             assert!((schedule.learning_rate(done as u64) - rate).abs() < 1e-15, "{done}");

@@ -47,9 +47,8 @@ impl Case {
     /// The micro-batches of a step.
     fn micro_batches(&self, step: usize) -> Vec<Vec<(Vec<u32>, Vec<i64>)>> {
         let numbers = |v: &Value| -> Vec<i64> { serde_json::from_value(v.clone()).unwrap() };
-        let sequence = |s: &Value| {
-            (numbers(&s["input_ids"]).iter().map(|&i| i as u32).collect(), numbers(&s["labels"]))
-        };
+        let sequence =
+            |s: &Value| (numbers(&s["input_ids"]).iter().map(|&i| i as u32).collect(), numbers(&s["labels"]));
         let batches = self.json["steps"][step]["micro_batches"].as_array().unwrap();
         batches.iter().map(|b| b.as_array().unwrap().iter().map(sequence).collect()).collect()
     }
