@@ -70,8 +70,11 @@ impl Storage for Disk {
     }
 }
 
-/// Removes a folder and all that is in it; follows no link.
+/// Removes a folder and all that is in it; follows no link, not even at the top.
 pub(super) fn remove_tree(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
+    if !dir.symlink_metadata()?.is_dir() {
+        return storage.remove_file(dir);
+    }
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

@@ -91,8 +91,7 @@ impl Default for AdapterConfig {
 }
 
 /// Keys that say nothing about what is computed from a saved adapter, or that are read with another one.
-const IGNORED: [&str; 14] = [
-    "arrow_config",
+const IGNORED: [&str; 12] = [
     "auto_mapping",
     "corda_config",
     "ensure_weight_tying",
@@ -100,7 +99,6 @@ const IGNORED: [&str; 14] = [
     "loftq_config",
     "lora_ga_config",
     "megatron_core",
-    "monteclora_config",
     "peft_type",
     "peft_version",
     "qalora_group_size",
@@ -109,12 +107,14 @@ const IGNORED: [&str; 14] = [
 ];
 
 /// Keys that change what is computed in a way that is not supported; refused unless null, false or empty.
-const UNSUPPORTED: [&str; 9] = [
+const UNSUPPORTED: [&str; 11] = [
     "alora_invocation_tokens",
+    "arrow_config",
     "kasa_config",
     "layer_replication",
     "lora_bias",
     "megatron_config",
+    "monteclora_config",
     "target_parameters",
     "trainable_token_indices",
     "use_bdlora",

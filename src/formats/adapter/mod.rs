@@ -15,7 +15,6 @@ use super::model_folder::{pickle_fix, pickled};
 use super::safetensors::{NamedTensor, TensorData, TensorFile, serialize};
 use super::storage::{Disk, Storage};
 use crate::error::{Error, Result};
-use crate::tensor::DType;
 
 pub use config::{AdapterConfig, TargetModules};
 
@@ -190,9 +189,7 @@ fn check_finite<T: crate::tensor::Real>(name: &str, data: &[T]) -> Result<(), St
 
 /// The error of an adapter file whose numbers are not finite.
 fn refuse(what: String, path: &Path) -> Error {
-    let error = Error::input(CODE, format!("not finite: {what}"))
-        .path(path)
-        .expected(format!("finite {}", DType::F32));
+    let error = Error::input(CODE, format!("not finite: {what}")).path(path).expected("finite numbers");
     error.fix("use an earlier checkpoint; this training had diverged").into()
 }
 

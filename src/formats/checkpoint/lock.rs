@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::CODE;
@@ -26,8 +27,11 @@ impl RunLock {
         create_output_dir(output_dir)?;
         let path = output_dir.join(LOCK_NAME);
         let failed = |action: &'static str| move |e| Error::io(output_dir.join(LOCK_NAME), action, e);
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = options.map_err(failed("open"))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        // A link could name any file of the user, which would then be overwritten.
+        options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+        let mut file = options.open(&path).map_err(failed("open"))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::Error(error)) => return Err(failed("lock")(error)),

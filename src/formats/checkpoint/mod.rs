@@ -12,6 +12,8 @@ mod remove;
 mod save;
 
 #[cfg(test)]
+mod power_cut_tests;
+#[cfg(test)]
 mod tests;
 
 pub use lock::RunLock;
@@ -46,7 +48,8 @@ fn list(output_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found: Vec<(u64, PathBuf)> = entries(output_dir)?
         .into_iter()
         .filter_map(|(name, path)| Some((step_of(&name)?, path)))
-        .filter(|(_, path)| path.is_dir())
+        // A link is not ours to rotate or to resume from by itself.
+        .filter(|(_, path)| path.symlink_metadata().is_ok_and(|m| m.is_dir()))
         .collect();
     found.sort();
     Ok(found)

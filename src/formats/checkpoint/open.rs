@@ -120,7 +120,7 @@ pub fn newest(output_dir: &Path) -> Result<(Option<Checkpoint>, Vec<Skipped>)> {
 fn verify(dir: &Path, entry: &Entry) -> Result<()> {
     let (path, mut file) = open_entry(dir, entry)?;
     let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
+    let mut buffer = vec![0; 1 << 16];
     loop {
         match file.read(&mut buffer) {
             Ok(0) => break,

@@ -1,5 +1,6 @@
 //! Tests of checkpoints: crashes and errors at every operation, damage of every bit, rotation, and the lock.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::remove::rotate_on;
@@ -105,12 +106,16 @@ fn every_flipped_bit_and_every_truncation_is_noticed() {
         for i in 0..bytes.len() {
             std::fs::write(&file, &bytes[..i]).unwrap();
             assert!(open(&path).is_err(), "{name} cut at {i}");
+        }
+        std::fs::write(&file, &bytes).unwrap();
+        // In place, because some file systems wait for the disk when a file is cut and written anew.
+        let in_place = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+        for (i, byte) in bytes.iter().enumerate() {
             for bit in 0..8 {
-                let mut damaged = bytes.clone();
-                damaged[i] ^= 1 << bit;
-                std::fs::write(&file, damaged).unwrap();
+                in_place.write_all_at(&[byte ^ (1 << bit)], i as u64).unwrap();
                 assert!(open(&path).is_err(), "{name}: bit {bit} of byte {i}");
             }
+            in_place.write_all_at(&[*byte], i as u64).unwrap();
         }
         std::fs::write(&file, [&bytes[..], b"x"].concat()).unwrap();
         assert!(open(&path).is_err(), "{name} is longer");
@@ -287,6 +292,29 @@ fn cleaning_removes_leftovers_only() {
     assert_eq!(names(dir.path()), kept);
     assert_eq!(check(dir.path(), "restored"), (5, "old".to_owned()));
     assert!(clean_stale(&path("missing")).unwrap().is_empty());
+}
+
+#[test]
+fn links_are_removed_and_never_followed() {
+    use std::os::unix::fs::symlink;
+    let theirs = run(&[9]);
+    let dir = run(&[1, 2, 3]);
+    let target = theirs.path().join("checkpoint-9");
+    symlink(&target, dir.path().join("checkpoint-9")).unwrap();
+    symlink(&target, dir.path().join(format!(".tmp-checkpoint-3-{}", std::process::id()))).unwrap();
+    symlink(&target, dir.path().join("checkpoint-4")).unwrap();
+    assert_eq!(check(dir.path(), "links").0, 3);
+    save(dir.path(), 3, &files("new")).unwrap();
+    save(dir.path(), 4, &files("new")).unwrap();
+    rotate(dir.path(), 1, &[]).unwrap();
+    clean_stale(dir.path()).unwrap();
+    assert_eq!(names(dir.path()), ["checkpoint-4", "checkpoint-9"]);
+    open(&target).unwrap();
+    let file = theirs.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    symlink(&file, dir.path().join(".lock")).unwrap();
+    assert!(RunLock::acquire(dir.path()).is_err());
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
 }
 
 #[test]

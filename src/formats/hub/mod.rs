@@ -64,7 +64,7 @@ pub fn resolve_model(name: &str) -> Result<PathBuf> {
     resolve_model_with(name, &HubEnv::from_process(), &|_| {})
 }
 
-/// As [`resolve_model`] in a given environment; `progress` is told the name of each file before it is downloaded.
+/// As [`resolve_model`] in a given environment; `progress` is told the name of each file before it is fetched.
 ///
 /// # Errors
 /// As [`resolve_model`].

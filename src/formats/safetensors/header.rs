@@ -5,15 +5,14 @@
 //! duplicate or unknown keys.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fmt;
 use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use super::super::strict_json::UniqueMap;
 use super::{CODE, METADATA};
 use crate::error::{Error, InputError, Result};
+use crate::formats::strict_json::UniqueMap;
 use crate::tensor::DType;
 
 const MAX_HEADER: u64 = 100_000_000;
@@ -21,21 +20,29 @@ const MAX_TENSORS: usize = 1_000_000;
 const MAX_RANK: usize = 8;
 const MAX_NAME: usize = 512;
 
-/// A header that has been checked against its file.
-#[derive(Debug)]
+/// A header. [`parse`] returns it checked against its file.
+#[derive(Debug, Default)]
 pub(super) struct Header {
     /// Free text of the writer.
     pub(super) metadata: BTreeMap<String, String>,
-    /// The tensors by name.
-    pub(super) tensors: BTreeMap<String, TensorInfo>,
+    /// The tensors, sorted by name. A list, because a map takes twice the memory for a header of many small entries.
+    pub(super) tensors: Vec<(Box<str>, TensorInfo)>,
 }
 
-/// One tensor of a checked header.
+impl Header {
+    /// The tensor called `name`.
+    pub(super) fn get(&self, name: &str) -> Option<&TensorInfo> {
+        let place = self.tensors.binary_search_by(|(other, _)| (**other).cmp(name)).ok()?;
+        Some(&self.tensors[place].1)
+    }
+}
+
+/// One tensor of a header.
 #[derive(Debug, Clone)]
 pub(super) struct TensorInfo {
     pub(super) dtype: DType,
     pub(super) shape: Box<[usize]>,
-    /// First byte, counted from the start of the file.
+    /// First byte, counted from the start of the file (in the file itself: from the start of the data).
     pub(super) start: usize,
     /// Byte after the last.
     pub(super) end: usize,
@@ -62,12 +69,12 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header> {
     if text.first() != Some(&b'{') {
         return again(bad("the header does not start with \"{\""));
     }
-    let raw: RawHeader = match serde_json::from_slice(text) {
-        Ok(raw) => raw,
+    let mut header: Header = match serde_json::from_slice(text) {
+        Ok(header) => header,
         Err(error) => return again(bad(&format!("invalid header: {error}"))),
     };
-    let tensors = place(path, raw.tensors, 8 + text.len(), data.len())?;
-    Ok(Header { metadata: raw.metadata, tensors })
+    place(path, &mut header.tensors, 8 + text.len(), data.len())?;
+    Ok(header)
 }
 
 /// Checks that `name` may be the name of a tensor; says why not.
@@ -82,18 +89,17 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// Checks that the tensors fill the `data_len` bytes after `data_start` without gap or overlap, each with the size that
-/// its shape and type ask for.
+/// its shape and type ask for; then counts their offsets from the start of the file.
 fn place(
     path: &Path,
-    raw: BTreeMap<String, RawTensor>,
+    tensors: &mut [(Box<str>, TensorInfo)],
     data_start: usize,
     data_len: usize,
-) -> Result<BTreeMap<String, TensorInfo>> {
+) -> Result<()> {
     let bad = |name: &str, what: &str| Error::input(CODE, what).path(path).field(name);
-    let mut order: Vec<(u64, u64, &str)> = Vec::with_capacity(raw.len());
-    for (name, tensor) in &raw {
-        let [start, end] = tensor.offsets;
-        let size = tensor.shape.iter().try_fold(tensor.dtype.size() as u64, |n, &d| n.checked_mul(d));
+    for (name, tensor) in &*tensors {
+        let (start, end) = (tensor.start, tensor.end);
+        let size = tensor.shape.iter().try_fold(tensor.dtype.size(), |n, &d| n.checked_mul(d));
         let Some(size) = size else {
             return again(bad(name, "the shape overflows").got(format!("{:?}", tensor.shape)));
         };
@@ -101,34 +107,29 @@ fn place(
             let got = format!("data_offsets [{start}, {end}]");
             return again(bad(name, "offsets and shape disagree").got(got).expected(format!("{size} bytes")));
         }
-        order.push((start, end, name));
     }
-    order.sort_unstable();
+    let mut order: Vec<usize> = (0..tensors.len()).collect();
+    order.sort_unstable_by_key(|&i| (tensors[i].1.start, tensors[i].1.end));
     let mut next = 0;
-    for &(start, end, name) in &order {
-        if start != next {
-            let what = if start < next { "overlaps another tensor" } else { "a gap lies before the tensor" };
+    for i in order {
+        let (name, TensorInfo { start, end, .. }) = (&tensors[i].0, &tensors[i].1);
+        if *start != next {
+            let what = if *start < next { "overlaps another tensor" } else { "a gap lies before the tensor" };
             return again(bad(name, what).got(format!("offset {start}")).expected(next));
         }
-        next = end;
+        next = *end;
     }
-    if next != data_len as u64 {
+    if next != data_len {
         let what = "the file does not end where its last tensor ends";
         let got = format!("{data_len} bytes of data");
         return again(Error::input(CODE, what).path(path).got(got).expected(next));
     }
-    drop(order);
-    // Every offset is now at most the length of the file, and every dimension of a tensor that is not empty at most that;
-    // a dimension beside a zero may still be anything up to u64::MAX.
-    let place = |(name, tensor): (String, RawTensor)| {
-        let shape = tensor.shape.iter().map(|&d| usize::try_from(d)).collect::<Result<_, _>>();
-        let Ok(shape) = shape else {
-            return again(bad(&name, "a dimension is larger than this machine's memory"));
-        };
-        let [start, end] = tensor.offsets.map(|offset| data_start + offset as usize);
-        Ok((name, TensorInfo { dtype: tensor.dtype, shape, start, end }))
-    };
-    raw.into_iter().map(place).collect()
+    // Every offset is now at most the length of the data, so the sums are at most the length of the file.
+    for (_, tensor) in tensors {
+        tensor.start += data_start;
+        tensor.end += data_start;
+    }
+    Ok(())
 }
 
 /// The error of a file that is damaged.
@@ -136,30 +137,23 @@ fn again<T>(error: InputError) -> Result<T> {
     error.fix("the file is damaged or incomplete; copy or download it again").into()
 }
 
-/// The header as it stands in the file, with all that can be checked without the file's size.
-#[derive(Default)]
-struct RawHeader {
-    metadata: BTreeMap<String, String>,
-    tensors: BTreeMap<String, RawTensor>,
-}
-
-impl<'de> Deserialize<'de> for RawHeader {
+impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(RawHeaderVisitor)
+        deserializer.deserialize_map(HeaderVisitor)
     }
 }
 
-struct RawHeaderVisitor;
+struct HeaderVisitor;
 
-impl<'de> Visitor<'de> for RawHeaderVisitor {
-    type Value = RawHeader;
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of tensors")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-        let mut header = RawHeader::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let mut header = Header::default();
         let mut has_metadata = false;
         while let Some(name) = map.next_key::<String>()? {
             if name == METADATA {
@@ -173,50 +167,40 @@ impl<'de> Visitor<'de> for RawHeaderVisitor {
             if header.tensors.len() == MAX_TENSORS {
                 return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
             }
-            match header.tensors.entry(name) {
-                Entry::Occupied(place) => {
-                    return Err(A::Error::custom(format!("duplicate tensor {:?}", place.key())));
-                }
-                Entry::Vacant(place) => {
-                    let name = place.key().clone();
-                    let tensor = map.next_value();
-                    place.insert(tensor.map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?);
-                }
-            }
+            let tensor = map.next_value();
+            let tensor = tensor.map_err(|e| A::Error::custom(format!("tensor {name:?}: {e}")))?;
+            header.tensors.push((name.into(), tensor));
+        }
+        header.tensors.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        if let Some(pair) = header.tensors.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(A::Error::custom(format!("duplicate tensor {:?}", pair[0].0)));
         }
         Ok(header)
     }
 }
 
-/// One tensor as it stands in the file.
-struct RawTensor {
-    dtype: DType,
-    shape: Box<[u64]>,
-    offsets: [u64; 2],
-}
-
-impl<'de> Deserialize<'de> for RawTensor {
+impl<'de> Deserialize<'de> for TensorInfo {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // A derived implementation would also take an array in place of the object.
-        deserializer.deserialize_map(RawTensorVisitor)
+        deserializer.deserialize_map(TensorVisitor)
     }
 }
 
-struct RawTensorVisitor;
+struct TensorVisitor;
 
-impl<'de> Visitor<'de> for RawTensorVisitor {
-    type Value = RawTensor;
+impl<'de> Visitor<'de> for TensorVisitor {
+    type Value = TensorInfo;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with dtype, shape and data_offsets")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawTensor, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TensorInfo, A::Error> {
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
         while let Some(key) = map.next_key::<String>()? {
             let repeated = match key.as_str() {
                 "dtype" => dtype.replace(dtype_of(&map.next_value::<String>()?)?).is_some(),
-                "shape" => shape.replace(map.next_value::<RawShape>()?.0).is_some(),
+                "shape" => shape.replace(map.next_value::<Shape>()?.0).is_some(),
                 "data_offsets" => offsets.replace(map.next_value()?).is_some(),
                 _ => return Err(A::Error::custom(format!("unknown key {key:?}"))),
             };
@@ -224,10 +208,12 @@ impl<'de> Visitor<'de> for RawTensorVisitor {
                 return Err(A::Error::custom(format!("duplicate key {key:?}")));
             }
         }
-        Ok(RawTensor {
+        let [start, end] = offsets.ok_or_else(|| A::Error::missing_field("data_offsets"))?;
+        Ok(TensorInfo {
             dtype: dtype.ok_or_else(|| A::Error::missing_field("dtype"))?,
             shape: shape.ok_or_else(|| A::Error::missing_field("shape"))?,
-            offsets: offsets.ok_or_else(|| A::Error::missing_field("data_offsets"))?,
+            start,
+            end,
         })
     }
 }
@@ -250,24 +236,24 @@ fn dtype_of<E: serde::de::Error>(name: &str) -> Result<DType, E> {
 }
 
 /// The dimensions; reading stops at the ninth.
-struct RawShape(Box<[u64]>);
+struct Shape(Box<[usize]>);
 
-impl<'de> Deserialize<'de> for RawShape {
+impl<'de> Deserialize<'de> for Shape {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(RawShapeVisitor)
+        deserializer.deserialize_seq(ShapeVisitor)
     }
 }
 
-struct RawShapeVisitor;
+struct ShapeVisitor;
 
-impl<'de> Visitor<'de> for RawShapeVisitor {
-    type Value = RawShape;
+impl<'de> Visitor<'de> for ShapeVisitor {
+    type Value = Shape;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "a list of at most {MAX_RANK} dimensions")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<RawShape, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Shape, A::Error> {
         let mut shape = Vec::new();
         while let Some(dimension) = seq.next_element()? {
             if shape.len() == MAX_RANK {
@@ -275,6 +261,6 @@ impl<'de> Visitor<'de> for RawShapeVisitor {
             }
             shape.push(dimension);
         }
-        Ok(RawShape(shape.into()))
+        Ok(Shape(shape.into()))
     }
 }

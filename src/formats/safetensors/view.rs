@@ -47,18 +47,18 @@ impl TensorFile {
 
     /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.header.tensors.keys().map(String::as_str)
+        self.header.tensors.iter().map(|(name, _)| &**name)
     }
 
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<TensorView> {
-        let info = self.header.tensors.get(name)?.clone();
+        let info = self.header.get(name)?.clone();
         Some(TensorView { source: Arc::clone(&self.source), name: name.to_owned(), info })
     }
 
     /// Bytes of all tensors together.
     pub fn data_bytes(&self) -> u64 {
-        self.header.tensors.values().map(|t| (t.end - t.start) as u64).sum()
+        self.header.tensors.iter().map(|(_, t)| (t.end - t.start) as u64).sum()
     }
 }
 

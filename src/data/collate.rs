@@ -1,0 +1,183 @@
+//! Examples become one packed [`Batch`]: labels are shifted into targets, rows that nothing is learnt from are left out.
+//!
+//! Row `t` of an example predicts token `t + 1`, so a target stands at `t` where `labels[t + 1]` is supervised. In a causal model the
+//! rows after the last such `t` influence nothing; they are dropped. [`collate_shared`] computes a prompt that several
+//! examples begin with only once; sums over targets stay the same.
+
+use super::encode::Example;
+use crate::batch::{Batch, IGNORE_INDEX, Target};
+use crate::error::{Error, Result};
+
+/// Shortest shared beginning that becomes a segment of its own. A shorter one saves less than another segment costs.
+pub const MIN_SHARED_TOKENS: usize = 16;
+
+/// Packs examples, each in a segment of its own, for the adapter with index `adapter`. An example that predicts nothing
+/// contributes no segment.
+pub fn collate(examples: &[&Example], adapter: usize) -> Batch {
+    let mut batch = Batch::default();
+    for example in examples {
+        let rows = used_rows(example);
+        if rows == 0 {
+            continue;
+        }
+        let start = batch.total_tokens();
+        batch.push_segment(&example.input_ids[..rows], None, adapter);
+        batch.targets.extend(predictions(example).map(|(t, token)| Target {
+            row: start + t,
+            token,
+            weight: 1.0,
+        }));
+    }
+    batch
+}
+
+/// As [`collate`], but tokens that at least two examples begin with (16 or more) are one segment that the rest of each
+/// continues. The targets are the same as those of [`collate`] in another order; several may share a row.
+pub fn collate_shared(examples: &[&Example], adapter: usize) -> Batch {
+    let used: Vec<&Example> = examples.iter().copied().filter(|example| used_rows(example) > 0).collect();
+    let ids: Vec<&[u32]> = used.iter().map(|example| &example.input_ids[..used_rows(example)]).collect();
+    let mut batch = Batch::default();
+    let spans = share(&ids, adapter, &mut batch);
+    for (example, spans) in used.iter().zip(&spans) {
+        let mut spans = spans.iter().copied().peekable();
+        for (t, token) in predictions(example) {
+            while spans.peek().is_some_and(|span| t >= span.position + span.len) {
+                spans.next();
+            }
+            // The spans of an example tile its rows, so there is one.
+            if let Some(span) = spans.peek() {
+                batch.targets.push(Target { row: span.row + t - span.position, token, weight: 1.0 });
+            }
+        }
+    }
+    batch.targets.sort_by_key(|target| (target.row, target.token));
+    batch
+}
+
+/// A prompt with its continuations, packed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choices {
+    /// The prompt as one segment, and one segment per choice that continues it.
+    pub batch: Batch,
+    /// For every choice the indices of its targets in `batch.targets`, in the order of its tokens.
+    pub targets: Vec<Vec<usize>>,
+}
+
+/// Packs `prompt` once and every choice after it; every token of a choice is a target.
+///
+/// # Errors
+/// [`Error::Input`] if the prompt is empty (nothing would predict the first token) or a choice is.
+pub fn collate_choices(prompt: &[u32], choices: &[Vec<u32>], adapter: usize) -> Result<Choices> {
+    if prompt.is_empty() || choices.iter().any(Vec::is_empty) {
+        let what = if prompt.is_empty() { "the prompt is empty" } else { "a choice is empty" };
+        return Error::input("DATA", what).fix("give at least one token").into();
+    }
+    let mut batch = Batch::default();
+    let root = batch.push_segment(prompt, None, adapter);
+    let mut targets: Vec<Vec<usize>> = Vec::with_capacity(choices.len());
+    for choice in choices {
+        targets.push(vec![batch.targets.len()]);
+        batch.targets.push(Target { row: prompt.len() - 1, token: choice[0], weight: 1.0 });
+    }
+    for (choice, targets) in choices.iter().zip(&mut targets) {
+        let rows = &choice[..choice.len() - 1];
+        if rows.is_empty() {
+            continue;
+        }
+        let start = batch.total_tokens();
+        batch.push_segment(rows, Some(root), adapter);
+        for (t, &token) in choice[1..].iter().enumerate() {
+            targets.push(batch.targets.len());
+            batch.targets.push(Target { row: start + t, token, weight: 1.0 });
+        }
+    }
+    Ok(Choices { batch, targets })
+}
+
+/// The rows that predict something: row, and the token to predict.
+fn predictions(example: &Example) -> impl Iterator<Item = (usize, u32)> + '_ {
+    let labels = example.labels.iter().skip(1).enumerate();
+    labels
+        .filter(|&(_, &label)| label != IGNORE_INDEX)
+        .filter_map(|(t, &label)| Some((t, u32::try_from(label).ok()?)))
+}
+
+/// Rows up to the last that predicts something.
+fn used_rows(example: &Example) -> usize {
+    predictions(example).last().map_or(0, |(t, _)| t + 1).min(example.input_ids.len())
+}
+
+/// Rows `position..position + len` of an example, packed from `row` on.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    position: usize,
+    len: usize,
+    row: usize,
+}
+
+/// Work left in the walk over the trie: the sequences `range` (of the sorted order) agree on all tokens before `from`, which are
+/// packed, the last of them in `parent`.
+struct Branch {
+    range: std::ops::Range<usize>,
+    from: usize,
+    parent: Option<usize>,
+}
+
+/// Packs `sequences` as a trie and returns where the rows of each went. A stack instead of recursion: a chain of sequences,
+/// each a beginning of the next, is as deep as it is long.
+fn share(sequences: &[&[u32]], adapter: usize, batch: &mut Batch) -> Vec<Vec<Span>> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_by_key(|&i| sequences[i]);
+    let mut spans = vec![Vec::new(); sequences.len()];
+    let mut stack = vec![Branch { range: 0..order.len(), from: 0, parent: None }];
+    while let Some(Branch { range, from, parent }) = stack.pop() {
+        let group = &order[range.clone()];
+        let (Some(&first), Some(&last)) = (group.first(), group.last()) else { continue };
+        // Sorted, so what the outer two share is shared by all.
+        let common = common_prefix(sequences[first], sequences[last]);
+        let (mut at, mut parent) = (from, parent);
+        if group.len() == 1 || common - from >= MIN_SHARED_TOKENS {
+            if common > from {
+                let row = batch.total_tokens();
+                parent = Some(batch.push_segment(&sequences[first][from..common], parent, adapter));
+                for &i in group {
+                    spans[i].push(Span { position: from, len: common - from, row });
+                }
+            }
+            at = common;
+        }
+        if group.len() > 1 {
+            split(sequences, &order, range, common, |range| stack.push(Branch { range, from: at, parent }));
+        }
+    }
+    spans
+}
+
+/// Parts of the sorted `range` with the same token at `depth`; sequences that end there come one by one.
+fn split(
+    sequences: &[&[u32]],
+    order: &[usize],
+    range: std::ops::Range<usize>,
+    depth: usize,
+    mut emit: impl FnMut(std::ops::Range<usize>),
+) {
+    let token = |position: usize| sequences[order[position]].get(depth);
+    let mut start = range.start;
+    while start < range.end {
+        let here = token(start);
+        let mut end = start + 1;
+        while here.is_some() && end < range.end && token(end) == here {
+            end += 1;
+        }
+        emit(start..end);
+        start = end;
+    }
+}
+
+fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+#[path = "collate_tests.rs"]
+mod tests;

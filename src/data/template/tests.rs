@@ -1,0 +1,73 @@
+//! Templates in the styles of published families against the text that Jinja2 itself makes of them.
+
+use super::*;
+use crate::data::row;
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/templates");
+
+fn messages(value: &Value) -> Vec<Message> {
+    match row::parse(serde_json::json!({ "messages": value })).unwrap().0 {
+        crate::data::jsonl::Body::Messages(messages) => messages,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_style_gives_the_bytes_of_jinja2() {
+    let cases: Vec<Value> =
+        serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/cases.json")).unwrap()).unwrap();
+    assert!(cases.len() >= 80);
+    for case in &cases {
+        let name = case["template"].as_str().unwrap();
+        let source = std::fs::read_to_string(format!("{FOLDER}/{name}")).unwrap();
+        let template = ChatTemplate::compile(&source, name).unwrap();
+        let variables = case["variables"].as_object().unwrap();
+        let prompt = case["add_generation_prompt"].as_bool().unwrap();
+        let result = template.render(&messages(&case["messages"]), prompt, variables);
+        match (result, case["text"].as_str(), case["error"].as_str()) {
+            (Ok(text), Some(expected), None) => assert_eq!(text, expected, "{case}"),
+            (Err(error), None, Some(expected)) => {
+                assert!(error.to_string().contains(expected), "{error} {case}")
+            }
+            (result, ..) => panic!("{result:?} {case}"),
+        }
+    }
+}
+
+#[test]
+fn errors_name_origin_and_line() {
+    let error = ChatTemplate::compile("a\n{% for %}", "m/chat_template.jinja").unwrap_err().to_string();
+    assert!(error.starts_with("error[TEMPLATE] m/chat_template.jinja: chat template line 2: "), "{error}");
+    let template = ChatTemplate::compile("\n\n{{ raise_exception('system first') }}", "m").unwrap();
+    let error = template.render(&[], false, &Map::new()).unwrap_err().to_string();
+    assert!(error.contains("chat template line 3: system first; fix: "), "{error}");
+    assert!(ChatTemplate::compile(&"x".repeat(MAX_SOURCE_BYTES + 1), "m").is_err());
+}
+
+#[test]
+fn loops_and_floods_end_in_process_too() {
+    for source in [
+        "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+        "{% for a in range(100000) %}{{ 'x' * 1000 }}{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ] {
+        let template = ChatTemplate::compile(source, "m").unwrap();
+        assert!(template.render(&[], false, &Map::new()).is_err(), "{source}");
+    }
+}
+
+#[test]
+fn the_day_is_a_variable() {
+    let template = ChatTemplate::compile("{{ strftime_now('%Y-%m-%d') }}", "m").unwrap();
+    assert_eq!(template.render(&[], false, &Map::new()).unwrap(), "2024-07-26");
+    let today = Map::from_iter([("today".into(), "2025-01-02".into())]);
+    assert_eq!(template.render(&[], false, &today).unwrap(), "2025-01-02");
+}
+
+#[test]
+fn generation_tags_keep_their_white_space_control() {
+    let source = "{{ '{%' }} {%- generation +%} a {%+ endgeneration -%} b {% raw %}{% x %}{% endraw %}";
+    let expected = "{{ '{%' }} {%- if true +%} a {%+ endif -%} b {% raw %}{% x %}{% endraw %}";
+    assert_eq!(without_generation_tags(source), expected);
+    assert_eq!(without_generation_tags("{% generation"), "{% generation");
+}

@@ -1,0 +1,216 @@
+//! The tokenizer of a model folder: `tokenizer.json` for the ids, `tokenizer_config.json` for the roles of special tokens.
+//!
+//! The ids are those of `transformers` with `add_special_tokens=False`. Files come from strangers: sizes are limited, the parser
+//! runs behind `catch_unwind`, and what is known to explode later is refused at load.
+
+mod load;
+mod special;
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use serde_json::{Map, Value};
+
+use super::char_boundary;
+use crate::error::{Error, Result};
+use load::Parts;
+use special::SpecialIndex;
+
+/// A loaded tokenizer. Cheap to share between threads, expensive to load.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The same with special tokens as ordinary text; made when a text first needs it.
+    plain: OnceLock<tokenizers::Tokenizer>,
+    specials: SpecialIndex,
+    named: Map<String, Value>,
+    chat_template: Option<String>,
+    chat_template_origin: String,
+    vocab_size: usize,
+    adds_bos: bool,
+}
+
+impl Tokenizer {
+    /// Loads from the files of a model folder. `chat_template.jinja` wins over the template in `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be read; [`Error::Input`] of class TOKENIZER if one is too large (64 MiB, 4 Mi ids), is
+    /// not understood, or contradicts the other.
+    pub fn from_files(
+        tokenizer_json: &Path,
+        tokenizer_config: Option<&Path>,
+        chat_template_jinja: Option<&Path>,
+    ) -> Result<Self> {
+        Parts::from_files(tokenizer_json, tokenizer_config, chat_template_jinja)?.build()
+    }
+
+    /// Loads from memory, for a tokenizer inside the binary. An empty `tokenizer_config` stands for none.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_files`].
+    pub fn from_parts(tokenizer_json: &[u8], tokenizer_config: &str) -> Result<Self> {
+        Parts::from_memory(tokenizer_json, tokenizer_config)?.build()
+    }
+
+    /// The ids of `text`, nothing added. Special tokens written in the text are recognised, as in `transformers`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] of class TOKENIZER if the tokenizer fails on this text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        guarded("encode the text", || self.inner.encode_fast(text, false).map(|e| e.get_ids().to_vec()))
+    }
+
+    /// The ids of `text` with special tokens in it taken as ordinary text, as `split_special_tokens=True` does. Added tokens
+    /// that are not special (such as `<think>`) stay tokens.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        if !self.specials.may_occur_in(text) {
+            return self.encode(text);
+        }
+        let plain = self.plain.get_or_init(|| {
+            let mut plain = self.inner.clone();
+            plain.set_encode_special_tokens(true);
+            plain
+        });
+        guarded("encode the text", || plain.encode_fast(text, false).map(|e| e.get_ids().to_vec()))
+    }
+
+    /// The ids of a text in which `mark` was put into some special tokens (see [`Tokenizer::mark_special`]): those are ordinary
+    /// text, the others are recognised, and the marks are gone.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>> {
+        if !text.contains(mark) {
+            return self.encode(text);
+        }
+        let mut ids = Vec::new();
+        let mut end = 0;
+        for found in self.specials.find(text) {
+            let range = found.with_stripped_space(text, end);
+            ids.extend(self.encode_plain(&text[end..range.start].replace(mark, ""))?);
+            ids.extend(self.encode(&text[range.clone()])?);
+            end = range.end;
+        }
+        ids.extend(self.encode_plain(&text[end..].replace(mark, ""))?);
+        Ok(ids)
+    }
+
+    /// `text` with `mark` after the first character of every special token in it.
+    pub fn mark_special(&self, text: &str, mark: char) -> String {
+        let mut marked = String::with_capacity(text.len());
+        let mut end = 0;
+        for found in self.specials.find(text) {
+            let first = text[found.range.start..].chars().next().map_or(0, char::len_utf8);
+            marked.push_str(&text[end..found.range.start + first]);
+            marked.push(mark);
+            end = found.range.start + first;
+        }
+        marked.push_str(&text[end..]);
+        marked
+    }
+
+    /// `text` without its first `tokens` tokens, and at least one character shorter.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn cut_left<'t>(&self, text: &'t str, tokens: usize) -> Result<&'t str> {
+        let offsets: Vec<(usize, usize)> =
+            guarded("encode the text", || self.inner.encode(text, false).map(|e| e.get_offsets().to_vec()))?;
+        let first = text.chars().next().map_or(0, char::len_utf8);
+        let at = offsets.get(tokens).map_or(text.len(), |&(start, _)| start.clamp(first, text.len()));
+        Ok(&text[char_boundary(text, at)..])
+    }
+
+    /// The text of `ids`; `skip_special` leaves special tokens out.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        guarded("decode the ids", || self.inner.decode(ids, skip_special))
+    }
+
+    /// The token that ends a text, and its id.
+    pub fn eos_token(&self) -> Option<(String, u32)> {
+        self.named_token("eos_token")
+    }
+
+    /// The token that fills up, and its id.
+    pub fn pad_token(&self) -> Option<(String, u32)> {
+        self.named_token("pad_token")
+    }
+
+    /// The token that begins a text, and its id.
+    pub fn bos_token(&self) -> Option<(String, u32)> {
+        self.named_token("bos_token")
+    }
+
+    /// Whether `transformers` puts the BOS token before a plain text with this tokenizer.
+    pub fn adds_bos(&self) -> bool {
+        self.adds_bos
+    }
+
+    /// Largest id + 1. A model may have more rows (padding of the embedding) but never fewer.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The id of a token, exactly as it is written in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The special tokens that occur in `text`, in order, with repetitions.
+    pub fn special_tokens_in(&self, text: &str) -> Vec<String> {
+        self.specials.find(text).map(|found| text[found.range].to_owned()).collect()
+    }
+
+    /// Where the first special token of `text` is.
+    pub fn first_special_in(&self, text: &str) -> Option<Range<usize>> {
+        self.specials.find(text).next().map(|found| found.range)
+    }
+
+    /// The chat template of the model, if it has one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// The file the chat template came from.
+    pub fn chat_template_origin(&self) -> &str {
+        &self.chat_template_origin
+    }
+
+    /// What templates see: `bos_token`, `eos_token`, `additional_special_tokens` and so on, those that are set.
+    pub fn special_token_map(&self) -> &Map<String, Value> {
+        &self.named
+    }
+
+    fn named_token(&self, role: &str) -> Option<(String, u32)> {
+        let token = self.named.get(role)?.as_str()?;
+        Some((token.to_owned(), self.token_to_id(token)?))
+    }
+}
+
+/// Runs code of the `tokenizers` crate, which panics on some files and texts, and turns every failure into an error.
+fn guarded<T>(action: &str, run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    let what = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned()
+        }
+    };
+    Error::input("TOKENIZER", format!("the tokenizer cannot {action}"))
+        .got(what)
+        .fix("use the tokenizer.json that belongs to the model, or remove this text")
+        .into()
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+pub(in crate::data) mod tests;
