@@ -10,7 +10,7 @@ mod train;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, Args, Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde::Serialize;
 use toml::Table;
@@ -110,17 +110,17 @@ pub struct DataArgs {
     #[arg(long, value_name = "FILE", required = true, aliases = ["train-file", "eval-file"])]
     pub data_file: Vec<PathBuf>,
     /// How a row becomes one text.
-    #[arg(long, value_parser = words(Format::WORDS))]
-    pub format: Option<String>,
+    #[arg(long, value_parser = typed::<Format>(Format::WORDS))]
+    pub format: Option<Format>,
     /// Which rows take part, by `meta.mode`.
-    #[arg(long, value_parser = words(TrainMode::WORDS))]
-    pub train_mode: Option<String>,
+    #[arg(long, value_parser = typed::<TrainMode>(TrainMode::WORDS))]
+    pub train_mode: Option<TrainMode>,
     /// Longest row in tokens.
     #[arg(long, value_name = "TOKENS")]
     pub max_seq_length: Option<usize>,
     /// What happens to longer rows.
-    #[arg(long, value_parser = words(Truncation::WORDS))]
-    pub truncation: Option<String>,
+    #[arg(long, value_parser = typed::<Truncation>(Truncation::WORDS))]
+    pub truncation: Option<Truncation>,
     /// Keep text that looks like a special token as text.
     #[arg(long, value_name = "true|false")]
     pub escape_special: Option<bool>,
@@ -142,8 +142,8 @@ pub struct InitArgs {
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
     /// Type of the weights.
-    #[arg(long, value_parser = words(Dtype::WORDS), default_value = "f32")]
-    pub dtype: String,
+    #[arg(long, value_parser = typed::<Dtype>(Dtype::WORDS), default_value = "f32")]
+    pub dtype: Dtype,
 }
 
 /// Parses a command line, the program name first.
@@ -218,6 +218,14 @@ fn words(words: &'static [&'static [&'static str]]) -> PossibleValuesParser {
         PossibleValue::new(spellings[0]).aliases(spellings[1..].iter().copied())
     };
     PossibleValuesParser::new(words.iter().map(value).collect::<Vec<_>>())
+}
+
+/// The same for an option that is no layer of the configuration and is used as it is.
+fn typed<T>(spellings: &'static [&'static [&'static str]]) -> impl TypedValueParser<Value = T>
+where
+    T: TryFrom<String, Error = String> + Clone + Send + Sync + 'static,
+{
+    words(spellings).try_map(T::try_from)
 }
 
 /// Fills in aliases and defaults, and lets `true` be left out.

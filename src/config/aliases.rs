@@ -9,17 +9,16 @@ pub type Alias = (&'static str, &'static [&'static str]);
 /// Other names of the options of `train`.
 pub const TRAIN: &[Alias] = &[
     ("model", &["model-name", "model-name-or-path", "base-model", "pretrained-model-name-or-path"]),
-    ("train_file", &["train-data", "train-files", "data-file", "dataset"]),
+    ("train_file", &["train-data", "train-files", "data-file"]),
     ("eval_file", &["eval-data", "valid-file", "validation-file"]),
-    ("eval_fraction", &["val-size", "test-size", "validation-split"]),
+    ("eval_fraction", &["val-size", "val-set-size", "test-size"]),
     ("init_adapter", &["adapter-name-or-path", "adapter"]),
     ("resume", &["resume-from-checkpoint"]),
     ("overwrite", &["force", "overwrite-output-dir"]),
-    ("dtype", &["torch-dtype", "compute-dtype"]),
+    ("dtype", &["torch-dtype", "bnb-4bit-compute-dtype"]),
     ("num_epochs", &["num-train-epochs", "epochs"]),
     ("batch_size", &["per-device-train-batch-size", "train-batch-size", "micro-batch-size"]),
     ("eval_batch_size", &["per-device-eval-batch-size"]),
-    ("gradient_accumulation_steps", &["grad-accum-steps", "gradient-accumulation"]),
     ("learning_rate", &["lr"]),
     ("lr_scheduler", &["lr-scheduler-type"]),
     ("max_grad_norm", &["clip-grad-norm"]),
@@ -29,14 +28,8 @@ pub const TRAIN: &[Alias] = &[
     ),
     ("lora_r", &["lora-rank"]),
     ("target_modules", &["lora-target", "lora-target-modules"]),
-    ("use_rslora", &["use-rs-lora"]),
-    ("quant", &["quantization", "bnb-4bit-quant-type"]),
-    ("double_quant", &["bnb-4bit-use-double-quant", "double-quantization"]),
-    ("early_stopping_patience", &["patience"]),
-    ("share_prefix", &["prefix-sharing"]),
-    ("adam_beta1", &["beta1"]),
-    ("adam_beta2", &["beta2"]),
-    ("adam_epsilon", &["epsilon"]),
+    ("quant", &["bnb-4bit-quant-type"]),
+    ("double_quant", &["bnb-4bit-use-double-quant"]),
 ];
 
 /// Other names of the options of `score`.
@@ -46,13 +39,13 @@ pub const SCORE: &[Alias] = &[
     ("data_file", &["test-file", "eval-file", "test-data", "eval-data"]),
     ("output", &["output-file", "predictions"]),
     ("overwrite", &["force"]),
-    ("dtype", &["torch-dtype", "compute-dtype"]),
+    ("dtype", &["torch-dtype", "bnb-4bit-compute-dtype"]),
     ("batch_size", &["per-device-eval-batch-size", "eval-batch-size"]),
     (
         "max_seq_length",
         &["cutoff-len", "max-length", "max-len", "sequence-len", "max-seq-len", "model-max-length"],
     ),
-    ("quant", &["quantization", "bnb-4bit-quant-type"]),
+    ("quant", &["bnb-4bit-quant-type"]),
 ];
 
 /// A switch that stands for a value of an option: name (TOML spelling), option, value.

@@ -71,44 +71,44 @@ impl Checker<'_> {
     }
 
     /// What training and scoring have in common.
-    fn shared(
-        &self,
-        model: &str,
-        rows: (Option<usize>, Option<usize>),
-        threads: Option<usize>,
-        lengths: (usize, usize),
-    ) -> Result<()> {
-        let (batch_size, tokens_per_batch) = rows;
-        let (max_seq_length, max_tokens_per_pass) = lengths;
-        self.required(
-            "model",
-            !model.trim().is_empty(),
-            "pass --model with a model folder or Hugging Face id",
-        )?;
+    fn shared(&self, options: &Shared<'_>) -> Result<()> {
+        let Shared { batch_size, tokens_per_batch, max_seq_length: length, .. } = *options;
+        let there = !options.model.trim().is_empty();
+        self.required("model", there, "pass --model with a model folder or Hugging Face id")?;
         self.exclusive("batch_size", batch_size.is_some(), "tokens_per_batch", tokens_per_batch.is_some())?;
         let one = batch_size.is_some() || tokens_per_batch.is_some();
         self.required("batch_size", one, "give batch_size or tokens_per_batch")?;
         self.count("batch_size", batch_size, 1 << 20, "1 to 32 is usual")?;
         self.count("tokens_per_batch", tokens_per_batch, 1 << 24, "2048 to 16384 is usual")?;
-        self.count("threads", threads, 1024, "leave threads out to use all cores")?;
+        self.count("threads", options.threads, 1024, "leave threads out to use all cores")?;
         let fix = "use at most the model's max_position_embeddings";
-        self.rule(
-            (2..=1 << 24).contains(&max_seq_length),
-            "max_seq_length",
-            max_seq_length,
-            "at least 2",
-            fix,
-        )?;
-        self.count("max_tokens_per_pass", max_tokens_per_pass, 1 << 24, "4096 suits most machines")
+        self.rule((2..=1 << 24).contains(&length), "max_seq_length", length, "2 to 16777216", fix)?;
+        self.count("max_tokens_per_pass", options.max_tokens_per_pass, 1 << 24, "4096 suits most machines")
     }
+}
+
+/// The options that training and scoring have in common.
+struct Shared<'a> {
+    model: &'a str,
+    batch_size: Option<usize>,
+    tokens_per_batch: Option<usize>,
+    threads: Option<usize>,
+    max_seq_length: usize,
+    max_tokens_per_pass: usize,
 }
 
 impl TrainConfig {
     /// The rules of training; `layers` knows where each value was given.
     pub(super) fn check(&self, layers: &Layers) -> Result<()> {
         let check = Checker(layers);
-        let rows = (self.batch_size, self.tokens_per_batch);
-        check.shared(&self.model, rows, self.threads, (self.max_seq_length, self.max_tokens_per_pass))?;
+        check.shared(&Shared {
+            model: &self.model,
+            batch_size: self.batch_size,
+            tokens_per_batch: self.tokens_per_batch,
+            threads: self.threads,
+            max_seq_length: self.max_seq_length,
+            max_tokens_per_pass: self.max_tokens_per_pass,
+        })?;
         self.check_files(&check)?;
         self.check_numbers(&check)?;
         if let Some((key, fault)) = self.lora().fault() {
@@ -210,8 +210,14 @@ impl ScoreConfig {
     /// The rules of scoring; `layers` knows where each value was given.
     pub(super) fn check(&self, layers: &Layers) -> Result<()> {
         let check = Checker(layers);
-        let rows = (self.batch_size, self.tokens_per_batch);
-        check.shared(&self.model, rows, self.threads, (self.max_seq_length, self.max_tokens_per_pass))?;
+        check.shared(&Shared {
+            model: &self.model,
+            batch_size: self.batch_size,
+            tokens_per_batch: self.tokens_per_batch,
+            threads: self.threads,
+            max_seq_length: self.max_seq_length,
+            max_tokens_per_pass: self.max_tokens_per_pass,
+        })?;
         let files = !self.data_file.is_empty() && self.data_file.iter().all(|path| named(path));
         check.required("data_file", files, "pass --data-file with a .jsonl or .csv file")?;
         check.required("output", named(&self.output), "pass --output with a file for the results")?;

@@ -167,3 +167,21 @@ fn linear_shapes_cover_every_module() {
     assert!(LINEAR_MODULES.iter().all(|module| config.linear_shape(module).is_some()));
     assert_eq!(config.linear_shape("lm_head"), None);
 }
+
+#[test]
+fn folders_written_by_transformers_are_read_or_refused_by_family() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut read = 0;
+    for entry in std::fs::read_dir(golden).unwrap() {
+        let path = entry.unwrap().path().join("model/config.json");
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        match ModelConfig::from_json(&path, &text) {
+            Ok(config) => {
+                assert!(text.contains(&format!("\"model_type\": \"{}\"", config.family)));
+                read += 1;
+            }
+            Err(error) => assert!(error.to_string().contains("field \"model_type\""), "{error}"),
+        }
+    }
+    assert!(read > 0);
+}

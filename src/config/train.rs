@@ -249,7 +249,8 @@ impl TrainConfig {
         let preset = presets::of_model(&given)?;
         if let Some(variant) = preset {
             let mut options = variant.preset()?;
-            if !given.text("device").is_some_and(|device| device.starts_with("cuda")) {
+            let device = given.text("device").map(|name| DeviceChoice::try_from(name.to_owned()));
+            if !matches!(device, Some(Ok(DeviceChoice::Cuda(_)))) {
                 options.remove("quant");
                 options.remove("double_quant");
             }

@@ -73,7 +73,8 @@ pub(crate) fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(start, _)| {
         let before = line[..start].chars().next_back().is_some_and(is_name);
         let after = line[start + word.len()..].chars().next().is_some_and(is_name);
-        !(before && word.starts_with(is_name)) && !(after && word.ends_with(is_name))
+        let part_of_a_name = before && word.starts_with(is_name) || after && word.ends_with(is_name);
+        !part_of_a_name
     })
 }
 

@@ -140,7 +140,7 @@ fn the_other_commands_parse() {
     let Command::Init(init) = run("tanren init --variant qwen3-tiny --output_dir d --seed 3").unwrap() else {
         panic!()
     };
-    assert_eq!((init.seed, init.dtype.as_str()), (3, "f32"));
+    assert_eq!((init.seed, init.dtype), (3, Dtype::F32));
     for line in ["tanren inspect model m", "tanren inspect model --model m"] {
         match run(line).unwrap() {
             Command::Inspect(InspectArgs { what: InspectCommand::Model { model } }) => {
@@ -150,7 +150,12 @@ fn the_other_commands_parse() {
         }
     }
     assert!(run("tanren inspect tokenizer m --text a").is_ok());
-    assert!(run("tanren inspect data --model m --data-file d --rows 3").is_ok());
+    match run("tanren inspect data --model m --data-file d --rows 3 --truncation prompt_left").unwrap() {
+        Command::Inspect(InspectArgs { what: InspectCommand::Data(data) }) => {
+            assert_eq!((data.rows, data.truncation), (Some(3), Some(Truncation::PromptLeft)));
+        }
+        other => panic!("{other:?}"),
+    }
     assert!(run("tanren inspect plan --model m --train-file t --lora_rank 8").is_ok());
     assert!(matches!(run("tanren render-template").unwrap(), Command::RenderTemplate));
 }

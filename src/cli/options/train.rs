@@ -12,7 +12,7 @@ use crate::error::Result;
 
 const MODEL: &str = "Model and adapter";
 const DATA: &str = "Data";
-const LENGTH: &str = "Length of the training";
+const STEPS: &str = "Steps and batches";
 const OPTIMIZER: &str = "Optimizer";
 const OUTPUT: &str = "Output and evaluation";
 const MACHINE: &str = "Machine";
@@ -128,19 +128,19 @@ pub struct TrainArgs {
     target_shift: Option<String>,
 
     /// Times through the training rows; may be a fraction.
-    #[arg(long, value_name = "N", help_heading = LENGTH)]
+    #[arg(long, value_name = "N", help_heading = STEPS)]
     num_epochs: Option<f64>,
     /// Optimizer steps; overrides --num-epochs.
-    #[arg(long, value_name = "N", help_heading = LENGTH)]
+    #[arg(long, value_name = "N", help_heading = STEPS)]
     max_steps: Option<u64>,
     /// Rows per micro-batch.
-    #[arg(long, value_name = "N", help_heading = LENGTH)]
+    #[arg(long, value_name = "N", help_heading = STEPS)]
     batch_size: Option<usize>,
     /// Tokens per micro-batch, instead of --batch-size; a longer row is a batch of its own.
-    #[arg(long, value_name = "N", help_heading = LENGTH)]
+    #[arg(long, value_name = "N", help_heading = STEPS)]
     tokens_per_batch: Option<usize>,
     /// Micro-batches per optimizer step.
-    #[arg(long, value_name = "N", help_heading = LENGTH)]
+    #[arg(long, value_name = "N", help_heading = STEPS)]
     gradient_accumulation_steps: Option<usize>,
 
     /// Learning rate after the warm-up.
