@@ -3,3 +3,4 @@
 mod golden;
 mod source;
 mod tidy;
+mod train;
