@@ -4,13 +4,22 @@
 //! handler and never ends the process. Loss of an optimizer step is `sum(weight * nll) / sum(weight)` over all supervised
 //! tokens of the step, whatever the micro-batches, so batch size, accumulation, packing and passes do not change an update.
 
+mod checkpoint;
 mod evaluate;
 mod event;
+mod identity;
+mod itinerary;
+mod log;
 mod plan;
+mod plot;
 mod prepare;
+mod run;
+mod state;
 mod step;
 
 pub use evaluate::EvalMetrics;
 pub use event::{Event, StepLog, Summary};
 pub use plan::{Plan, plan};
-pub use prepare::{Context, Prepared, prepare};
+pub use prepare::{Context, Prepared, Row, prepare};
+pub use run::run;
+pub use state::TrainerState;

@@ -188,7 +188,7 @@ fn with_progress<R: Send>(
     std::thread::scope(|scope| {
         let done = &done;
         let worker = scope.spawn(move || {
-            let result = device.run(|| work(&|n| drop(done.fetch_add(n, Ordering::Relaxed))));
+            let result = device.run(|| work(&|n| _ = done.fetch_add(n, Ordering::Relaxed)));
             drop(finished);
             result
         });

@@ -4,3 +4,4 @@ mod cli;
 mod golden;
 mod source;
 mod tidy;
+mod train;

@@ -1,0 +1,132 @@
+//! What a checkpoint folder holds, packed and unpacked.
+//!
+//! `adapter_config.json` and `adapter_model.safetensors` (PEFT loads the folder), `optimizer.safetensors` (moments),
+//! `trainer_state.json` (Hugging Face form), `rng_state.json` (the seed and the counters all random numbers come from),
+//! `run_identity.json`, `training_config.toml`; the MANIFEST with hashes is the business of [`crate::formats::checkpoint`].
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::identity::{self, Identity};
+use super::state::TrainerState;
+use super::step::Stepper;
+use crate::config::TrainConfig;
+use crate::device::Tensor;
+use crate::error::{Error, Result};
+use crate::formats::adapter::{adapter_files, write_adapter};
+use crate::formats::checkpoint::{self, Checkpoint};
+use crate::formats::safetensors::{NamedTensor, TensorData, TensorFile, serialize};
+use crate::model::Adapter;
+
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "trainer_state.json";
+const RNG: &str = "rng_state.json";
+const IDENTITY: &str = "run_identity.json";
+
+/// Writes the checkpoint of the current step; it is there whole or not at all.
+///
+/// # Errors
+/// An I/O error, or [`Error::Numeric`] if a number of the adapter is not finite.
+pub(super) fn save(
+    config: &TrainConfig,
+    stepper: &Stepper<'_>,
+    state: &TrainerState,
+    identity: &Identity,
+) -> Result<PathBuf> {
+    let adapter = &stepper.adapters[0];
+    let mut files = adapter_files(&adapter.peft_config(&config.model), &named(adapter.named_tensors()))?;
+    let moments = stepper.optimizer.named_state();
+    let step = stepper.optimizer.step().to_string();
+    files.push((OPTIMIZER.into(), serialize(&named(moments), &[("format", "pt"), ("step", &step)])?));
+    files.push((STATE.into(), state.to_json().into_bytes()));
+    let rng = json!({
+        "generator": "philox4x32-10",
+        "seed": config.seed,
+        "counters": { "step": state.global_step },
+    });
+    files.push((RNG.into(), format!("{rng:#}\n").into_bytes()));
+    files.push((IDENTITY.into(), format!("{:#}\n", json!(identity)).into_bytes()));
+    files.push(("training_config.toml".into(), config.to_toml().into_bytes()));
+    checkpoint::save(&config.output_dir, state.global_step, &files)
+}
+
+/// Puts the numbers of a checkpoint into `stepper` and returns its state.
+///
+/// # Errors
+/// An input error if the checkpoint belongs to another run, or a file of it is not what it should be.
+pub(super) fn restore(
+    checkpoint: &Checkpoint,
+    stepper: &mut Stepper<'_>,
+    identity: &Identity,
+) -> Result<TrainerState> {
+    let path = |name: &str| checkpoint.path().join(name);
+    identity::check(&path(IDENTITY), &checkpoint.read(IDENTITY)?, identity)?;
+    let state = TrainerState::from_json(&path(STATE), &checkpoint.read(STATE)?)?;
+    let rng: Value = serde_json::from_slice(&checkpoint.read(RNG)?).unwrap_or_default();
+    if rng["seed"] != json!(stepper.config.seed) || rng["counters"]["step"] != json!(state.global_step) {
+        return Error::input("CHECKPOINT", "the random state does not belong to this step")
+            .path(path(RNG))
+            .fix("resume from another checkpoint")
+            .into();
+    }
+    load_adapter(checkpoint.path(), &mut stepper.adapters[0])?;
+    let file = TensorFile::open(&path(OPTIMIZER))?;
+    let step = file.metadata().get("step").and_then(|s| s.parse().ok());
+    let Some(step) = step else {
+        return Error::input("CHECKPOINT", "the number of updates is missing")
+            .path(path(OPTIMIZER))
+            .fix("resume from another checkpoint")
+            .into();
+    };
+    stepper.optimizer.restore(step, |name, tensor| copy(&file, &path(OPTIMIZER), name, tensor))?;
+    Ok(state)
+}
+
+/// Overwrites the tensors of `adapter` with those of the adapter folder `dir`, which must have the same structure.
+///
+/// # Errors
+/// An input error that names the tensor that is missing or has another shape.
+pub(super) fn load_adapter(dir: &Path, adapter: &mut Adapter<f32>) -> Result<()> {
+    let path = dir.join("adapter_model.safetensors");
+    let file = TensorFile::open(&path)?;
+    let names: Vec<String> = adapter.named_tensors().into_iter().map(|(name, _)| name).collect();
+    for (name, tensor) in names.iter().zip(adapter.tensors_mut()) {
+        copy(&file, &path, name, tensor)?;
+    }
+    Ok(())
+}
+
+/// Publishes the adapter in the output folder.
+///
+/// # Errors
+/// As [`save`].
+pub(super) fn publish(config: &TrainConfig, adapter: &Adapter<f32>) -> Result<()> {
+    let peft = adapter.peft_config(&config.model);
+    write_adapter(&config.output_dir, &peft, &named(adapter.named_tensors()))
+}
+
+fn named(tensors: Vec<(String, &Tensor<f32>)>) -> Vec<NamedTensor<'_>> {
+    tensors
+        .into_iter()
+        .map(|(name, tensor)| NamedTensor {
+            shape: Adapter::file_shape(&name, tensor),
+            name,
+            data: TensorData::F32(tensor.data()),
+        })
+        .collect()
+}
+
+fn copy(file: &TensorFile, path: &Path, name: &str, tensor: &mut Tensor<f32>) -> Result<()> {
+    let view = file.get(name);
+    let values = view.map(|v| v.to_f32()).transpose()?.filter(|v| v.len() == tensor.len());
+    let Some(values) = values else {
+        return Error::input("CHECKPOINT", "the tensor is missing or has another shape")
+            .path(path)
+            .field(name)
+            .fix("resume with the settings of this run, or from another checkpoint")
+            .into();
+    };
+    tensor.data_mut().copy_from_slice(&values);
+    Ok(())
+}

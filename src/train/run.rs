@@ -1,0 +1,500 @@
+//! The loop: steps, logs, evaluations, checkpoints; starting, resuming, stopping.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+use super::checkpoint::{self as state_files};
+use super::evaluate::{EvalMetrics, evaluate};
+use super::event::{Event, StepLog, Summary};
+use super::identity::{Identity, identity};
+use super::itinerary::Itinerary;
+use super::log::{self, Log};
+use super::plan::{Plan, plan};
+use super::plot;
+use super::prepare::{Context, Prepared, Row, prepare};
+use super::state::TrainerState;
+use super::step::{StepResult, Stepper};
+use crate::config::{Resume, TrainConfig};
+use crate::error::{Error, Result};
+use crate::formats::atomic::write_file;
+use crate::formats::checkpoint::{self, RunLock};
+use crate::optim::{Optimizer, Schedule};
+
+/// Trains as `config` says and publishes the adapter in its output folder. Nothing is trained or written with `dry_run`.
+///
+/// # Errors
+/// [`Error::Interrupted`] after saving if the context asks to stop; otherwise an error that names what was wrong. What was
+/// saved before is left alone.
+pub fn run(config: &TrainConfig, context: &Context, watch: &mut dyn FnMut(Event<'_>)) -> Result<Summary> {
+    check_metric(config)?;
+    check_output(config)?;
+    let lock = match config.dry_run {
+        true => None,
+        false => {
+            let dir = &config.output_dir;
+            std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create the folder", e))?;
+            Some(RunLock::acquire(dir)?)
+        }
+    };
+    let prepared = prepare(config, context, watch)?;
+    let lengths = prepared.train.iter().map(|row| row.example.len()).collect();
+    let itinerary = Itinerary::new(config, lengths)?;
+    let planned = planned(config, &prepared, &itinerary)?;
+    watch(Event::Planned(&planned));
+    if lock.is_none() {
+        return Ok(Summary {
+            global_step: 0,
+            train_loss: None,
+            best_metric: None,
+            best_model_checkpoint: None,
+            eval: None,
+            empty_steps: 0,
+            stopped_early: false,
+            train_runtime: 0.0,
+            tokens_per_second: 0.0,
+            peak_bytes: planned.peak_bytes,
+        });
+    }
+    let mut training = Training::start(config, context, &prepared, itinerary, watch)?;
+    training.steps(watch)?;
+    training.finish(watch)
+}
+
+/// A run on its way.
+struct Training<'a> {
+    config: &'a TrainConfig,
+    context: &'a Context,
+    prepared: &'a Prepared,
+    itinerary: Itinerary<'a>,
+    schedule: Schedule,
+    stepper: Stepper<'a>,
+    state: TrainerState,
+    identity: Identity,
+    log: Log,
+    /// Step of the checkpoint that was saved last.
+    saved: Option<u64>,
+    last_eval: Option<EvalMetrics>,
+    stopped_early: bool,
+    start: Instant,
+    /// Sums of this process, and since the last log line.
+    all: Sums,
+    since_log: Sums,
+}
+
+/// Sums over steps.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    loss: f64,
+    steps: u64,
+    tokens: usize,
+    supervised: usize,
+    seconds: f64,
+}
+
+impl Sums {
+    fn add(&mut self, result: &StepResult, seconds: f64) {
+        self.loss += result.loss.unwrap_or(0.0);
+        self.steps += u64::from(result.loss.is_some());
+        self.tokens += result.num_tokens;
+        self.supervised += result.num_supervised_tokens;
+        self.seconds += seconds;
+    }
+
+    fn mean_loss(&self) -> Option<f64> {
+        (self.steps > 0).then(|| self.loss / self.steps as f64)
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 }
+    }
+}
+
+impl<'a> Training<'a> {
+    /// A run at its first step, or where the checkpoint to resume from left it.
+    fn start(
+        config: &'a TrainConfig,
+        context: &'a Context,
+        prepared: &'a Prepared,
+        itinerary: Itinerary<'a>,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        let device = &prepared.device;
+        let adapter = prepared.adapter.copy(device);
+        let total_steps = itinerary.total_steps();
+        let mut stepper = Stepper {
+            config,
+            device,
+            decoder: &prepared.decoder,
+            grads: vec![adapter.zeros_like(device)],
+            optimizer: Optimizer::new(device, &adapter),
+            adapters: vec![adapter],
+        };
+        let identity = identity(config, prepared);
+        let mut state = TrainerState::new(config, total_steps, itinerary.steps_per_epoch());
+        let mut saved = None;
+        checkpoint::clean_stale(&config.output_dir)?;
+        match checkpoint_to_resume(config, watch)? {
+            Some(found) => {
+                let restored = state_files::restore(&found, &mut stepper, &identity)?;
+                watch(Event::Note(format!(
+                    "going on from {} (step {})",
+                    found.path().display(),
+                    restored.global_step
+                )));
+                saved = (found.path().parent() == Some(&config.output_dir)).then_some(restored.global_step);
+                state = TrainerState {
+                    max_steps: total_steps,
+                    num_train_epochs: state.num_train_epochs,
+                    eval_steps: state.eval_steps,
+                    logging_steps: state.logging_steps,
+                    save_steps: state.save_steps,
+                    ..restored
+                };
+            }
+            None => remove_old_run(config)?,
+        }
+        write_file(&config.output_dir.join("training_config.toml"), config.to_toml().as_bytes())?;
+        let log = Log::open(&config.output_dir, state.global_step)?;
+        watch(Event::Started {
+            done: state.global_step,
+            total: total_steps,
+            steps_per_epoch: itinerary.steps_per_epoch(),
+            trainable: stepper.adapters[0].num_params(),
+        });
+        let schedule = Schedule {
+            kind: config.lr_scheduler,
+            peak: config.learning_rate,
+            warmup_steps: config.num_warmup_steps(total_steps),
+            total_steps,
+        };
+        device.reset_peak();
+        device.take_ledger();
+        Ok(Self {
+            config,
+            context,
+            prepared,
+            itinerary,
+            schedule,
+            stepper,
+            state,
+            identity,
+            log,
+            saved,
+            last_eval: None,
+            stopped_early: false,
+            start: Instant::now(),
+            all: Sums::default(),
+            since_log: Sums::default(),
+        })
+    }
+
+    /// All steps that are left.
+    fn steps(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        let result = self.steps_until_end(watch);
+        match result {
+            Err(Error::Stopped { .. }) => {
+                let checkpoint = self.save(watch)?;
+                Err(Error::Interrupted { step: self.state.global_step, checkpoint })
+            }
+            other => other,
+        }
+    }
+
+    fn steps_until_end(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        // A run that was stopped before the evaluation of its last step makes up for it.
+        let (done, total) = (self.state.global_step, self.itinerary.total_steps());
+        if done > 0 && self.evaluates_after(done) && !self.was_evaluated(done) {
+            self.evaluate_and_save(watch)?;
+        }
+        let (mut epoch, mut next) = self.itinerary.locate(done);
+        while self.state.global_step < total && !self.stopped_early {
+            let steps = self.itinerary.epoch(epoch)?;
+            for step in steps.iter().skip(next as usize) {
+                if self.state.global_step == total || self.stopped_early {
+                    break;
+                }
+                let rows = |batch: &Vec<usize>| batch.iter().map(|&i| &self.prepared.train[i]).collect();
+                let micro_batches: Vec<Vec<&Row>> = step.iter().map(rows).collect();
+                self.step(&micro_batches, watch)?;
+                self.evaluate_and_save(watch)?;
+                if self.context.stopped() && self.state.global_step < total {
+                    return Err(Error::Stopped { what: "stopped between two steps".into() });
+                }
+            }
+            (epoch, next) = (epoch + 1, 0);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, micro_batches: &[Vec<&Row>], watch: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        let start = Instant::now();
+        let done = self.state.global_step;
+        let learning_rate = self.schedule.learning_rate(done);
+        let result = self.stepper.run(done, learning_rate, micro_batches, self.context)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let state = &mut self.state;
+        state.global_step += 1;
+        state.epoch = self.itinerary.position(state.global_step);
+        state.num_input_tokens_seen += result.num_tokens as u64;
+        state.total_flos += self.prepared.device.take_ledger().total().flops as f64;
+        state.empty_steps += u64::from(result.loss.is_none());
+        self.all.add(&result, seconds);
+        self.since_log.add(&result, seconds);
+        let mut step_log = StepLog {
+            step: state.global_step,
+            epoch: state.epoch,
+            loss: result.loss.unwrap_or(0.0),
+            grad_norm: result.grad_norm,
+            learning_rate,
+            num_tokens: result.num_tokens,
+            num_supervised_tokens: result.num_supervised_tokens,
+            step_seconds: seconds,
+            tokens_per_second: result.num_tokens as f64 / seconds,
+        };
+        watch(Event::Step(&step_log));
+        let last = state.global_step == self.itinerary.total_steps();
+        if state.global_step.is_multiple_of(self.config.logging_steps.max(1)) || last {
+            // A line covers the steps since the one before, as the Hugging Face trainer has it.
+            let sums = std::mem::take(&mut self.since_log);
+            step_log.loss = sums.mean_loss().unwrap_or(0.0);
+            step_log.tokens_per_second = sums.tokens_per_second();
+            let row = self.log.write(&step_log)?;
+            self.remember(&row, &["loss", "grad_norm", "learning_rate"]);
+        }
+        Ok(())
+    }
+
+    /// Keeps some keys of a log row in the history, as the form of Hugging Face has them.
+    fn remember(&mut self, row: &Map<String, Value>, keys: &[&str]) {
+        let wanted = ["epoch", "step"].iter().chain(keys);
+        let entry = wanted.filter_map(|&key| Some((key.to_owned(), row.get(key)?.clone()))).collect();
+        self.state.log_history.push(entry);
+    }
+
+    /// What is due after a step.
+    fn evaluate_and_save(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        let done = self.state.global_step;
+        let mut best = false;
+        if self.evaluates_after(done) {
+            best = self.evaluate(watch)?;
+        }
+        let due = match self.config.save_steps {
+            Some(steps) => done.is_multiple_of(steps.max(1)) || done == self.itinerary.total_steps(),
+            None => self.itinerary.ends_epoch(done),
+        };
+        if due || best || self.stopped_early {
+            self.save(watch)?;
+        }
+        Ok(())
+    }
+
+    fn evaluates_after(&self, done: u64) -> bool {
+        let due = match self.config.eval_steps {
+            Some(steps) => done.is_multiple_of(steps.max(1)) || done == self.itinerary.total_steps(),
+            None => self.itinerary.ends_epoch(done),
+        };
+        due && !self.prepared.eval.is_empty()
+    }
+
+    fn was_evaluated(&self, done: u64) -> bool {
+        let of_step = |row: &&Map<String, Value>| row.get("step").and_then(Value::as_u64) == Some(done);
+        self.state.log_history.iter().filter(of_step).any(|row| row.contains_key("eval_loss"))
+    }
+
+    /// Evaluates, and says whether this is the best so far.
+    fn evaluate(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
+        let prepared = self.prepared;
+        let on = (&prepared.device, &prepared.decoder);
+        let adapters = &self.stepper.adapters;
+        let metrics = evaluate(self.config, on, adapters, &prepared.eval, self.context, watch)?;
+        prepared.device.take_ledger();
+        let value = metrics.get(&self.config.metric_for_best_model).unwrap_or(metrics.eval_loss);
+        let step = self.state.global_step;
+        let best = self.state.best_metric.is_none_or(|best| self.config.is_better(value, best));
+        if best {
+            self.state.best_metric = Some(value);
+            self.state.best_global_step = Some(step);
+            self.state.best_model_checkpoint = Some(format!("checkpoint-{step}"));
+            self.state.evaluations_without_gain = 0;
+        } else {
+            self.state.evaluations_without_gain += 1;
+        }
+        let patience = self.config.early_stopping_patience;
+        self.stopped_early = patience.is_some_and(|p| self.state.evaluations_without_gain >= p.max(1));
+        let mut row = serde_json::to_value(metrics).unwrap_or_default();
+        row["step"] = json!(step);
+        row["epoch"] = json!(self.state.epoch);
+        let row = self.log.write(&row)?;
+        let keys: Vec<&str> = row.keys().map(String::as_str).filter(|k| k.starts_with("eval_")).collect();
+        self.remember(&row, &keys);
+        self.last_eval = Some(metrics);
+        watch(Event::Evaluated { step, metrics: &metrics, best });
+        Ok(best)
+    }
+
+    /// Saves a checkpoint of the current step if there is none, and removes old ones.
+    fn save(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf> {
+        let config = self.config;
+        let step = self.state.global_step;
+        let path = config.output_dir.join(format!("checkpoint-{step}"));
+        if self.saved == Some(step) {
+            return Ok(path);
+        }
+        state_files::save(config, &self.stepper, &self.state, &self.identity)?;
+        self.saved = Some(step);
+        watch(Event::Saved { path: &path });
+        if let Some(keep) = config.save_total_limit {
+            let best: Vec<PathBuf> =
+                self.state.best_model_checkpoint.iter().map(|name| config.output_dir.join(name)).collect();
+            checkpoint::rotate(&config.output_dir, keep, &best)?;
+        }
+        Ok(path)
+    }
+
+    /// Publishes the adapter and sums up.
+    fn finish(mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<Summary> {
+        let config = self.config;
+        self.save(watch)?;
+        let best = self.state.best_model_checkpoint.as_ref().map(|name| config.output_dir.join(name));
+        if let (true, Some(best)) = (config.load_best_model_at_end, &best)
+            && self.state.best_global_step != Some(self.state.global_step)
+        {
+            checkpoint::open(best)?;
+            state_files::load_adapter(best, &mut self.stepper.adapters[0])?;
+            watch(Event::Note(format!("the final adapter is that of {}", best.display())));
+        }
+        state_files::publish(config, &self.stepper.adapters[0])?;
+        let train_runtime = self.start.elapsed().as_secs_f64();
+        let tokens_per_second = self.all.tokens_per_second();
+        let memory = self.prepared.device.memory();
+        self.log.write(&json!({
+            "step": self.state.global_step,
+            "epoch": self.state.epoch,
+            "train_loss": self.all.mean_loss(),
+            "train_runtime": train_runtime,
+            "train_tokens_per_second": tokens_per_second,
+            "num_input_tokens_seen": self.state.num_input_tokens_seen,
+            "total_flos": self.state.total_flos,
+            "peak_tensor_bytes": memory.peak_bytes + memory.borrowed_bytes,
+        }))?;
+        let state = config.output_dir.join("trainer_state.json");
+        write_file(&state, self.state.to_json().as_bytes())?;
+        plot::loss_curve(&config.output_dir.join("loss.svg"), &self.state.log_history)?;
+        Ok(Summary {
+            global_step: self.state.global_step,
+            train_loss: self.all.mean_loss(),
+            best_metric: self.state.best_metric,
+            best_model_checkpoint: best,
+            eval: self.last_eval,
+            empty_steps: self.state.empty_steps,
+            stopped_early: self.stopped_early,
+            train_runtime,
+            tokens_per_second,
+            peak_bytes: memory.peak_bytes + memory.borrowed_bytes,
+        })
+    }
+}
+
+/// The plan: memory of the longest rows that could meet in a batch, work of the first step.
+fn planned(config: &TrainConfig, prepared: &Prepared, itinerary: &Itinerary<'_>) -> Result<Plan> {
+    let mut longest: Vec<&Row> = prepared.train.iter().collect();
+    longest.sort_by_key(|row| std::cmp::Reverse(row.example.len()));
+    longest.truncate(config.batch_size.unwrap_or(usize::MAX));
+    let mut tokens = 0;
+    let budget = config.tokens_per_batch.unwrap_or(usize::MAX);
+    let fits = longest.iter().take_while(|row| {
+        tokens += row.example.len();
+        tokens <= budget.min(config.max_tokens_per_pass)
+    });
+    let longest = longest[..fits.count().max(1)].to_vec();
+    let memory = plan(config, &prepared.model.config, &[longest])?;
+    let first: Vec<Vec<&Row>> = itinerary
+        .epoch(0)?
+        .first()
+        .map(|step| step.iter().map(|b| b.iter().map(|&i| &prepared.train[i]).collect()).collect())
+        .unwrap_or_default();
+    let work = plan(config, &prepared.model.config, &first)?;
+    Ok(Plan { step_flops: work.step_flops, ops: work.ops, ..memory })
+}
+
+/// The metric must be one that an evaluation gives, if there is one that needs it.
+fn check_metric(config: &TrainConfig) -> Result<()> {
+    let name = &config.metric_for_best_model;
+    let known = EvalMetrics::NAMES.iter().any(|n| n == name || n.trim_start_matches("eval_") == name);
+    let evaluates = !config.eval_file.is_empty() || config.eval_fraction.is_some();
+    if !known {
+        return Error::input("CONFIG", "no such metric")
+            .field("metric_for_best_model")
+            .got(name)
+            .expected(EvalMetrics::NAMES.join(", "))
+            .fix("choose one of them")
+            .into();
+    }
+    if !evaluates && (config.load_best_model_at_end || config.early_stopping_patience.is_some()) {
+        return Error::input("CONFIG", "the best model is asked for and nothing is evaluated")
+            .field("eval_file")
+            .expected("a file, or eval_fraction")
+            .fix("pass --eval-file or --eval-fraction")
+            .into();
+    }
+    Ok(())
+}
+
+/// Files that an earlier run left in the output folder.
+fn traces(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let names =
+        [log::NAME, "adapter_config.json", "adapter_model.safetensors", "trainer_state.json", "loss.svg"];
+    let of_run = |name: &str| names.contains(&name) || name.starts_with("checkpoint-");
+    let paths = entries.filter_map(|e| e.ok()).filter(|e| e.file_name().to_str().is_some_and(of_run));
+    paths.map(|e| e.path()).collect()
+}
+
+/// An output folder that holds a run is only touched if the user says so.
+fn check_output(config: &TrainConfig) -> Result<()> {
+    if config.resume.is_some() || config.overwrite || traces(&config.output_dir).is_empty() {
+        return Ok(());
+    }
+    Error::input("CONFIG", "the output folder already holds a run")
+        .path(&config.output_dir)
+        .field("output_dir")
+        .fix("choose another --output-dir, go on with --resume auto, or replace it with --overwrite")
+        .into()
+}
+
+/// Removes what an earlier run left, where the user asked to replace it.
+fn remove_old_run(config: &TrainConfig) -> Result<()> {
+    if !config.overwrite {
+        return Ok(());
+    }
+    for path in traces(&config.output_dir) {
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        removed.map_err(|e| Error::io(&path, "remove the earlier run", e))?;
+    }
+    Ok(())
+}
+
+/// The checkpoint that `--resume` asks for, if there is one.
+fn checkpoint_to_resume(
+    config: &TrainConfig,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<checkpoint::Checkpoint>> {
+    match &config.resume {
+        None => Ok(None),
+        Some(Resume::Dir(dir)) => checkpoint::open(dir).map(Some),
+        Some(Resume::Auto) => {
+            let (newest, skipped) = checkpoint::newest(&config.output_dir)?;
+            for skipped in skipped {
+                let (path, why) = (skipped.path.display(), skipped.why);
+                watch(Event::Warning(format!("{path} is not whole and was passed over: {why}")));
+            }
+            if newest.is_none() {
+                watch(Event::Note("there is no checkpoint to resume from: starting afresh".into()));
+            }
+            Ok(newest)
+        }
+    }
+}
