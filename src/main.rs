@@ -1,5 +1,7 @@
-//! The binary: parse, run, print the error, exit with its code.
+//! The binary: hands the command line to the library and exits with its code.
 
-fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tanren::cli::main(std::env::args_os())
 }

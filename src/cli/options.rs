@@ -59,21 +59,10 @@ pub struct InspectArgs {
 /// What `tanren inspect` shows.
 #[derive(Debug, Subcommand)]
 pub enum InspectCommand {
-    /// Show the shape of a model, its tensors and its number of parameters.
-    Model {
-        /// The model.
-        #[command(flatten)]
-        model: ModelArg,
-    },
-    /// Show how a text becomes tokens.
-    Tokenizer {
-        /// The model.
-        #[command(flatten)]
-        model: ModelArg,
-        /// Text to encode; standard input if absent.
-        #[arg(long, value_name = "TEXT")]
-        text: Option<String>,
-    },
+    /// Show the shape of a model, its layers, files and number of parameters; without a model, all built-in variants.
+    Model(OptionalModelArg),
+    /// Show the special tokens and the chat template of a model, and how a text becomes tokens.
+    Tokenizer(TokenizerArgs),
     /// Show rows of a data file as the model sees them: tokens, and which of them are learned.
     Data(DataArgs),
     /// Show steps, memory and cost of a training; takes the options of `train`, of which --output-dir may be left out.
@@ -97,6 +86,46 @@ impl ModelArg {
     pub fn model(&self) -> &str {
         // clap requires exactly one of the two.
         self.positional.as_deref().or(self.model.as_deref()).unwrap_or_default()
+    }
+}
+
+/// A model, with or without its flag, or none.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct OptionalModelArg {
+    /// Model folder or Hugging Face id [default: list the built-in variants].
+    #[arg(value_name = "MODEL")]
+    positional: Option<String>,
+    /// The same as a flag.
+    #[arg(long, value_name = "DIR|HF_ID")]
+    model: Option<String>,
+}
+
+impl OptionalModelArg {
+    /// The model folder or id, if one was given.
+    pub fn model(&self) -> Option<&str> {
+        self.positional.as_deref().or(self.model.as_deref())
+    }
+}
+
+/// `tanren inspect tokenizer`.
+#[derive(Debug, Args)]
+pub struct TokenizerArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Texts to encode, each on its own.
+    #[arg(value_name = "TEXT")]
+    positional_texts: Vec<String>,
+    /// The same as a flag; - reads standard input.
+    #[arg(long, value_name = "TEXT")]
+    text: Vec<String>,
+}
+
+impl TokenizerArgs {
+    /// The texts that were given; `-` stands for standard input.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.positional_texts.iter().chain(&self.text).map(String::as_str)
     }
 }
 

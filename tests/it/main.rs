@@ -1,5 +1,6 @@
 //! The integration tests: one binary, one module per file.
 
+mod cli;
 mod golden;
 mod source;
 mod tidy;

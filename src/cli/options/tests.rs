@@ -118,7 +118,7 @@ fn mistakes_are_explained() {
         ("tanren train --lora-r x", "invalid value"),
         ("tanren trian", "train"),
         ("tanren init --variant x", "--output-dir"),
-        ("tanren inspect model", "required"),
+        ("tanren inspect tokenizer", "required"),
         ("tanren inspect model a --model b", "cannot be used with"),
     ] {
         let error = run(line).unwrap_err();
@@ -143,13 +143,19 @@ fn the_other_commands_parse() {
     assert_eq!((init.seed, init.dtype), (3, Dtype::F32));
     for line in ["tanren inspect model m", "tanren inspect model --model m"] {
         match run(line).unwrap() {
-            Command::Inspect(InspectArgs { what: InspectCommand::Model { model } }) => {
-                assert_eq!(model.model(), "m");
+            Command::Inspect(InspectArgs { what: InspectCommand::Model(model) }) => {
+                assert_eq!(model.model(), Some("m"));
             }
             other => panic!("{other:?}"),
         }
     }
-    assert!(run("tanren inspect tokenizer m --text a").is_ok());
+    match run("tanren inspect tokenizer m a b --text c").unwrap() {
+        Command::Inspect(InspectArgs { what: InspectCommand::Tokenizer(args) }) => {
+            assert_eq!((args.model.model(), args.texts().collect::<Vec<_>>()), ("m", vec!["a", "b", "c"]));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(run("tanren inspect tokenizer --model m --text a").is_ok());
     match run("tanren inspect data --model m --data-file d --rows 3 --truncation prompt_left").unwrap() {
         Command::Inspect(InspectArgs { what: InspectCommand::Data(data) }) => {
             assert_eq!((data.rows, data.truncation), (Some(3), Some(Truncation::PromptLeft)));

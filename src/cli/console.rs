@@ -1,0 +1,157 @@
+//! Everything that is printed goes through here, because every write may fail and none may matter.
+//!
+//! `println!` panics when its stream is full or closed: a training that was saved would end as a failure. So writes are
+//! tried and their errors dropped; a stream that is full is mentioned once on the other one.
+
+use std::fmt::Display;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Time between two lines about the progress of one thing where there is no bar.
+const PLAIN_PAUSE: Duration = Duration::from_secs(10);
+
+/// The two output streams, and the progress bar on one of them.
+#[derive(Debug)]
+pub(super) struct Console {
+    out_is_terminal: bool,
+    err_is_terminal: bool,
+    /// Set when standard output failed; nothing more is written to it.
+    out_failed: AtomicBool,
+    live: Mutex<Option<Live>>,
+}
+
+/// What is in progress.
+#[derive(Debug)]
+struct Live {
+    what: &'static str,
+    /// None where standard error is no terminal.
+    bar: Option<ProgressBar>,
+    last_line: Instant,
+}
+
+/// How far something is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Progress<'a> {
+    /// A word for it; another word starts another bar.
+    pub(super) what: &'static str,
+    /// So far.
+    pub(super) done: u64,
+    /// In all.
+    pub(super) total: u64,
+    /// More about it, for the end of the line.
+    pub(super) detail: &'a str,
+}
+
+impl Console {
+    pub(super) fn new() -> Self {
+        Self {
+            out_is_terminal: std::io::stdout().is_terminal(),
+            err_is_terminal: std::io::stderr().is_terminal(),
+            out_failed: AtomicBool::new(false),
+            live: Mutex::new(None),
+        }
+    }
+
+    /// Whether results are read on a terminal, which can underline.
+    pub(super) fn out_is_terminal(&self) -> bool {
+        self.out_is_terminal
+    }
+
+    /// Whether progress is shown as a bar.
+    pub(super) fn has_bar(&self) -> bool {
+        self.err_is_terminal
+    }
+
+    /// A line of results.
+    pub(super) fn line(&self, text: impl Display) {
+        if self.out_failed.load(Ordering::Relaxed) {
+            return;
+        }
+        let written = self.above_bar(|| writeln!(std::io::stdout().lock(), "{text}"));
+        if let Err(error) = written
+            && !self.out_failed.swap(true, Ordering::Relaxed)
+            // A reader that has seen enough (`| head`) is nothing to talk about.
+            && error.kind() != ErrorKind::BrokenPipe
+        {
+            self.note(format_args!("note: standard output cannot be written ({error}); going on without it"));
+        }
+    }
+
+    /// Several lines of results.
+    pub(super) fn lines(&self, lines: impl IntoIterator<Item = impl Display>) {
+        for line in lines {
+            self.line(line);
+        }
+    }
+
+    /// A heading, with an empty line before it.
+    pub(super) fn heading(&self, text: impl Display) {
+        self.line("");
+        self.line(text);
+    }
+
+    /// A line about the run.
+    pub(super) fn note(&self, text: impl Display) {
+        // One write, so that lines of several processes on one terminal do not mix.
+        let text = format!("{text}\n");
+        let _ = self.above_bar(|| std::io::stderr().lock().write_all(text.as_bytes()));
+    }
+
+    /// Moves the bar, or from time to time writes a line where there is none.
+    pub(super) fn progress(&self, progress: Progress<'_>) {
+        let Progress { what, done, total, detail } = progress;
+        let mut live = self.lock();
+        if live.as_ref().is_none_or(|live| live.what != what) {
+            clear(&mut live);
+            let bar = self.err_is_terminal.then(|| bar(what, total));
+            *live = Some(Live { what, bar, last_line: Instant::now() });
+        }
+        let Some(Live { bar, last_line, .. }) = live.as_mut() else { return };
+        if let Some(bar) = bar {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(detail.to_owned());
+        } else if last_line.elapsed() >= PLAIN_PAUSE {
+            *last_line = Instant::now();
+            let _ = writeln!(std::io::stderr().lock(), "{what} {done}/{total} {detail}");
+        }
+        if done >= total {
+            clear(&mut live);
+        }
+    }
+
+    /// Removes the bar.
+    pub(super) fn clear(&self) {
+        clear(&mut self.lock());
+    }
+
+    /// Runs `write` while the bar is away.
+    fn above_bar<R>(&self, write: impl FnOnce() -> R) -> R {
+        let live = self.lock();
+        match live.as_ref().and_then(|live| live.bar.as_ref()) {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn clear(live: &mut Option<Live>) {
+    if let Some(Live { bar: Some(bar), .. }) = live.take() {
+        bar.finish_and_clear();
+    }
+}
+
+fn bar(what: &'static str, total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.with_style(style).with_prefix(what)
+}

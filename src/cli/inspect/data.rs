@@ -1,0 +1,86 @@
+//! `tanren inspect data`: what training would make of rows, and which of their tokens are learned.
+
+use crate::cli::console::{Console, Progress};
+use crate::cli::options::DataArgs;
+use crate::cli::units::{count, harmless};
+use crate::cli::{template, train};
+use crate::config::TrainConfig;
+use crate::data::audit::masked_preview;
+use crate::data::encode::{EncodeOptions, Example};
+use crate::data::jsonl::{Record, read_files};
+use crate::data::routing::select;
+use crate::data::texts::{Texts, text_format};
+use crate::device::Device;
+use crate::error::Result;
+use crate::model::open::open;
+
+/// Rows that are shown unless told otherwise.
+const ROWS: usize = 2;
+
+/// Encodes all rows as `tanren train` would, and shows the findings and the first rows.
+///
+/// # Errors
+/// As training: what is wrong with a row, the model or the options.
+pub(super) fn show(args: &DataArgs, console: &Console) -> Result<()> {
+    // What is not given is what training takes.
+    let usual = TrainConfig::default();
+    let (records, routing) =
+        select(read_files(&args.data_file)?, args.train_mode.unwrap_or(usual.train_mode))?;
+    let model = open(&args.model, &|what| console.note(format_args!("note: {what}")))?;
+    let format = args.format.unwrap_or(usual.format);
+    let texts = Texts::open(model.folder.dir(), format, Some(&template::helper()?))?;
+    let longest = args.max_seq_length.unwrap_or(usual.max_seq_length);
+    let options = EncodeOptions {
+        truncation: args.truncation.unwrap_or(usual.truncation),
+        escape_special: args.escape_special.unwrap_or(usual.escape_special),
+        vocab_size: Some(model.config.vocab_size),
+        ..EncodeOptions::new(text_format(format)?, longest.min(model.config.max_position_embeddings))
+    };
+    let encoder = texts.encoder(options, &records)?;
+    let done = std::sync::atomic::AtomicU64::new(0);
+    let (examples, audit) = Device::cpu(0)?.run(|| {
+        encoder.encode_all(&records, &|rows| {
+            let rows = rows as u64;
+            let done = done.fetch_add(rows, std::sync::atomic::Ordering::Relaxed) + rows;
+            let total = records.len() as u64;
+            console.progress(Progress { what: "tokenising", done, total, detail: "" });
+        })
+    })?;
+    console.clear();
+    console.lines(audit.lines().into_iter().chain(train::routed(routing)));
+    if let Some((token, id)) = encoder.end_token() {
+        console.line(format_args!("an answer ends with {} ({id})", harmless(token, false)));
+    }
+    for example in examples.iter().take(args.rows.unwrap_or(ROWS)) {
+        row(example, &records, &texts, console)?;
+    }
+    Ok(())
+}
+
+/// A row in full: supervised text is underlined, or between marks where nothing can be underlined.
+fn row(example: &Example, records: &[Record], texts: &Texts, console: &Console) -> Result<()> {
+    let place = records.get(example.record).map(|r| format!("{}:{}", r.file.display(), r.line));
+    console.heading(format_args!(
+        "{}: {} tokens, {} supervised{}",
+        place.unwrap_or_default(),
+        count(example.len() as u64),
+        count(example.supervised() as u64),
+        if example.truncated { ", prompt cut" } else { "" }
+    ));
+    let Some(tokenizer) = &texts.tokenizer else {
+        console.line(format_args!("ids {:?}", example.input_ids));
+        console.line(format_args!("labels {:?}", example.labels));
+        return Ok(());
+    };
+    let (before, after) = if console.out_is_terminal() { ("\x1b[1;4m", "\x1b[0m") } else { ("«", "»") };
+    let mut text = String::new();
+    for (piece, supervised) in masked_preview(example, tokenizer)? {
+        let piece = harmless(&piece, true);
+        match supervised {
+            true => text.extend([before, &piece, after]),
+            false => text += &piece,
+        }
+    }
+    console.line(text);
+    Ok(())
+}

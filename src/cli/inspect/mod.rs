@@ -1,0 +1,31 @@
+//! `tanren inspect`: what a model, a tokenizer, a data file or a plan is, before anything is computed.
+
+mod data;
+mod model;
+mod tokenizer;
+
+use std::sync::Arc;
+
+use super::console::Console;
+use super::options::InspectCommand;
+use super::train;
+use crate::error::Result;
+
+/// Shows what was asked for.
+///
+/// # Errors
+/// What is wrong with the options or the files.
+pub(super) fn run(what: &InspectCommand, console: &Arc<Console>) -> Result<()> {
+    match what {
+        InspectCommand::Model(arg) => match arg.model() {
+            Some(name) => model::show(name, console),
+            None => {
+                model::list(console);
+                Ok(())
+            }
+        },
+        InspectCommand::Tokenizer(args) => tokenizer::show(args, console),
+        InspectCommand::Data(args) => data::show(args, console),
+        InspectCommand::Plan(args) => train::inspect(args, console),
+    }
+}

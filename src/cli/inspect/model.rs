@@ -1,0 +1,150 @@
+//! `tanren inspect model`: shapes, parameters, layers, files; or all built-in variants.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use crate::cli::console::Console;
+use crate::cli::table;
+use crate::cli::units::{bytes, count};
+use crate::config::{ModelConfig, Variant, matching_variant, variants};
+use crate::device::Device;
+use crate::error::Result;
+use crate::formats::model_folder::{ModelFolder, tokenizer_files};
+use crate::model::Weights;
+use crate::model::open::{OpenModel, open};
+
+/// Lists the built-in variants.
+pub(super) fn list(console: &Console) {
+    let row = |v: &Variant| {
+        vec![
+            v.name.to_owned(),
+            v.family.to_owned(),
+            v.model_config().map_or_else(|| "not in this build".to_owned(), |c| count(c.parameter_count())),
+            v.num_hidden_layers.to_string(),
+            v.hidden_size.to_string(),
+            format!("{}/{} x {}", v.num_attention_heads, v.num_key_value_heads, v.head_dim),
+            v.intermediate_size.to_string(),
+            count(v.vocab_size as u64),
+            count(v.max_position_embeddings as u64),
+        ]
+    };
+    let rows: Vec<_> = variants().iter().map(row).collect();
+    let heads = [
+        "variant",
+        "family",
+        ">parameters",
+        ">layers",
+        ">hidden",
+        ">heads q/kv",
+        ">MLP",
+        ">vocabulary",
+        ">positions",
+    ];
+    console.lines(table::columns(&heads, &rows));
+}
+
+/// Shows the model `name`.
+///
+/// # Errors
+/// If it cannot be opened.
+pub(super) fn show(name: &str, console: &Console) -> Result<()> {
+    let OpenModel { folder, config } = open(name, &|what| console.note(format_args!("note: {what}")))?;
+    console.line(folder.dir().display());
+    console.lines(table::pairs(&shape(&config)));
+    console.heading("linear layers of every block (names for --target-modules)");
+    console.lines(linear(&config));
+    console.heading("files");
+    console.lines(table::pairs(&files(&folder)));
+    let (missing, unused) = compare(&config, &folder)?;
+    for (what, names) in [("MISSING tensors", missing), ("tensors that are not used", unused)] {
+        if !names.is_empty() {
+            console.line(format_args!("  {what}: {}", names.join(", ")));
+        }
+    }
+    match matching_variant(&config) {
+        None => console.heading("no built-in variant has this shape, so there is no preset"),
+        Some(variant) => {
+            console.heading(format_args!("shape of {}; its preset for a 10 GB card", variant.name));
+            console.lines(variant.preset.trim().lines().map(|line| format!("  {line}")));
+        }
+    }
+    Ok(())
+}
+
+fn shape(config: &ModelConfig) -> Vec<(&'static str, String)> {
+    let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+    vec![
+        ("family", config.family.to_string()),
+        ("parameters", count(config.parameter_count())),
+        ("layers", config.num_hidden_layers.to_string()),
+        ("hidden size", config.hidden_size.to_string()),
+        ("MLP size", config.intermediate_size.to_string()),
+        (
+            "attention",
+            format!(
+                "{} heads, {} for keys and values, {} wide",
+                config.num_attention_heads, config.num_key_value_heads, config.head_dim
+            ),
+        ),
+        ("q, k, v bias", yes_no(config.attention_bias)),
+        ("q, k norm", yes_no(config.qk_norm)),
+        ("vocabulary", count(config.vocab_size as u64)),
+        ("tied head", yes_no(config.tie_word_embeddings)),
+        ("positions", count(config.max_position_embeddings as u64)),
+        ("rope_theta", config.rope_theta.to_string()),
+        ("rms_norm_eps", format!("{:e}", config.rms_norm_eps)),
+    ]
+}
+
+fn linear(config: &ModelConfig) -> Vec<String> {
+    let row = |&name: &&str| {
+        let (inputs, outputs) = config.linear_shape(name)?;
+        let parameters = count(inputs as u64 * outputs as u64);
+        Some(vec![name.to_owned(), inputs.to_string(), outputs.to_string(), parameters])
+    };
+    let rows: Vec<_> = config.linear_modules().iter().filter_map(row).collect();
+    table::columns(&["name", ">in", ">out", ">parameters"], &rows)
+}
+
+/// Weight files, types of numbers, tokenizer files.
+fn files(folder: &ModelFolder) -> Vec<(&'static str, String)> {
+    let mut paths: BTreeSet<PathBuf> = BTreeSet::new();
+    let mut types: BTreeMap<String, (u64, u64)> = BTreeMap::new();
+    for view in folder.tensor_names().into_iter().filter_map(|name| folder.tensor(name)) {
+        paths.insert(view.path().to_owned());
+        let (tensors, size) = types.entry(view.dtype().to_string()).or_default();
+        *tensors += 1;
+        *size += view.bytes().len() as u64;
+    }
+    let mut rows = Vec::new();
+    for path in &paths {
+        let size = std::fs::metadata(path).map_or_else(|_| "?".to_owned(), |file| bytes(file.len()));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        rows.push(("weights", format!("{name} ({size})")));
+    }
+    for (dtype, (tensors, size)) in types {
+        rows.push(("tensors", format!("{} of {dtype} ({})", count(tensors), bytes(size))));
+    }
+    let texts = tokenizer_files(folder.dir());
+    let named = [texts.tokenizer_json, texts.tokenizer_config_json, texts.chat_template_jinja];
+    let named: Vec<String> = named
+        .iter()
+        .flatten()
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    rows.push(("tokenizer", if named.is_empty() { "none".to_owned() } else { named.join(", ") }));
+    rows
+}
+
+/// Tensors that the model needs and the files lack, and the other way round. Reads no numbers.
+fn compare(config: &ModelConfig, folder: &ModelFolder) -> Result<(Vec<String>, Vec<String>)> {
+    let device = Device::dry();
+    let mut needed = BTreeSet::new();
+    Weights::<f32>::build(config, |name, [rows, cols], _| {
+        needed.insert(name.to_owned());
+        Ok(device.empty(rows, cols))
+    })?;
+    let there: BTreeSet<String> = folder.tensor_names().into_iter().map(str::to_owned).collect();
+    let less = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect();
+    Ok((less(&needed, &there), less(&there, &needed)))
+}

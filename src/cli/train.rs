@@ -1,0 +1,257 @@
+//! `tanren train` for people: settings, findings, plan, progress, result.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::console::{Console, Progress};
+use super::options::TrainArgs;
+use super::signals::Stop;
+use super::units::{bytes, count, seconds, shell_word};
+use super::{plan, table, template};
+use crate::config::{Batching, Format, Resume, TargetModules, TrainConfig};
+use crate::data::routing::Routing;
+use crate::error::Result;
+use crate::train::{self, Context, EvalMetrics, Event, StepLog, Summary};
+
+/// Trains, or plans with `--dry-run`.
+///
+/// # Errors
+/// What is wrong with options, files, numbers or the device; or that the run was interrupted.
+pub(super) fn run(args: &TrainArgs, console: &Arc<Console>) -> Result<()> {
+    let config = TrainConfig::resolve(args.flags()?, args.config())?;
+    console.lines(table::pairs(&settings(&config)));
+    let summary = watched(&config, console)?;
+    console.heading(if config.dry_run { "nothing was trained (--dry-run)" } else { "result" });
+    if !config.dry_run {
+        console.lines(table::pairs(&result(&config, &summary)));
+    }
+    Ok(())
+}
+
+/// `tanren inspect plan`: the plan of `train` without an output folder.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn inspect(args: &TrainArgs, console: &Arc<Console>) -> Result<()> {
+    let mut flags = args.flags()?;
+    // A folder that cannot exist yet: nothing is written into it, and what another run left must not matter.
+    let nowhere = std::env::temp_dir().join(format!("tanren-plan-{}", std::process::id()));
+    if !flags.contains_key("output_dir") {
+        flags.insert("output_dir".into(), nowhere.to_string_lossy().into_owned().into());
+    }
+    flags.insert("dry_run".into(), true.into());
+    let config = TrainConfig::resolve(flags, args.config())?;
+    let shown = settings(&config).into_iter().filter(|(name, _)| *name != "output");
+    console.lines(table::pairs(&shown.collect::<Vec<_>>()));
+    watched(&config, console).map(drop)
+}
+
+/// Runs it and shows what happens.
+fn watched(config: &TrainConfig, console: &Arc<Console>) -> Result<Summary> {
+    let stop = Stop::install(console)?;
+    let context = Context { template_helper: Some(template::helper()?), stop: Some(stop.question()) };
+    let mut view = View { config, console, first: 0, total: 0, start: Instant::now() };
+    let summary = train::run(config, &context, &mut |event| {
+        // Where the run does not ask often, the user still hears at once.
+        stop.asked();
+        view.show(event);
+    });
+    console.clear();
+    summary
+}
+
+/// The options that decide most, as a table.
+fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
+    let lora = config.lora();
+    let modules = match &lora.target_modules {
+        TargetModules::AllLinear => "all linear layers".to_owned(),
+        TargetModules::List(names) => names.join(","),
+    };
+    let batch = match config.batching() {
+        Batching::Samples(rows) => format!("{rows} rows"),
+        Batching::Tokens(tokens) => format!("{} tokens", count(tokens as u64)),
+    };
+    let kind = [(lora.use_rslora, ", rsLoRA"), (lora.use_dora, ", DoRA")];
+    let kind: String = kind.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+    let length = match config.max_steps {
+        Some(steps) => format!("{} optimizer steps", count(steps)),
+        None => format!("{} epochs", config.num_epochs),
+    };
+    let mut rows = vec![("model", config.model.clone())];
+    if config.preset != "none" {
+        rows.push(("preset", config.preset.clone()));
+    }
+    rows.extend([
+        ("task", format!("{} ({}, {})", config.task, config.format, config.loss)),
+        ("training rows", files(&config.train_file)),
+        (
+            "evaluation",
+            match config.eval_fraction {
+                Some(fraction) => format!("{fraction} of the training rows"),
+                None if config.eval_file.is_empty() => "none".to_owned(),
+                None => files(&config.eval_file),
+            },
+        ),
+        ("LoRA", format!("r {}, alpha {}, dropout {}{kind}, on {modules}", lora.r, lora.alpha, lora.dropout)),
+        ("batch", format!("{batch} x {} per optimizer step", config.gradient_accumulation_steps)),
+        ("learning rate", format!("{:e}, {}", config.learning_rate, config.lr_scheduler)),
+        ("length", format!("{length}, at most {} tokens per row", count(config.max_seq_length as u64))),
+        ("device", format!("{}, {}, base weights {}", config.device, config.dtype, quant(config))),
+        ("seed", config.seed.to_string()),
+        ("output", config.output_dir.display().to_string()),
+    ]);
+    match &config.resume {
+        None => {}
+        Some(Resume::Auto) => rows.push(("resume", "the newest complete checkpoint".to_owned())),
+        Some(Resume::Dir(path)) => rows.push(("resume", path.display().to_string())),
+    }
+    rows
+}
+
+fn quant(config: &TrainConfig) -> String {
+    match config.quant {
+        crate::config::Quant::None => "not quantized".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn files(paths: &[impl AsRef<Path>]) -> String {
+    paths.iter().map(|path| path.as_ref().display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+/// How it ended, and how to go on.
+fn result(config: &TrainConfig, summary: &Summary) -> Vec<(&'static str, String)> {
+    let mut rows = vec![(
+        "steps",
+        format!(
+            "{} in {} ({} tokens/s)",
+            count(summary.global_step),
+            seconds(summary.train_runtime),
+            count(summary.tokens_per_second.round() as u64)
+        ),
+    )];
+    if summary.stopped_early {
+        rows.push(("stopped early", format!("no better {}", config.metric_for_best_model)));
+    }
+    if summary.empty_steps > 0 {
+        rows.push(("empty steps", format!("{} made no update", count(summary.empty_steps))));
+    }
+    rows.extend(summary.train_loss.map(|loss| ("train loss", format!("{loss:.4}"))));
+    if let Some(best) = summary.best_metric {
+        let at = summary.best_model_checkpoint.as_ref();
+        let at = at.map_or_else(String::new, |path| format!(" in {}", path.display()));
+        rows.push(("best", format!("{} {best:.4}{at}", config.metric_for_best_model)));
+    }
+    rows.extend([
+        ("peak memory", bytes(summary.peak_bytes)),
+        ("adapter", config.output_dir.display().to_string()),
+        ("go on with", score_command(config)),
+    ]);
+    rows
+}
+
+/// The command that scores the new adapter.
+fn score_command(config: &TrainConfig) -> String {
+    let path = |path: &Path| shell_word(&path.display().to_string());
+    let mut command = format!(
+        "tanren score --model {} --adapter {} --data-file {} --output {}",
+        shell_word(&config.model),
+        path(&config.output_dir),
+        config.eval_file.first().map_or_else(|| "FILE".to_owned(), |file| path(file)),
+        path(&config.output_dir.join("scores.jsonl")),
+    );
+    if config.format != Format::Plain {
+        command += &format!(" --format {}", config.format);
+    }
+    command
+}
+
+/// Shows events.
+struct View<'a> {
+    config: &'a TrainConfig,
+    console: &'a Console,
+    /// Steps that were done before this process began.
+    first: u64,
+    total: u64,
+    start: Instant,
+}
+
+impl View<'_> {
+    fn show(&mut self, event: Event<'_>) {
+        let console = self.console;
+        let progress = |what, done, total| console.progress(Progress { what, done, total, detail: "" });
+        match event {
+            Event::Note(text) => console.note(format_args!("note: {text}")),
+            Event::Warning(text) => console.note(format_args!("warning: {text}")),
+            Event::Loading { done, total } => progress("loading", done, total),
+            Event::Tokenising { done, total } => progress("tokenising", done as u64, total as u64),
+            Event::Evaluating { done, total } => progress("evaluating", done as u64, total as u64),
+            Event::Audit { name, audit, routing } => {
+                console.heading(format_args!("{name} rows"));
+                console
+                    .lines(audit.lines().into_iter().chain(routed(routing)).map(|line| format!("  {line}")));
+            }
+            Event::Planned(planned) => {
+                console.heading("plan");
+                console.lines(plan::summary(planned));
+                if self.config.dry_run {
+                    console.heading("work of one optimizer step");
+                    console.lines(plan::by_op(planned));
+                }
+            }
+            Event::Started { done, total, steps_per_epoch, .. } => {
+                (self.first, self.total, self.start) = (done, total, Instant::now());
+                let from = if done > 0 { format!(", {} done already", count(done)) } else { String::new() };
+                console.heading(format_args!(
+                    "training: {} steps, {} per epoch{from}",
+                    count(total),
+                    count(steps_per_epoch)
+                ));
+            }
+            Event::Step(log) => self.step(log),
+            Event::Evaluated { step, metrics, best } => console.line(evaluated(step, metrics, best)),
+            Event::Saved { path } => console.line(format_args!("  saved {}", path.display())),
+        }
+    }
+
+    fn step(&self, log: &StepLog) {
+        let spent = self.start.elapsed().as_secs_f64();
+        let done = log.step.saturating_sub(self.first).max(1);
+        let left = spent / done as f64 * self.total.saturating_sub(log.step) as f64;
+        let detail = format!(
+            "loss {:.4}  lr {:.2e}  {} tokens/s  {} left",
+            log.loss,
+            log.learning_rate,
+            count(log.tokens_per_second.round() as u64),
+            seconds(left)
+        );
+        if self.console.has_bar() {
+            let (done, total) = (log.step, self.total);
+            self.console.progress(Progress { what: "training", done, total, detail: &detail });
+        } else if log.step.is_multiple_of(self.config.logging_steps.max(1)) || log.step == self.total {
+            self.console.note(format_args!("step {}/{}  {detail}", log.step, self.total));
+        }
+    }
+}
+
+fn evaluated(step: u64, metrics: &EvalMetrics, best: bool) -> String {
+    format!(
+        "  step {step}: eval_loss {:.4}  perplexity {:.3}  token accuracy {:.1}%  accuracy {:.1}%{}",
+        metrics.eval_loss,
+        metrics.eval_perplexity,
+        100.0 * metrics.eval_token_accuracy,
+        100.0 * metrics.eval_accuracy,
+        if best { "  (best so far)" } else { "" }
+    )
+}
+
+/// Rows by mode, if they have modes.
+pub(super) fn routed(routing: Routing) -> Option<String> {
+    let Routing { direct, cot, without_mode, other, dropped, .. } = routing;
+    (direct + cot + other > 0).then(|| {
+        format!(
+            "by meta.mode: {direct} direct, {cot} cot, {other} other, {without_mode} without; {dropped} left out by --train-mode"
+        )
+    })
+}
