@@ -1,5 +1,6 @@
 //! The integration tests: one binary, one module per file.
 
 mod golden;
+mod score;
 mod source;
 mod tidy;
