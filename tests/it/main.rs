@@ -3,6 +3,7 @@
 mod cli;
 mod golden;
 mod kill;
+mod score;
 mod source;
 mod tidy;
 mod train;
