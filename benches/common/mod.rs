@@ -15,8 +15,8 @@ pub(crate) const LORA_R: usize = 16;
 /// Criterion with the settings of this repository; flags of the command line come over them.
 pub(crate) fn criterion() -> Criterion {
     Criterion::default()
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1))
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(600))
         .sample_size(10)
         .configure_from_args()
 }

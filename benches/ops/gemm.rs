@@ -26,6 +26,7 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let mut dx = random(device, tokens, inputs)?;
         let mut xa = random(device, tokens, LORA_R)?;
         let mut db = random(device, outputs, LORA_R)?;
+        let mut da = random(device, LORA_R, inputs)?;
         let (x, dy) = (Mat::new(x.data(), tokens, inputs), Mat::new(dy.data(), tokens, outputs));
         let weight = Mat::new(weight.data(), outputs, inputs);
         let (thin, a) = (Mat::new(thin.data(), tokens, LORA_R), Mat::new(a.data(), LORA_R, inputs));
@@ -41,12 +42,16 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         bench.measure(&format!("x A^T {tokens}x{inputs}x{LORA_R}"), flops.clone(), || {
             par_gemm(MatMut::new(xa.data_mut(), tokens, LORA_R), Write::Overwrite, 1.0, x, a.t());
         });
-        bench.measure(&format!("dx += dxa A {tokens}x{LORA_R}x{inputs}"), flops, || {
+        bench.measure(&format!("dx = dxa A {tokens}x{LORA_R}x{inputs}"), flops, || {
             par_gemm(MatMut::new(dx.data_mut(), tokens, inputs), Write::Overwrite, 1.0, thin, a);
         });
         let flops = Throughput::Elements(2 * (tokens * outputs * LORA_R) as u64);
         bench.measure(&format!("dB = dy^T xa {outputs}x{tokens}x{LORA_R}"), flops, || {
             par_gemm(MatMut::new(db.data_mut(), outputs, LORA_R), Write::Overwrite, 1.0, dy.t(), thin);
+        });
+        let flops = Throughput::Elements(2 * (tokens * inputs * LORA_R) as u64);
+        bench.measure(&format!("dA = dxa^T x {LORA_R}x{tokens}x{inputs}"), flops, || {
+            par_gemm(MatMut::new(da.data_mut(), LORA_R, inputs), Write::Overwrite, 1.0, thin.t(), x);
         });
     }
     // One tile of attention: scores of 64 queries, on one thread.
