@@ -77,7 +77,9 @@ fn no_kill_breaks_or_loses_a_checkpoint() {
         newest = last;
     }
     assert!(command(dir.path(), &killed).status().unwrap().success());
-    println!("{hits} of {kills} kills hit a running process; the last one left checkpoint {newest} of {STEPS}");
+    println!(
+        "{hits} of {kills} kills hit a running process; the last one left checkpoint {newest} of {STEPS}"
+    );
     assert!(hits > 0, "every run ended before its kill");
     let bytes = |out: &Path| {
         ["adapter_model.safetensors", "optimizer.safetensors"]
