@@ -308,6 +308,22 @@ fn lengths_and_limits_follow_the_options() {
 }
 
 #[test]
+fn rows_without_output_are_scored_or_left_out() {
+    let bench = Bench::new();
+    let unlabelled = [json!({ "input": "q", "output": "" }), json!({ "input": "r", "output": "" })];
+    let data = bench.rows("rows.jsonl", &unlabelled);
+    let config = ScoreConfig {
+        choices: Some(ANSWERS.map(str::to_owned).to_vec()),
+        ..bench.config(ScoreMode::Choice, data, "out")
+    };
+    let overall = report(run(&config).unwrap()).overall;
+    assert_eq!((overall.num_rows, overall.num_with_gold, overall.accuracy), (2, 0, None));
+    let skipping = ScoreConfig { skip_empty: true, overwrite: true, ..config };
+    let error = run(&skipping).unwrap_err().to_string();
+    assert!(error.contains("no row is left: got 2 rows without output"), "{error}");
+}
+
+#[test]
 fn the_example_is_a_valid_configuration() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lawqa/score.toml");
     let config = ScoreConfig::resolve(toml::Table::new(), Some(&path)).unwrap();
