@@ -3,6 +3,8 @@
 //! Bytes are equal for any number of threads. For other batch sizes they are compared with a tolerance: a matrix product
 //! over fewer rows may take another kernel, which rounds differently.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where its helpers fail")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
