@@ -1,1 +1,68 @@
 //! Scoring: log-probabilities of answers, forward only.
+//!
+//! [`run`] is the door: a resolved [`ScoreConfig`](crate::config::ScoreConfig) in, files and a [`Summary`] out, [`Event`]s on
+//! the way. It prints nothing and never ends the process. Rows become tokens exactly as in training, so what is scored is
+//! what was trained. Files appear whole or not at all, and their bytes depend on model, adapter, rows and options alone,
+//! never on the number of threads.
+
+mod choice;
+mod event;
+mod logprob;
+mod output;
+mod passes;
+mod report;
+mod session;
+
+pub use event::{Event, Findings, Summary};
+pub use logprob::LogprobReport;
+pub use report::{Accuracy, ByField, ChoiceReport, MISSING};
+pub use session::Context;
+
+use std::time::Instant;
+
+use crate::config::{ScoreConfig, ScoreMode};
+use crate::error::{Error, Result};
+use output::Outputs;
+use session::Session;
+
+/// Scores the rows of `config.data_file` and writes the results beside `config.output`.
+///
+/// `logprob` writes one JSON line per row into that very file; `choice` writes a table `OUTPUT.csv` and its summary
+/// `OUTPUT.json`.
+///
+/// # Errors
+/// Input and I/O errors that name file, line and fix; [`Error::Numeric`] for a row whose score is not finite;
+/// [`Error::Stopped`] if the context asked to stop. No file is written in any of these cases.
+pub fn run(config: &ScoreConfig, context: &Context, watch: &mut dyn FnMut(Event<'_>)) -> Result<Summary> {
+    config.validate()?;
+    config.check_supported()?;
+    let outputs = Outputs::plan(config)?;
+    let start = Instant::now();
+    let mut session = Session::new(config, context)?;
+    let (num_rows, num_skipped, findings) = match config.mode {
+        ScoreMode::Logprob => logprob::run(&mut session, &outputs, watch)?,
+        ScoreMode::Choice => choice::run(&mut session, &outputs, watch)?,
+        other => {
+            return Error::input("CONFIG", "not supported by this build")
+                .field("mode")
+                .got(other)
+                .expected("logprob or choice")
+                .fix("choose one of them")
+                .into();
+        }
+    };
+    for path in outputs.paths() {
+        watch(Event::Saved { path });
+    }
+    let runtime = start.elapsed().as_secs_f64();
+    Ok(Summary {
+        files: outputs.paths().into_iter().map(ToOwned::to_owned).collect(),
+        num_rows,
+        num_skipped,
+        findings,
+        num_tokens: session.num_tokens,
+        runtime,
+        tokens_per_second: session.num_tokens as f64 / session.scoring_secs.max(f64::MIN_POSITIVE),
+        peak_bytes: session.device.memory().peak_bytes,
+    })
+}

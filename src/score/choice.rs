@@ -1,0 +1,260 @@
+//! Mode `choice`: the prompt once, every answer as its continuation, and the most probable one is the prediction.
+//!
+//! An answer's score is the sum of the log-probabilities of its own tokens, without the token that ends it, as in the LM
+//! evaluation harness. The token would compare how well answers end, which is no part of the question.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::event::{Event, Findings};
+use super::output::Outputs;
+use super::passes::Packed;
+use super::report::{ChoiceReport, Outcome, pick};
+use super::session::{Session, not_finite, row_error};
+use crate::batch::IGNORE_INDEX;
+use crate::data::collate::collate_choices;
+use crate::data::encode::{Encoder, Example};
+use crate::data::jsonl::{Body, Message, Record};
+use crate::error::{Error, Result};
+
+/// Most answers that are taken from the data: more are no choices but free answers.
+const MAX_CHOICES: usize = 26;
+
+/// With fewer rows a constant answer says nothing.
+const CONSTANT_ROWS: usize = 8;
+
+/// Scores all rows and writes table and summary. Returns rows scored, rows left out, and the findings.
+pub(super) fn run(
+    session: &mut Session<'_>,
+    outputs: &Outputs,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<(usize, usize, Findings)> {
+    let config = session.config;
+    let (mut records, routing) = session.rows()?;
+    let found = distinct(&records)?;
+    let choices = match &config.choices {
+        Some(choices) => choices.clone(),
+        None => from_data(found)?,
+    };
+    let by = fields(&config.by, &records)?;
+    records.truncate(config.limit.unwrap_or(usize::MAX));
+    let num_rows = records.len();
+    if config.skip_empty {
+        records.retain(|record| matches!(gold_text(record), Ok(Some(_))));
+    }
+    let opened = session.open(watch)?;
+    let encoder = session.encoder(&opened, &records)?;
+    let tokens = encode_choices(&encoder, &choices, watch)?;
+    let longest = (0..tokens.len()).rev().max_by_key(|&i| tokens[i].len()).unwrap_or(0);
+    // With the longest answer in its place, a row meets the length limit and its rules exactly as in training.
+    let asked: Vec<Record> = records.iter().map(|record| with_answer(record, &choices[longest])).collect();
+    let examples = session.encode(&encoder, (&asked, routing), watch)?;
+    drop(encoder);
+
+    let scorer = session.load(opened, watch)?;
+    let continued: usize = tokens.iter().map(|choice| choice.len() - 1).sum();
+    let lengths: Vec<usize> = examples.iter().map(|example| prompt(example).len() + continued).collect();
+    let pack = |rows: Range<usize>| {
+        let mut packed = Packed::default();
+        for example in &examples[rows] {
+            let record = &records[example.record];
+            packed.push(collate_choices(prompt(example), &tokens, 0).map_err(|_| no_prompt(record))?);
+        }
+        Ok(packed)
+    };
+    let mut outcomes: Vec<Outcome> = Vec::with_capacity(examples.len());
+    let take = |rows: Range<usize>, scores: Vec<Vec<f64>>| {
+        for (example, scores) in examples[rows].iter().zip(scores.chunks_exact(choices.len())) {
+            let record = &records[example.record];
+            let logprobs: Vec<f64> = scores.iter().map(|tokens| tokens.iter().sum()).collect();
+            if !logprobs.iter().all(|logprob| logprob.is_finite()) {
+                return Err(not_finite(record, "the log-probability of a choice"));
+            }
+            let gold = gold_text(record)?.and_then(|text| place(&choices, text));
+            outcomes.push(Outcome {
+                record: example.record,
+                gold,
+                pick: pick(&logprobs, &choices),
+                logprobs,
+            });
+        }
+        Ok(())
+    };
+    session.score(&scorer, &lengths, pack, take, watch)?;
+
+    let report = ChoiceReport::of(&outcomes, &records, &choices, &by);
+    for warning in warnings(&report, &outcomes, &records) {
+        watch(Event::Warning(warning));
+    }
+    let formulas = outputs.write_choices(config, &report, &records, &outcomes)?;
+    if formulas > 0 {
+        watch(Event::Warning(format!(
+            "{formulas} rows of the table have a text that starts with = + - @ or a control character; they are kept \
+             exactly, but a spreadsheet may run them as formulas"
+        )));
+    }
+    Ok((examples.len(), num_rows - examples.len(), Findings::Choice(report)))
+}
+
+/// The answer that a row gives; none if it is empty.
+///
+/// # Errors
+/// [`Error::Input`] for a tokenised row, which has no text.
+pub(super) fn gold_text(record: &Record) -> Result<Option<&str>> {
+    let text = match &record.body {
+        Body::InputOutput { output, .. } => output,
+        Body::Messages(turns) => match turns.last() {
+            Some(turn) if turn.role == "assistant" => &turn.content,
+            _ => return Ok(None),
+        },
+        Body::Tokenised { .. } => {
+            return row_error(record, "choices need rows of text")
+                .field("input_ids")
+                .expected("\"input\" and \"output\", or \"messages\"")
+                .fix("use --mode logprob for rows of token ids")
+                .into();
+        }
+    };
+    Ok(Some(text.as_str()).filter(|text| !text.trim().is_empty()))
+}
+
+/// The distinct answers, sorted; those that differ by white space at the ends are one, spelled as where it first stands.
+fn distinct(records: &[Record]) -> Result<BTreeMap<&str, &str>> {
+    let mut found = BTreeMap::new();
+    for record in records {
+        if let Some(text) = gold_text(record)? {
+            found.entry(text.trim()).or_insert(text);
+        }
+    }
+    Ok(found)
+}
+
+fn from_data(found: BTreeMap<&str, &str>) -> Result<Vec<String>> {
+    if !(2..=MAX_CHOICES).contains(&found.len()) {
+        return Error::input("DATA", "the outputs of the data are not answers to choose from")
+            .field("choices")
+            .got(format!("{} distinct outputs", found.len()))
+            .expected(format!("2 to {MAX_CHOICES}"))
+            .fix("pass --choices with the answers, for example --choices a,b,c,d")
+            .into();
+    }
+    Ok(found.into_values().map(str::to_owned).collect())
+}
+
+/// The fields to group by, each once.
+fn fields(by: &[String], records: &[Record]) -> Result<Vec<String>> {
+    let mut fields: Vec<String> = Vec::new();
+    for field in by {
+        if !records.iter().any(|record| record.meta.contains_key(field)) {
+            let mut known: Vec<&str> =
+                records.iter().flat_map(|record| record.meta.keys().map(String::as_str)).collect();
+            known.sort_unstable();
+            known.dedup();
+            known.truncate(12);
+            return Error::input("CONFIG", "no row has this field in its meta data")
+                .field("by")
+                .got(field)
+                .expected(if known.is_empty() { "rows with \"meta\"".into() } else { known.join(", ") })
+                .fix("correct the name, or leave it out")
+                .into();
+        }
+        if !fields.contains(field) {
+            fields.push(field.clone());
+        }
+    }
+    Ok(fields)
+}
+
+/// The tokens of every choice.
+fn encode_choices(
+    encoder: &Encoder<'_>,
+    choices: &[String],
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Vec<Vec<u32>>> {
+    let tokens =
+        choices.iter().map(|choice| encoder.encode_open_answer(choice)).collect::<Result<Vec<_>>>()?;
+    if let Some(i) = tokens.iter().position(Vec::is_empty) {
+        return Error::input("CONFIG", "a choice has no tokens")
+            .field("choices")
+            .got(format!("{:?}", choices[i]))
+            .fix("choose among answers that the tokenizer knows")
+            .into();
+    }
+    let starts = |i: usize, j: usize| i != j && tokens[j].starts_with(&tokens[i]);
+    let pairs = || (0..tokens.len()).flat_map(|j| (0..tokens.len()).map(move |i| (i, j)));
+    if let Some((i, j)) = pairs().find(|&(i, j)| starts(i, j)) {
+        watch(Event::Warning(format!(
+            "the choice {:?} begins with {:?}, so it can never be the more probable one; prefer choices of which none begins \
+             another",
+            choices[j], choices[i]
+        )));
+    }
+    Ok(tokens)
+}
+
+/// The row with another answer.
+fn with_answer(record: &Record, answer: &str) -> Record {
+    let mut record = record.clone();
+    match &mut record.body {
+        Body::InputOutput { output, .. } => answer.clone_into(output),
+        Body::Messages(turns) => {
+            turns.pop_if(|turn| turn.role == "assistant");
+            turns.push(Message::new("assistant", answer));
+        }
+        Body::Tokenised { .. } => {}
+    }
+    record
+}
+
+/// The tokens before the last answer.
+fn prompt(example: &Example) -> &[u32] {
+    let end = example.labels.iter().rposition(|&label| label == IGNORE_INDEX).map_or(0, |last| last + 1);
+    &example.input_ids[..end]
+}
+
+fn no_prompt(record: &Record) -> Error {
+    row_error(record, "the prompt has no tokens").fix("give the row an input").into()
+}
+
+/// The choice that `text` is: exactly, or but for white space at the ends.
+fn place(choices: &[String], text: &str) -> Option<usize> {
+    let exact = choices.iter().position(|choice| choice == text);
+    exact.or_else(|| choices.iter().position(|choice| choice.trim() == text.trim()))
+}
+
+/// What the user should look at.
+fn warnings(report: &ChoiceReport, outcomes: &[Outcome], records: &[Record]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let without_gold = report.overall.num_rows - report.overall.num_with_gold;
+    if let Some(first) = outcomes.iter().find(|outcome| outcome.gold.is_none()) {
+        let Record { file, line, .. } = &records[first.record];
+        warnings.push(format!(
+            "{without_gold} of {} rows have an output that is not among the choices ({}:{line} is the first); they have \
+             scores but no part in the accuracy",
+            report.overall.num_rows,
+            file.display()
+        ));
+    }
+    let used = |counts: &[usize]| counts.iter().filter(|&&count| count > 0).count();
+    if report.overall.num_rows >= CONSTANT_ROWS && used(&report.predicted) == 1 && used(&report.gold) > 1 {
+        let only = report.predicted.iter().position(|&count| count > 0).unwrap_or(0);
+        warnings
+            .push(format!("every row was answered {:?}; the model does not choose", report.choices[only]));
+    }
+    warnings
+}
+
+/// A value of `meta` as a cell of a table: texts as they are, all else as JSON.
+pub(super) fn cell(value: Option<&Value>) -> Option<String> {
+    match value {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(other) => Some(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+#[path = "choice_tests.rs"]
+mod tests;

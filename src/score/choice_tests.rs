@@ -1,0 +1,74 @@
+//! Tests of gold answers, choices and fields.
+
+use std::path::Path;
+
+use super::*;
+use crate::data::jsonl::read_rows;
+
+fn records(lines: &[&str]) -> Vec<Record> {
+    read_rows(Path::new("rows.jsonl"), lines.join("\n").as_bytes()).unwrap()
+}
+
+fn outputs(texts: &[&str]) -> Vec<Record> {
+    let line = |text: &&str| serde_json::json!({ "input": "q", "output": text }).to_string();
+    let lines: Vec<String> = texts.iter().map(line).collect();
+    records(&lines.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+#[test]
+fn choices_are_the_distinct_outputs_in_order() {
+    let records = outputs(&["b", " a", "b\n", "", "a"]);
+    let choices = from_data(distinct(&records).unwrap()).unwrap();
+    assert_eq!(choices, [" a", "b"], "white space at the ends makes no other answer");
+    assert_eq!(place(&choices, "a"), Some(0));
+    assert_eq!(place(&choices, "b\n"), Some(1));
+    assert_eq!(place(&choices, "c"), None);
+}
+
+#[test]
+fn too_many_and_too_few_outputs_are_errors_with_their_number() {
+    let texts: Vec<String> = (0..27).map(|i| format!("answer {i}")).collect();
+    let records = outputs(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+    let error = from_data(distinct(&records).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("got 27 distinct outputs, expected 2 to 26; fix: pass --choices"), "{error}");
+    assert!(from_data(distinct(&records[..26]).unwrap()).is_ok());
+    assert!(from_data(distinct(&records[..1]).unwrap()).is_err());
+}
+
+#[test]
+fn the_last_assistant_turn_is_gold() {
+    let turns = r#"{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"b"}]}"#;
+    let open = r#"{"messages":[{"role":"user","content":"q"}]}"#;
+    let ids = r#"{"input_ids":[1,2],"labels":[-100,2]}"#;
+    let records = records(&[turns, open, ids]);
+    assert_eq!(gold_text(&records[0]).unwrap(), Some("b"));
+    assert_eq!(gold_text(&records[1]).unwrap(), None);
+    let error = gold_text(&records[2]).unwrap_err().to_string();
+    assert!(error.contains("rows.jsonl:3") && error.contains("--mode logprob"), "{error}");
+    for record in &records[..2] {
+        let Body::Messages(turns) = with_answer(record, "c").body else { panic!() };
+        assert_eq!(turns.len(), 2);
+        assert_eq!(turns[1], Message::new("assistant", "c"));
+    }
+}
+
+#[test]
+fn a_field_that_no_row_has_is_an_error() {
+    let records = records(&[r#"{"input":"q","output":"a","meta":{"law":"x","kind":"y"}}"#]);
+    let by = |names: &[&str]| fields(&names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>(), &records);
+    assert_eq!(by(&["law", "law"]).unwrap(), ["law"]);
+    let error = by(&["lwa"]).unwrap_err().to_string();
+    assert!(error.contains("got lwa, expected kind, law"), "{error}");
+}
+
+#[test]
+fn the_prompt_ends_before_the_last_answer() {
+    let example = Example {
+        input_ids: vec![1, 2, 3, 4, 5, 6],
+        labels: vec![-100, 2, -100, -100, 5, 6],
+        prompt_len: 1,
+        record: 0,
+        truncated: false,
+    };
+    assert_eq!(prompt(&example), [1, 2, 3, 4]);
+}

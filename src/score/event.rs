@@ -1,0 +1,82 @@
+//! What a scoring tells whoever watches it, and how it ended.
+
+use std::path::{Path, PathBuf};
+
+use super::logprob::LogprobReport;
+use super::report::ChoiceReport;
+use crate::data::audit::Audit;
+use crate::data::routing::Routing;
+
+/// One thing that happened.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Something the user may want to know.
+    Note(String),
+    /// Something the user should look at.
+    Warning(String),
+    /// Rows that are tokenised.
+    Tokenising {
+        /// So far.
+        done: usize,
+        /// In all.
+        total: usize,
+    },
+    /// What the rows are like. In choice mode every row is counted with its longest choice as the answer.
+    Audit {
+        /// The findings.
+        audit: &'a Audit,
+        /// Rows by mode, before `limit`.
+        routing: Routing,
+    },
+    /// Bytes of weights that are loaded.
+    Loading {
+        /// So far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
+    /// Rows that are scored.
+    Scoring {
+        /// So far.
+        done: usize,
+        /// In all.
+        total: usize,
+    },
+    /// A result file is complete.
+    Saved {
+        /// The file.
+        path: &'a Path,
+    },
+}
+
+/// How a scoring ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// The files that were written.
+    pub files: Vec<PathBuf>,
+    /// Rows that were scored.
+    pub num_rows: usize,
+    /// Rows that were left out: too long, or without output.
+    pub num_skipped: usize,
+    /// What the scores say.
+    pub findings: Findings,
+    /// Tokens that went through the model; a prompt that choices share counts once.
+    pub num_tokens: u64,
+    /// Seconds in all.
+    pub runtime: f64,
+    /// Tokens per second while scoring.
+    pub tokens_per_second: f64,
+    /// Largest amount of memory for weights and activations at once, in bytes.
+    pub peak_bytes: u64,
+}
+
+/// What the scores say, by mode.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Findings {
+    /// Of log-probabilities.
+    Logprob(LogprobReport),
+    /// Of choices.
+    Choice(ChoiceReport),
+}
