@@ -237,7 +237,7 @@ impl From<Resume> for PathBuf {
 pub enum Batching {
     /// This many rows.
     Samples(usize),
-    /// As many rows as fit into this many tokens; a longer row is a batch of its own.
+    /// As many rows as fit into this many tokens. In training a longer row is an error, in scoring a batch of its own.
     Tokens(usize),
 }
 

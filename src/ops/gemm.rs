@@ -10,6 +10,8 @@
 
 use rayon::prelude::*;
 
+mod few_rows;
+
 use super::simd;
 use crate::tensor::Real;
 
@@ -56,6 +58,11 @@ impl<'a, T: Real> Mat<'a, T> {
         self.t().rows_range(start, end).t()
     }
 
+    /// Row `row`, where rows are contiguous.
+    fn row(&self, row: usize) -> &'a [T] {
+        &self.data[row * self.row_stride..row * self.row_stride + self.cols]
+    }
+
     /// True if every element lies within the slice.
     fn fits(&self) -> bool {
         fits(self.data.len(), self.rows, self.cols, self.row_stride, self.col_stride)
@@ -98,8 +105,9 @@ pub enum Write {
 /// If the shapes do not fit each other or a view reaches beyond its slice.
 pub fn gemm<T: Real>(dst: MatMut<'_, T>, write: Write, scale: T, a: Mat<'_, T>, b: Mat<'_, T>) {
     assert_fits(&dst, &a, &b);
-    // A row stride below the number of columns would let rows overlap.
-    assert!(dst.rows <= 1 || dst.row_stride >= dst.cols, "rows of the result overlap");
+    if few_rows::applies(dst.rows, &a, &b) {
+        return few_rows::multiply(dst, write, scale, a, b);
+    }
     let raw = RawDst { data: dst.data.as_mut_ptr(), row_stride: dst.row_stride };
     // SAFETY: the view fits its slice (checked above), and the exclusive borrow of `dst` lasts until the call returns.
     unsafe { raw.multiply((0, 0), write, scale, a, b) }
@@ -111,7 +119,9 @@ pub fn gemm<T: Real>(dst: MatMut<'_, T>, write: Write, scale: T, a: Mat<'_, T>, 
 /// If the shapes do not fit each other or a view reaches beyond its slice.
 pub fn par_gemm<T: Real>(dst: MatMut<'_, T>, write: Write, scale: T, a: Mat<'_, T>, b: Mat<'_, T>) {
     assert_fits(&dst, &a, &b);
-    assert!(dst.rows <= 1 || dst.row_stride >= dst.cols, "rows of the result overlap");
+    if few_rows::applies(dst.rows, &a, &b) {
+        return few_rows::par_multiply(dst, write, scale, a, b);
+    }
     let (m, n, k) = (dst.rows, dst.cols, a.cols);
     if m * n * k < PIECE_WORK {
         return gemm(dst, write, scale, a, b);
@@ -222,6 +232,8 @@ fn assert_fits<T: Real>(dst: &MatMut<'_, T>, a: &Mat<'_, T>, b: &Mat<'_, T>) {
         fits(dst.data.len(), dst.rows, dst.cols, dst.row_stride, 1),
         "the result reaches beyond its slice"
     );
+    // A row stride below the number of columns would let rows overlap.
+    assert!(dst.rows <= 1 || dst.row_stride >= dst.cols, "rows of the result overlap");
 }
 
 /// `dst[i] += scale * x[i]`.

@@ -37,7 +37,7 @@ pub fn sum<T: Real>(len: usize, f: impl Fn(usize) -> T) -> T {
     for (lane, sum) in lanes.iter_mut().enumerate().take(len - whole) {
         *sum += f(whole + lane);
     }
-    fold(lanes, |a, b| a + b)
+    fold_sum(lanes)
 }
 
 /// The largest of `values`, minus infinity for none; NaN values are passed over.
@@ -63,6 +63,12 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     let len = a.len().min(b.len());
     let (a, b) = (&a[..len], &b[..len]);
     sum(len, |i| a[i] * b[i])
+}
+
+/// The sum of partial sums, in the order of [`sum`].
+#[inline(always)]
+pub fn fold_sum<T: Real>(lanes: [T; LANES]) -> T {
+    fold(lanes, |a, b| a + b)
 }
 
 #[inline(always)]

@@ -136,7 +136,7 @@ pub struct TrainArgs {
     /// Rows per micro-batch.
     #[arg(long, value_name = "N", help_heading = STEPS)]
     batch_size: Option<usize>,
-    /// Tokens per micro-batch, instead of --batch-size; a longer row is a batch of its own.
+    /// Tokens per micro-batch, instead of --batch-size; a longer row is an error.
     #[arg(long, value_name = "N", help_heading = STEPS)]
     tokens_per_batch: Option<usize>,
     /// Micro-batches per optimizer step.

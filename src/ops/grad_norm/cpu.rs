@@ -3,11 +3,22 @@
 use rayon::prelude::*;
 
 use crate::device::Tensor;
+use crate::ops::simd;
 use crate::tensor::Real;
 
-/// See [`super::grad_norm`]. One partial sum per tensor, added in tensor order.
+/// Elements of one partial sum.
+const PIECE: usize = 1 << 14;
+
+/// See [`super::grad_norm`]. Partial sums of fixed pieces, added in the order of tensors and pieces.
 pub(super) fn grad_norm<T: Real>(grads: &[&Tensor<T>]) -> f64 {
-    let squares: Vec<f64> =
-        grads.par_iter().map(|g| g.data().iter().map(|x| x.to_f64() * x.to_f64()).sum()).collect();
+    let pieces: Vec<&[T]> = grads.iter().flat_map(|g| g.data().chunks(PIECE)).collect();
+    let square = |x: T| x.to_f64() * x.to_f64();
+    let of_piece = |piece: &&[T]| {
+        simd::run(
+            #[inline(always)]
+            || simd::sum(piece.len(), |i| square(piece[i])),
+        )
+    };
+    let squares: Vec<f64> = pieces.par_iter().map(of_piece).collect();
     squares.iter().sum::<f64>().sqrt()
 }

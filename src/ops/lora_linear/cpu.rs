@@ -83,6 +83,7 @@ pub(super) fn backward<T: Real>(device: &Device, layer: &LoraLinear<'_, T>, args
         let Some(grad) = &mut grads[adapter] else { continue };
         let dropped = dropped_input(device, layer, x, &rows);
         let mut dxa = device.empty::<T>(rows.len(), lora.a.rows());
+        let mut db = device.empty::<T>(lora.a.rows(), weight.rows());
         // The gradient of x~ goes straight into dx, unless the mask has to be applied to it.
         let masked = layer.dropout.is_some() && dx.is_some();
         let mut dx_dropped = masked.then(|| device.zeros::<T>(rows.len(), weight.cols()));
@@ -113,7 +114,13 @@ pub(super) fn backward<T: Real>(device: &Device, layer: &LoraLinear<'_, T>, args
         };
         let adapter_dy = Mat::new(adapter_dy, rows.len(), weight.rows());
         par_gemm(whole_mut(&mut dxa), Write::Overwrite, lora.scaling, adapter_dy, whole(lora.b));
-        par_gemm(whole_mut(grad.b), Write::Add, lora.scaling, adapter_dy.t(), xa);
+        // dB^T = xa^T dy, then transposed: the long side of the product lies in columns, which is several times faster.
+        par_gemm(whole_mut(&mut db), Write::Overwrite, lora.scaling, xa.t(), adapter_dy);
+        grad.b.data_mut().par_chunks_mut(r).enumerate().for_each(|(j, row)| {
+            for (i, b) in row.iter_mut().enumerate() {
+                *b += db.data()[i * weight.rows() + j];
+            }
+        });
         par_gemm(whole_mut(grad.a), Write::Add, T::ONE, whole(&dxa).t(), input);
         if let Some(dx_rows) = dx_rows {
             add(dx_rows, rows.len(), T::ONE, whole(&dxa), whole(lora.a));
