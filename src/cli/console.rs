@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::units::harmless;
+
 /// Time between two lines about the progress of one thing where there is no bar.
 const PLAIN_PAUSE: Duration = Duration::from_secs(10);
 
@@ -66,8 +68,13 @@ impl Console {
         self.err_is_terminal
     }
 
-    /// A line of results.
+    /// A line of results. Control characters in it, which names and texts of files may hold, lose their power.
     pub(super) fn line(&self, text: impl Display) {
+        self.styled(harmless(&text.to_string(), true));
+    }
+
+    /// A line of results as it is, for text with styles of our own.
+    pub(super) fn styled(&self, text: impl Display) {
         if self.out_failed.load(Ordering::Relaxed) {
             return;
         }
@@ -97,7 +104,7 @@ impl Console {
     /// A line about the run.
     pub(super) fn note(&self, text: impl Display) {
         // One write, so that lines of several processes on one terminal do not mix.
-        let text = format!("{text}\n");
+        let text = format!("{}\n", harmless(&text.to_string(), true));
         let _ = self.above_bar(|| std::io::stderr().lock().write_all(text.as_bytes()));
     }
 
@@ -122,6 +129,12 @@ impl Console {
         if done >= total {
             clear(&mut live);
         }
+    }
+
+    /// The progress of loading weights, given in bytes.
+    pub(super) fn loading(&self, done: u64, total: u64) {
+        let [done, total] = [done, total].map(|bytes| bytes.div_ceil(1 << 20));
+        self.progress(Progress { what: "loading", done, total, detail: "MiB" });
     }
 
     /// Removes the bar.

@@ -10,6 +10,7 @@ mod init;
 mod inspect;
 mod panics;
 mod plan;
+mod score;
 mod signals;
 mod table;
 mod template;
@@ -46,7 +47,7 @@ fn run(cli: Cli, console: &Arc<Console>) -> Result<()> {
     signals::survive_file_size_limit();
     match cli.command {
         Command::Train(args) => train::run(&args, console),
-        Command::Score(_) => Ok(()),
+        Command::Score(args) => score::run(&args, console),
         Command::Inspect(args) => inspect::run(&args.what, console),
         Command::Init(args) => init::run(&args, console),
         Command::RenderTemplate => template::serve(),

@@ -116,7 +116,8 @@ fn quant(config: &TrainConfig) -> String {
     }
 }
 
-fn files(paths: &[impl AsRef<Path>]) -> String {
+/// Paths with commas between.
+pub(super) fn files(paths: &[impl AsRef<Path>]) -> String {
     paths.iter().map(|path| path.as_ref().display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
@@ -184,7 +185,7 @@ impl View<'_> {
         match event {
             Event::Note(text) => console.note(format_args!("note: {text}")),
             Event::Warning(text) => console.note(format_args!("warning: {text}")),
-            Event::Loading { done, total } => progress("loading", done, total),
+            Event::Loading { done, total } => console.loading(done, total),
             Event::Tokenising { done, total } => progress("tokenising", done as u64, total as u64),
             Event::Evaluating { done, total } => progress("evaluating", done as u64, total as u64),
             Event::Audit { name, audit, routing } => {

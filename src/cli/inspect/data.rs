@@ -49,7 +49,7 @@ pub(super) fn show(args: &DataArgs, console: &Console) -> Result<()> {
     console.clear();
     console.lines(audit.lines().into_iter().chain(train::routed(routing)));
     if let Some((token, id)) = encoder.end_token() {
-        console.line(format_args!("an answer ends with {} ({id})", harmless(token, false)));
+        console.line(format_args!("an answer ends with {} ({id})", token));
     }
     for example in examples.iter().take(args.rows.unwrap_or(ROWS)) {
         row(example, &records, &texts, console)?;
@@ -81,6 +81,6 @@ fn row(example: &Example, records: &[Record], texts: &Texts, console: &Console) 
             false => text += &piece,
         }
     }
-    console.line(text);
+    console.styled(text);
     Ok(())
 }

@@ -37,7 +37,7 @@ pub(super) fn show(args: &TokenizerArgs, console: &Console) -> Result<()> {
     console.lines(table::pairs(&facts(&tokenizer)));
     if let Some(source) = tokenizer.chat_template() {
         console.heading("the chat template on a sample");
-        console.line(harmless(&sample(&tokenizer, source)?, true));
+        console.line(sample(&tokenizer, source)?);
     }
     for text in args.texts() {
         let text = if text == "-" { stdin()? } else { text.to_owned() };
@@ -111,7 +111,7 @@ fn stdin() -> Result<String> {
 
 fn encode(tokenizer: &Tokenizer, text: &str, console: &Console) -> Result<()> {
     let ids = tokenizer.encode(text)?;
-    console.heading(format_args!("{} tokens, {} bytes", count(ids.len() as u64), count(text.len() as u64)));
+    console.heading(format_args!("tokens: {}, bytes: {}", count(ids.len() as u64), count(text.len() as u64)));
     let row = |&id: &u32| Ok(vec![id.to_string(), format!("{:?}", tokenizer.decode(&[id], false)?)]);
     let rows = ids.iter().map(row).collect::<Result<Vec<_>>>()?;
     console.lines(table::columns(&[">id", "text"], &rows));
