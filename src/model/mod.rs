@@ -13,6 +13,9 @@ pub mod load;
 pub mod open;
 pub mod weights;
 
+#[cfg(test)]
+mod tests;
+
 pub use adapter::Adapter;
 pub use decoder::{Decoder, DropoutStep};
 pub use weights::Weights;

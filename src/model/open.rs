@@ -33,6 +33,21 @@ pub struct OpenModel {
     pub config: ModelConfig,
 }
 
+impl OpenModel {
+    /// Tokens that end a generated text: those of `generation_config.json`, else those of `config.json`.
+    pub fn stop_token_ids(&self) -> Vec<u32> {
+        let text = self.folder.generation_config_json().map(|(_, text)| text);
+        let generation: serde_json::Value =
+            text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let id = |v: &serde_json::Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+        match &generation["eos_token_id"] {
+            serde_json::Value::Array(ids) => ids.iter().filter_map(id).collect(),
+            serde_json::Value::Null => self.config.eos_token_ids.clone(),
+            one => id(one).into_iter().collect(),
+        }
+    }
+}
+
 /// Opens the model `name`: a folder, a Hugging Face id, or a variant that is made on first use. `progress` is told what takes
 /// time (the name of a file before it is downloaded).
 ///

@@ -44,6 +44,12 @@ pub(super) fn run(
     if config.skip_empty {
         records.retain(|record| matches!(gold_text(record), Ok(Some(_))));
     }
+    if records.is_empty() {
+        return Error::input("DATA", "no row is left")
+            .got(format!("{num_rows} rows without output"))
+            .fix("leave out --skip-empty: choices need no output, only the accuracy does")
+            .into();
+    }
     let opened = session.open(watch)?;
     let encoder = session.encoder(&opened, &records)?;
     let tokens = encode_choices(&encoder, &choices, watch)?;

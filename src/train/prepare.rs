@@ -107,6 +107,16 @@ pub fn prepare(
             )
         };
         let encoder = texts.encoder(options, records)?;
+        let stops = model.stop_token_ids();
+        match encoder.end_token() {
+            // Trained to end with one token, generating until another one: the model would not stop.
+            Some((token, id)) if name == "training" && !stops.is_empty() && !stops.contains(&id) => {
+                watch(Event::Warning(format!(
+                    "answers end with {token} ({id}), but the model's generation_config.json stops at {stops:?}"
+                )));
+            }
+            _ => {}
+        }
         let (examples, audit) =
             with_progress(records.len(), &device, watch, |progress| encoder.encode_all(records, progress))?;
         watch(Event::Audit { name, audit: &audit, routing });

@@ -2,6 +2,8 @@
 //!
 //! The fixtures in `tests/golden/` were computed with transformers 4.57.6 and PEFT 0.18.1; their README says how.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

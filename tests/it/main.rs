@@ -2,6 +2,7 @@
 
 mod cli;
 mod golden;
+mod kill;
 mod score;
 mod source;
 mod tidy;

@@ -3,6 +3,8 @@
 //! Bytes are equal for any number of threads. For other batch sizes they are compared with a tolerance: a matrix product
 //! over fewer rows may take another kernel, which rounds differently.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where its helpers fail")]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -305,6 +307,22 @@ fn lengths_and_limits_follow_the_options() {
     let summary = run(&limited).unwrap();
     assert_eq!(summary.num_rows, 2);
     assert_eq!(report(summary).choices.len(), 5, "choices come from the whole file");
+}
+
+#[test]
+fn rows_without_output_are_scored_or_left_out() {
+    let bench = Bench::new();
+    let unlabelled = [json!({ "input": "q", "output": "" }), json!({ "input": "r", "output": "" })];
+    let data = bench.rows("rows.jsonl", &unlabelled);
+    let config = ScoreConfig {
+        choices: Some(ANSWERS.map(str::to_owned).to_vec()),
+        ..bench.config(ScoreMode::Choice, data, "out")
+    };
+    let overall = report(run(&config).unwrap()).overall;
+    assert_eq!((overall.num_rows, overall.num_with_gold, overall.accuracy), (2, 0, None));
+    let skipping = ScoreConfig { skip_empty: true, overwrite: true, ..config };
+    let error = run(&skipping).unwrap_err().to_string();
+    assert!(error.contains("no row is left: got 2 rows without output"), "{error}");
 }
 
 #[test]

@@ -76,9 +76,10 @@ impl<'a> Dropout<'a> {
         let mut block = 0u32;
         for (out, x) in out.chunks_mut(8 * CALLS).zip(x.chunks(8 * CALLS)) {
             let mut words = [[0u32; CALLS]; 4];
-            for call in 0..CALLS {
-                let [a, b, c, d] = philox(self.key, [block + call as u32, row[1], row[0], 0]);
-                (words[0][call], words[1][call], words[2][call], words[3][call]) = (a, b, c, d);
+            let [first, second, third, fourth] = &mut words;
+            let lanes = first.iter_mut().zip(second).zip(third).zip(fourth);
+            for (call, (((a, b), c), d)) in (block..).zip(lanes) {
+                [*a, *b, *c, *d] = philox(self.key, [call, row[1], row[0], 0]);
             }
             block += CALLS as u32;
             let mut factors = [T::ZERO; 8 * CALLS];

@@ -159,56 +159,43 @@ fn forward_follows_the_formula() {
 
 #[test]
 fn backward_is_the_gradient_with_three_adapters_dropout_and_dora() {
+    /// Part 0 is A, 1 is B, 2 the magnitude.
+    fn part(adapter: &mut Adapter, which: usize) -> Option<&mut Tensor<f64>> {
+        match which {
+            0 => Some(&mut adapter.a),
+            1 => Some(&mut adapter.b),
+            _ => adapter.magnitude.as_mut(),
+        }
+    }
     for (ranks, dora, p) in
         [([4, 2, 3], false, 0.0), ([4, 0, 3], false, 0.4), ([1, 2, 0], true, 0.0), ([4, 2, 3], true, 0.4)]
     {
         let mut case = case(ranks, dora, p);
         // PEFT treats the norm as a constant: it is computed once, before the differences.
         let norms = case.norms();
-        let (dx, grads) = case.backward(&norms);
+        let (dx, mut grads) = case.backward(&norms);
         let device = case.device.clone();
-        let x = cast(&device, &case.x);
-        let with = |case: &Case| case.loss(&norms);
-        let case_ref = std::cell::RefCell::new(&mut case);
-        check_gradient(&device, "x", &x, dx.data(), |x| {
-            let mut case = case_ref.borrow_mut();
-            case.x = cast(&device, x);
-            with(&case)
+        let at = cast(&device, &case.x);
+        let cell = std::cell::RefCell::new(&mut case);
+        check_gradient(&device, "x", &at, dx.data(), |x| {
+            cell.borrow_mut().x = cast(&device, x);
+            cell.borrow().loss(&norms)
         });
-        case_ref.borrow_mut().x = cast(&device, &x);
-        for i in 0..3 {
-            let Some(grad) = &grads[i] else { continue };
-            for (part, name) in ["a", "b", "magnitude"].iter().enumerate() {
-                let pick = |l: &mut Adapter| -> Option<*const ()> {
-                    // Only tells whether the part exists.
-                    match part {
-                        2 => l.magnitude.as_ref().map(|_| std::ptr::null()),
-                        _ => Some(std::ptr::null()),
-                    }
-                };
-                if pick(case_ref.borrow_mut().adapters[i].as_mut().unwrap()).is_none() {
-                    continue;
-                }
-                fn of(l: &mut Adapter, part: usize) -> &mut Tensor<f64> {
-                    match part {
-                        0 => &mut l.a,
-                        1 => &mut l.b,
-                        _ => l.magnitude.as_mut().unwrap(),
-                    }
-                }
-                let analytic = match part {
-                    0 => &grad.a,
-                    1 => &grad.b,
-                    _ => grad.magnitude.as_ref().unwrap(),
-                };
-                let at = cast(&device, of(case_ref.borrow_mut().adapters[i].as_mut().unwrap(), part));
-                check_gradient(&device, name, &at, analytic.data(), |moved| {
-                    let mut case = case_ref.borrow_mut();
-                    *of(case.adapters[i].as_mut().unwrap(), part) = cast(&device, moved);
-                    with(&case)
-                });
-                *of(case_ref.borrow_mut().adapters[i].as_mut().unwrap(), part) = cast(&device, &at);
-            }
+        cell.borrow_mut().x = at;
+        for (i, which) in (0..9).map(|n| (n / 3, n % 3)) {
+            let Some(grad) = grads[i].as_mut().and_then(|g| part(g, which)) else { continue };
+            // Puts a tensor in and gives the one that was there.
+            let set = |to: &Tensor<f64>| {
+                let mut case = cell.borrow_mut();
+                let tensor = case.adapters[i].as_mut().and_then(|a| part(a, which)).unwrap();
+                std::mem::replace(tensor, cast(&device, to))
+            };
+            let at = set(grad);
+            check_gradient(&device, ["a", "b", "magnitude"][which], &at, grad.data(), |moved| {
+                set(moved);
+                cell.borrow().loss(&norms)
+            });
+            set(&at);
         }
     }
 }

@@ -38,7 +38,7 @@ impl<T: Real> RopeTable<T> {
     /// # Errors
     /// [`Error::Shape`] if `head_dim` is odd.
     pub fn new(device: &Device, positions: &[usize], head_dim: usize, theta: f64) -> Result<Self> {
-        if head_dim % 2 != 0 || head_dim == 0 {
+        if !head_dim.is_multiple_of(2) || head_dim == 0 {
             return Err(Error::shape("qk_norm_rope", "head_dim", "an even number", head_dim));
         }
         let half = head_dim / 2;

@@ -1,0 +1,28 @@
+//! Embedding lookup from the table of Qwen3-0.6B.
+
+use criterion::Criterion;
+use tanren::device::Device;
+use tanren::error::Result;
+use tanren::ops::embedding;
+use tanren::rng::{Purpose, Stream};
+
+use crate::common::ROW;
+use crate::harness::{Bench, HIDDEN_SIZE, random};
+
+/// Rows of the table.
+const VOCAB_SIZE: usize = 151_936;
+
+/// Random tokens: no row of the table is in a cache.
+pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
+    let mut bench = Bench::new(criterion, device, "embedding");
+    let table = device.zeros::<f32>(VOCAB_SIZE, HIDDEN_SIZE);
+    let mut stream = Stream::new(0, Purpose::Shuffle, 0);
+    for tokens in [64, ROW, 4 * ROW] {
+        let ids: Vec<u32> = (0..tokens).map(|_| stream.next_u32() % VOCAB_SIZE as u32).collect();
+        let mut y = random(device, tokens, HIDDEN_SIZE)?;
+        bench.bytes(&format!("forward {tokens}x{HIDDEN_SIZE}"), || {
+            embedding::forward(device, &table, &ids, &mut y)
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! RMSNorm with the residual in front, its recomputation, and its gradient.
+
+use criterion::Criterion;
+use tanren::device::Device;
+use tanren::error::Result;
+use tanren::ops::rms_norm::{self, Norm};
+
+use crate::common::ROW;
+use crate::harness::{Bench, HIDDEN_SIZE, random};
+
+/// All three directions on the residual stream.
+pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
+    let mut bench = Bench::new(criterion, device, "rms_norm");
+    for (tokens, cols) in [(64, 256), (ROW, HIDDEN_SIZE), (4 * ROW, HIDDEN_SIZE)] {
+        let weight = random(device, 1, cols)?;
+        let norm = Norm { weight: &weight, eps: 1e-6 };
+        let mut x = random(device, tokens, cols)?;
+        let residual = random(device, tokens, cols)?;
+        let mut y = random(device, tokens, cols)?;
+        let mut rstd = random(device, tokens, 1)?;
+        let shape = format!("{tokens}x{cols}");
+        bench.bytes(&format!("forward {shape}"), || {
+            rms_norm::forward(device, &mut x, Some(&residual), &norm, &mut y, &mut rstd)
+        })?;
+        bench
+            .bytes(&format!("apply {shape}"), || rms_norm::apply(device, &residual, &norm, &rstd, &mut y))?;
+        let dy = random(device, tokens, cols)?;
+        bench.bytes(&format!("backward {shape}"), || {
+            rms_norm::backward(device, &dy, &residual, &norm, &rstd, &mut x)
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! SwiGLU, the element-wise op on the widest tensors of a block.
+
+use criterion::Criterion;
+use tanren::device::Device;
+use tanren::error::Result;
+use tanren::ops::swiglu;
+
+use crate::common::ROW;
+use crate::harness::{Bench, INTERMEDIATE_SIZE, random};
+
+/// Both directions.
+pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
+    let mut bench = Bench::new(criterion, device, "swiglu");
+    for (tokens, cols) in [(64, 768), (ROW, INTERMEDIATE_SIZE), (4 * ROW, INTERMEDIATE_SIZE)] {
+        let (gate, up) = (random(device, tokens, cols)?, random(device, tokens, cols)?);
+        let mut h = random(device, tokens, cols)?;
+        let shape = format!("{tokens}x{cols}");
+        bench.bytes(&format!("forward {shape}"), || swiglu::forward(device, &gate, &up, &mut h))?;
+        bench.bytes_in_place(
+            &format!("backward {shape}"),
+            (random(device, tokens, cols)?, random(device, tokens, cols)?),
+            |(dgate, dup)| {
+                dgate.data_mut().copy_from_slice(gate.data());
+                dup.data_mut().copy_from_slice(up.data());
+            },
+            |(dgate, dup)| swiglu::backward(device, &h, dgate, dup),
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! The whole model in f64: gradients against central differences, adapters in one batch, prefixes, pruning.
+
+use super::adapter::Adapter;
+use super::decoder::{Decoder, DropoutStep};
+use super::init;
+use super::weights::Module;
+use crate::batch::{Batch, Target};
+use crate::config::{Family, LoraConfig, ModelConfig, TargetModules, variant};
+use crate::device::{Device, Tensor};
+use crate::ops::testing::{check_gradient, cpu, random, relative_rms};
+
+/// A model of two or three tiny blocks.
+fn model(family: Family) -> Decoder<f64> {
+    let config = ModelConfig {
+        family,
+        hidden_size: 12,
+        intermediate_size: 20,
+        num_hidden_layers: 3,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 6,
+        vocab_size: 37,
+        max_position_embeddings: 64,
+        initializer_range: 0.4,
+        attention_bias: family == Family::Qwen2,
+        qk_norm: family == Family::Qwen3,
+        tie_word_embeddings: family != Family::Llama,
+        ..variant("qwen3-tiny").unwrap().model_config().unwrap()
+    };
+    let weights = init::random(&cpu(), &config, 3).unwrap();
+    Decoder { config, weights }
+}
+
+fn lora(modules: &[&str], dropout: f64, use_dora: bool) -> LoraConfig {
+    LoraConfig {
+        r: 3,
+        alpha: 6.0,
+        dropout,
+        target_modules: match modules {
+            [] => TargetModules::AllLinear,
+            names => TargetModules::List(names.iter().map(|n| (*n).to_owned()).collect()),
+        },
+        use_rslora: false,
+        use_dora,
+    }
+}
+
+/// An adapter whose B is not zero, so that no gradient is.
+fn adapter(device: &Device, model: &Decoder<f64>, config: &LoraConfig, seed: u64) -> Adapter<f64> {
+    let mut adapter = Adapter::new(device, config, &model.config, &model.weights, seed).unwrap();
+    for (i, tensor) in adapter.tensors_mut().into_iter().enumerate() {
+        let noise = random::<f64>(device, tensor.rows(), tensor.cols(), seed as u32 * 1000 + i as u32);
+        for (x, n) in tensor.data_mut().iter_mut().zip(noise.data()) {
+            *x += 0.1 * n;
+        }
+    }
+    adapter
+}
+
+/// Sequences of these lengths with a few targets each; `(length, adapter)`.
+fn batch(sequences: &[(usize, usize)]) -> Batch {
+    let mut batch = Batch::default();
+    for (i, &(len, adapter)) in sequences.iter().enumerate() {
+        let ids: Vec<u32> = (0..len).map(|t| ((i * 11 + t * 7) % 37) as u32).collect();
+        let start = batch.total_tokens();
+        batch.push_segment(&ids, None, adapter);
+        for t in (0..len).filter(|t| t % 3 == 2 || t + 1 == len) {
+            batch.targets.push(Target { row: start + t, token: (t * 5 % 37) as u32, weight: 1.0 });
+        }
+    }
+    batch
+}
+
+fn loss_and_grads(
+    device: &Device,
+    model: &Decoder<f64>,
+    batch: &Batch,
+    adapters: &[Adapter<f64>],
+    dropout: Option<DropoutStep>,
+) -> (f64, Vec<Adapter<f64>>) {
+    let mut grads: Vec<_> = adapters.iter().map(|a| a.zeros_like(device)).collect();
+    let scores = model.score_and_backward(device, batch, adapters, &mut grads, 0.25, dropout).unwrap();
+    let loss = scores.iter().zip(&batch.targets).map(|(s, t)| -s.logprob * f64::from(t.weight)).sum::<f64>();
+    (0.25 * loss, grads)
+}
+
+#[test]
+fn gradients_of_every_family_agree_with_central_differences() {
+    let device = cpu();
+    let dropout = Some(DropoutStep { seed: 1, step: 2 });
+    for (family, modules, p) in [
+        (Family::Qwen2, vec![], 0.0),
+        (Family::Qwen3, vec![], 0.3),
+        (Family::Llama, vec!["k_proj", "down_proj"], 0.0),
+        (Family::Qwen3, vec!["o_proj", "up_proj"], 0.3),
+    ] {
+        let model = model(family);
+        let batch = batch(&[(9, 0), (1, 0), (5, 0)]);
+        let mut adapters = vec![adapter(&device, &model, &lora(&modules, p, false), 1)];
+        let (_, grads) = loss_and_grads(&device, &model, &batch, &adapters, dropout);
+        let names: Vec<String> = adapters[0].named_tensors().into_iter().map(|(n, _)| n).collect();
+        for (i, (name, grad)) in names.iter().zip(grads[0].tensors()).enumerate() {
+            let at = device.tensor(grad.rows(), grad.cols(), adapters[0].tensors()[i].data()).unwrap();
+            let cell = std::cell::RefCell::new(&mut adapters);
+            check_gradient(&device, name, &at, grad.data(), |moved: &Tensor<f64>| {
+                let mut adapters = cell.borrow_mut();
+                adapters[0].tensors_mut()[i].data_mut().copy_from_slice(moved.data());
+                loss_and_grads(&device, &model, &batch, &adapters, dropout).0
+            });
+            cell.borrow_mut()[0].tensors_mut()[i].data_mut().copy_from_slice(at.data());
+        }
+    }
+}
+
+#[test]
+fn three_adapters_in_one_batch_equal_three_batches() {
+    let device = cpu();
+    let model = model(Family::Qwen3);
+    let kinds = [lora(&[], 0.0, false), lora(&["q_proj", "down_proj"], 0.0, false), lora(&[], 0.0, true)];
+    let adapters: Vec<_> =
+        kinds.iter().enumerate().map(|(i, k)| adapter(&device, &model, k, i as u64)).collect();
+    let sequences = [(7, 1), (4, 0), (6, 2), (3, 1), (5, 0)];
+    let mixed = batch(&sequences);
+    let (loss, grads) = loss_and_grads(&device, &model, &mixed, &adapters, None);
+    let mut alone = 0.0;
+    for which in 0..3 {
+        // The same rows and targets; those of the other adapters without weight.
+        let mut one = mixed.clone();
+        for target in &mut one.targets {
+            let segment = mixed.segments.iter().find(|s| s.rows().contains(&target.row)).unwrap();
+            target.weight = if segment.adapter == which { 1.0 } else { 0.0 };
+        }
+        let (loss, other) = loss_and_grads(&device, &model, &one, &adapters, None);
+        alone += loss;
+        for (a, b) in grads[which].tensors().into_iter().zip(other[which].tensors()) {
+            assert!(relative_rms(a.data(), b.data()) < 1e-12, "adapter {which}");
+        }
+        for (i, grads) in other.iter().enumerate().filter(|(i, _)| *i != which) {
+            assert!(grads.tensors().iter().all(|t| t.data().iter().all(|&g| g == 0.0)), "adapter {i}");
+        }
+    }
+    assert!((loss - alone).abs() < 1e-12);
+}
+
+#[test]
+fn a_shared_prefix_equals_whole_sequences() {
+    let device = cpu();
+    let model = model(Family::Qwen2);
+    let adapters = [adapter(&device, &model, &lora(&[], 0.0, false), 1)];
+    let prompt: Vec<u32> = (0..10).map(|t| t * 3 % 37).collect();
+    let endings: [&[u32]; 3] = [&[4, 5, 6], &[7], &[8, 9]];
+    let (mut shared, mut apart) = (Batch::default(), Batch::default());
+    // The prompt itself is in two parts, and carries loss in the middle.
+    let first = shared.push_segment(&prompt[..4], None, 0);
+    let root = shared.push_segment(&prompt[4..], Some(first), 0);
+    shared.targets.push(Target { row: 5, token: 1, weight: 3.0 });
+    let mut ends = Vec::new();
+    for (i, ending) in endings.iter().enumerate() {
+        shared.targets.push(Target { row: 9, token: ending[0], weight: 1.0 });
+        let start = apart.total_tokens();
+        apart.push_segment(&[&prompt[..], ending].concat(), None, 0);
+        apart.targets.push(Target { row: start + 5, token: 1, weight: 1.0 });
+        apart.targets.push(Target { row: start + 9, token: ending[0], weight: 1.0 });
+        apart.targets.push(Target { row: start + 9 + ending.len(), token: 30, weight: 2.0 });
+        let end = shared.total_tokens() + ending.len() - 1;
+        shared.push_segment(ending, Some(root), 0);
+        ends.push(Target { row: end, token: 30, weight: 2.0 });
+        assert_eq!(shared.segments[i + 2].position_offset, 10);
+    }
+    shared.targets.extend(ends);
+    let (loss, grads) = loss_and_grads(&device, &model, &shared, &adapters, None);
+    let (expected, expected_grads) = loss_and_grads(&device, &model, &apart, &adapters, None);
+    assert!((loss / expected - 1.0).abs() < 1e-12, "{loss} {expected}");
+    for (a, b) in grads[0].tensors().into_iter().zip(expected_grads[0].tensors()) {
+        assert!(relative_rms(a.data(), b.data()) < 1e-11);
+    }
+}
+
+#[test]
+fn packing_order_and_splitting_do_not_change_the_gradient() {
+    let device = cpu();
+    let model = model(Family::Qwen3);
+    let adapters = [adapter(&device, &model, &lora(&[], 0.0, false), 1)];
+    let sequences = [(7, 0), (4, 0), (1, 0), (12, 0)];
+    let (loss, grads) = loss_and_grads(&device, &model, &batch(&sequences), &adapters, None);
+    let mut total = 0.0;
+    let mut summed = vec![adapters[0].zeros_like(&device)];
+    let whole = batch(&sequences);
+    for segment in whole.segments.iter().rev() {
+        let mut one = Batch::default();
+        one.push_segment(&whole.input_ids[segment.rows()], None, 0);
+        let own = whole.targets.iter().filter(|t| segment.rows().contains(&t.row));
+        one.targets = own.map(|t| Target { row: t.row - segment.start, ..*t }).collect();
+        let scores = model.score_and_backward(&device, &one, &adapters, &mut summed, 0.25, None).unwrap();
+        total -= 0.25 * scores.iter().map(|s| s.logprob).sum::<f64>();
+    }
+    assert!((loss / total - 1.0).abs() < 1e-13);
+    for (a, b) in grads[0].tensors().into_iter().zip(summed[0].tensors()) {
+        assert!(relative_rms(a.data(), b.data()) < 1e-12);
+    }
+}
+
+#[test]
+fn logits_of_some_rows_are_those_of_all_rows() {
+    let device = cpu();
+    let model = model(Family::Llama);
+    let batch = batch(&[(6, 0), (3, 0)]);
+    let all = model.logits(&device, &batch, &[], &(0..9).collect::<Vec<_>>()).unwrap();
+    let some = model.logits(&device, &batch, &[], &[1, 5, 8]).unwrap();
+    for (i, row) in [1, 5, 8].into_iter().enumerate() {
+        assert!(relative_rms(some.row(i), all.row(row)) < 1e-12);
+    }
+}
+
+#[test]
+fn work_below_the_lowest_adapter_is_skipped() {
+    let device = cpu();
+    let model = model(Family::Qwen3);
+    let batch = batch(&[(20, 0)]);
+    let flops = |modules: &[&str], top_only: bool| {
+        let adapter = adapter(&device, &model, &lora(modules, 0.0, false), 1);
+        let mut grads = vec![adapter.zeros_like(&device)];
+        assert_eq!(adapter.params(0, Module::Q).is_some(), !top_only);
+        device.take_ledger();
+        model.score_and_backward(&device, &batch, &[adapter], &mut grads, 1.0, None).unwrap();
+        let ledger = device.take_ledger();
+        ledger.entries().find(|e| e.0 == "attention.backward").map_or(0, |e| e.1)
+    };
+    // With adapters on the MLP only, the lowest block needs no gradient of its attention.
+    assert_eq!(flops(&[], false), 3);
+    assert_eq!(flops(&["gate_proj"], true), 2);
+}
+
+#[test]
+fn a_batch_without_targets_costs_nothing_and_a_bad_one_is_refused() {
+    let device = cpu();
+    let model = model(Family::Qwen3);
+    let adapters = [adapter(&device, &model, &lora(&[], 0.0, false), 1)];
+    let mut empty = batch(&[(5, 0)]);
+    empty.targets.clear();
+    let (loss, grads) = loss_and_grads(&device, &model, &empty, &adapters, None);
+    assert_eq!(loss, 0.0);
+    assert!(grads[0].tensors().iter().all(|t| t.data().iter().all(|&g| g == 0.0)));
+    for bad in [batch(&[(65, 0)]), batch(&[(5, 1)])] {
+        assert!(model.score(&device, &bad, &adapters).is_err());
+    }
+}
