@@ -127,33 +127,32 @@ pub fn par_gemm<T: Real>(dst: MatMut<'_, T>, write: Write, scale: T, a: Mat<'_, 
         return gemm(dst, write, scale, a, b);
     }
     let raw = RawDst { data: dst.data.as_mut_ptr(), row_stride: dst.row_stride };
-    // Cutting the columns packs `a` again for each piece, cutting the rows packs `b`: cut the longer side.
-    let by_cols = n >= m;
-    let (len, unit) = if by_cols { (n, COL_UNIT) } else { (m, ROW_UNIT) };
-    let piece = len.div_ceil(MAX_PIECES).max(MIN_PIECE).div_ceil(unit) * unit;
-    (0..len.div_ceil(piece)).into_par_iter().for_each(|i| {
-        let (start, end) = (i * piece, len.min((i + 1) * piece));
-        let (at, a, b) = if by_cols {
-            ((0, start), a, b.cols_range(start, end))
-        } else {
-            ((start, 0), a.rows_range(start, end), b)
-        };
+    let (rows, cols) = pieces(m, n);
+    let across = n.div_ceil(cols);
+    (0..m.div_ceil(rows) * across).into_par_iter().for_each(|i| {
+        let (top, left) = (i / across * rows, i % across * cols);
+        let a = a.rows_range(top, m.min(top + rows));
+        let b = b.cols_range(left, n.min(left + cols));
         // SAFETY: the whole view fits its slice (checked above), every piece lies within it and no two pieces share an
         // element, and the exclusive borrow of `dst` lasts until the loop has ended.
-        unsafe { raw.multiply(at, write, scale, a, b) }
+        unsafe { raw.multiply((top, left), write, scale, a, b) }
     });
 }
 
 /// Below this many multiply-adds a product stays on one thread.
 const PIECE_WORK: usize = 1 << 18;
-/// At most so many pieces: enough for 16 threads, few enough that packing costs little.
-const MAX_PIECES: usize = 16;
-/// A piece has at least this many rows or columns.
-const MIN_PIECE: usize = 64;
-/// Pieces are multiples of the register tile of the widest kernel, so that only the last one has a ragged edge.
-const COL_UNIT: usize = 16;
-/// See [`COL_UNIT`].
-const ROW_UNIT: usize = 48;
+
+/// Rows and columns of the pieces of a result `[m, n]`.
+///
+/// Every piece copies its rows of `a` and its columns of `b` into the layout of the kernel, so pieces are wide; where that would
+/// leave few of them, they are cut once more. Sizes are multiples of the register tiles (16 columns, 48 rows), so that only the
+/// last piece has a ragged edge.
+fn pieces(m: usize, n: usize) -> (usize, usize) {
+    const ENOUGH: usize = 8;
+    let choices = [(1536, 512), (768, 256), (768, 128), (384, 64), (192, 64), (96, 64)];
+    let count = |(rows, cols): (usize, usize)| m.div_ceil(rows) * n.div_ceil(cols);
+    choices.into_iter().find(|&piece| count(piece) >= ENOUGH).unwrap_or((96, 64))
+}
 
 /// Base pointer of a result that several threads write disjoint parts of.
 #[derive(Clone, Copy)]
@@ -272,7 +271,9 @@ mod tests {
 
     #[test]
     fn products_agree_with_the_definition_in_every_orientation() {
-        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (70, 300, 33), (300, 70, 129), (2, 400, 500), (1, 9, 0)] {
+        for (m, n, k) in
+            [(1, 1, 1), (3, 5, 7), (70, 300, 33), (300, 70, 129), (2, 400, 500), (1, 9, 0), (1000, 20, 40)]
+        {
             let (a, b) = (random(m * k, 0), random(k * n, 1));
             let expected = naive(m, n, k, &a, &b);
             let transpose = |x: &[f64], rows: usize, cols: usize| -> Vec<f64> {

@@ -22,20 +22,52 @@ pub fn run<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(Work(work))
 }
 
-/// `sum(f(i))` over `0..len` in [`LANES`] partial sums.
+/// `sum(f(a[i]))` in [`LANES`] partial sums.
 #[inline(always)]
-pub fn sum<T: Real>(len: usize, f: impl Fn(usize) -> T) -> T {
+pub fn sum<A: Real, T: Real>(a: &[A], f: impl Fn(A) -> T) -> T {
     let mut lanes = [T::ZERO; LANES];
-    let whole = len - len % LANES;
-    let mut i = 0;
-    while i < whole {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(i + lane);
+    // Arrays of a known length: the compiler sees that no index leaves them.
+    let (chunks, rest) = a.as_chunks::<LANES>();
+    for a in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += f(a[lane]);
         }
-        i += LANES;
     }
-    for (lane, sum) in lanes.iter_mut().enumerate().take(len - whole) {
-        *sum += f(whole + lane);
+    for (sum, &a) in lanes.iter_mut().zip(rest) {
+        *sum += f(a);
+    }
+    fold_sum(lanes)
+}
+
+/// `sum(a[i] * b[i])` in [`LANES`] partial sums; the slices are of one length.
+#[inline(always)]
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * b[lane];
+        }
+    }
+    for ((sum, &a), &b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum += a * b;
+    }
+    fold_sum(lanes)
+}
+
+/// `sum(a[i] * b[i] * c[i])` in [`LANES`] partial sums; the slices are of one length.
+#[inline(always)]
+pub fn dot3<T: Real>(a: &[T], b: &[T], c: &[T]) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let (c, c_rest) = c.as_chunks::<LANES>();
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * b[lane] * c[lane];
+        }
+    }
+    for (((sum, &a), &b), &c) in lanes.iter_mut().zip(a_rest).zip(b_rest).zip(c_rest) {
+        *sum += a * b * c;
     }
     fold_sum(lanes)
 }
@@ -44,25 +76,16 @@ pub fn sum<T: Real>(len: usize, f: impl Fn(usize) -> T) -> T {
 #[inline(always)]
 pub fn max<T: Real>(values: &[T]) -> T {
     let mut lanes = [T::NEG_INFINITY; LANES];
-    let chunks = values.chunks_exact(LANES);
-    let rest = chunks.remainder();
+    let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
+        for lane in 0..LANES {
+            lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
         }
     }
     for (lane, &x) in lanes.iter_mut().zip(rest) {
         *lane = if x > *lane { x } else { *lane };
     }
     fold(lanes, |a, b| if b > a { b } else { a })
-}
-
-/// `sum(a[i] * b[i])`.
-#[inline(always)]
-pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let len = a.len().min(b.len());
-    let (a, b) = (&a[..len], &b[..len]);
-    sum(len, |i| a[i] * b[i])
 }
 
 /// The sum of partial sums, in the order of [`sum`].
@@ -91,8 +114,9 @@ mod tests {
     fn reductions_cover_every_length() {
         for len in 0..70 {
             let values: Vec<f64> = (0..len).map(|i| f64::from(i % 7) - 3.0).collect();
-            assert_eq!(sum(values.len(), |i| values[i]), values.iter().sum::<f64>());
+            assert_eq!(sum(&values, |x| x), values.iter().sum::<f64>());
             assert_eq!(dot(&values, &values), values.iter().map(|x| x * x).sum::<f64>());
+            assert_eq!(dot3(&values, &values, &values), values.iter().map(|x| x * x * x).sum::<f64>());
             assert_eq!(max(&values), values.iter().copied().fold(f64::NEG_INFINITY, f64::max));
         }
     }
@@ -100,10 +124,10 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let values: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin()).collect();
-        let plain = sum(values.len(), |i| Real::exp(values[i]));
+        let plain = sum(&values, Real::exp);
         let wide = run(
             #[inline(always)]
-            || sum(values.len(), |i| Real::exp(values[i])),
+            || sum(&values, Real::exp),
         );
         assert_eq!(plain.to_bits(), wide.to_bits());
     }

@@ -3,7 +3,7 @@
 //!
 //! `TANREN_KILLS=100 cargo test --test it kill` repeats it more often than the default.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests, and what they measured")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};

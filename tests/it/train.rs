@@ -1,6 +1,6 @@
 //! Whole trainings on a small model: what must not change an update, resuming, stopping, evaluation, rotation.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests, and what they measured")]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

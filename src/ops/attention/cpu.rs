@@ -87,7 +87,7 @@ fn softmax<T: Real>(args: &Attention<'_, T>, tile: &QueryTile, i: usize, row: &m
                     *s = (*s - largest).exp();
                 }
                 hidden.fill(T::ZERO);
-                total += simd::sum(visible, |j| seen[j]);
+                total += simd::sum(seen, |p| p);
                 first += range.rows.len();
             }
             let inverse = T::ONE / total;

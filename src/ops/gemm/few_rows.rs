@@ -108,22 +108,20 @@ fn dot_products<T: Real>(a: Mat<'_, T>, b: Mat<'_, T>, block: &mut [T]) {
 /// The dot products of `x` with several rows, in the order of sums of [`simd::dot`].
 #[inline(always)]
 fn dot_several<T: Real>(x: &[T], rows: [&[T]; TOGETHER]) -> [T; TOGETHER] {
-    let len = x.len();
-    let rows = rows.map(|row| &row[..len]);
     let mut lanes = [[T::ZERO; LANES]; TOGETHER];
-    let whole = len - len % LANES;
-    let mut at = 0;
-    while at < whole {
-        for (lanes, row) in lanes.iter_mut().zip(&rows) {
-            for (lane, sum) in lanes.iter_mut().enumerate() {
-                *sum += x[at + lane] * row[at + lane];
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let parts = rows.map(|row| row.as_chunks::<LANES>());
+    for (at, x) in x.iter().enumerate() {
+        for (lanes, (row, _)) in lanes.iter_mut().zip(&parts) {
+            let row = &row[at];
+            for lane in 0..LANES {
+                lanes[lane] += x[lane] * row[lane];
             }
         }
-        at += LANES;
     }
-    for (lanes, row) in lanes.iter_mut().zip(&rows) {
-        for (lane, sum) in lanes.iter_mut().enumerate().take(len - whole) {
-            *sum += x[whole + lane] * row[whole + lane];
+    for (lanes, (_, row_rest)) in lanes.iter_mut().zip(&parts) {
+        for ((sum, &x), &row) in lanes.iter_mut().zip(x_rest).zip(*row_rest) {
+            *sum += x * row;
         }
     }
     lanes.map(simd::fold_sum)

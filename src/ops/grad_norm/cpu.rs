@@ -16,7 +16,7 @@ pub(super) fn grad_norm<T: Real>(grads: &[&Tensor<T>]) -> f64 {
     let of_piece = |piece: &&[T]| {
         simd::run(
             #[inline(always)]
-            || simd::sum(piece.len(), |i| square(piece[i])),
+            || simd::sum(piece, square),
         )
     };
     let squares: Vec<f64> = pieces.par_iter().map(of_piece).collect();

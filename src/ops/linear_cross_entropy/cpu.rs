@@ -106,7 +106,7 @@ impl<T: Real> Chunk<'_, T> {
                             #[inline(always)]
                             || {
                                 let max = simd::max(z);
-                                (max, simd::sum(n, |j| (z[j] - max).exp()))
+                                (max, simd::sum(z, |z| (z - max).exp()))
                             },
                         )
                     })

@@ -27,7 +27,7 @@ use crate::tensor::Real;
 const OP: &str = "linear_cross_entropy";
 
 /// At most so many bytes of logits exist at once.
-pub const LOGITS_BYTES: usize = 256 << 20;
+pub const LOGITS_BYTES: usize = 512 << 20;
 
 /// What the forward pass knows about one target.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -40,10 +40,10 @@ pub(super) fn backward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, dy: &mut 
                     rotate(dy, cos, sin, -T::ONE);
                     let Some((weight, eps)) = op.norm else { continue };
                     let (weight, rstd) = (&weight.data()[..x.len()], rstd(x, eps));
-                    let inner = simd::sum(x.len(), |i| dy[i] * weight[i] * x[i]);
+                    let inner = simd::dot3(dy, weight, x);
                     let pull = rstd * rstd * inner / T::from_f64(x.len() as f64);
-                    for i in 0..x.len() {
-                        dy[i] = rstd * (dy[i] * weight[i] - x[i] * pull);
+                    for ((dy, &w), &x) in dy.iter_mut().zip(weight).zip(x) {
+                        *dy = rstd * (*dy * w - x * pull);
                     }
                 }
             },

@@ -61,11 +61,11 @@ pub(super) fn backward<T: Real>(
         simd::run(
             #[inline(always)]
             || {
-                let inner = simd::sum(cols, |i| dy[i] * weight[i] * s[i]);
+                let inner = simd::dot3(dy, weight, s);
                 // x^ mean(g x^) = s * rstd^2 * sum(g s) / cols
                 let pull = rstd * rstd * inner / T::from_f64(cols as f64);
-                for i in 0..cols {
-                    ds[i] += rstd * (dy[i] * weight[i] - s[i] * pull);
+                for (((ds, &dy), &w), &s) in ds.iter_mut().zip(dy).zip(weight).zip(s) {
+                    *ds += rstd * (dy * w - s * pull);
                 }
             },
         );

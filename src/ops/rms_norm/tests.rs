@@ -17,11 +17,10 @@ fn forward_follows_the_formula_and_apply_repeats_it() {
         for t in 0..rows {
             let s: Vec<f64> = (0..cols).map(|i| before[t * cols + i] + residual.row(t)[i]).collect();
             let mean = s.iter().map(|x| x * x).sum::<f64>() / cols as f64;
-            for i in 0..cols {
-                let expected = s[i] / (mean + 1e-6).sqrt() * weight.data()[i];
-                assert!((y.row(t)[i] - expected).abs() < 1e-12);
-                assert_eq!(x.row(t)[i], s[i]);
+            for ((&s, &w), &y) in s.iter().zip(weight.data()).zip(y.row(t)) {
+                assert!((y - s / (mean + 1e-6).sqrt() * w).abs() < 1e-12);
             }
+            assert_eq!(x.row(t), s);
         }
         let mut again = device.empty(rows, cols);
         apply(&device, &x, &norm, &rstd, &mut again).unwrap();
