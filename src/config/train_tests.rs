@@ -220,7 +220,6 @@ fn what_cannot_be_done_yet_is_refused_in_one_place() {
         "dtype = \"bf16\"",
         "format = \"template\"",
         "group_by = \"QuestionId\"",
-        "use_dora = true",
     ] {
         let key = text.split(' ').next().unwrap();
         let error = resolve(text).unwrap().check_supported().unwrap_err().to_string();

@@ -10,19 +10,17 @@
 
 use rayon::prelude::*;
 
-mod few_rows;
-
-use super::simd;
+use super::{few_rows, simd};
 use crate::tensor::Real;
 
 /// A read-only matrix view with strides in elements.
 #[derive(Debug, Clone, Copy)]
 pub struct Mat<'a, T> {
-    data: &'a [T],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(super) data: &'a [T],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 impl<'a, T: Real> Mat<'a, T> {
@@ -54,12 +52,12 @@ impl<'a, T: Real> Mat<'a, T> {
     }
 
     /// Columns `start..end` of the view.
-    fn cols_range(self, start: usize, end: usize) -> Self {
+    pub(super) fn cols_range(self, start: usize, end: usize) -> Self {
         self.t().rows_range(start, end).t()
     }
 
     /// Row `row`, where rows are contiguous.
-    fn row(&self, row: usize) -> &'a [T] {
+    pub(super) fn row(&self, row: usize) -> &'a [T] {
         &self.data[row * self.row_stride..row * self.row_stride + self.cols]
     }
 
@@ -72,10 +70,10 @@ impl<'a, T: Real> Mat<'a, T> {
 /// A matrix view to write to, row-major.
 #[derive(Debug)]
 pub struct MatMut<'a, T> {
-    data: &'a mut [T],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
+    pub(super) data: &'a mut [T],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
 }
 
 impl<'a, T: Real> MatMut<'a, T> {

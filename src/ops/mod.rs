@@ -7,6 +7,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod embedding;
+mod few_rows;
 pub mod gemm;
 pub mod grad_norm;
 pub mod linear_cross_entropy;

@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use super::{Mat, MatMut, Write};
+use super::gemm::{Mat, MatMut, Write};
 use crate::ops::simd::{self, LANES};
 use crate::tensor::Real;
 
