@@ -113,7 +113,8 @@ pub struct TrainConfig {
     pub escape_special: bool,
     /// Whether rows without output are left out instead of being an error.
     pub skip_empty: bool,
-    /// Whether a start that rows of one micro-batch have in common is computed once.
+    /// Whether a start that rows of one pass have in common is computed once. The gradient is the same sum; with dropout the
+    /// shared part has one mask for all of these rows.
     pub share_prefix: bool,
     /// The loss.
     pub loss: Loss,

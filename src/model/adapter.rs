@@ -156,15 +156,6 @@ impl<T: Real> Adapter<T> {
         &self.config
     }
 
-    /// The same numbers in memory of their own.
-    pub fn copy(&self, device: &Device) -> Self {
-        let mut copy = self.zeros_like(device);
-        for (to, from) in copy.tensors_mut().into_iter().zip(self.tensors()) {
-            to.data_mut().copy_from_slice(from.data());
-        }
-        copy
-    }
-
     /// Changes the dropout of later trainings; the tensors stay.
     pub fn set_dropout(&mut self, dropout: f64) {
         self.config.dropout = dropout;

@@ -7,7 +7,7 @@ use super::weights::Weights;
 use crate::batch::{Batch, Target};
 use crate::config::ModelConfig;
 use crate::device::{Device, Tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::linear_cross_entropy::{self, Gradient, TargetScore};
 use crate::ops::{embedding, rms_norm};
 use crate::tensor::Real;
@@ -108,6 +108,15 @@ impl<T: Real> Decoder<T> {
 
     fn validate(&self, batch: &Batch, adapters: &[Adapter<T>]) -> Result<()> {
         let config = &self.config;
+        let dropout = |a: &Adapter<T>| a.config().dropout;
+        if let Some(other) = adapters.iter().find(|a| dropout(a) != dropout(&adapters[0])) {
+            return Error::input("CONFIG", "adapters of one batch share their dropout")
+                .field("lora_dropout")
+                .got(dropout(other))
+                .expected(dropout(&adapters[0]))
+                .fix("train them apart, or with one dropout")
+                .into();
+        }
         batch.validate(config.vocab_size, config.max_position_embeddings, adapters.len())
     }
 

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use super::init;
 use super::weights::Weights;
 use crate::config::{Dtype, ModelConfig, Variant, variant};
@@ -140,7 +142,10 @@ fn cached(variant: &Variant, progress: &dyn Fn(&str)) -> Result<PathBuf> {
             .fix("set XDG_CACHE_HOME, or make the model with tanren init and name its folder")
             .into();
     };
-    let dir = cache.join("tanren/models").join(format!("{}-seed{CACHED_SEED}", variant.name));
+    // Another version may make other weights: the folder is named by what it is made from.
+    let config = variant.model_config().map_or_else(String::new, |config| config.to_json());
+    let made_from: String = Sha256::digest(config).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let dir = cache.join("tanren/models").join(format!("{}-{made_from}-seed{CACHED_SEED}", variant.name));
     if !dir.join("config.json").is_file() {
         progress(&format!("making {} with random weights in {}", variant.name, dir.display()));
         write_random(variant, &dir, CACHED_SEED, Dtype::F32)?;

@@ -1,4 +1,4 @@
-//! Everything a training needs before its first step: model, adapter, rows as tokens.
+//! Everything a training needs before its first step: the model, rows as tokens, the adapter it starts from.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -56,8 +56,6 @@ pub struct Prepared {
     pub device: Device,
     /// The frozen model.
     pub decoder: Decoder<f32>,
-    /// The adapter at its start.
-    pub adapter: Adapter<f32>,
     /// Rows to learn.
     pub train: Vec<Row>,
     /// Rows to evaluate on.
@@ -152,12 +150,18 @@ pub fn prepare(
         watch(Event::Note(format!("the model has the shape of {}", variant.name)));
     }
     let decoder = Decoder { config: model.config.clone(), weights: loaded.weights };
-    let adapter = device.run(|| first_adapter(config, &device, &decoder))?;
-    Ok(Prepared { device, decoder, adapter, train, eval, model })
+    Ok(Prepared { device, decoder, train, eval, model })
 }
 
 /// A new adapter, or the one that the run starts from.
-fn first_adapter(config: &TrainConfig, device: &Device, decoder: &Decoder<f32>) -> Result<Adapter<f32>> {
+///
+/// # Errors
+/// An input error if the adapter to start from is of another kind than the one asked for.
+pub(super) fn first_adapter(
+    config: &TrainConfig,
+    device: &Device,
+    decoder: &Decoder<f32>,
+) -> Result<Adapter<f32>> {
     let Some(dir) = &config.init_adapter else {
         return Adapter::new(device, &config.lora(), &decoder.config, &decoder.weights, config.seed);
     };

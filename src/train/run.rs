@@ -13,7 +13,7 @@ use super::itinerary::Itinerary;
 use super::log::{self, Log};
 use super::plan::{Plan, plan};
 use super::plot;
-use super::prepare::{Context, Prepared, Row, prepare};
+use super::prepare::{Context, Prepared, Row, first_adapter, prepare};
 use super::state::TrainerState;
 use super::step::{StepResult, Stepper};
 use crate::config::{Resume, TrainConfig};
@@ -44,6 +44,7 @@ pub fn run(config: &TrainConfig, context: &Context, watch: &mut dyn FnMut(Event<
     let planned = planned(config, &prepared, &itinerary)?;
     watch(Event::Planned(&planned));
     if lock.is_none() {
+        first_adapter(config, &prepared.device, &prepared.decoder)?;
         return Ok(Summary {
             global_step: 0,
             train_loss: None,
@@ -121,7 +122,7 @@ impl<'a> Training<'a> {
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let device = &prepared.device;
-        let adapter = prepared.adapter.copy(device);
+        let adapter = device.run(|| first_adapter(config, device, &prepared.decoder))?;
         let total_steps = itinerary.total_steps();
         let mut stepper = Stepper {
             config,

@@ -114,7 +114,7 @@ pub struct TrainArgs {
     /// Bring rows into a new random order every epoch.
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     shuffle: Option<bool>,
-    /// Compute a start that rows of one micro-batch have in common once.
+    /// Compute a start that rows of one pass have in common once: the same gradient, less work; with dropout, one mask for it.
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     share_prefix: Option<bool>,
     /// Column by which rows are divided into separate trainings.
