@@ -76,6 +76,7 @@ fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
     let kind: String = kind.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
     let length = match config.max_steps {
         Some(steps) => format!("{} optimizer steps", count(steps)),
+        None if config.num_epochs == 1.0 => "1 epoch".to_owned(),
         None => format!("{} epochs", config.num_epochs),
     };
     let mut rows = vec![("model", config.model.clone())];

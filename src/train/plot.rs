@@ -44,7 +44,12 @@ fn draw(
         .x_label_area_size(40)
         .y_label_area_size(55)
         .build_cartesian_2d(0.0..last, 0.0..largest * 1.05 + 1e-9)?;
-    chart.configure_mesh().x_desc("optimizer step").y_desc("loss per supervised token (nats)").draw()?;
+    let mut mesh = chart.configure_mesh();
+    mesh.light_line_style(TRANSPARENT).bold_line_style(BLACK.mix(0.15));
+    mesh.x_desc("optimizer step")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_desc("loss per supervised token (nats)")
+        .draw()?;
     for (points, name, color) in [(train, "training", BLUE), (eval, "evaluation", RED)] {
         if points.is_empty() {
             continue;
