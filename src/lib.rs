@@ -12,5 +12,6 @@ pub mod ops;
 pub mod optim;
 pub mod rng;
 pub mod score;
+pub mod session;
 pub mod tensor;
 pub mod train;

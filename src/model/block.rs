@@ -7,7 +7,7 @@
 //! `silu(gate) * up`) is computed again where it is needed, at the cost of element-wise work.
 
 use super::adapter::Adapter;
-use super::weights::Module;
+use super::weights::{Module, Weights};
 use crate::batch::{AdapterRows, Segment};
 use crate::config::ModelConfig;
 use crate::device::{Device, Tensor};
@@ -19,8 +19,6 @@ use crate::ops::qk_norm_rope::{self, QkNormRope, RopeTable};
 use crate::ops::rms_norm::{self, Norm};
 use crate::ops::{rows, swiglu};
 use crate::tensor::Real;
-
-use super::weights::Weights;
 
 /// Seed and step of the dropout masks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

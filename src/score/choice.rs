@@ -51,7 +51,7 @@ pub(super) fn run(
             .into();
     }
     let opened = session.open(watch)?;
-    let encoder = session.encoder(&opened, &records)?;
+    let encoder = opened.encoder(&records)?;
     let tokens = encode_choices(&encoder, &choices, watch)?;
     let longest = (0..tokens.len()).rev().max_by_key(|&i| tokens[i].len()).unwrap_or(0);
     // With the longest answer in its place, a row meets the length limit and its rules exactly as in training.
@@ -59,7 +59,7 @@ pub(super) fn run(
     let examples = session.encode(&encoder, (&asked, routing), watch)?;
     drop(encoder);
 
-    let scorer = session.load(opened, watch)?;
+    let scorer = session.load(&opened, watch)?;
     let continued: usize = tokens.iter().map(|choice| choice.len() - 1).sum();
     let lengths: Vec<usize> = examples.iter().map(|example| prompt(example).len() + continued).collect();
     let pack = |rows: Range<usize>| {

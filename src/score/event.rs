@@ -6,6 +6,7 @@ use super::logprob::LogprobReport;
 use super::report::ChoiceReport;
 use crate::data::audit::Audit;
 use crate::data::routing::Routing;
+use crate::session::Notice;
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -48,6 +49,17 @@ pub enum Event<'a> {
         /// The file.
         path: &'a Path,
     },
+}
+
+impl From<Notice> for Event<'_> {
+    fn from(notice: Notice) -> Self {
+        match notice {
+            Notice::Note(text) => Self::Note(text),
+            Notice::Warning(text) => Self::Warning(text),
+            Notice::Tokenising { done, total } => Self::Tokenising { done, total },
+            Notice::Loading { done, total } => Self::Loading { done, total },
+        }
+    }
 }
 
 /// How a scoring ended.

@@ -49,8 +49,8 @@ pub(super) fn run(
     let (mut records, routing) = session.rows()?;
     records.truncate(session.config.limit.unwrap_or(usize::MAX));
     let opened = session.open(watch)?;
-    let examples = session.encode(&session.encoder(&opened, &records)?, (&records, routing), watch)?;
-    let scorer = session.load(opened, watch)?;
+    let examples = session.encode(&opened.encoder(&records)?, (&records, routing), watch)?;
+    let scorer = session.load(&opened, watch)?;
     let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
     let pack = |rows: std::ops::Range<usize>| Ok(pack(&examples[rows]));
     let mut text = Vec::new();

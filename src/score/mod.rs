@@ -1,6 +1,6 @@
 //! Scoring: log-probabilities of answers, forward only.
 //!
-//! [`run`] is the door: a resolved [`ScoreConfig`](crate::config::ScoreConfig) in, files and a [`Summary`] out, [`Event`]s on
+//! [`run`] is the door: a resolved [`ScoreConfig`] in, files and a [`Summary`] out, [`Event`]s on
 //! the way. It prints nothing and never ends the process. Rows become tokens exactly as in training, so what is scored is
 //! what was trained. Files appear whole or not at all, and their bytes depend on model, adapter, rows and options alone,
 //! never on the number of threads.
@@ -16,7 +16,8 @@ mod session;
 pub use event::{Event, Findings, Summary};
 pub use logprob::LogprobReport;
 pub use report::{Accuracy, ByField, ChoiceReport, MISSING};
-pub use session::Context;
+
+pub use crate::session::Context;
 
 use std::time::Instant;
 

@@ -5,13 +5,14 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::event::Event;
-use super::prepare::{Context, Row};
+use super::prepare::Row;
 use super::step::{packed, passes};
 use crate::config::{Batching, TrainConfig};
 use crate::data::packing::{BatchBy, micro_batches};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Adapter, Decoder};
+use crate::session::Context;
 
 /// Results of one evaluation, with the names of the Hugging Face trainer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

@@ -8,6 +8,7 @@ use super::evaluate::EvalMetrics;
 use super::plan::Plan;
 use crate::data::audit::Audit;
 use crate::data::routing::Routing;
+use crate::session::Notice;
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -76,6 +77,17 @@ pub enum Event<'a> {
         /// Its folder.
         path: &'a Path,
     },
+}
+
+impl From<Notice> for Event<'_> {
+    fn from(notice: Notice) -> Self {
+        match notice {
+            Notice::Note(text) => Self::Note(text),
+            Notice::Warning(text) => Self::Warning(text),
+            Notice::Tokenising { done, total } => Self::Tokenising { done, total },
+            Notice::Loading { done, total } => Self::Loading { done, total },
+        }
+    }
 }
 
 /// One optimizer step.

@@ -20,6 +20,8 @@ mod step;
 pub use evaluate::EvalMetrics;
 pub use event::{Event, StepLog, Summary};
 pub use plan::{Plan, plan};
-pub use prepare::{Context, Prepared, Row, prepare};
+pub use prepare::{Prepared, Row, prepare};
 pub use run::run;
 pub use state::TrainerState;
+
+pub use crate::session::Context;

@@ -1,44 +1,17 @@
 //! Everything a training needs before its first step: the model, rows as tokens, the adapter it starts from.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-
 use super::event::Event;
 use crate::config::{TrainConfig, matching_variant};
-use crate::data::encode::{EncodeOptions, Example};
+use crate::data::encode::Example;
 use crate::data::jsonl::{Record, read_files};
 use crate::data::packing::split_eval;
 use crate::data::routing::select;
-use crate::data::template::sandbox::HelperCommand;
-use crate::data::texts::{Texts, text_format};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::adapter::read_adapter;
-use crate::model::open::{self, OpenModel};
-use crate::model::{Adapter, Decoder, load};
-
-/// What the surroundings offer to a run.
-#[derive(Clone, Default)]
-pub struct Context {
-    /// How to start the process that renders chat templates; without it they are rendered in this one.
-    pub template_helper: Option<HelperCommand>,
-    /// Asked between passes: true if the run should save and end.
-    pub stop: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
-}
-
-impl std::fmt::Debug for Context {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context").field("template_helper", &self.template_helper).finish_non_exhaustive()
-    }
-}
-
-impl Context {
-    /// True if the run should end.
-    pub fn stopped(&self) -> bool {
-        self.stop.as_ref().is_some_and(|stop| stop())
-    }
-}
+use crate::model::open::OpenModel;
+use crate::model::{Adapter, Decoder};
+use crate::session::{self, Context, Opened, TextOptions};
 
 /// A row as tokens, and where it came from.
 #[derive(Debug, Clone)]
@@ -81,31 +54,17 @@ pub fn prepare(
         true => None,
         false => Some(select(read_files(&config.eval_file)?, config.train_mode)?),
     };
-    let notes = std::cell::RefCell::new(Vec::new());
-    let model = open::open(&config.model, &|what| notes.borrow_mut().push(what.to_owned()))?;
-    for note in notes.take() {
-        watch(Event::Note(note));
-    }
-    let texts = Texts::open(model.folder.dir(), config.format, context.template_helper.as_ref())?;
-    if config.max_seq_length > model.config.max_position_embeddings {
-        watch(Event::Warning(format!(
-            "--max-seq-length {} is beyond the {} positions of the model; longer rows are refused",
-            config.max_seq_length, model.config.max_position_embeddings
-        )));
-    }
+    let options = TextOptions {
+        format: config.format,
+        max_seq_length: config.max_seq_length,
+        truncation: config.truncation,
+        escape_special: config.escape_special,
+        skip_empty: config.skip_empty,
+    };
+    let opened = Opened::open(&config.model, options, context, &mut |notice| watch(notice.into()))?;
+    let stops = opened.model.stop_token_ids();
     let mut encode = |name, records: &[Record], routing| -> Result<Vec<Row>> {
-        let options = EncodeOptions {
-            truncation: config.truncation,
-            escape_special: config.escape_special,
-            skip_empty: config.skip_empty,
-            vocab_size: Some(model.config.vocab_size),
-            ..EncodeOptions::new(
-                text_format(config.format)?,
-                config.max_seq_length.min(model.config.max_position_embeddings),
-            )
-        };
-        let encoder = texts.encoder(options, records)?;
-        let stops = model.stop_token_ids();
+        let encoder = opened.encoder(records)?;
         match encoder.end_token() {
             // Trained to end with one token, generating until another one: the model would not stop.
             Some((token, id)) if name == "training" && !stops.is_empty() && !stops.contains(&id) => {
@@ -116,7 +75,7 @@ pub fn prepare(
             _ => {}
         }
         let (examples, audit) =
-            with_progress(records.len(), &device, watch, |progress| encoder.encode_all(records, progress))?;
+            session::encode(&device, &encoder, records, &mut |notice| watch(notice.into()))?;
         watch(Event::Audit { name, audit: &audit, routing });
         let row = |example: Example| Row {
             place: format!("{}:{}", records[example.record].file.display(), records[example.record].line),
@@ -140,16 +99,11 @@ pub fn prepare(
         return Err(Error::Stopped { what: "stopped before the first step; nothing was written".into() });
     }
 
-    let loaded = load::load(&device, &model.config, &model.folder, &|_, _| {})?;
-    let bytes = model.folder.total_bytes();
-    watch(Event::Loading { done: bytes, total: bytes });
-    if !loaded.unused.is_empty() {
-        watch(Event::Note(format!("tensors of the model that are not used: {}", loaded.unused.join(", "))));
-    }
+    let decoder = opened.load(&device, &mut |notice| watch(notice.into()))?;
+    let model = opened.model;
     if let Some(variant) = matching_variant(&model.config) {
         watch(Event::Note(format!("the model has the shape of {}", variant.name)));
     }
-    let decoder = Decoder { config: model.config.clone(), weights: loaded.weights };
     Ok(Prepared { device, decoder, train, eval, model })
 }
 
@@ -188,29 +142,4 @@ pub(super) fn first_adapter(
     // Dropout belongs to the run, not to the adapter.
     adapter.set_dropout(config.lora_dropout);
     Ok(adapter)
-}
-
-/// Runs `work` on the device's threads and reports its progress from this one.
-fn with_progress<R: Send>(
-    total: usize,
-    device: &Device,
-    watch: &mut dyn FnMut(Event<'_>),
-    work: impl FnOnce(&(dyn Fn(usize) + Sync)) -> R + Send,
-) -> R {
-    let done = AtomicUsize::new(0);
-    let (finished, wait) = mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        let done = &done;
-        let worker = scope.spawn(move || {
-            let result = device.run(|| work(&|n| _ = done.fetch_add(n, Ordering::Relaxed)));
-            drop(finished);
-            result
-        });
-        let tick = std::time::Duration::from_millis(100);
-        while let Err(mpsc::RecvTimeoutError::Timeout) = wait.recv_timeout(tick) {
-            watch(Event::Tokenising { done: done.load(Ordering::Relaxed), total });
-        }
-        watch(Event::Tokenising { done: done.load(Ordering::Relaxed), total });
-        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::{self as state_files};
+use super::checkpoint as state_files;
 use super::evaluate::{EvalMetrics, evaluate};
 use super::event::{Event, StepLog, Summary};
 use super::identity::{Identity, identity};
@@ -13,7 +13,7 @@ use super::itinerary::Itinerary;
 use super::log::{self, Log};
 use super::plan::{Plan, plan};
 use super::plot;
-use super::prepare::{Context, Prepared, Row, first_adapter, prepare};
+use super::prepare::{Prepared, Row, first_adapter, prepare};
 use super::state::TrainerState;
 use super::step::{StepResult, Stepper};
 use crate::config::{Resume, TrainConfig};
@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
 use crate::optim::{Optimizer, Schedule};
+use crate::session::Context;
 
 /// Trains as `config` says and publishes the adapter in its output folder. Nothing is trained or written with `dry_run`.
 ///

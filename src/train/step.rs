@@ -7,8 +7,9 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Adapter, Decoder, DropoutStep};
 use crate::optim::{Optimizer, Update};
+use crate::session::Context;
 
-use super::prepare::{Context, Row};
+use super::prepare::Row;
 
 /// What one step found.
 #[derive(Debug, Clone, Copy, PartialEq)]

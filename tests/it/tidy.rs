@@ -15,7 +15,7 @@ const HARD_LIMIT: usize = 600;
 const SOFT_LIMIT: usize = 400;
 
 /// The rooms of the crate and their levels: a room imports lower levels only. Level 0 is one family.
-const LEVELS: [(&str, u8); 14] = [
+const LEVELS: [(&str, u8); 15] = [
     ("error", 0),
     ("tensor", 0),
     ("batch", 0),
@@ -27,6 +27,7 @@ const LEVELS: [(&str, u8); 14] = [
     ("ops", 2),
     ("model", 3),
     ("optim", 4),
+    ("session", 4),
     ("train", 5),
     ("score", 5),
     ("cli", 6),
