@@ -1,4 +1,4 @@
-//! kill -9 at random moments of a run that saves every step: every visible checkpoint is whole, the newest never goes back, and
+//! SIGTERM saves and says so. kill -9 at random moments of a run that saves every step: every visible checkpoint is whole, the newest never goes back, and
 //! the run that was killed and resumed again and again ends with the bytes of one that was not.
 //!
 //! `TANREN_KILLS=100 cargo test --test it kill` repeats it more often than the default.
@@ -25,10 +25,17 @@ fn command(dir: &Path, out: &Path) -> Command {
         .arg(dir.join("rows.jsonl"))
         .arg("--output-dir")
         .arg(out)
-        .args(["--batch-size", "2", "--max-steps", &STEPS.to_string(), "--lora-dropout", "0.1"])
-        .args(["--save-steps", "1", "--save-total-limit", "3", "--resume", "auto", "--threads", "1"])
+        .args(["--batch-size", "2", "--lora-dropout", "0.1", "--save-total-limit", "3"])
+        .args(["--resume", "auto", "--threads", "1", "--lr-scheduler", "constant"])
         .stdout(Stdio::null())
         .stderr(Stdio::null());
+    command
+}
+
+/// The run that is killed.
+fn every_step(dir: &Path, out: &Path) -> Command {
+    let mut command = command(dir, out);
+    command.args(["--max-steps", &STEPS.to_string(), "--save-steps", "1"]);
     command
 }
 
@@ -46,10 +53,8 @@ fn checkpoints(out: &Path) -> Vec<u64> {
     steps
 }
 
-#[test]
-fn no_kill_breaks_or_loses_a_checkpoint() {
-    let kills: u32 = std::env::var("TANREN_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
-    let dir = tempfile::tempdir().unwrap();
+/// Twenty rows to learn.
+fn write_rows(dir: &Path) {
     let rows: String = (0..20u32)
         .map(|i| {
             let ids: Vec<u32> = (0..12).map(|t| (i * 31 + t * 7) % 311).collect();
@@ -58,9 +63,50 @@ fn no_kill_breaks_or_loses_a_checkpoint() {
             format!("{}\n", json!({ "input_ids": ids, "labels": labels }))
         })
         .collect();
-    std::fs::write(dir.path().join("rows.jsonl"), rows).unwrap();
+    std::fs::write(dir.join("rows.jsonl"), rows).unwrap();
+}
+
+#[test]
+fn a_terminated_run_saves_says_so_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    write_rows(dir.path());
+    let out = dir.path().join("out");
+    // Only signals save: the steps themselves do not. So many steps that the signal comes in time.
+    let long = |out: &Path| {
+        let mut command = command(dir.path(), out);
+        command.args(["--save-steps", "100000", "--max-steps", "20000", "--logging-steps", "1"]);
+        command
+    };
+    let child = long(&out).stderr(Stdio::piped()).spawn().unwrap();
+    let log = out.join("training_log.jsonl");
+    let started = || std::fs::read_to_string(&log).is_ok_and(|text| text.lines().count() > 3);
+    while !started() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(6), "{said}");
+    let steps = checkpoints(&out);
+    assert_eq!(steps.len(), 1, "{steps:?}");
+    assert!(
+        said.contains(&format!("stopped at step {}", steps[0])) && said.contains("--resume auto"),
+        "{said}"
+    );
+    // What comes after is what would have come: another three steps from there.
+    let until = (steps[0] + 3).to_string();
+    let mut rest = command(dir.path(), &out);
+    assert!(rest.args(["--max-steps", &until, "--logging-steps", "1"]).status().unwrap().success());
+    assert_eq!(checkpoints(&out).last(), Some(&(steps[0] + 3)));
+}
+
+#[test]
+fn no_kill_breaks_or_loses_a_checkpoint() {
+    let kills: u32 = std::env::var("TANREN_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    let dir = tempfile::tempdir().unwrap();
+    write_rows(dir.path());
     let whole = dir.path().join("whole");
-    assert!(command(dir.path(), &whole).status().unwrap().success());
+    assert!(every_step(dir.path(), &whole).status().unwrap().success());
 
     let mut stream = Stream::new(11, Purpose::Split, 0);
     let (mut hits, mut runs) = (0, 0);
@@ -70,7 +116,7 @@ fn no_kill_breaks_or_loses_a_checkpoint() {
         let out = dir.path().join(format!("killed-{runs}"));
         let mut newest = 0;
         while hits < kills && newest < STEPS {
-            let mut child = command(dir.path(), &out).spawn().unwrap();
+            let mut child = every_step(dir.path(), &out).spawn().unwrap();
             std::thread::sleep(Duration::from_millis(u64::from(20 + stream.below(600))));
             hits += u32::from(child.try_wait().unwrap().is_none());
             child.kill().unwrap();
@@ -86,7 +132,7 @@ fn no_kill_breaks_or_loses_a_checkpoint() {
 
 /// Ends a run that was killed and compares it with one that was not.
 fn finish(dir: &Path, out: &Path, whole: &Path) {
-    assert!(command(dir, out).status().unwrap().success());
+    assert!(every_step(dir, out).status().unwrap().success());
     let bytes = |out: &Path| {
         ["adapter_model.safetensors", "optimizer.safetensors"]
             .map(|f| std::fs::read(out.join(format!("checkpoint-{STEPS}")).join(f)).unwrap())
