@@ -9,13 +9,17 @@ use crate::config::{Family, LoraConfig, ModelConfig, TargetModules, variant};
 use crate::device::{Device, Tensor};
 use crate::ops::testing::{check_gradient, cpu, random, relative_rms};
 
-/// A model of two or three tiny blocks.
+/// A model of three tiny blocks.
 fn model(family: Family) -> Decoder<f64> {
+    model_of(family, 3)
+}
+
+fn model_of(family: Family, num_hidden_layers: usize) -> Decoder<f64> {
     let config = ModelConfig {
         family,
         hidden_size: 12,
         intermediate_size: 20,
-        num_hidden_layers: 3,
+        num_hidden_layers,
         num_attention_heads: 4,
         num_key_value_heads: 2,
         head_dim: 6,
@@ -88,13 +92,16 @@ fn loss_and_grads(
 fn gradients_of_every_family_agree_with_central_differences() {
     let device = cpu();
     let dropout = Some(DropoutStep { seed: 1, step: 2 });
-    for (family, modules, p) in [
-        (Family::Qwen2, vec![], 0.0),
-        (Family::Qwen3, vec![], 0.3),
-        (Family::Llama, vec!["k_proj", "down_proj"], 0.0),
-        (Family::Qwen3, vec!["o_proj", "up_proj"], 0.3),
+    for (family, layers, modules, p) in [
+        (Family::Qwen2, 3, vec![], 0.0),
+        (Family::Qwen3, 2, vec![], 0.3),
+        (Family::Llama, 3, vec!["k_proj", "down_proj"], 0.0),
+        (Family::Qwen3, 2, vec!["o_proj", "up_proj"], 0.3),
+        // The only block is the last one and the lowest one.
+        (Family::Qwen3, 1, vec![], 0.3),
+        (Family::Qwen2, 1, vec!["gate_proj"], 0.0),
     ] {
-        let model = model(family);
+        let model = model_of(family, layers);
         let batch = batch(&[(9, 0), (1, 0), (5, 0)]);
         let mut adapters = vec![adapter(&device, &model, &lora(&modules, p, false), 1)];
         let (_, grads) = loss_and_grads(&device, &model, &batch, &adapters, dropout);

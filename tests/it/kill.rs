@@ -77,10 +77,11 @@ fn a_terminated_run_saves_says_so_and_goes_on() {
         command.args(["--save-steps", "100000", "--max-steps", "20000", "--logging-steps", "1"]);
         command
     };
-    let child = long(&out).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = long(&out).stderr(Stdio::piped()).spawn().unwrap();
     let log = out.join("training_log.jsonl");
     let started = || std::fs::read_to_string(&log).is_ok_and(|text| text.lines().count() > 3);
     while !started() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before the signal");
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
