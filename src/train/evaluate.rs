@@ -48,6 +48,29 @@ impl EvalMetrics {
         ["eval_loss", "eval_perplexity", "eval_token_accuracy", "eval_accuracy"];
 }
 
+/// The metric must be one that an evaluation gives, if there is one that needs it.
+pub(super) fn check_metric(config: &TrainConfig) -> Result<()> {
+    let name = &config.metric_for_best_model;
+    let known = EvalMetrics::NAMES.iter().any(|n| n == name || n.trim_start_matches("eval_") == name);
+    let evaluates = !config.eval_file.is_empty() || config.eval_fraction.is_some();
+    if !known {
+        return Error::input("CONFIG", "no such metric")
+            .field("metric_for_best_model")
+            .got(name)
+            .expected(EvalMetrics::NAMES.join(", "))
+            .fix("choose one of them")
+            .into();
+    }
+    if !evaluates && (config.load_best_model_at_end || config.early_stopping_patience.is_some()) {
+        return Error::input("CONFIG", "the best model is asked for and nothing is evaluated")
+            .field("eval_file")
+            .expected("a file, or eval_fraction")
+            .fix("pass --eval-file or --eval-fraction")
+            .into();
+    }
+    Ok(())
+}
+
 /// How rows are grouped, for the packing.
 pub(super) fn batch_by(batching: Batching) -> BatchBy {
     match batching {

@@ -10,6 +10,7 @@ mod event;
 mod identity;
 mod itinerary;
 mod log;
+mod output;
 mod plan;
 mod plot;
 mod prepare;

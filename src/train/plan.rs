@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::prepare::Row;
+use super::itinerary::Itinerary;
+use super::prepare::{Prepared, Row};
 use super::step::{packed, passes};
 use crate::config::{ModelConfig, TrainConfig};
 use crate::device::Device;
@@ -69,4 +70,26 @@ pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row
         step_flops: ledger.total().flops,
         ops: ledger.entries().map(|(op, calls, w)| (op.to_owned(), calls, w.flops, w.bytes)).collect(),
     })
+}
+
+/// The plan: memory of the longest rows that could meet in a batch, work of the first step.
+pub(super) fn planned(config: &TrainConfig, prepared: &Prepared, itinerary: &Itinerary<'_>) -> Result<Plan> {
+    let mut longest: Vec<&Row> = prepared.train.iter().collect();
+    longest.sort_by_key(|row| std::cmp::Reverse(row.example.len()));
+    longest.truncate(config.batch_size.unwrap_or(usize::MAX));
+    let mut tokens = 0;
+    let budget = config.tokens_per_batch.unwrap_or(usize::MAX);
+    let fits = longest.iter().take_while(|row| {
+        tokens += row.example.len();
+        tokens <= budget.min(config.max_tokens_per_pass)
+    });
+    let longest = longest[..fits.count().max(1)].to_vec();
+    let memory = plan(config, &prepared.model.config, &[longest])?;
+    let first: Vec<Vec<&Row>> = itinerary
+        .epoch(0)?
+        .first()
+        .map(|step| step.iter().map(|b| b.iter().map(|&i| &prepared.train[i]).collect()).collect())
+        .unwrap_or_default();
+    let work = plan(config, &prepared.model.config, &first)?;
+    Ok(Plan { step_flops: work.step_flops, ops: work.ops, ..memory })
 }

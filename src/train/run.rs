@@ -1,22 +1,23 @@
 //! The loop: steps, logs, evaluations, checkpoints; starting, resuming, stopping.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
 use super::checkpoint as state_files;
-use super::evaluate::{EvalMetrics, evaluate};
+use super::evaluate::{EvalMetrics, check_metric, evaluate};
 use super::event::{Event, StepLog, Summary};
 use super::identity::{Identity, identity};
 use super::itinerary::Itinerary;
-use super::log::{self, Log};
-use super::plan::{Plan, plan};
+use super::log::Log;
+use super::output::{check_output, checkpoint_to_resume, remove_old_run};
+use super::plan::planned;
 use super::plot;
 use super::prepare::{Prepared, Row, first_adapter, prepare};
 use super::state::TrainerState;
 use super::step::{StepResult, Stepper};
-use crate::config::{Resume, TrainConfig};
+use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
@@ -396,107 +397,5 @@ impl<'a> Training<'a> {
             tokens_per_second,
             peak_bytes: memory.peak_bytes + memory.borrowed_bytes,
         })
-    }
-}
-
-/// The plan: memory of the longest rows that could meet in a batch, work of the first step.
-fn planned(config: &TrainConfig, prepared: &Prepared, itinerary: &Itinerary<'_>) -> Result<Plan> {
-    let mut longest: Vec<&Row> = prepared.train.iter().collect();
-    longest.sort_by_key(|row| std::cmp::Reverse(row.example.len()));
-    longest.truncate(config.batch_size.unwrap_or(usize::MAX));
-    let mut tokens = 0;
-    let budget = config.tokens_per_batch.unwrap_or(usize::MAX);
-    let fits = longest.iter().take_while(|row| {
-        tokens += row.example.len();
-        tokens <= budget.min(config.max_tokens_per_pass)
-    });
-    let longest = longest[..fits.count().max(1)].to_vec();
-    let memory = plan(config, &prepared.model.config, &[longest])?;
-    let first: Vec<Vec<&Row>> = itinerary
-        .epoch(0)?
-        .first()
-        .map(|step| step.iter().map(|b| b.iter().map(|&i| &prepared.train[i]).collect()).collect())
-        .unwrap_or_default();
-    let work = plan(config, &prepared.model.config, &first)?;
-    Ok(Plan { step_flops: work.step_flops, ops: work.ops, ..memory })
-}
-
-/// The metric must be one that an evaluation gives, if there is one that needs it.
-fn check_metric(config: &TrainConfig) -> Result<()> {
-    let name = &config.metric_for_best_model;
-    let known = EvalMetrics::NAMES.iter().any(|n| n == name || n.trim_start_matches("eval_") == name);
-    let evaluates = !config.eval_file.is_empty() || config.eval_fraction.is_some();
-    if !known {
-        return Error::input("CONFIG", "no such metric")
-            .field("metric_for_best_model")
-            .got(name)
-            .expected(EvalMetrics::NAMES.join(", "))
-            .fix("choose one of them")
-            .into();
-    }
-    if !evaluates && (config.load_best_model_at_end || config.early_stopping_patience.is_some()) {
-        return Error::input("CONFIG", "the best model is asked for and nothing is evaluated")
-            .field("eval_file")
-            .expected("a file, or eval_fraction")
-            .fix("pass --eval-file or --eval-fraction")
-            .into();
-    }
-    Ok(())
-}
-
-/// Files that an earlier run left in the output folder.
-fn traces(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    let names =
-        [log::NAME, "adapter_config.json", "adapter_model.safetensors", "trainer_state.json", "loss.svg"];
-    let of_run = |name: &str| names.contains(&name) || name.starts_with("checkpoint-");
-    let paths = entries.filter_map(|e| e.ok()).filter(|e| e.file_name().to_str().is_some_and(of_run));
-    paths.map(|e| e.path()).collect()
-}
-
-/// An output folder that holds a run is only touched if the user says so.
-fn check_output(config: &TrainConfig) -> Result<()> {
-    if config.resume.is_some() || config.overwrite || traces(&config.output_dir).is_empty() {
-        return Ok(());
-    }
-    Error::input("CONFIG", "the output folder already holds a run")
-        .path(&config.output_dir)
-        .field("output_dir")
-        .fix("choose another --output-dir, go on with --resume auto, or replace it with --overwrite")
-        .into()
-}
-
-/// Removes what an earlier run left, where the user asked to replace it.
-fn remove_old_run(config: &TrainConfig) -> Result<()> {
-    if !config.overwrite {
-        return Ok(());
-    }
-    for path in traces(&config.output_dir) {
-        let removed =
-            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-        removed.map_err(|e| Error::io(&path, "remove the earlier run", e))?;
-    }
-    Ok(())
-}
-
-/// The checkpoint that `--resume` asks for, if there is one.
-fn checkpoint_to_resume(
-    config: &TrainConfig,
-    watch: &mut dyn FnMut(Event<'_>),
-) -> Result<Option<checkpoint::Checkpoint>> {
-    match &config.resume {
-        None => Ok(None),
-        Some(Resume::Dir(dir)) => checkpoint::open(dir).map(Some),
-        Some(Resume::Auto) => {
-            let (newest, skipped) = checkpoint::newest(&config.output_dir)?;
-            for skipped in skipped {
-                let (path, why) = (skipped.path.display(), skipped.why);
-                watch(Event::Warning(format!("{path} is not whole and was passed over: {why}")));
-            }
-            if newest.is_none() {
-                watch(Event::Note("there is no checkpoint to resume from: starting afresh".into()));
-            }
-            Ok(newest)
-        }
     }
 }
