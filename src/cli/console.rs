@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::units::harmless;
+use crate::session::Notice;
 
 /// Time between two lines about the progress of one thing where there is no bar.
 const PLAIN_PAUSE: Duration = Duration::from_secs(10);
@@ -106,6 +107,23 @@ impl Console {
         // One write, so that lines of several processes on one terminal do not mix.
         let text = format!("{}\n", harmless(&text.to_string(), true));
         let _ = self.above_bar(|| std::io::stderr().lock().write_all(text.as_bytes()));
+    }
+
+    /// What trainings and scorings say in the same words.
+    pub(super) fn notice(&self, notice: Notice) {
+        match notice {
+            Notice::Note(text) => self.note(format_args!("note: {text}")),
+            Notice::Warning(text) => self.note(format_args!("warning: {text}")),
+            Notice::Loading { done, total } => self.loading(done, total),
+            Notice::Tokenising { done, total } => {
+                self.progress(Progress {
+                    what: "tokenising",
+                    done: done as u64,
+                    total: total as u64,
+                    detail: "",
+                });
+            }
+        }
     }
 
     /// Moves the bar, or from time to time writes a line where there is none.

@@ -66,10 +66,7 @@ fn settings(config: &ScoreConfig) -> Vec<(&'static str, String)> {
 fn show(console: &Console, event: Event<'_>) {
     let progress = |what, done, total| console.progress(Progress { what, done, total, detail: "" });
     match event {
-        Event::Note(text) => console.note(format_args!("note: {text}")),
-        Event::Warning(text) => console.note(format_args!("warning: {text}")),
-        Event::Tokenising { done, total } => progress("tokenising", done as u64, total as u64),
-        Event::Loading { done, total } => console.loading(done, total),
+        Event::Notice(notice) => console.notice(notice),
         Event::Scoring { done, total } => progress("scoring", done as u64, total as u64),
         Event::Audit { audit, routing } => {
             console.heading("rows");

@@ -184,10 +184,7 @@ impl View<'_> {
         let console = self.console;
         let progress = |what, done, total| console.progress(Progress { what, done, total, detail: "" });
         match event {
-            Event::Note(text) => console.note(format_args!("note: {text}")),
-            Event::Warning(text) => console.note(format_args!("warning: {text}")),
-            Event::Loading { done, total } => console.loading(done, total),
-            Event::Tokenising { done, total } => progress("tokenising", done as u64, total as u64),
+            Event::Notice(notice) => console.notice(notice),
             Event::Evaluating { done, total } => progress("evaluating", done as u64, total as u64),
             Event::Audit { name, audit, routing } => {
                 console.heading(format_args!("{name} rows"));

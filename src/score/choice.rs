@@ -18,6 +18,7 @@ use crate::data::collate::collate_choices;
 use crate::data::encode::{Encoder, Example};
 use crate::data::jsonl::{Body, Message, Record};
 use crate::error::{Error, Result};
+use crate::session::Notice;
 
 /// Most answers that are taken from the data: more are no choices but free answers.
 const MAX_CHOICES: usize = 26;
@@ -92,14 +93,14 @@ pub(super) fn run(
 
     let report = ChoiceReport::of(&outcomes, &records, &choices, &by);
     for warning in warnings(&report, &outcomes, &records) {
-        watch(Event::Warning(warning));
+        watch(Event::Notice(Notice::Warning(warning)));
     }
     let formulas = outputs.write_choices(config, &report, &records, &outcomes)?;
     if formulas > 0 {
-        watch(Event::Warning(format!(
+        watch(Event::Notice(Notice::Warning(format!(
             "{formulas} rows of the table have a text that starts with = + - @ or a control character; they are kept \
              exactly, but a spreadsheet may run them as formulas"
-        )));
+        ))));
     }
     Ok((examples.len(), num_rows - examples.len(), Findings::Choice(report)))
 }
@@ -191,11 +192,11 @@ fn encode_choices(
     let starts = |i: usize, j: usize| i != j && tokens[j].starts_with(&tokens[i]);
     let pairs = || (0..tokens.len()).flat_map(|j| (0..tokens.len()).map(move |i| (i, j)));
     if let Some((i, j)) = pairs().find(|&(i, j)| starts(i, j)) {
-        watch(Event::Warning(format!(
+        watch(Event::Notice(Notice::Warning(format!(
             "the choice {:?} begins with {:?}, so it can never be the more probable one; prefer choices of which none begins \
              another",
             choices[j], choices[i]
-        )));
+        ))));
     }
     Ok(tokens)
 }

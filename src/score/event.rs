@@ -12,30 +12,14 @@ use crate::session::Notice;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Something the user may want to know.
-    Note(String),
-    /// Something the user should look at.
-    Warning(String),
-    /// Rows that are tokenised.
-    Tokenising {
-        /// So far.
-        done: usize,
-        /// In all.
-        total: usize,
-    },
+    /// Notes, warnings, and the progress of opening model and rows.
+    Notice(Notice),
     /// What the rows are like. In choice mode every row is counted with its longest choice as the answer.
     Audit {
         /// The findings.
         audit: &'a Audit,
         /// Rows by mode, before `limit`.
         routing: Routing,
-    },
-    /// Bytes of weights that are loaded.
-    Loading {
-        /// So far.
-        done: u64,
-        /// In all.
-        total: u64,
     },
     /// Rows that are scored.
     Scoring {
@@ -53,12 +37,7 @@ pub enum Event<'a> {
 
 impl From<Notice> for Event<'_> {
     fn from(notice: Notice) -> Self {
-        match notice {
-            Notice::Note(text) => Self::Note(text),
-            Notice::Warning(text) => Self::Warning(text),
-            Notice::Tokenising { done, total } => Self::Tokenising { done, total },
-            Notice::Loading { done, total } => Self::Loading { done, total },
-        }
+        Self::Notice(notice)
     }
 }
 

@@ -14,24 +14,8 @@ use crate::session::Notice;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Something the user may want to know.
-    Note(String),
-    /// Something the user should look at.
-    Warning(String),
-    /// Bytes of weights that are loaded.
-    Loading {
-        /// So far.
-        done: u64,
-        /// In all.
-        total: u64,
-    },
-    /// Rows that are tokenised.
-    Tokenising {
-        /// So far.
-        done: usize,
-        /// In all.
-        total: usize,
-    },
+    /// Notes, warnings, and the progress of opening model and rows.
+    Notice(Notice),
     /// What a set of rows is like.
     Audit {
         /// "training" or "evaluation".
@@ -81,12 +65,7 @@ pub enum Event<'a> {
 
 impl From<Notice> for Event<'_> {
     fn from(notice: Notice) -> Self {
-        match notice {
-            Notice::Note(text) => Self::Note(text),
-            Notice::Warning(text) => Self::Warning(text),
-            Notice::Tokenising { done, total } => Self::Tokenising { done, total },
-            Notice::Loading { done, total } => Self::Loading { done, total },
-        }
+        Self::Notice(notice)
     }
 }
 

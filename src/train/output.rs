@@ -7,6 +7,7 @@ use super::log;
 use crate::config::{Resume, TrainConfig};
 use crate::error::{Error, Result};
 use crate::formats::checkpoint::{self, Checkpoint};
+use crate::session::Notice;
 
 /// Files that an earlier run left in the output folder.
 fn traces(dir: &Path) -> Vec<PathBuf> {
@@ -55,10 +56,14 @@ pub(super) fn checkpoint_to_resume(
             let (newest, skipped) = checkpoint::newest(&config.output_dir)?;
             for skipped in skipped {
                 let (path, why) = (skipped.path.display(), skipped.why);
-                watch(Event::Warning(format!("{path} is not whole and was passed over: {why}")));
+                watch(Event::Notice(Notice::Warning(format!(
+                    "{path} is not whole and was passed over: {why}"
+                ))));
             }
             if newest.is_none() {
-                watch(Event::Note("there is no checkpoint to resume from: starting afresh".into()));
+                watch(Event::Notice(Notice::Note(
+                    "there is no checkpoint to resume from: starting afresh".into(),
+                )));
             }
             Ok(newest)
         }

@@ -1,7 +1,7 @@
 //! Everything a training needs before its first step: the model, rows as tokens, the adapter it starts from.
 
 use super::event::Event;
-use crate::config::{TrainConfig, matching_variant};
+use crate::config::{Batching, TrainConfig, matching_variant};
 use crate::data::encode::Example;
 use crate::data::jsonl::{Record, read_files};
 use crate::data::packing::split_eval;
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::formats::adapter::read_adapter;
 use crate::model::open::OpenModel;
 use crate::model::{Adapter, Decoder};
-use crate::session::{self, Context, Opened, TextOptions};
+use crate::session::{self, Context, Notice, Opened, TextOptions};
 
 /// A row as tokens, and where it came from.
 #[derive(Debug, Clone)]
@@ -68,9 +68,9 @@ pub fn prepare(
         match encoder.end_token() {
             // Trained to end with one token, generating until another one: the model would not stop.
             Some((token, id)) if name == "training" && !stops.is_empty() && !stops.contains(&id) => {
-                watch(Event::Warning(format!(
+                watch(Event::Notice(Notice::Warning(format!(
                     "answers end with {token} ({id}), but the model's generation_config.json stops at {stops:?}"
-                )));
+                ))));
             }
             _ => {}
         }
@@ -81,7 +81,9 @@ pub fn prepare(
             place: format!("{}:{}", records[example.record].file.display(), records[example.record].line),
             example,
         };
-        Ok(examples.into_iter().map(row).collect())
+        let rows: Vec<Row> = examples.into_iter().map(row).collect();
+        check_budget(&rows, if name == "training" { config.batching() } else { config.eval_batching() })?;
+        Ok(rows)
     };
     let mut train = encode("training", &train_records, routing)?;
     let eval = match (&eval_records, config.eval_fraction) {
@@ -102,9 +104,23 @@ pub fn prepare(
     let decoder = opened.load(&device, &mut |notice| watch(notice.into()))?;
     let model = opened.model;
     if let Some(variant) = matching_variant(&model.config) {
-        watch(Event::Note(format!("the model has the shape of {}", variant.name)));
+        watch(Event::Notice(Notice::Note(format!("the model has the shape of {}", variant.name))));
     }
     Ok(Prepared { device, decoder, train, eval, model })
+}
+
+/// Every row must fit into a batch: found here, and not at an evaluation hours later.
+fn check_budget(rows: &[Row], batching: Batching) -> Result<()> {
+    let Batching::Tokens(budget) = batching else { return Ok(()) };
+    match rows.iter().find(|row| row.example.len() > budget) {
+        None => Ok(()),
+        Some(row) => Error::input("DATA", "the row is longer than a whole micro-batch")
+            .path(&row.place)
+            .got(format!("{} tokens", row.example.len()))
+            .expected(format!("at most --tokens-per-batch {budget}"))
+            .fix("raise --tokens-per-batch, or cut rows with --max-seq-length and --truncation prompt-left")
+            .into(),
+    }
 }
 
 /// A new adapter, or the one that the run starts from.

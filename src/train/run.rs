@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
 use crate::optim::{Optimizer, Schedule};
-use crate::session::Context;
+use crate::session::{Context, Notice};
 
 /// Trains as `config` says and publishes the adapter in its output folder. Nothing is trained or written with `dry_run`.
 ///
@@ -141,11 +141,11 @@ impl<'a> Training<'a> {
         match checkpoint_to_resume(config, watch)? {
             Some(found) => {
                 let restored = state_files::restore(&found, &mut stepper, &identity)?;
-                watch(Event::Note(format!(
+                watch(Event::Notice(Notice::Note(format!(
                     "going on from {} (step {})",
                     found.path().display(),
                     restored.global_step
-                )));
+                ))));
                 saved = (found.path().parent() == Some(&config.output_dir)).then_some(restored.global_step);
                 state = TrainerState {
                     max_steps: total_steps,
@@ -172,6 +172,7 @@ impl<'a> Training<'a> {
             warmup_steps: config.num_warmup_steps(total_steps),
             total_steps,
         };
+        let stopped_early = patience_is_over(config, &state);
         device.reset_peak();
         device.take_ledger();
         Ok(Self {
@@ -186,7 +187,7 @@ impl<'a> Training<'a> {
             log,
             saved,
             last_eval: None,
-            stopped_early: false,
+            stopped_early,
             start: Instant::now(),
             all: Sums::default(),
             since_log: Sums::default(),
@@ -324,8 +325,7 @@ impl<'a> Training<'a> {
         } else {
             self.state.evaluations_without_gain += 1;
         }
-        let patience = self.config.early_stopping_patience;
-        self.stopped_early = patience.is_some_and(|p| self.state.evaluations_without_gain >= p.max(1));
+        self.stopped_early = patience_is_over(self.config, &self.state);
         let mut row = serde_json::to_value(metrics).unwrap_or_default();
         row["step"] = json!(step);
         row["epoch"] = json!(self.state.epoch);
@@ -366,7 +366,7 @@ impl<'a> Training<'a> {
         {
             checkpoint::open(best)?;
             state_files::load_adapter(best, &mut self.stepper.adapters[0])?;
-            watch(Event::Note(format!("the final adapter is that of {}", best.display())));
+            watch(Event::Notice(Notice::Note(format!("the final adapter is that of {}", best.display()))));
         }
         state_files::publish(config, &self.stepper.adapters[0])?;
         let train_runtime = self.start.elapsed().as_secs_f64();
@@ -398,4 +398,9 @@ impl<'a> Training<'a> {
             peak_bytes: memory.peak_bytes + memory.borrowed_bytes,
         })
     }
+}
+
+/// True if as many evaluations in a row were no gain as the user has patience for; also after a resume.
+fn patience_is_over(config: &TrainConfig, state: &TrainerState) -> bool {
+    config.early_stopping_patience.is_some_and(|patience| state.evaluations_without_gain >= patience.max(1))
 }

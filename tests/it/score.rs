@@ -15,6 +15,7 @@ use tanren::error::{Error, Result};
 use tanren::formats::safetensors::TensorFile;
 use tanren::model::open::write_random;
 use tanren::score::{self, ChoiceReport, Context, Event, Findings, Summary};
+use tanren::session::Notice;
 use tempfile::TempDir;
 
 /// A folder with a random `qwen3-tiny` and files of rows.
@@ -154,7 +155,7 @@ fn choices_on_a_shared_prompt_are_the_rows_scored_one_by_one() {
         };
         let mut warnings = Vec::new();
         let summary = score::run(&config, &Context::default(), &mut |event| {
-            if let Event::Warning(text) = event {
+            if let Event::Notice(Notice::Warning(text)) = event {
                 warnings.push(text);
             }
         });

@@ -311,6 +311,9 @@ fn early_stopping_ends_a_run_that_gets_worse() {
     });
     let summary = train(&setup.config);
     assert!(summary.stopped_early && summary.global_step < 30, "{summary:?}");
+    // Resuming it is not training on.
+    let resumed = train(&TrainConfig { resume: Some(Resume::Auto), ..setup.config.clone() });
+    assert_eq!((resumed.global_step, resumed.stopped_early), (summary.global_step, true));
 }
 
 #[test]
@@ -404,5 +407,24 @@ fn weights_in_bf16_train_like_the_same_weights_in_f32() {
         // Rounding a weight to 8 bits changes the loss, but not by much.
         let relative = (f32 / bf16 - 1.0).abs();
         assert!(relative > 0.0 && relative < 1e-3, "{f32} {bf16}");
+    }
+}
+
+#[test]
+fn a_row_that_no_batch_can_hold_is_found_before_the_first_step() {
+    for file in ["train.jsonl", "eval.jsonl"] {
+        let setup = setup(|c| {
+            (c.batch_size, c.tokens_per_batch) = (None, Some(40));
+            c.eval_file = vec![c.train_file[0].with_file_name("eval.jsonl")];
+            let long: Vec<u32> = (0..50).collect();
+            let row = json!({ "input_ids": long, "labels": long });
+            let path = c.train_file[0].with_file_name(file);
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, format!("{text}{row}\n")).unwrap();
+        });
+        let error = run(&setup.config, &Context::default(), &mut |_| ()).unwrap_err().to_string();
+        let line = if file == "train.jsonl" { 25 } else { 7 };
+        let expected = format!("{file}:{line}: the row is longer than a whole micro-batch: got 50 tokens");
+        assert!(error.contains(&expected), "{error}");
     }
 }
