@@ -21,8 +21,8 @@ mod grad_norm;
 mod harness;
 #[path = "ops/linear_cross_entropy.rs"]
 mod linear_cross_entropy;
-#[path = "ops/lora_linear.rs"]
-mod lora_linear;
+#[path = "ops/lora_matmul.rs"]
+mod lora_matmul;
 #[path = "ops/qk_norm_rope.rs"]
 mod qk_norm_rope;
 #[path = "ops/rms_norm.rs"]
@@ -49,7 +49,7 @@ fn main() -> Result<()> {
         rms_norm::bench,
         qk_norm_rope::bench,
         swiglu::bench,
-        lora_linear::bench,
+        lora_matmul::bench,
         attention::bench,
         linear_cross_entropy::bench,
         rows::bench,

@@ -9,7 +9,7 @@ use crate::config::{LoraConfig, ModelConfig, TargetModules};
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::formats::adapter::{AdapterConfig, AdapterTensor, TargetModules as PeftModules};
-use crate::ops::lora_linear;
+use crate::ops::lora_matmul;
 use crate::rng::{Purpose, Stream};
 use crate::tensor::Real;
 
@@ -63,7 +63,7 @@ impl<T: Real> Adapter<T> {
                 let b = device.zeros(out_features, config.r);
                 let weight = &block.linears[module as usize].weight;
                 let magnitude = match config.use_dora {
-                    true => Some(lora_linear::dora_norm(device, weight, &a, &b, T::ZERO)?),
+                    true => Some(lora_matmul::dora_norm(device, weight, &a, &b, T::ZERO)?),
                     false => None,
                 };
                 params[module as usize] = Some(LoraParams { a, b, magnitude });

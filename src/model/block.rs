@@ -14,7 +14,7 @@ use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::ops::attention::{self, Attention, AttentionPlan, Heads};
 use crate::ops::gemm::Write;
-use crate::ops::lora_linear::{self, Dropout, Frozen, Lora, LoraGrad, LoraLinear, RowKeys};
+use crate::ops::lora_matmul::{self, Dropout, Frozen, Lora, LoraGrad, LoraMatmul, RowKeys};
 use crate::ops::qk_norm_rope::{self, QkNormRope, RopeTable};
 use crate::ops::rms_norm::{self, Norm};
 use crate::ops::{rows, swiglu};
@@ -108,7 +108,7 @@ impl<'a, T: Real> Pass<'a, T> {
                         let weight = &block.linears[module as usize].weight;
                         let scaling = T::from_f64(adapter.config().scaling());
                         norms[module as usize] =
-                            Some(lora_linear::dora_norm(device, weight, &params.a, &params.b, scaling)?);
+                            Some(lora_matmul::dora_norm(device, weight, &params.a, &params.b, scaling)?);
                     }
                 }
                 blocks.push(norms);
@@ -321,14 +321,14 @@ impl<'a, T: Real> Pass<'a, T> {
         set: &RowSet<T>,
     ) -> Result<(Tensor<T>, Tensor<T>)> {
         let loras = self.loras(layer, module);
-        let op = self.lora_linear(layer, module, &loras, set);
+        let op = self.lora_matmul(layer, module, &loras, set);
         let mut y = self.device.empty(x.rows(), op.frozen.weight.rows());
         let mut xa = self.device.empty(x.rows(), op.max_rank());
-        lora_linear::forward(self.device, x, &op, &mut y, &mut xa)?;
+        lora_matmul::forward(self.device, x, &op, &mut y, &mut xa)?;
         Ok((y, xa))
     }
 
-    /// `(dy, x, xa)` of the layer; see [`lora_linear::backward`].
+    /// `(dy, x, xa)` of the layer; see [`lora_matmul::backward`].
     fn linear_backward(
         &self,
         layer: usize,
@@ -339,7 +339,7 @@ impl<'a, T: Real> Pass<'a, T> {
         grads: &mut [Adapter<T>],
     ) -> Result<()> {
         let loras = self.loras(layer, module);
-        let op = self.lora_linear(layer, module, &loras, set);
+        let op = self.lora_matmul(layer, module, &loras, set);
         let mut grads: Vec<Option<LoraGrad<'_, T>>> = grads
             .iter_mut()
             .map(|g| {
@@ -350,8 +350,8 @@ impl<'a, T: Real> Pass<'a, T> {
                 })
             })
             .collect();
-        let args = lora_linear::Backward { dy, x, xa, dx, grads: &mut grads };
-        lora_linear::backward(self.device, &op, args)
+        let args = lora_matmul::Backward { dy, x, xa, dx, grads: &mut grads };
+        lora_matmul::backward(self.device, &op, args)
     }
 
     fn loras(&self, layer: usize, module: Module) -> Vec<Option<Lora<'_, T>>> {
@@ -369,17 +369,17 @@ impl<'a, T: Real> Pass<'a, T> {
             .collect()
     }
 
-    fn lora_linear<'s>(
+    fn lora_matmul<'s>(
         &'s self,
         layer: usize,
         module: Module,
         loras: &'s [Option<Lora<'s, T>>],
         set: &'s RowSet<T>,
-    ) -> LoraLinear<'s, T> {
+    ) -> LoraMatmul<'s, T> {
         let linear = &self.weights.blocks[layer].linears[module as usize];
         let number = (layer * Module::ALL.len() + module as usize) as u32;
         let p = self.adapters.first().map_or(0.0, |a| a.config().dropout);
-        LoraLinear {
+        LoraMatmul {
             frozen: Frozen { weight: &linear.weight, bias: linear.bias.as_ref() },
             loras,
             rows: &set.adapter_rows,

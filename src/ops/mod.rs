@@ -11,7 +11,7 @@ mod few_rows;
 pub mod gemm;
 pub mod grad_norm;
 pub mod linear_cross_entropy;
-pub mod lora_linear;
+pub mod lora_matmul;
 pub mod qk_norm_rope;
 pub mod rms_norm;
 pub mod rows;

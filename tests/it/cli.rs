@@ -218,7 +218,7 @@ fn names_with_underscores_are_accepted() {
     let file = dir.path().join("rows.jsonl");
     fs::write(&file, "{\"input\":\"2+2?\",\"output\":\"4\"}\n").unwrap();
     let args = ["inspect", "plan", "--model", str(&model), "--train_file", str(&file), "--lora_r", "3"];
-    let out = accepted(&args, &["r 3,", "weights", "adapter", "activations", "peak", "GFLOP", "lora_linear"]);
+    let out = accepted(&args, &["r 3,", "weights", "adapter", "activations", "peak", "GFLOP", "lora_matmul"]);
     assert!(!out.contains("output "), "{out}");
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");

@@ -59,7 +59,7 @@ impl Case {
         self.adapters.iter().map(|l| l.as_ref().filter(|l| l.magnitude.is_some()).map(norm)).collect()
     }
 
-    fn with_layer<R>(&self, norms: &[Option<Tensor<f64>>], f: impl FnOnce(&LoraLinear<'_, f64>) -> R) -> R {
+    fn with_layer<R>(&self, norms: &[Option<Tensor<f64>>], f: impl FnOnce(&LoraMatmul<'_, f64>) -> R) -> R {
         let loras: Vec<Option<Lora<'_, f64>>> = self
             .adapters
             .iter()
@@ -73,7 +73,7 @@ impl Case {
                 })
             })
             .collect();
-        f(&LoraLinear {
+        f(&LoraMatmul {
             frozen: Frozen { weight: &self.weight, bias: Some(&self.bias) },
             loras: &loras,
             rows: &self.rows,
@@ -213,13 +213,13 @@ fn adapters_in_one_batch_equal_adapters_one_by_one() {
         let adapter = case.adapters[run.adapter].as_ref().unwrap();
         let (mut da, mut db) = (zeros(&adapter.a), zeros(&adapter.b));
         case.with_layer(&norms, |layer| {
-            let layer = LoraLinear { rows: only, ..*layer };
+            let layer = LoraMatmul { rows: only, ..*layer };
             let mut xa = case.device.empty(11, layer.max_rank());
             forward(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
             let mut views: Vec<_> = (0..3).map(|_| None).collect();
             views[run.adapter] = Some(LoraGrad { a: &mut da, b: &mut db, magnitude: None });
             let loras: Vec<_> = (0..3).map(|i| layer.loras[i].filter(|_| i == run.adapter)).collect();
-            let layer = LoraLinear { loras: &loras, ..layer };
+            let layer = LoraMatmul { loras: &loras, ..layer };
             let mut xa = case.device.empty(11, layer.max_rank());
             forward(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
             let args = Backward {
@@ -255,7 +255,7 @@ fn f32_stays_near_f64() {
     ) -> Tensor<T> {
         let (mut y, mut xa) = (device.empty(65, 300), device.empty(65, 16));
         let loras = [Some(Lora { a, b, scaling: T::from_f64(0.5), dora: None })];
-        let layer = LoraLinear {
+        let layer = LoraMatmul {
             frozen: Frozen { weight: w, bias: None },
             loras: &loras,
             rows: &[AdapterRows { adapter: 0, rows: 0..65 }],
@@ -279,7 +279,7 @@ fn wrong_ranks_and_rows_are_refused() {
         assert!(forward(&case.device, &case.x, layer, &mut y, &mut narrow).is_err());
         let beyond = [AdapterRows { adapter: 0, rows: 0..12 }];
         let mut xa = case.device.empty(11, 4);
-        let layer = LoraLinear { rows: &beyond, ..*layer };
+        let layer = LoraMatmul { rows: &beyond, ..*layer };
         assert!(forward(&case.device, &case.x, &layer, &mut y, &mut xa).is_err());
     });
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Backward, Lora, LoraGrad, LoraLinear};
+use super::{Backward, Lora, LoraGrad, LoraMatmul};
 use crate::device::{Device, Tensor};
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
 use crate::ops::simd;
@@ -16,7 +16,7 @@ use crate::tensor::Real;
 pub(super) fn forward<T: Real>(
     device: &Device,
     x: &Tensor<T>,
-    layer: &LoraLinear<'_, T>,
+    layer: &LoraMatmul<'_, T>,
     y: &mut Tensor<T>,
     xa: &mut Tensor<T>,
 ) {
@@ -73,7 +73,7 @@ pub(super) fn forward<T: Real>(
 }
 
 /// See [`super::backward`].
-pub(super) fn backward<T: Real>(device: &Device, layer: &LoraLinear<'_, T>, args: Backward<'_, '_, T>) {
+pub(super) fn backward<T: Real>(device: &Device, layer: &LoraMatmul<'_, T>, args: Backward<'_, '_, T>) {
     let Backward { dy, x, xa, mut dx, grads } = args;
     let weight = layer.frozen.weight;
     if let (Some((dx, write)), false) = (&mut dx, device.is_dry()) {
@@ -210,7 +210,7 @@ fn gains<T: Real>(lora: &Lora<'_, T>) -> Vec<T> {
 /// The input of the adapter where dropout changes it.
 fn dropped_input<T: Real>(
     device: &Device,
-    layer: &LoraLinear<'_, T>,
+    layer: &LoraMatmul<'_, T>,
     x: &Tensor<T>,
     rows: &Range<usize>,
 ) -> Option<Tensor<T>> {

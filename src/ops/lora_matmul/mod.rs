@@ -32,7 +32,7 @@ use crate::device::{Device, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
-const OP: &str = "lora_linear";
+const OP: &str = "lora_matmul";
 
 /// The frozen part.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +69,7 @@ pub struct LoraGrad<'a, T: Real> {
 
 /// One layer as both directions see it.
 #[derive(Debug, Clone, Copy)]
-pub struct LoraLinear<'a, T: Real> {
+pub struct LoraMatmul<'a, T: Real> {
     /// The frozen part.
     pub frozen: Frozen<'a, T>,
     /// Adapters by index; none where the layer is not a target.
@@ -80,7 +80,7 @@ pub struct LoraLinear<'a, T: Real> {
     pub dropout: Option<Dropout<'a>>,
 }
 
-impl<T: Real> LoraLinear<'_, T> {
+impl<T: Real> LoraMatmul<'_, T> {
     /// Columns that `xa` needs: the largest rank.
     pub fn max_rank(&self) -> usize {
         self.loras.iter().flatten().map(|l| l.a.rows()).max().unwrap_or(0)
@@ -144,7 +144,7 @@ impl<T: Real> LoraLinear<'_, T> {
 pub fn forward<T: Real>(
     device: &Device,
     x: &Tensor<T>,
-    layer: &LoraLinear<'_, T>,
+    layer: &LoraMatmul<'_, T>,
     y: &mut Tensor<T>,
     xa: &mut Tensor<T>,
 ) -> Result<()> {
@@ -152,7 +152,7 @@ pub fn forward<T: Real>(
     check_shape(OP, "x", x, [x.rows(), in_features])?;
     check_shape(OP, "y", y, [x.rows(), out_features])?;
     layer.check(x.rows(), xa)?;
-    layer.record(device, "lora_linear.forward", x.rows(), 1);
+    layer.record(device, "lora_matmul.forward", x.rows(), 1);
     cpu::forward(device, x, layer, y, xa);
     Ok(())
 }
@@ -178,7 +178,7 @@ pub struct Backward<'a, 'g, T: Real> {
 /// [`Error::Shape`] if the shapes do not follow the table of the module.
 pub fn backward<T: Real>(
     device: &Device,
-    layer: &LoraLinear<'_, T>,
+    layer: &LoraMatmul<'_, T>,
     args: Backward<'_, '_, T>,
 ) -> Result<()> {
     let [out_features, in_features] = layer.frozen.weight.shape();
@@ -205,7 +205,7 @@ pub fn backward<T: Real>(
             _ => return Err(Error::shape(OP, "grads", "one per adapter of the layer", "others")),
         }
     }
-    layer.record(device, "lora_linear.backward", if args.dx.is_some() { rows } else { 0 }, 2);
+    layer.record(device, "lora_matmul.backward", if args.dx.is_some() { rows } else { 0 }, 2);
     cpu::backward(device, layer, args);
     Ok(())
 }
@@ -225,7 +225,7 @@ pub fn dora_norm<T: Real>(
     check_shape(OP, "lora_b", b, [weight.rows(), a.rows()])?;
     let mut norm = device.empty(1, weight.rows());
     device.record(
-        "lora_linear.dora_norm",
+        "lora_matmul.dora_norm",
         Work {
             flops: 2 * (weight.len() * (a.rows() + 1)) as u64,
             bytes: (weight.len() * size_of::<T>()) as u64,

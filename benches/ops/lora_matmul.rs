@@ -5,14 +5,14 @@ use tanren::batch::AdapterRows;
 use tanren::device::Device;
 use tanren::error::Result;
 use tanren::ops::gemm::Write;
-use tanren::ops::lora_linear::{self, Backward, Dropout, Frozen, Lora, LoraGrad, LoraLinear, RowKeys};
+use tanren::ops::lora_matmul::{self, Backward, Dropout, Frozen, Lora, LoraGrad, LoraMatmul, RowKeys};
 
 use crate::common::{LORA_R, ROW};
 use crate::harness::{Bench, HIDDEN_SIZE, INTERMEDIATE_SIZE, packed_rows, random};
 
 /// Up and down projections in both directions, without and with dropout.
 pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let mut bench = Bench::new(criterion, device, "lora_linear");
+    let mut bench = Bench::new(criterion, device, "lora_matmul");
     for (rows, len, inputs, outputs) in [
         (1, 64, 256, 768),
         (1, ROW, HIDDEN_SIZE, INTERMEDIATE_SIZE),
@@ -32,16 +32,16 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let (mut da, mut db) = (random(device, LORA_R, inputs)?, random(device, outputs, LORA_R)?);
         for (note, dropout) in [("", None), (" dropout", Dropout::new(0.05, 0, 0, 0, &keys))] {
             let frozen = Frozen { weight: &weight, bias: None };
-            let layer = LoraLinear { frozen, loras: &loras, rows: &runs, dropout };
+            let layer = LoraMatmul { frozen, loras: &loras, rows: &runs, dropout };
             let shape = format!("{tokens}x{inputs}x{outputs}{note}");
             bench.flops(&format!("forward {shape}"), || {
-                lora_linear::forward(device, &x, &layer, &mut y, &mut xa)
+                lora_matmul::forward(device, &x, &layer, &mut y, &mut xa)
             })?;
             bench.flops(&format!("backward {shape}"), || {
                 let grad = LoraGrad { a: &mut da, b: &mut db, magnitude: None };
                 let dx = Some((&mut dx, Write::Overwrite));
                 let grads = &mut [Some(grad)];
-                lora_linear::backward(device, &layer, Backward { dy: &dy, x: &x, xa: &xa, dx, grads })
+                lora_matmul::backward(device, &layer, Backward { dy: &dy, x: &x, xa: &xa, dx, grads })
             })?;
         }
     }

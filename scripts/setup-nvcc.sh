@@ -1,0 +1,24 @@
+#!/bin/sh
+# Installs the CUDA compiler from PyPI into .cuda/, where build.rs looks for it (271 MB, a few seconds).
+#
+# The versions are pinned: nvcc, its device compiler and its headers must come from one release. Needs Python 3 with pip and
+# nothing of CUDA; a GPU is not needed to compile. Run it again after changing a version: it starts from an empty folder.
+set -eu
+
+cd "$(dirname "$0")/.."
+
+target=.cuda
+python="${PYTHON:-python3}"
+stage="$target.new"
+rm -rf "$stage"
+"$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --target "$stage" \
+    nvidia-cuda-nvcc==13.0.88 \
+    nvidia-cuda-crt==13.0.88 \
+    nvidia-nvvm==13.0.88 \
+    nvidia-cuda-runtime==13.0.96 \
+    nvidia-cuda-cccl==13.0.85
+# The wheels unpack to nvidia/cu13/{bin,include,lib,nvvm}; build.rs expects bin/nvcc right below the folder.
+rm -rf "$target"
+mv "$stage/nvidia/cu13" "$target"
+rm -rf "$stage"
+"$target/bin/nvcc" --version | tail -n 2
