@@ -3,10 +3,12 @@
 //! Two devices exist: `cpu` computes, and `dry` does everything but compute: its buffers have sizes and no memory, and every
 //! op is recorded instead of run. So the memory plan and the operation counts of a step come from the code that runs it.
 
+mod arena;
 mod ledger;
 mod pool;
 mod tensor;
 
+pub use arena::ArenaUse;
 pub use ledger::{Ledger, Work};
 pub use pool::MemoryUse;
 pub use tensor::{HostData, Tensor};
