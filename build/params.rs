@@ -365,8 +365,7 @@ fn declaration(text: &str, owner: &str, place: &Place) -> Result<(Type, String, 
     let kind = rest.trim_end_matches(is_name);
     let name = &rest[kind.len()..];
     let kind = kind.trim();
-    let words: Vec<&str> =
-        kind.split(|c: char| c == '*' || c == ' ').filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> = kind.split(['*', ' ']).filter(|word| !word.is_empty()).collect();
     let kinds: Vec<&str> = words.iter().copied().filter(|word| *word != "const").collect();
     let [base] = kinds[..] else { return fault(place, &form()) };
     if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !base.chars().all(is_name) {
