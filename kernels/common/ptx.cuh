@@ -103,7 +103,7 @@ template <typename T>
 DEVICE T shfl_down(T value, int delta) {
     return __shfl_down_sync(0xffffffffu, value, delta);
 }
-DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
+DEVICE uint32_t warp_ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 
 // Sum over the warp, the same bits in every lane: butterfly with distances 16, 8, 4, 2, 1.
 DEVICE float warp_sum(float x) {
