@@ -1,6 +1,8 @@
-//! What was computed: calls, floating-point operations and bytes by op.
+//! What was computed: calls, floating-point operations and bytes by op; and launches by kernel and grid.
 
 use std::collections::BTreeMap;
+
+use super::launch::Launch;
 
 /// Cost of one call of an op, by its formula.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -15,6 +17,7 @@ pub struct Work {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ledger {
     entries: BTreeMap<&'static str, (u64, Work)>,
+    launches: BTreeMap<Launch, u64>,
 }
 
 impl Ledger {
@@ -24,6 +27,16 @@ impl Ledger {
         *calls += 1;
         sum.flops += work.flops;
         sum.bytes += work.bytes;
+    }
+
+    /// Counts a launch.
+    pub(super) fn add_launch(&mut self, launch: &Launch) {
+        *self.launches.entry(*launch).or_default() += 1;
+    }
+
+    /// How often each launch was, by kernel, grid and shared memory.
+    pub fn launches(&self) -> impl Iterator<Item = (Launch, u64)> + '_ {
+        self.launches.iter().map(|(&launch, &count)| (launch, count))
     }
 
     /// `(op, calls, cost)` in the order of their names.

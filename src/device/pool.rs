@@ -36,8 +36,8 @@ struct State {
 }
 
 impl Pool {
-    /// A buffer of at least `words` words with unspecified (initialised) content.
-    pub(super) fn take(&self, words: usize) -> Vec<u64> {
+    /// A buffer of at least `words` words with unspecified (initialised) content; `None` if the system has no room for it.
+    pub(super) fn take(&self, words: usize) -> Option<Vec<u64>> {
         let capacity = size_class(words);
         let mut state = self.lock();
         let reusable = state.free.range(capacity..=capacity + capacity / 4).next().map(|(&c, _)| c);
@@ -49,10 +49,14 @@ impl Pool {
             }
             buffer
         });
+        // Asked first, because `vec!` ends the process where there is no room. Only `vec!` gets zeroed pages without touching them.
+        if buffer.is_none() && Vec::<u64>::new().try_reserve_exact(capacity).is_err() {
+            return None;
+        }
         let got = buffer.as_ref().map_or(capacity, Vec::len);
         state.used_words += got;
         state.peak_words = state.peak_words.max(state.used_words);
-        match buffer {
+        Some(match buffer {
             Some(buffer) => buffer,
             None => {
                 state.held_words += got;
@@ -68,7 +72,7 @@ impl Pool {
                 drop(state);
                 vec![0; got]
             }
-        }
+        })
     }
 
     /// Takes a buffer back.
@@ -132,7 +136,7 @@ mod tests {
     fn the_pool_never_holds_more_than_was_used_at_once() {
         let pool = Pool::default();
         for words in [1000, 5000, 200, 70_000, 3, 65_000, 900] {
-            let buffer = pool.take(words);
+            let buffer = pool.take(words).unwrap();
             assert!(buffer.len() >= words);
             pool.give(buffer);
             let state = pool.lock();
