@@ -3,10 +3,12 @@
 //! Two devices exist: `cpu` computes, and `dry` does everything but compute: its buffers have sizes and no memory, and every
 //! op is recorded instead of run. So the memory plan and the operation counts of a step come from the code that runs it.
 
+mod class;
 mod ledger;
 mod pool;
 mod tensor;
 
+pub use class::{ByClass, Class};
 pub use ledger::{Ledger, Work};
 pub use pool::MemoryUse;
 pub use tensor::{HostData, Tensor};
@@ -14,7 +16,7 @@ pub use tensor::{HostData, Tensor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::tensor::Real;
+use crate::tensor::Element;
 use pool::Pool;
 
 /// What a device does with an op.
@@ -26,10 +28,31 @@ pub enum Kind {
     Dry,
 }
 
-/// A device: who computes, the memory its tensors come from, and the ledger.
+/// Whose memory and work are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The processor: buffers of any size, no launches.
+    Cpu,
+    /// A GPU: buffers in multiples of 256 bytes, and ops that keep their intermediate values on the chip.
+    Gpu,
+}
+
+impl Target {
+    /// Bytes that the size of a buffer is a multiple of.
+    pub fn granularity(self) -> u64 {
+        match self {
+            Self::Cpu => 1,
+            Self::Gpu => 256,
+        }
+    }
+}
+
+/// A device: who computes, the memory its tensors come from, and the ledger. Clones are handles of the same device.
 #[derive(Debug, Clone)]
 pub struct Device {
     kind: Kind,
+    target: Target,
+    class: Class,
     pool: Arc<Pool>,
     ledger: Arc<Mutex<Ledger>>,
     threads: Option<Arc<rayon::ThreadPool>>,
@@ -49,16 +72,32 @@ impl Device {
                 what: format!("cannot start {threads} threads: {e}"),
                 fix: "pass a smaller --threads".into(),
             })?;
-        Ok(Self::new(Kind::Cpu, Some(Arc::new(pool))))
+        Ok(Self::new(Kind::Cpu, Target::Cpu, Some(Arc::new(pool))))
     }
 
-    /// A device that records and computes nothing.
+    /// A device that records what the CPU would do, and computes nothing.
     pub fn dry() -> Self {
-        Self::new(Kind::Dry, None)
+        Self::dry_for(Target::Cpu)
     }
 
-    fn new(kind: Kind, threads: Option<Arc<rayon::ThreadPool>>) -> Self {
-        Self { kind, pool: Arc::default(), ledger: Arc::default(), threads }
+    /// A device that records what `target` would do, and computes nothing.
+    pub fn dry_for(target: Target) -> Self {
+        Self::new(Kind::Dry, target, None)
+    }
+
+    fn new(kind: Kind, target: Target, threads: Option<Arc<rayon::ThreadPool>>) -> Self {
+        let pool = Arc::new(Pool::new(target.granularity()));
+        Self { kind, target, class: Class::Temporary, pool, ledger: Arc::default(), threads }
+    }
+
+    /// A handle of this device whose buffers are for `class`.
+    pub fn class(&self, class: Class) -> Self {
+        Self { class, ..self.clone() }
+    }
+
+    /// Whose memory and work are counted.
+    pub fn target(&self) -> Target {
+        self.target
     }
 
     /// What this device does with an op.
@@ -84,20 +123,21 @@ impl Device {
         }
     }
 
-    /// A tensor `[rows, cols]` with unspecified content (NaN in builds with debug assertions), to be overwritten whole.
-    pub fn empty<T: Real>(&self, rows: usize, cols: usize) -> Tensor<T> {
-        let mut tensor = Tensor::pooled(&self.pool, rows, cols, self.is_dry());
+    /// A tensor `[rows, cols]` with unspecified content (all bits set, which is NaN for real numbers, in builds with debug
+    /// assertions), to be overwritten whole.
+    pub fn empty<T: Element>(&self, rows: usize, cols: usize) -> Tensor<T> {
+        let mut tensor = Tensor::pooled(&self.pool, self.class, rows, cols, self.is_dry());
         if cfg!(debug_assertions) && !self.is_dry() {
-            tensor.data_mut().fill(T::from_f64(f64::NAN));
+            bytemuck::cast_slice_mut::<T, u8>(tensor.data_mut()).fill(0xff);
         }
         tensor
     }
 
     /// A tensor `[rows, cols]` of zeros.
-    pub fn zeros<T: Real>(&self, rows: usize, cols: usize) -> Tensor<T> {
-        let mut tensor = Tensor::pooled(&self.pool, rows, cols, self.is_dry());
+    pub fn zeros<T: Element>(&self, rows: usize, cols: usize) -> Tensor<T> {
+        let mut tensor = Tensor::pooled(&self.pool, self.class, rows, cols, self.is_dry());
         if !self.is_dry() {
-            tensor.data_mut().fill(T::ZERO);
+            tensor.data_mut().fill(T::zeroed());
         }
         tensor
     }
@@ -106,11 +146,11 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Shape`] if the number of values is not rows times cols.
-    pub fn tensor<T: Real>(&self, rows: usize, cols: usize, values: &[T]) -> Result<Tensor<T>> {
+    pub fn tensor<T: Element>(&self, rows: usize, cols: usize, values: &[T]) -> Result<Tensor<T>> {
         if values.len() != rows * cols {
             return Err(Error::shape("device.tensor", "values", rows * cols, values.len()));
         }
-        let mut tensor = Tensor::pooled(&self.pool, rows, cols, self.is_dry());
+        let mut tensor = Tensor::pooled(&self.pool, self.class, rows, cols, self.is_dry());
         if !self.is_dry() {
             tensor.data_mut().copy_from_slice(values);
         }
@@ -121,7 +161,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Shape`] if the number of values is not rows times cols.
-    pub fn borrowed<T: Real>(&self, rows: usize, cols: usize, data: HostData<T>) -> Result<Tensor<T>> {
+    pub fn borrowed<T: Element>(&self, rows: usize, cols: usize, data: HostData<T>) -> Result<Tensor<T>> {
         if data.as_ref().as_ref().len() != rows * cols {
             return Err(Error::shape("device.borrowed", "data", rows * cols, data.as_ref().as_ref().len()));
         }
@@ -133,14 +173,20 @@ impl Device {
         self.pool.memory()
     }
 
+    /// What was in use by class when the most was in use.
+    pub fn peak_by_class(&self) -> ByClass {
+        self.pool.peak_by_class()
+    }
+
     /// Starts a new maximum from what is in use now.
     pub fn reset_peak(&self) {
         self.pool.reset_peak();
     }
 
-    /// Notes that `op` ran with this cost.
+    /// Notes that `op` ran with this cost. Launches count on a GPU only.
     pub fn record(&self, op: &'static str, work: Work) {
-        self.lock().add(op, work);
+        let launches = if self.target == Target::Gpu { work.launches } else { 0 };
+        self.lock().add(op, Work { launches, ..work });
     }
 
     /// The ledger so far, and an empty one from here on.
@@ -164,6 +210,34 @@ mod tests {
         assert_eq!(dry.memory().live_bytes, 1 << 42);
         drop(huge);
         assert_eq!(dry.memory(), MemoryUse { live_bytes: 0, peak_bytes: 1 << 42, borrowed_bytes: 0 });
+    }
+
+    #[test]
+    fn the_peak_is_known_by_class_and_a_gpu_rounds_up() {
+        let dry = Device::dry_for(Target::Gpu);
+        let weights = dry.class(Class::Weights).empty::<half::bf16>(3, 50);
+        let first = dry.zeros::<u32>(1, 64);
+        let more = dry.class(Class::Qkv).empty::<u8>(1, 257);
+        drop((first, more));
+        let later = dry.class(Class::Logits).empty::<u8>(1, 256);
+        let peak = dry.peak_by_class();
+        assert_eq!(
+            peak.iter().collect::<Vec<_>>(),
+            [(Class::Weights, 512), (Class::Qkv, 512), (Class::Temporary, 256)]
+        );
+        assert_eq!((peak.total(), dry.memory().live_bytes), (dry.memory().peak_bytes, 512 + 256));
+        drop((weights, later));
+        assert_eq!(dry.memory().live_bytes, 0);
+    }
+
+    #[test]
+    fn launches_count_on_a_gpu_only() {
+        let work = Work::new(8, 2);
+        for (device, launches) in [(Device::dry(), 0), (Device::dry_for(Target::Gpu), 2)] {
+            device.record("a", work);
+            device.record("a", work);
+            assert_eq!(device.take_ledger().total(), Work { flops: 16, bytes: 4, launches });
+        }
     }
 
     #[test]

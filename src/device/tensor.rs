@@ -3,17 +3,19 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::class::Class;
 use super::pool::Pool;
-use crate::tensor::Real;
+use crate::tensor::Element;
 
 /// Memory that somebody else keeps, as numbers.
 pub type HostData<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
 
 /// Numbers `[rows, cols]`, row-major. On a dry device it has a shape and no content.
-pub struct Tensor<T: Real> {
+pub struct Tensor<T: Element> {
     rows: usize,
     cols: usize,
     storage: Storage<T>,
+    class: Class,
     pool: Arc<Pool>,
 }
 
@@ -23,18 +25,18 @@ enum Storage<T> {
     Dry,
 }
 
-impl<T: Real> Tensor<T> {
-    pub(super) fn pooled(pool: &Arc<Pool>, rows: usize, cols: usize, dry: bool) -> Self {
+impl<T: Element> Tensor<T> {
+    pub(super) fn pooled(pool: &Arc<Pool>, class: Class, rows: usize, cols: usize, dry: bool) -> Self {
         let bytes = rows * cols * size_of::<T>();
         let storage =
             if dry { Storage::Dry } else { Storage::Pooled(pool.take(bytes.div_ceil(size_of::<u64>()))) };
-        pool.count(bytes as u64);
-        Self { rows, cols, storage, pool: pool.clone() }
+        pool.count(class, bytes as u64);
+        Self { rows, cols, storage, class, pool: pool.clone() }
     }
 
     pub(super) fn borrowed(pool: &Arc<Pool>, rows: usize, cols: usize, data: HostData<T>) -> Self {
         pool.count_borrowed((rows * cols * size_of::<T>()) as u64, true);
-        Self { rows, cols, storage: Storage::Borrowed(data), pool: pool.clone() }
+        Self { rows, cols, storage: Storage::Borrowed(data), class: Class::Weights, pool: pool.clone() }
     }
 
     /// Number of rows.
@@ -74,7 +76,7 @@ impl<T: Real> Tensor<T> {
     /// The content, to change; empty on a dry device. Borrowed memory is copied first.
     pub fn data_mut(&mut self) -> &mut [T] {
         if let Storage::Borrowed(data) = &self.storage {
-            let mut own = Self::pooled(&self.pool, self.rows, self.cols, false);
+            let mut own = Self::pooled(&self.pool, self.class, self.rows, self.cols, false);
             own.data_mut().copy_from_slice(data.as_ref().as_ref());
             *self = own;
         }
@@ -91,21 +93,21 @@ impl<T: Real> Tensor<T> {
     }
 }
 
-impl<T: Real> Drop for Tensor<T> {
+impl<T: Element> Drop for Tensor<T> {
     fn drop(&mut self) {
         let bytes = (self.len() * size_of::<T>()) as u64;
         match std::mem::replace(&mut self.storage, Storage::Dry) {
             Storage::Pooled(words) => {
-                self.pool.discount(bytes);
+                self.pool.discount(self.class, bytes);
                 self.pool.give(words);
             }
             Storage::Borrowed(_) => self.pool.count_borrowed(bytes, false),
-            Storage::Dry => self.pool.discount(bytes),
+            Storage::Dry => self.pool.discount(self.class, bytes),
         }
     }
 }
 
-impl<T: Real> fmt::Debug for Tensor<T> {
+impl<T: Element> fmt::Debug for Tensor<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor<{}>[{}, {}]", T::DTYPE, self.rows, self.cols)
     }
