@@ -11,6 +11,23 @@ pub struct Work {
     pub flops: u64,
     /// Bytes of its operands, each read or written once.
     pub bytes: u64,
+    /// Kernel launches on a GPU.
+    pub launches: u64,
+}
+
+impl Work {
+    /// The cost of a call that is one kernel on a GPU.
+    pub fn new(flops: u64, bytes: u64) -> Self {
+        Self { flops, bytes, launches: 1 }
+    }
+}
+
+impl std::ops::AddAssign for Work {
+    fn add_assign(&mut self, other: Self) {
+        self.flops += other.flops;
+        self.bytes += other.bytes;
+        self.launches += other.launches;
+    }
 }
 
 /// Sums by op name.
@@ -25,8 +42,7 @@ impl Ledger {
     pub fn add(&mut self, op: &'static str, work: Work) {
         let (calls, sum) = self.entries.entry(op).or_default();
         *calls += 1;
-        sum.flops += work.flops;
-        sum.bytes += work.bytes;
+        *sum += work;
     }
 
     /// Counts a launch.
@@ -46,9 +62,10 @@ impl Ledger {
 
     /// Sum over all ops.
     pub fn total(&self) -> Work {
-        self.entries.values().fold(Work::default(), |sum, (_, work)| Work {
-            flops: sum.flops + work.flops,
-            bytes: sum.bytes + work.bytes,
-        })
+        let mut total = Work::default();
+        for (_, work) in self.entries.values() {
+            total += *work;
+        }
+        total
     }
 }

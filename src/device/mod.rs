@@ -9,6 +9,7 @@ pub mod gpus;
 pub mod kernels;
 
 mod arena;
+mod class;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "emulated")]
@@ -20,6 +21,7 @@ mod pool;
 mod tensor;
 
 pub use arena::ArenaUse;
+pub use class::{ByClass, Class};
 pub use gpu::GpuMemory;
 pub use launch::Launch;
 pub use ledger::{Ledger, Work};
@@ -47,10 +49,30 @@ pub enum Kind {
     Dry,
 }
 
-/// A device: who computes, the memory its tensors come from, and the ledger. Clones are the same device.
+/// Whose memory and work are counted, and whose code an op runs or plans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The processor: buffers of any size, no launches.
+    Cpu,
+    /// A GPU: buffers in multiples of 256 bytes, and ops that keep their intermediate values on the chip.
+    Gpu,
+}
+
+impl Target {
+    /// Bytes that the size of a buffer is a multiple of.
+    pub fn granularity(self) -> u64 {
+        match self {
+            Self::Cpu => 1,
+            Self::Gpu => arena::ALIGNMENT,
+        }
+    }
+}
+
+/// A device: who computes, the memory its tensors come from, and the ledger. Clones are handles of the same device.
 #[derive(Debug, Clone)]
 pub struct Device {
     kind: Kind,
+    class: Class,
     pool: Arc<Pool>,
     ledger: Arc<Mutex<Ledger>>,
     threads: Option<Arc<rayon::ThreadPool>>,
@@ -89,20 +111,40 @@ impl Device {
         }
     }
 
-    /// A device that records and computes nothing, in place of a CPU.
+    /// A device that records what the CPU would do, and computes nothing.
     pub fn dry() -> Self {
-        Self::new(Kind::Dry, None)
+        Self::dry_for(Target::Cpu)
     }
 
-    /// A device that records and computes nothing, in place of a GPU of this architecture: ops plan their kernels, launches are
-    /// counted, and tensors get addresses from an arena without end, whose high-water mark is what [`Device::reserve`] needs.
+    /// A device that records what `target` would do, and computes nothing. A GPU is the smallest that is planned for.
+    pub fn dry_for(target: Target) -> Self {
+        match target {
+            Target::Cpu => Self::new(Kind::Dry, None),
+            Target::Gpu => Self::dry_gpu(Arch::Sm86),
+        }
+    }
+
+    /// A device that records what a GPU of this architecture would do: ops plan their kernels, launches are counted, and
+    /// tensors get addresses in an arena without end, whose high-water mark is what [`Device::reserve`] needs.
     pub fn dry_gpu(arch: Arch) -> Self {
         Self::new(Kind::Dry, Some(Gpu::dry(arch)))
     }
 
     fn new(kind: Kind, gpu: Option<Gpu>) -> Self {
+        let target = if gpu.is_some() { Target::Gpu } else { Target::Cpu };
+        let pool = Arc::new(Pool::new(target.granularity()));
         let gpu = gpu.map(Arc::new);
-        Self { kind, pool: Arc::default(), ledger: Arc::default(), threads: None, gpu }
+        Self { kind, class: Class::Temporary, pool, ledger: Arc::default(), threads: None, gpu }
+    }
+
+    /// A handle of this device whose buffers are for `class`.
+    pub fn class(&self, class: Class) -> Self {
+        Self { class, ..self.clone() }
+    }
+
+    /// Whose memory and work are counted, and whose code an op runs or plans.
+    pub fn target(&self) -> Target {
+        if self.gpu.is_some() { Target::Gpu } else { Target::Cpu }
     }
 
     /// What this device does with an op.
@@ -113,11 +155,6 @@ impl Device {
     /// True where ops are recorded but not run.
     pub fn is_dry(&self) -> bool {
         self.kind == Kind::Dry
-    }
-
-    /// True where ops are launches of kernels, run or recorded.
-    pub fn is_gpu(&self) -> bool {
-        self.gpu.is_some()
     }
 
     /// The architecture that kernels are planned for; `None` of a CPU.
@@ -290,14 +327,20 @@ impl Device {
         self.pool.memory()
     }
 
+    /// What was in use by class when the most was in use.
+    pub fn peak_by_class(&self) -> ByClass {
+        self.pool.peak_by_class()
+    }
+
     /// Starts a new maximum from what is in use now.
     pub fn reset_peak(&self) {
         self.pool.reset_peak();
     }
 
-    /// Notes that `op` ran with this cost.
+    /// Notes that `op` ran with this cost. Launches count on a GPU only.
     pub fn record(&self, op: &'static str, work: Work) {
-        self.lock().add(op, work);
+        let launches = if self.target() == Target::Gpu { work.launches } else { 0 };
+        self.lock().add(op, Work { launches, ..work });
     }
 
     /// The ledger so far, and an empty one from here on.

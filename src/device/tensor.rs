@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Device;
+use super::class::Class;
 use super::gpu::{Block, LOWER};
 use super::kernels::DevicePtr;
 use super::pool::Pool;
@@ -18,6 +19,7 @@ pub struct Tensor<T: Element> {
     rows: usize,
     cols: usize,
     storage: Storage<T>,
+    class: Class,
     pool: Arc<Pool>,
 }
 
@@ -45,13 +47,14 @@ impl<T: Element> Tensor<T> {
                     .ok_or_else(|| too_large(device, &format!("{bytes} bytes")))?,
             ),
         };
-        device.pool.count(bytes as u64);
-        Ok(Self { rows, cols, storage, pool: device.pool.clone() })
+        device.pool.count(device.class, bytes as u64);
+        Ok(Self { rows, cols, storage, class: device.class, pool: device.pool.clone() })
     }
 
     pub(super) fn borrowed(device: &Device, rows: usize, cols: usize, data: HostData<T>) -> Self {
         device.pool.count_borrowed((rows * cols * size_of::<T>()) as u64, true);
-        Self { rows, cols, storage: Storage::Borrowed(data), pool: device.pool.clone() }
+        let storage = Storage::Borrowed(data);
+        Self { rows, cols, storage, class: Class::Weights, pool: device.pool.clone() }
     }
 
     /// Number of rows.
@@ -114,7 +117,7 @@ impl<T: Element> Tensor<T> {
             let mut words = self.pool.take(num_words).unwrap_or_else(|| vec![0; num_words]);
             bytemuck::cast_slice_mut(&mut words)[..len].copy_from_slice(data.as_ref().as_ref());
             self.pool.count_borrowed(self.bytes(), false);
-            self.pool.count(self.bytes());
+            self.pool.count(self.class, self.bytes());
             self.storage = Storage::Pooled(words);
         }
         match &mut self.storage {
@@ -134,11 +137,11 @@ impl<T: Element> Drop for Tensor<T> {
         let bytes = self.bytes();
         match std::mem::replace(&mut self.storage, Storage::Dry) {
             Storage::Pooled(words) => {
-                self.pool.discount(bytes);
+                self.pool.discount(self.class, bytes);
                 self.pool.give(words);
             }
             Storage::Borrowed(_) => self.pool.count_borrowed(bytes, false),
-            Storage::Device(_) | Storage::Dry => self.pool.discount(bytes),
+            Storage::Device(_) | Storage::Dry => self.pool.discount(self.class, bytes),
         }
     }
 }

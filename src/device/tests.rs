@@ -39,3 +39,31 @@ fn borrowed_tensors_are_copied_before_they_change() {
     assert_eq!(tensor.data(), [5.0, 2.0]);
     assert_eq!(data.as_ref().as_ref(), [1.0, 2.0]);
 }
+
+#[test]
+fn the_peak_is_known_by_class_and_a_gpu_rounds_up() {
+    let dry = Device::dry_for(Target::Gpu);
+    let weights = dry.class(Class::Weights).try_empty::<half::bf16>(3, 50).unwrap();
+    let first = dry.try_zeros::<u32>(1, 64).unwrap();
+    let more = dry.class(Class::Qkv).try_empty::<u8>(1, 257).unwrap();
+    drop((first, more));
+    let later = dry.class(Class::Logits).try_empty::<u8>(1, 256).unwrap();
+    let peak = dry.peak_by_class();
+    assert_eq!(
+        peak.iter().collect::<Vec<_>>(),
+        [(Class::Weights, 512), (Class::Qkv, 512), (Class::Temporary, 256)]
+    );
+    assert_eq!((peak.total(), dry.memory().live_bytes), (dry.memory().peak_bytes, 512 + 256));
+    drop((weights, later));
+    assert_eq!(dry.memory().live_bytes, 0);
+}
+
+#[test]
+fn launches_count_on_a_gpu_only() {
+    let work = Work::new(8, 2);
+    for (device, launches) in [(Device::dry(), 0), (Device::dry_for(Target::Gpu), 2)] {
+        device.record("a", work);
+        device.record("a", work);
+        assert_eq!(device.take_ledger().total(), Work { flops: 16, bytes: 4, launches });
+    }
+}

@@ -8,10 +8,10 @@ use std::ffi::{CString, c_int, c_void};
 use std::sync::{Mutex, PoisonError};
 
 use super::staging::Staging;
-use super::{Address, Fault, Functions, Handle, Library, OUT_OF_MEMORY, devices};
+use super::{Fault, Functions, Handle, Library, OUT_OF_MEMORY, devices};
 use crate::device::arch::{Arch, Limits};
 use crate::device::gpu::{GpuMemory, LOWER};
-use crate::device::gpus::{GpuInfo, Version};
+use crate::device::gpus::GpuInfo;
 use crate::device::kernels::{DevicePtr, FATBIN, Kernel, NVCC};
 use crate::device::launch::Launch;
 use crate::error::{Error, Result};
