@@ -94,60 +94,74 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
 
     RowsLoader<kM, Tile::kThreads> load_dy;
     ColumnsLoader<kN, Tile::kThreads> load_w;
-    const auto start_layer = [&](const LoraDxLayer& layer) {
+    int layer_ahead = 0, left = 0;
+    const auto start_layer = [&] {
+        const LoraDxLayer& layer = p.layers[layer_ahead];
+        left = static_cast<int>(layer.out_features);
         load_dy.start(layer.dy, layer.out_features, row, row, row_end);
         load_w.start(layer.weight, p.in_features, column, p.in_features);
     };
-    start_layer(p.layers[0]);
+    start_layer();
 
     // Issues run ahead of the arithmetic by kStages - 1 tiles: first those of the extension, then k of every layer.
     DxExtension ahead, here;
     bool extending = ahead.settle(p, row, row_end);
-    int layer_ahead = 0, k_ahead = 0, k_end = static_cast<int>(p.layers[0].out_features), fill = 0, use = 0;
-    const auto issue = [&] {
+    int fill = 0, use = 0;
+    const auto next_fill = [&] {
         unsigned char* stage = smem + fill * kStageBytes;
         fill = fill + 1 == kStages ? 0 : fill + 1;
+        return stage;
+    };
+    const auto issue_main = [&] {
+        unsigned char* stage = next_fill();
+        if (left > 0) {
+            load_dy.load(stage, left);
+            load_w.load(stage + kBytesA, left);
+            left -= kStepK;
+            if (left <= 0 && ++layer_ahead < p.num_layers) start_layer();
+        }
+        cp_async_commit();
+    };
+    const auto issue = [&] {
         if (extending) {
+            unsigned char* stage = next_fill();
             const LoraRun& run = p.runs[ahead.run];
             const LoraDxLayer& layer = p.layers[ahead.layer];
             const LoraFactor& factor = layer.factors[run.adapter];
             RowsLoader<kM, Tile::kThreads> load_dxa;
             ColumnsLoader<kN, Tile::kThreads> load_a;
-            load_dxa.start(layer.dxa, p.xa_stride, row, run.row_start, run.row_end < row_end ? run.row_end : row_end);
-            load_a.start(factor.value, p.in_features, column, p.in_features);
-            load_dxa.load(stage, ahead.rank, (factor.r + 15) & ~15);
-            load_a.load(stage + kBytesA, ahead.rank, factor.r);
+            const int64_t above = static_cast<int64_t>(ahead.rank) * p.in_features;
+            load_dxa.start(layer.dxa + ahead.rank, p.xa_stride, row, run.row_start, run.row_end < row_end ? run.row_end : row_end);
+            load_a.start(factor.value + above, p.in_features, column, p.in_features);
+            load_dxa.load(stage, ((factor.r + 15) & ~15) - ahead.rank);
+            load_a.load(stage + kBytesA, factor.r - ahead.rank);
             ahead.rank += kStepK;
             extending = ahead.settle(p, row, row_end);
-        } else if (layer_ahead < p.num_layers) {
-            load_dy.load(stage, k_ahead, k_end);
-            load_w.load(stage + kBytesA, k_ahead, k_end);
-            k_ahead += kStepK;
-            if (k_ahead >= k_end && ++layer_ahead < p.num_layers) {
-                start_layer(p.layers[layer_ahead]);
-                k_ahead = 0;
-                k_end = static_cast<int>(p.layers[layer_ahead].out_features);
-            }
+            cp_async_commit();
+        } else {
+            issue_main();
         }
-        cp_async_commit();
     };
-    const auto next_stage = [&]() -> const unsigned char* {
-        cp_async_wait<kStages - 2>();
-        __syncthreads();
-        issue();
+    const auto next_use = [&]() -> const unsigned char* {
         const unsigned char* stage = smem + use * kStageBytes;
         use = use + 1 == kStages ? 0 : use + 1;
         return stage;
     };
+    const auto landed = [&] {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
+    };
 
     UNROLL for (int i = 0; i < kStages - 1; i++) issue();
     while (here.settle(p, row, row_end)) {
-        const unsigned char* stage = next_stage();
+        landed();
+        issue();
+        const unsigned char* stage = next_use();
         const LoraDxLayer& layer = p.layers[here.layer];
-        const int left = layer.factors[p.runs[here.run].adapter].r - here.rank;
+        const int ranks = layer.factors[p.runs[here.run].adapter].r - here.rank;
         uint32_t kept[Tile::kMmaM];
         if constexpr (kDropout) kept_accumulators<Tile>(kept, p, *layer.key, row, column);
-        NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < left; slice++) {
+        NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < ranks; slice++) {
             Tile::load_a(a, stage, slice);
             Tile::load_b_columns(b, stage + kBytesA, slice);
             if constexpr (kDropout) {
@@ -167,10 +181,13 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
         }
         here.rank += kStepK;
     }
+    // By now every tile of the extension has been issued.
     NO_UNROLL for (int number = 0; number < p.num_layers; number++) {
         const int end = static_cast<int>(p.layers[number].out_features);
         NO_UNROLL for (int k = 0; k < end; k += kStepK) {
-            const unsigned char* stage = next_stage();
+            landed();
+            issue_main();
+            const unsigned char* stage = next_use();
             UNROLL for (int slice = 0; slice < 2; slice++) {
                 Tile::load_a(a, stage, slice);
                 Tile::load_b_columns(b, stage + kBytesA, slice);

@@ -77,44 +77,59 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
     // Issues run ahead of the arithmetic by kStages - 1 tiles: first those of the extension, then k.
     FwdExtension ahead, here;
     bool extending = layer.factors != nullptr && ahead.settle(p, layer, row, row_end);
-    int k_ahead = 0, fill = 0, use = 0;
-    const auto issue = [&] {
+    int left = p.in_features, fill = 0, use = 0;
+    const auto next_fill = [&] {
         unsigned char* stage = smem + fill * kStageBytes;
         fill = fill + 1 == kStages ? 0 : fill + 1;
+        return stage;
+    };
+    const auto issue_main = [&] {
+        unsigned char* stage = next_fill();
+        if (left > 0) {
+            load_x.load(stage, left);
+            load_w.load(stage + kBytesA, left);
+            left -= kStepK;
+        }
+        cp_async_commit();
+    };
+    const auto issue = [&] {
         if (extending) {
+            unsigned char* stage = next_fill();
             const LoraRun& run = p.runs[ahead.run];
             const LoraFactor& factor = layer.factors[run.adapter];
             RowsLoader<kM, Tile::kThreads> load_xa;
             ColumnsLoader<kN, Tile::kThreads> load_b;
-            load_xa.start(layer.xa, p.xa_stride, row, run.row_start, run.row_end < row_end ? run.row_end : row_end);
-            load_b.start(factor.value, layer.out_features, column, layer.out_features);
+            const int64_t above = static_cast<int64_t>(ahead.rank) * layer.out_features;
+            load_xa.start(layer.xa + ahead.rank, p.xa_stride, row, run.row_start, run.row_end < row_end ? run.row_end : row_end);
+            load_b.start(factor.value + above, layer.out_features, column, layer.out_features);
             // xa has columns up to the next multiple of 16; beyond them lies the next layer, and 32 may reach past the row.
-            load_xa.load(stage, ahead.rank, (factor.r + 15) & ~15);
-            load_b.load(stage + kBytesA, ahead.rank, factor.r);
+            load_xa.load(stage, ((factor.r + 15) & ~15) - ahead.rank);
+            load_b.load(stage + kBytesA, factor.r - ahead.rank);
             ahead.rank += kStepK;
             extending = ahead.settle(p, layer, row, row_end);
-        } else if (k_ahead < p.in_features) {
-            load_x.load(stage, k_ahead, p.in_features);
-            load_w.load(stage + kBytesA, k_ahead, p.in_features);
-            k_ahead += kStepK;
+            cp_async_commit();
+        } else {
+            issue_main();
         }
-        cp_async_commit();
     };
-    const auto next_stage = [&]() -> const unsigned char* {
-        cp_async_wait<kStages - 2>();
-        __syncthreads();
-        issue();
+    const auto next_use = [&]() -> const unsigned char* {
         const unsigned char* stage = smem + use * kStageBytes;
         use = use + 1 == kStages ? 0 : use + 1;
         return stage;
+    };
+    const auto landed = [&] {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
     };
 
     UNROLL for (int i = 0; i < kStages - 1; i++) issue();
     if (layer.factors != nullptr) {
         while (here.settle(p, layer, row, row_end)) {
-            const unsigned char* stage = next_stage();
-            const int left = layer.factors[p.runs[here.run].adapter].r - here.rank;
-            NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < left; slice++) {
+            landed();
+            issue();
+            const unsigned char* stage = next_use();
+            const int ranks = layer.factors[p.runs[here.run].adapter].r - here.rank;
+            NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < ranks; slice++) {
                 Tile::load_a(a, stage, slice);
                 Tile::load_b_columns(b, stage + kBytesA, slice);
                 mma_tile(acc, a, b);
@@ -122,8 +137,11 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
             here.rank += kStepK;
         }
     }
+    // By now every tile of the extension has been issued.
     NO_UNROLL for (int k = 0; k < p.in_features; k += kStepK) {
-        const unsigned char* stage = next_stage();
+        landed();
+        issue_main();
+        const unsigned char* stage = next_use();
         UNROLL for (int slice = 0; slice < 2; slice++) {
             Tile::load_a(a, stage, slice);
             Tile::load_b_rows(b, stage + kBytesA, slice);

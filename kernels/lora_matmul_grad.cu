@@ -78,16 +78,17 @@ DEVICE void lora_matmul_grad(const LoraMatmulGradParams& p) {
 
     ColumnsLoader<kGradFeatures, kGradThreads> load_wide;
     ColumnsLoader<kRank, kGradThreads> load_narrow;
-    load_wide.start(job.wide, job.features, column, job.features);
-    load_narrow.start(job.narrow, p.stride, first_rank, p.rank_stride);
+    const int64_t above = slab.row_start;
+    load_wide.start(job.wide + above * job.features, job.features, column, job.features);
+    load_narrow.start(job.narrow + above * p.stride, p.stride, first_rank, p.rank_stride);
 
     float acc[kMmaM][2][4] = {};
-    int ahead = slab.row_start, fill = 0, use = 0;
+    int left = slab.row_end - slab.row_start, fill = 0, use = 0;
     const auto issue = [&] {
-        if (ahead < slab.row_end) {
-            load_wide.load(smem + fill * kStageBytes, ahead, slab.row_end);
-            load_narrow.load(smem + fill * kStageBytes + kWideBytes, ahead, slab.row_end);
-            ahead += kStepK;
+        if (left > 0) {
+            load_wide.load(smem + fill * kStageBytes, left);
+            load_narrow.load(smem + fill * kStageBytes + kWideBytes, left);
+            left -= kStepK;
         }
         fill = fill + 1 == kGradStages ? 0 : fill + 1;
         cp_async_commit();

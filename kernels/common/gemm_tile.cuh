@@ -22,8 +22,8 @@ DEVICE int columns_offset(int k, int piece) {
     return k * (kOuter * 2) + ((piece ^ ((k / kShared) & (8 / kShared - 1))) << 4);
 }
 
-// Copies a `rows` tile of kRows x 32: rows first.. of a matrix with `stride` elements per row, columns k.. of it. Rows outside
-// valid_start..valid_end and columns from k_end on become 0. Every thread moves pieces of one column of the tile.
+// Copies `rows` tiles of kRows x 32, from left to right: rows first.. of a matrix with `stride` elements per row. Rows outside
+// valid_start..valid_end and columns beyond the `left` ones become 0. Every thread moves pieces of one column of the tile.
 template <int kRows, int kThreads>
 struct RowsLoader {
     static constexpr int kCount = kRows * 4 / kThreads;
@@ -49,17 +49,18 @@ struct RowsLoader {
     }
 
     // Rows of a thread lie kThreads / 4 (a multiple of 8) apart, so they share their swizzle.
-    DEVICE void load(unsigned char* tile, int k, int k_end) const {
+    DEVICE void load(unsigned char* tile, int left) {
         static_assert(kThreads % 32 == 0, "the swizzle repeats every 8 rows");
-        const bool inside = k + column < k_end;
+        const bool inside = column < left;
         UNROLL for (int i = 0; i < kCount; i++) {
-            const bool copy = inside && ((valid >> i) & 1);
-            cp_async16(tile + offset + i * (kThreads / 4) * 64, copy ? source + i * row_step + k : source, copy);
+            cp_async16(tile + offset + i * (kThreads / 4) * 64, source + i * row_step, inside && ((valid >> i) & 1));
         }
+        source += kStepK;
     }
 };
 
-// Copies a `columns` tile of 32 x kOuter: columns first.. (up to column_end) and rows k.. (up to k_end) of a matrix.
+// Copies `columns` tiles of 32 x kOuter, from top to bottom: columns first.. (up to column_end) of a matrix with `stride` elements
+// per row. Rows beyond the `left` ones become 0.
 template <int kOuter, int kThreads>
 struct ColumnsLoader {
     static constexpr int kPieces = kOuter / 8;
@@ -70,27 +71,26 @@ struct ColumnsLoader {
     static_assert(kThreads % kPieces == 0 && kStepK % kRowStep == 0 && kRowStep % 8 == 0, "whole rows per pass");
 
     const bf16* source;
-    int64_t stride;
+    int64_t row_step;
     int offset;
     int row;
-    bool inside;
 
-    DEVICE void start(const bf16* matrix, int64_t matrix_stride, int first, int column_end) {
+    DEVICE void start(const bf16* matrix, int64_t stride, int first, int column_end) {
         const int thread = threadIdx.x, piece = thread % kPieces;
         row = thread / kPieces;
-        inside = first + piece * 8 < column_end;
-        stride = matrix_stride;
+        row_step = stride * kRowStep;
         source = matrix + row * stride + first + piece * 8;
         offset = columns_offset<kOuter>(row, piece);
+        // Columns beyond the end are rows that never come.
+        if (first + piece * 8 >= column_end) row = 1 << 30;
     }
 
-    DEVICE void load(unsigned char* tile, int k, int k_end) const {
+    DEVICE void load(unsigned char* tile, int left) {
         if (kActive < kThreads && threadIdx.x >= kActive) return;
         UNROLL for (int i = 0; i < kCount; i++) {
-            const bool copy = inside && k + row + i * kRowStep < k_end;
-            cp_async16(tile + offset + i * kRowStep * (kOuter * 2), copy ? source + (k + i * kRowStep) * stride : source,
-                       copy);
+            cp_async16(tile + offset + i * kRowStep * (kOuter * 2), source + i * row_step, row + i * kRowStep < left);
         }
+        source += kCount * row_step;
     }
 };
 
