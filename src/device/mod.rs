@@ -3,6 +3,9 @@
 //! Two devices exist: `cpu` computes, and `dry` does everything but compute: its buffers have sizes and no memory, and every
 //! op is recorded instead of run. So the memory plan and the operation counts of a step come from the code that runs it.
 
+pub mod arch;
+pub mod kernels;
+
 mod ledger;
 mod pool;
 mod tensor;
