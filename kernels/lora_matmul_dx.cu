@@ -56,27 +56,27 @@ struct DxExtension {
     }
 };
 
-// Which of a thread's accumulators dropout keeps: bit n * 4 + i of kept[m] for acc[m][n][i].
+// Which of a thread's accumulators dropout keeps: bit (m * kMmaN + n) * 4 + i for acc[m][n][i].
 template <typename Tile>
-DEVICE void kept_accumulators(uint32_t (&kept)[Tile::kMmaM], const LoraMatmulDxParams& p, DropoutKey key, int row,
-                              int column) {
+DEVICE uint32_t kept_accumulators(const LoraMatmulDxParams& p, DropoutKey key, int row, int column) {
+    static_assert(Tile::kMmaM * Tile::kMmaN * 4 <= 32, "a bit for every accumulator");
     const int lane = lane_id(), group = lane >> 2, pair = (lane & 3) * 2;
     const int warp_column = column + Tile::first_column();
-    UNROLL for (int m = 0; m < Tile::kMmaM; m++) {
-        kept[m] = 0;
-        NO_UNROLL for (int part = 0; part < 8; part++) {
-            // A part is one row of the two, one column of the pair, and even or odd n: all its columns share a Philox call.
-            const int half = part >> 2, element = (part >> 1) & 1, odd = part & 1;
-            int at = row + Tile::first_row() + m * 16 + half * 8 + group;
-            at = at < p.rows ? at : p.rows - 1;
-            const int first = warp_column + odd * 8 + pair + element;
-            const uint32_t call = first / kMaskColumns * 16 + first % 16;
-            const uint32_t bits = dropout_kept(key, call, p.dropout.row_keys + 2 * static_cast<int64_t>(at), p.dropout.threshold);
-            UNROLL for (int n = 0; n < Tile::kMmaN; n += 2) {
-                kept[m] |= ((bits >> ((warp_column + n * 8) % kMaskColumns / 16)) & 1u) << ((n + odd) * 4 + half * 2 + element);
-            }
+    uint32_t kept = 0;
+    NO_UNROLL for (int part = 0; part < Tile::kMmaM * 8; part++) {
+        // A part is one row of the two of an m, one column of the pair, and even or odd n: its columns share a Philox call.
+        const int m = part >> 3, half = (part >> 2) & 1, element = (part >> 1) & 1, odd = part & 1;
+        int at = row + Tile::first_row() + m * 16 + half * 8 + group;
+        at = at < p.rows ? at : p.rows - 1;
+        const int first = warp_column + odd * 8 + pair + element;
+        const uint32_t call = first / kMaskColumns * 16 + first % 16;
+        const uint32_t bits = dropout_kept(key, call, p.dropout.row_keys + 2 * static_cast<int64_t>(at), p.dropout.threshold);
+        UNROLL for (int n = 0; n < Tile::kMmaN; n += 2) {
+            const uint32_t keep = (bits >> ((warp_column + n * 8) % kMaskColumns / 16)) & 1u;
+            kept |= keep << ((m * Tile::kMmaN + n + odd) * 4 + half * 2 + element);
         }
     }
+    return kept;
 }
 
 template <int kM, int kN, int kWarpsM, int kWarpsN, int kStages, bool kDropout>
@@ -159,19 +159,21 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
         const unsigned char* stage = next_use();
         const LoraDxLayer& layer = p.layers[here.layer];
         const int ranks = layer.factors[p.runs[here.run].adapter].r - here.rank;
-        uint32_t kept[Tile::kMmaM];
-        if constexpr (kDropout) kept_accumulators<Tile>(kept, p, *layer.key, row, column);
+        uint32_t kept = 0;
+        if constexpr (kDropout) kept = kept_accumulators<Tile>(p, *layer.key, row, column);
         NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < ranks; slice++) {
             Tile::load_a(a, stage, slice);
             Tile::load_b_columns(b, stage + kBytesA, slice);
             if constexpr (kDropout) {
-                float part[Tile::kMmaM][Tile::kMmaN][4] = {};
-                mma_tile(part, a, b);
+                // One row of fragments at a time: all of them would not fit into the registers.
                 UNROLL for (int m = 0; m < Tile::kMmaM; m++) {
+                    const uint32_t row_of_a[1][4] = {{a[m][0], a[m][1], a[m][2], a[m][3]}};
+                    float part[1][Tile::kMmaN][4] = {};
+                    mma_tile(part, row_of_a, b);
                     UNROLL for (int n = 0; n < Tile::kMmaN; n++) {
                         UNROLL for (int i = 0; i < 4; i++) {
-                            const float factor = (kept[m] >> (n * 4 + i)) & 1 ? p.dropout.keep : 0.0f;
-                            acc[m][n][i] = fmaf(part[m][n][i], factor, acc[m][n][i]);
+                            const float factor = (kept >> ((m * Tile::kMmaN + n) * 4 + i)) & 1 ? p.dropout.keep : 0.0f;
+                            acc[m][n][i] = fmaf(part[0][n][i], factor, acc[m][n][i]);
                         }
                     }
                 }
