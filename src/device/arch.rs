@@ -20,7 +20,7 @@ pub enum Arch {
 
 /// What a plan is made for: plans depend on nothing else of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
+pub struct Chip {
     /// What the multiprocessors are.
     pub arch: Arch,
     /// How many there are.

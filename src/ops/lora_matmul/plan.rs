@@ -5,7 +5,7 @@
 //! has. On an RTX 3080 (68 multiprocessors, two 128 x 128 blocks each) 2,176 rows are 17 tile rows: with 1,024 columns that is one
 //! full wave, and any multiple of both fills whole waves. The narrow products are bound by memory; they only need enough blocks.
 
-use crate::device::arch::{Target, occupancy};
+use crate::device::arch::{Chip, occupancy};
 use crate::device::kernels::Kernel;
 
 /// Ranks are stored and multiplied in units of this many; what is missing is 0.
@@ -22,7 +22,7 @@ const GROUP: usize = 8;
 /// Rows of a block of the down kernels.
 const DOWN_ROWS: usize = 32;
 /// Features of a block of the grad kernels.
-const GRAD_FEATURES: usize = 64;
+pub(super) const GRAD_FEATURES: usize = 64;
 /// Rows that a step of the grad kernels takes; slabs are multiples of it.
 const GRAD_STEP: usize = 32;
 /// Stages of the grad kernels.
@@ -116,17 +116,17 @@ pub struct GradPlan {
 type Tile = (Kernel, [usize; 2], u32, f64);
 
 /// The plan of `y = x W^T + xa B^T` for all layers.
-pub fn forward(problem: &Problem, target: Target) -> TiledPlan {
+pub fn forward(problem: &Problem, chip: Chip) -> TiledPlan {
     let tiles = [
         (Kernel::LoraMatmulFwdBf16128x128, [128, 128], 3, 1.0),
         (Kernel::LoraMatmulFwdBf16128x256, [128, 256], 4, 1.0),
         (Kernel::LoraMatmulFwdBf1664x64, [64, 64], 3, 0.85),
     ];
-    best(&tiles, problem.rows, &problem.out_features, target)
+    best(&tiles, problem.rows, &problem.out_features, chip)
 }
 
 /// The plan of `dx = sum dy W + mask(dxa A)`.
-pub fn dx(problem: &Problem, target: Target) -> TiledPlan {
+pub fn dx(problem: &Problem, chip: Chip) -> TiledPlan {
     let tiles = if problem.dropout {
         [
             (Kernel::LoraMatmulDxBf16128x128Dropout, [128, 128], 3, 1.0),
@@ -138,7 +138,7 @@ pub fn dx(problem: &Problem, target: Target) -> TiledPlan {
             (Kernel::LoraMatmulDxBf1664x64, [64, 64], 3, 0.85),
         ]
     };
-    best(&tiles, problem.rows, &[problem.in_features], target)
+    best(&tiles, problem.rows, &[problem.in_features], chip)
 }
 
 /// The plan of `xa = scaling * dropout(x) A^T` (or of `dxa = scaling * dy B`, which has no dropout) for `layers` layers.
@@ -157,7 +157,7 @@ pub fn down(problem: &Problem, layers: usize, dropout: bool) -> NarrowPlan {
 }
 
 /// The plan of `dA` and `dB` over matrices with these numbers of `features` (every `dy`, and x once for every layer).
-pub fn grad(problem: &Problem, features: &[usize], target: Target) -> GradPlan {
+pub fn grad(problem: &Problem, features: &[usize], chip: Chip) -> GradPlan {
     let (ranks, kernel) = match (ranks_per_block(problem.rank), problem.dropout) {
         (16, false) => (16, Kernel::LoraMatmulGradBf16R16),
         (16, true) => (16, Kernel::LoraMatmulGradBf16R16Dropout),
@@ -170,7 +170,7 @@ pub fn grad(problem: &Problem, features: &[usize], target: Target) -> GradPlan {
     let columns: usize = features.iter().map(|f| f.div_ceil(GRAD_FEATURES)).sum();
     let dynamic_smem = GRAD_STAGES * (GRAD_STEP * (GRAD_FEATURES + ranks) * 2) as u32;
     // Two blocks on every multiprocessor keep its memory busy. More slabs than that only make more partial sums to add up.
-    let wanted = (2 * target.multiprocessors as usize).div_ceil((columns * rank_chunks).max(1));
+    let wanted = (2 * chip.multiprocessors as usize).div_ceil((columns * rank_chunks).max(1));
     let slab_rows = problem.rows.div_ceil(wanted.max(1)).next_multiple_of(GRAD_STEP).max(GRAD_STEP);
     // Every run of an adapter may end with a slab that is not full.
     let num_slabs = problem.rows.div_ceil(slab_rows) + problem.num_adapters.saturating_sub(1);
@@ -205,8 +205,8 @@ fn ranks_per_block(rank: usize) -> usize {
 }
 
 /// The tile with the shortest waves; the first of equals.
-fn best(tiles: &[Tile], rows: usize, columns: &[usize], target: Target) -> TiledPlan {
-    let plans = tiles.iter().map(|tile| (tiled(tile, rows, columns, target), tile.3));
+fn best(tiles: &[Tile], rows: usize, columns: &[usize], chip: Chip) -> TiledPlan {
+    let plans = tiles.iter().map(|tile| (tiled(tile, rows, columns, chip), tile.3));
     let time = |(plan, efficiency): &(TiledPlan, f64)| -> f64 {
         let useful = (rows * columns.iter().sum::<usize>()) as f64;
         useful / plan.utilisation.max(f64::MIN_POSITIVE) / efficiency
@@ -216,7 +216,7 @@ fn best(tiles: &[Tile], rows: usize, columns: &[usize], target: Target) -> Tiled
     plans[0].0
 }
 
-fn tiled(tile: &Tile, rows: usize, columns: &[usize], target: Target) -> TiledPlan {
+fn tiled(tile: &Tile, rows: usize, columns: &[usize], chip: Chip) -> TiledPlan {
     let &(kernel, [m, n], stages, _) = tile;
     let ring = stages * STEP_BYTES * (m + n) as u32;
     // The result passes through the same memory, its rows padded by 16 bytes.
@@ -225,8 +225,8 @@ fn tiled(tile: &Tile, rows: usize, columns: &[usize], target: Target) -> TiledPl
     let tiles_m = rows.div_ceil(m);
     let tiles_n: usize = columns.iter().map(|c| c.div_ceil(n)).sum();
     let blocks_per_sm =
-        occupancy(target.arch, kernel.threads(), kernel.budget().registers, dynamic_smem).max(1);
-    let sms = target.multiprocessors as usize;
+        occupancy(chip.arch, kernel.threads(), kernel.budget().registers, dynamic_smem).max(1);
+    let sms = chip.multiprocessors as usize;
     let at_once = sms * blocks_per_sm as usize;
     let blocks = tiles_m * tiles_n;
     // In units of one tile on one multiprocessor.
@@ -251,8 +251,8 @@ mod tests {
     use super::*;
     use crate::device::arch::Arch;
 
-    const RTX_3080: Target = Target { arch: Arch::Sm86, multiprocessors: 68 };
-    const H200: Target = Target { arch: Arch::Sm90, multiprocessors: 132 };
+    const RTX_3080: Chip = Chip { arch: Arch::Sm86, multiprocessors: 68 };
+    const H200: Chip = Chip { arch: Arch::Sm90, multiprocessors: 132 };
 
     fn problem(rows: usize, in_features: usize, out_features: &[usize]) -> Problem {
         Problem {
@@ -289,17 +289,17 @@ mod tests {
 
     #[test]
     fn plans_stay_within_the_budgets_of_their_kernels() {
-        for target in [RTX_3080, H200] {
+        for chip in [RTX_3080, H200] {
             for rows in [1, 17, 127, 128, 129, 507, 2176, 4352] {
                 for (rank, dropout) in [(1, false), (16, true), (17, false), (64, true), (200, false)] {
                     let problem = Problem { rank, dropout, ..problem(rows, 1024, &[2048, 1024, 1024]) };
-                    for plan in [forward(&problem, target), dx(&problem, target)] {
+                    for plan in [forward(&problem, chip), dx(&problem, chip)] {
                         assert!(plan.dynamic_smem <= plan.kernel.budget().smem, "{plan:?}");
                         let fits = plan.kernel.threads() * plan.kernel.min_blocks() * plan.kernel.budget().registers;
                         assert!(fits <= 65_536, "{plan:?}");
                         assert!(plan.utilisation > 0.0 && plan.utilisation <= 1.0, "{plan:?}");
                     }
-                    let grad = grad(&problem, &[2048, 1024, 1024, 1024, 1024, 1024], target);
+                    let grad = grad(&problem, &[2048, 1024, 1024, 1024, 1024, 1024], chip);
                     assert!(grad.grad.dynamic_smem <= grad.grad.kernel.budget().smem);
                     assert!(grad.slab_rows * grad.num_slabs >= rows);
                     let down = down(&problem, 3, dropout);
