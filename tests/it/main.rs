@@ -2,6 +2,8 @@
 
 mod cli;
 mod golden;
+mod kernel_table;
+mod kernels;
 mod kill;
 mod score;
 mod source;
