@@ -14,6 +14,10 @@ use std::{env, fs};
 #[path = "src/config/variant.rs"]
 mod variant;
 
+#[cfg(feature = "emulated")]
+#[path = "build/emulated.rs"]
+mod emulated;
+
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
@@ -23,6 +27,12 @@ fn main() -> Result<(), Failure> {
     println!("cargo::rerun-if-changed={}", folder.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     fs::write(out.join("variants.rs"), generate(folder)?)?;
+    #[cfg(feature = "emulated")]
+    {
+        let kernels = out.join("kernels_all.cu");
+        fs::write(&kernels, "// Written by build.rs: no kernels yet.\n")?;
+        emulated::compile(&out, &kernels)?;
+    }
     Ok(())
 }
 

@@ -3,10 +3,16 @@
 //! Two devices exist: `cpu` computes, and `dry` does everything but compute: its buffers have sizes and no memory, and every
 //! op is recorded instead of run. So the memory plan and the operation counts of a step come from the code that runs it.
 
+#[cfg(feature = "emulated")]
+// Used by its tests so far.
+#[allow(dead_code)]
+mod emulated;
 mod ledger;
 mod pool;
 mod tensor;
 
+#[cfg(feature = "emulated")]
+pub use emulated::{DevicePtr, EmulatorOptions, Schedule};
 pub use ledger::{Ledger, Work};
 pub use pool::MemoryUse;
 pub use tensor::{HostData, Tensor};
