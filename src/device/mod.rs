@@ -22,6 +22,8 @@ mod tensor;
 
 pub use arena::ArenaUse;
 pub use class::{ByClass, Class};
+#[cfg(feature = "emulated")]
+pub use emulated::{EmulatorOptions, Schedule};
 pub use gpu::GpuMemory;
 pub use launch::Launch;
 pub use ledger::{Ledger, Work};
@@ -114,6 +116,16 @@ impl Device {
     /// A device that records what the CPU would do, and computes nothing.
     pub fn dry() -> Self {
         Self::dry_for(Target::Cpu)
+    }
+
+    /// The kernels on the processor, under checks if `options` ask for them. Plans are those of an RTX 3080.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the system gives no memory or threads.
+    #[cfg(feature = "emulated")]
+    pub fn emulated(options: EmulatorOptions) -> Result<Self> {
+        let emulator = emulated::Emulator::new(options)?;
+        Ok(Self::new(Kind::Emulated, Some(Gpu::emulated(emulator, Chip::RTX_3080))))
     }
 
     /// A device that records what `target` would do, and computes nothing. A GPU is the smallest that is planned for.
