@@ -12,6 +12,9 @@ use std::{env, error};
 
 #[path = "build/budgets.rs"]
 mod budgets;
+#[cfg(feature = "emulated")]
+#[path = "build/emulated.rs"]
+mod emulated;
 #[path = "build/kernels.rs"]
 mod kernels;
 #[path = "build/nvcc.rs"]
@@ -50,6 +53,7 @@ fn run() -> Result<(), Failure> {
         false => nvcc::Compiled::without("this build is without the feature `cuda`"),
     };
     sources.write_table(&out, &compiled)?;
-    // The emulated library is one more reading of the same unit; it is to be made here.
+    #[cfg(feature = "emulated")]
+    emulated::compile(&out, &unit)?;
     Ok(())
 }

@@ -18,6 +18,20 @@ pub enum Arch {
     Sm90,
 }
 
+/// What a plan is made for: plans depend on nothing else of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chip {
+    /// What the multiprocessors are.
+    pub arch: Arch,
+    /// How many there are.
+    pub multiprocessors: u32,
+}
+
+impl Chip {
+    /// The card that kernels are tuned for.
+    pub const RTX_3080: Self = Self { arch: Arch::Sm86, multiprocessors: 68 };
+}
+
 /// What a multiprocessor has, and what a block may have of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

@@ -8,4 +8,5 @@ mod kill;
 mod score;
 mod source;
 mod tidy;
+mod tidy_kernels;
 mod train;

@@ -59,7 +59,7 @@ const PANICS: [&str; 6] =
     [".unwrap()", ".expect(", ".unwrap_err()", ".expect_err(", "todo!", "unimplemented!"];
 
 /// Fails with all faults, one per line.
-fn demand(faults: Vec<String>) {
+pub(crate) fn demand(faults: Vec<String>) {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
@@ -104,7 +104,7 @@ fn no_file_is_too_long() {
     assert!(length(&Source::new("src/a.rs", &"\n".repeat(HARD_LIMIT + 1))).is_some());
 }
 
-fn length(source: &Source) -> Option<String> {
+pub(crate) fn length(source: &Source) -> Option<String> {
     let lines = source.text.lines().count();
     (lines > HARD_LIMIT).then(|| format!("{}:{lines}: more than {HARD_LIMIT} lines; divide it", source.path))
 }
@@ -332,7 +332,7 @@ fn orphans(all: &[Source]) -> Vec<String> {
 
 #[test]
 fn text_is_clean() {
-    let endings = [".rs", ".toml", ".cu", ".cuh", ".sh", ".md"];
+    let endings = [".rs", ".toml", ".cu", ".cuh", ".hpp", ".cpp", ".sh", ".py", ".md"];
     let folders = ["src", "build", "tests", "benches", "examples", "fuzz", "docs", "scripts", "kernels"];
     let mut paths: Vec<String> = folders.iter().flat_map(|folder| files(folder, &endings)).collect();
     let top = ["build.rs", "Cargo.toml", "README.md", "CHANGELOG.md"];

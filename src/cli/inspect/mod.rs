@@ -1,7 +1,8 @@
-//! `tanren inspect`: what a model, a tokenizer, a data file, a device or a plan is, before anything is computed.
+//! `tanren inspect`: what a model, a tokenizer, a data file, a device, a plan or this build is, before anything is computed.
 
 mod data;
 mod device;
+mod kernels;
 mod model;
 mod tokenizer;
 
@@ -29,5 +30,9 @@ pub(super) fn run(what: &InspectCommand, console: &Arc<Console>) -> Result<()> {
         InspectCommand::Data(args) => data::show(args, console),
         InspectCommand::Device(args) => device::show(args, console),
         InspectCommand::Plan(args) => train::inspect(args, console),
+        InspectCommand::Kernels => {
+            kernels::show(console);
+            Ok(())
+        }
     }
 }

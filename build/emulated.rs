@@ -1,0 +1,72 @@
+//! Compiles the emulator: its runtime, and the kernels twice, fast and with the instrumentation of the checks.
+//!
+//! The instrumentation is `-fsanitize=thread` as a compiler flag only: its callbacks are the runtime's own (see
+//! kernels/simt/README.md), the sanitizer's library is not linked. All objects go into one archive, because the runtime names
+//! the kernels and the kernels name the runtime.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+/// Compiles everything into `libtanren_emulator.a` and has it linked. `kernels_tu` is the file that includes all kernels.
+///
+/// # Errors
+/// If a file cannot be read or written, or the compiler says no.
+pub(crate) fn compile(out_dir: &Path, kernels_tu: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
+    let simt = root.join("kernels/simt");
+    println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rerun-if-changed=build/emulated.rs");
+
+    let mut objects =
+        compiler(&[]).files(files(&simt.join("runtime"), "cpp")?).try_compile_intermediates()?;
+    let tests = files(&simt.join("tests"), "cu")?;
+    let instrument = ["-DSIMT_CHECK", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"];
+    for (flavour, name, flags) in [("kFast", "fast", &[][..]), ("kChecked", "checked", &instrument)] {
+        let unit = out_dir.join(format!("emulated_{name}.cpp"));
+        fs::write(&unit, translation_unit(&simt, flavour, name, kernels_tu, &tests))?;
+        let mut build = compiler(flags);
+        build.include(root.join("kernels"));
+        for flag in ["-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-unknown-pragmas"] {
+            build.flag(flag);
+        }
+        objects.extend(build.file(unit).try_compile_intermediates()?);
+    }
+    cc::Build::new().cpp(true).objects(objects).try_compile("tanren_emulator")?;
+    Ok(())
+}
+
+/// The flags of all parts. Optimised in every profile: the emulator is useless without.
+fn compiler(flags: &[&str]) -> cc::Build {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).debug(true).warnings(true).extra_warnings(true);
+    build.flag("-fno-omit-frame-pointer").flag("-pthread");
+    for flag in flags {
+        build.flag_if_supported(flag);
+    }
+    build
+}
+
+/// All kernels in a namespace of their own, so that the linker merges nothing of the two compilations.
+fn translation_unit(simt: &Path, flavour: &str, name: &str, kernels_tu: &Path, tests: &[PathBuf]) -> String {
+    let include = |path: &Path| format!("#include \"{}\"\n", path.display());
+    let mut text = String::from("// Written by build/emulated.rs.\n");
+    text += &include(&simt.join("abi.hpp"));
+    text += &format!("#define SIMT_FLAVOUR {flavour}\nnamespace simt_{name} {{\n");
+    text += &include(kernels_tu);
+    for test in tests {
+        text += &include(test);
+    }
+    text += &format!(
+        "}}\nextern \"C\" {{ extern const int simt_{name}_kernels; const int simt_{name}_kernels = 0; }}\n"
+    );
+    text
+}
+
+/// The files of a folder that end in `.extension`, sorted.
+fn files(folder: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(folder)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
+    paths.retain(|path| path.extension().is_some_and(|e| e == extension));
+    paths.sort();
+    Ok(paths)
+}

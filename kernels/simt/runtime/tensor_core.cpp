@@ -1,0 +1,231 @@
+// ldmatrix and mma: the last lane to arrive moves and multiplies for all 32.
+//
+// Order of sums in mma: every element of d adds its products one by one, k = 0, 1, ..., 15, each by a fused multiply-add in f32.
+// Products of two bf16 numbers are exact in f32, so all code paths here give the same bits. The hardware adds in another, not
+// documented order and truncates differently: its results are compared with tolerances.
+
+#include "check.hpp"
+#include "state.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace simt {
+namespace {
+
+// The fragments of one lane.
+float* d_of(const Slot& slot) { return reinterpret_cast<float*>(slot.out); }
+const uint32_t* a_of(const Slot& slot) { return reinterpret_cast<const uint32_t*>(slot.in); }
+const uint32_t* b_of(const Slot& slot) { return reinterpret_cast<const uint32_t*>(slot.extra); }
+
+float as_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// The operands as numbers: a[m][row][k], b[n][k][column].
+struct Operands {
+    alignas(64) float a[kMaxTileM][16][16];
+    alignas(64) float b[kMaxTileN][16][8];
+};
+
+void unpack(const Slot* slots, int m, int n, Operands& operands) {
+    for (int lane = 0; lane < 32; lane++) {
+        const int g = lane / 4, q = lane % 4;
+        const uint32_t* a = a_of(slots[lane]);
+        for (int i = 0; i < m; i++) {
+            for (int part = 0; part < 4; part++) {
+                float* to = &operands.a[i][g + part % 2 * 8][2 * q + part / 2 * 8];
+                to[0] = as_float(a[4 * i + part] << 16);
+                to[1] = as_float(a[4 * i + part] & 0xffff0000u);
+            }
+        }
+        const uint32_t* b = b_of(slots[lane]);
+        for (int i = 0; i < n; i++) {
+            for (int part = 0; part < 2; part++) {
+                operands.b[i][2 * q + part * 8][g] = as_float(b[2 * i + part] << 16);
+                operands.b[i][2 * q + part * 8 + 1][g] = as_float(b[2 * i + part] & 0xffff0000u);
+            }
+        }
+    }
+}
+
+void multiply_plain(const Slot* slots, int m, int n, const Operands& operands) {
+    for (int lane = 0; lane < 32; lane++) {
+        const int g = lane / 4, q = lane % 4;
+        float* d = d_of(slots[lane]);
+        for (int i = 0; i < m; i++) {
+            for (int j = 0; j < n; j++) {
+                for (int part = 0; part < 4; part++) {
+                    float sum = d[(i * n + j) * 4 + part];
+                    const float* row = operands.a[i][g + part / 2 * 8];
+                    for (int k = 0; k < 16; k++) sum = fmaf(row[k], operands.b[j][k][2 * q + part % 2], sum);
+                    d[(i * n + j) * 4 + part] = sum;
+                }
+            }
+        }
+    }
+}
+
+#if defined(__x86_64__)
+
+// Registers cannot be indexed: loops over them have to go.
+#define SIMT_UNROLL _Pragma("GCC unroll 8")
+
+// Rows g and g + 8 of up to kN neighbouring 16x8 tiles stay in registers; a row of d is spread over the four lanes of a quad.
+template <int kN>
+__attribute__((target("avx2,fma"))) inline void multiply_rows(const Slot* quad, int fragment, const float* upper,
+                                                              const float* lower, const float (*b)[16][8]) {
+    __m256 top[kN], bottom[kN];
+    SIMT_UNROLL for (int j = 0; j < kN; j++) {
+        const __m128 q0 = _mm_loadu_ps(d_of(quad[0]) + fragment + 4 * j), q1 = _mm_loadu_ps(d_of(quad[1]) + fragment + 4 * j);
+        const __m128 q2 = _mm_loadu_ps(d_of(quad[2]) + fragment + 4 * j), q3 = _mm_loadu_ps(d_of(quad[3]) + fragment + 4 * j);
+        top[j] = _mm256_set_m128(_mm_movelh_ps(q2, q3), _mm_movelh_ps(q0, q1));
+        bottom[j] = _mm256_set_m128(_mm_movehl_ps(q3, q2), _mm_movehl_ps(q1, q0));
+    }
+    for (int k = 0; k < 16; k++) {
+        const __m256 u = _mm256_broadcast_ss(upper + k), l = _mm256_broadcast_ss(lower + k);
+        SIMT_UNROLL for (int j = 0; j < kN; j++) {
+            const __m256 column = _mm256_load_ps(b[j][k]);
+            top[j] = _mm256_fmadd_ps(u, column, top[j]);
+            bottom[j] = _mm256_fmadd_ps(l, column, bottom[j]);
+        }
+    }
+    SIMT_UNROLL for (int j = 0; j < kN; j++) {
+        const __m128 t0 = _mm256_castps256_ps128(top[j]), t1 = _mm256_extractf128_ps(top[j], 1);
+        const __m128 b0 = _mm256_castps256_ps128(bottom[j]), b1 = _mm256_extractf128_ps(bottom[j], 1);
+        _mm_storeu_ps(d_of(quad[0]) + fragment + 4 * j, _mm_movelh_ps(t0, b0));
+        _mm_storeu_ps(d_of(quad[1]) + fragment + 4 * j, _mm_movehl_ps(b0, t0));
+        _mm_storeu_ps(d_of(quad[2]) + fragment + 4 * j, _mm_movelh_ps(t1, b1));
+        _mm_storeu_ps(d_of(quad[3]) + fragment + 4 * j, _mm_movehl_ps(b1, t1));
+    }
+}
+
+__attribute__((target("avx2,fma"))) void multiply_avx2(const Slot* slots, int m, int n, const Operands& operands) {
+    for (int g = 0; g < 8; g++) {
+        const Slot* quad = slots + 4 * g;
+        for (int i = 0; i < m; i++) {
+            const float* upper = operands.a[i][g];
+            const float* lower = operands.a[i][g + 8];
+            int j = 0;
+            for (; j + 4 <= n; j += 4) multiply_rows<4>(quad, (i * n + j) * 4, upper, lower, operands.b + j);
+            for (; j + 2 <= n; j += 2) multiply_rows<2>(quad, (i * n + j) * 4, upper, lower, operands.b + j);
+            for (; j < n; j++) multiply_rows<1>(quad, (i * n + j) * 4, upper, lower, operands.b + j);
+        }
+    }
+}
+
+const bool kHasAvx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+
+// Lane 4g + q takes word q of row g of each of the four matrices.
+void spread(const __m128i (&rows)[4], const Slot* quad) {
+    const __m128i t0 = _mm_unpacklo_epi32(rows[0], rows[1]), t1 = _mm_unpacklo_epi32(rows[2], rows[3]);
+    const __m128i t2 = _mm_unpackhi_epi32(rows[0], rows[1]), t3 = _mm_unpackhi_epi32(rows[2], rows[3]);
+    const auto to = [&](int q) { return reinterpret_cast<__m128i*>(quad[q].out); };
+    _mm_storeu_si128(to(0), _mm_unpacklo_epi64(t0, t1));
+    _mm_storeu_si128(to(1), _mm_unpackhi_epi64(t0, t1));
+    _mm_storeu_si128(to(2), _mm_unpacklo_epi64(t2, t3));
+    _mm_storeu_si128(to(3), _mm_unpackhi_epi64(t2, t3));
+}
+
+__m128i row_of(const Slot* slots, int matrix, int row) {
+    return _mm_load_si128(reinterpret_cast<const __m128i*>(slots[8 * matrix + row].in));
+}
+
+void load_matrices(const Slot* slots, bool transposed) {
+    __m128i rows[8][4];
+    for (int matrix = 0; matrix < 4; matrix++) {
+        __m128i r[8];
+        for (int i = 0; i < 8; i++) r[i] = row_of(slots, matrix, i);
+        if (transposed) {
+            __m128i s[8], t[8];
+            for (int i = 0; i < 4; i++) {
+                s[i] = _mm_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+                s[i + 4] = _mm_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+            }
+            for (int half = 0; half < 2; half++) {
+                const __m128i* p = s + 4 * half;
+                t[4 * half] = _mm_unpacklo_epi32(p[0], p[1]);
+                t[4 * half + 1] = _mm_unpackhi_epi32(p[0], p[1]);
+                t[4 * half + 2] = _mm_unpacklo_epi32(p[2], p[3]);
+                t[4 * half + 3] = _mm_unpackhi_epi32(p[2], p[3]);
+                for (int i = 0; i < 2; i++) {
+                    r[4 * half + 2 * i] = _mm_unpacklo_epi64(t[4 * half + i], t[4 * half + 2 + i]);
+                    r[4 * half + 2 * i + 1] = _mm_unpackhi_epi64(t[4 * half + i], t[4 * half + 2 + i]);
+                }
+            }
+        }
+        for (int i = 0; i < 8; i++) rows[i][matrix] = r[i];
+    }
+    for (int g = 0; g < 8; g++) spread(rows[g], slots + 4 * g);
+}
+
+#else
+
+const bool kHasAvx2 = false;
+void multiply_avx2(const Slot*, int, int, const Operands&) {}
+
+void load_matrices(const Slot* slots, bool transposed) {
+    uint16_t matrices[4][8][8];
+    for (int lane = 0; lane < 32; lane++) {
+        memcpy(matrices[lane / 8][lane % 8], reinterpret_cast<const void*>(slots[lane].in), 16);
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        const int row = lane / 4, column = lane % 4 * 2;
+        for (int i = 0; i < 4; i++) {
+            const auto& matrix = matrices[i];
+            const uint32_t low = transposed ? matrix[column][row] : matrix[row][column];
+            const uint32_t high = transposed ? matrix[column + 1][row] : matrix[row][column + 1];
+            reinterpret_cast<uint32_t*>(slots[lane].out)[i] = low | high << 16;
+        }
+    }
+}
+
+#endif
+
+}  // namespace
+
+void ldmatrix(uint32_t* r, const void* row, bool transposed, int line) {
+    Thread* thread = current_thread();
+    Worker& worker = *thread->worker;
+    const char* pc = SIMT_CALLER;
+    if (__builtin_expect((reinterpret_cast<uintptr_t>(row) & 15) != 0, 0)) {
+        fail(pc, "misaligned ldmatrix row at offset %u of shared memory; it must be a multiple of 16", smem_offset(row));
+    }
+    if (__builtin_expect(static_cast<size_t>(static_cast<const unsigned char*>(row) - worker.smem) >= kSmemWindow, 0)) {
+        fail(pc, "ldmatrix reads at %p, which is not in shared memory", row);
+    }
+    if (worker.check || worker.stats) ldmatrix_row(*thread, row, pc);
+    Slot& own = thread->warp->slots[thread->index % kWarpSize];
+    own.in = reinterpret_cast<uint64_t>(row);
+    own.out = reinterpret_cast<uint64_t>(r);
+    if (meet(thread, transposed ? Op::kLdmatrixTrans : Op::kLdmatrix, 0, line, pc)) {
+        load_matrices(thread->warp->slots, transposed);
+        release_warp(thread);
+    }
+}
+
+void mma(float* d, const uint32_t* a, const uint32_t* b, int m, int n, int line) {
+    Thread* thread = current_thread();
+    Warp* warp = thread->warp;
+    Slot& own = warp->slots[thread->index % kWarpSize];
+    own.out = reinterpret_cast<uint64_t>(d);
+    own.in = reinterpret_cast<uint64_t>(a);
+    own.extra = reinterpret_cast<uint64_t>(b);
+    const auto shape = static_cast<uint32_t>(m << 16 | n);
+    if (meet(thread, Op::kMma, shape, line, SIMT_CALLER)) {
+        static thread_local Operands operands;
+        unpack(warp->slots, m, n, operands);
+        if (kHasAvx2) {
+            multiply_avx2(warp->slots, m, n, operands);
+        } else {
+            multiply_plain(warp->slots, m, n, operands);
+        }
+        if (thread->worker->stats) mma_done(*thread->worker, static_cast<uint64_t>(m) * static_cast<uint64_t>(n), SIMT_CALLER);
+        release_warp(thread);
+    }
+}
+
+}  // namespace simt
