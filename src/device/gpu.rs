@@ -106,12 +106,19 @@ impl Gpu {
         &self.label
     }
 
-    /// The emulator, if it is one.
-    #[cfg(feature = "emulated")]
-    pub(super) fn emulator(&self) -> Option<&Emulator> {
+    fn is_emulated(&self) -> bool {
         match &self.driver {
-            Driver::Emulated(emulator) => Some(emulator),
-            _ => None,
+            #[cfg(feature = "emulated")]
+            Driver::Emulated(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Changes how the emulator runs kernels, if it is one.
+    #[cfg(feature = "emulated")]
+    pub(super) fn set_emulator_options(&self, options: super::EmulatorOptions) {
+        if let Driver::Emulated(emulator) = &self.driver {
+            emulator.set_options(options);
         }
     }
 
@@ -151,7 +158,7 @@ impl Gpu {
     }
 
     /// Memory for `bytes` bytes of a tensor. In builds with debug assertions all its bits are set, which makes NaN of every real
-    /// number.
+    /// number; an emulator's own allocation comes that way, and counts as never written until somebody writes it.
     ///
     /// # Errors
     /// [`Error::Device`] with what is needed, what is free, and what to lower.
@@ -172,7 +179,7 @@ impl Gpu {
         };
         drop(region);
         let block = Block { gpu: self.clone(), ptr, offset };
-        if cfg!(debug_assertions) {
+        if cfg!(debug_assertions) && (offset.is_some() || !self.is_emulated()) {
             self.fill(ptr, 0xff, bytes)?;
         }
         Ok(block)
@@ -266,7 +273,10 @@ impl Gpu {
             #[cfg(feature = "cuda")]
             Driver::Cuda(cuda) => cuda.allocate(bytes),
             #[cfg(feature = "emulated")]
-            Driver::Emulated(emulator) => emulator.alloc(to_usize(bytes)),
+            Driver::Emulated(emulator) => emulator.alloc(to_usize(bytes)).map_err(|error| Error::Device {
+                what: format!("{}: out of memory: {bytes} bytes needed: {error}", self.label),
+                fix: LOWER.into(),
+            }),
             Driver::Dry => Err(Error::Device {
                 what: format!("{}: {bytes} bytes outside of the plan", self.label),
                 fix: "this is a mistake in tanren: please report the message and the command".into(),

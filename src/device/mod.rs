@@ -129,6 +129,14 @@ impl Device {
         Ok(Self::new(Kind::Emulated, Some(Gpu::emulated(emulator, Chip::RTX_3080))))
     }
 
+    /// Changes how later launches run, if this is an emulated device.
+    #[cfg(feature = "emulated")]
+    pub fn set_emulator_options(&self, options: EmulatorOptions) {
+        if let Some(gpu) = &self.gpu {
+            gpu.set_emulator_options(options);
+        }
+    }
+
     /// A device that records what `target` would do, and computes nothing. A GPU is the smallest that is planned for.
     pub fn dry_for(target: Target) -> Self {
         match target {
