@@ -1,95 +1,59 @@
-//! Turns `src/config/variants/*.toml` into constants and a registry, `$OUT_DIR/variants.rs`.
+//! The build script: constants from the variant files, the kernel table from the kernel sources, and the compiled kernels.
 //!
-//! The parser is the one the library uses, so a variant that builds is a variant that loads.
+//! A part each: `build/variants.rs` writes `variants.rs`; `build/kernels.rs` writes `kernels.rs`, `params_check.hpp` and
+//! `kernels_all.cu`; `build/nvcc.rs` makes `kernels.fatbin` of the last one. All of them write to `OUT_DIR` only.
 
 // Cargo reads its directives from standard output.
 #![allow(clippy::print_stdout)]
 
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::{env, fs};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::{env, error};
 
-// The shared file is public where the library includes it.
-#[allow(unreachable_pub)]
-#[path = "src/config/variant.rs"]
-mod variant;
-
+#[path = "build/budgets.rs"]
+mod budgets;
 #[cfg(feature = "emulated")]
 #[path = "build/emulated.rs"]
 mod emulated;
+#[path = "build/kernels.rs"]
+mod kernels;
+#[path = "build/nvcc.rs"]
+mod nvcc;
+#[path = "build/params.rs"]
+mod params;
+#[path = "build/ptxas.rs"]
+mod ptxas;
+#[path = "build/variants.rs"]
+mod variants;
 
-type Failure = Box<dyn std::error::Error>;
+type Failure = Box<dyn error::Error>;
 
-fn main() -> Result<(), Failure> {
-    let folder = Path::new("src/config/variants");
-    println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=src/config/variant.rs");
-    println!("cargo::rerun-if-changed={}", folder.display());
-    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    fs::write(out.join("variants.rs"), generate(folder)?)?;
-    #[cfg(feature = "emulated")]
-    {
-        let kernels = out.join("kernels_all.cu");
-        fs::write(&kernels, "// Written by build.rs: no kernels yet.\n")?;
-        emulated::compile(&out, &kernels)?;
-    }
-    Ok(())
-}
-
-/// The text of `variants.rs`, variants in the order of their file names.
-fn generate(folder: &Path) -> Result<String, Failure> {
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(folder)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
-    paths.sort();
-    let mut text = String::from("// Written by build.rs from src/config/variants/*.toml.\n");
-    let mut names: Vec<String> = Vec::new();
-    for path in &paths {
-        let place = |what: String| format!("{}: {what}", path.display());
-        let source = fs::read_to_string(path).map_err(|error| place(error.to_string()))?;
-        let file = variant::parse(&source).map_err(place)?;
-        let name = variant::const_name(&file.name);
-        if names.contains(&name) {
-            return Err(place(format!("a variant named {} exists already", file.name)).into());
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for line in failure.to_string().lines() {
+                println!("cargo::error={line}");
+            }
+            ExitCode::FAILURE
         }
-        constant(&mut text, &name, &file)?;
-        names.push(name);
     }
-    let list = names.join(", ");
-    writeln!(text, "\n/// All variants, in the order of their file names.")?;
-    writeln!(text, "pub(super) static VARIANTS: &[Variant] = &[{list}];")?;
-    Ok(text)
 }
 
-/// Appends the constant of one variant.
-fn constant(text: &mut String, name: &str, file: &variant::VariantFile) -> Result<(), Failure> {
-    let preset = toml::to_string(&file.preset)?;
-    writeln!(text, "\n/// The shape of {}.", file.name)?;
-    writeln!(text, "pub const {name}: Variant = Variant {{")?;
-    writeln!(text, "    name: {:?},\n    hf_ids: &{:?},", file.name, file.hf_ids)?;
-    writeln!(text, "    family: {:?},", file.family)?;
-    for (key, value) in [
-        ("hidden_size", file.hidden_size),
-        ("intermediate_size", file.intermediate_size),
-        ("num_hidden_layers", file.num_hidden_layers),
-        ("num_attention_heads", file.num_attention_heads),
-        ("num_key_value_heads", file.num_key_value_heads),
-        ("head_dim", file.head_dim),
-        ("vocab_size", file.vocab_size),
-        ("max_position_embeddings", file.max_position_embeddings),
-    ] {
-        writeln!(text, "    {key}: {value},")?;
-    }
-    writeln!(text, "    type_vocab_size: {:?},", file.type_vocab_size)?;
-    writeln!(text, "    rms_norm_eps: {:?},", file.rms_norm_eps)?;
-    writeln!(text, "    layer_norm_eps: {:?},", file.layer_norm_eps)?;
-    writeln!(text, "    rope_theta: {:?},", file.rope_theta)?;
-    writeln!(text, "    tie_word_embeddings: {:?},", file.tie_word_embeddings)?;
-    writeln!(text, "    hidden_act: {:?},", file.hidden_act)?;
-    writeln!(text, "    initializer_range: {:?},", file.initializer_range)?;
-    writeln!(text, "    bos_token_id: {:?},", file.bos_token_id)?;
-    writeln!(text, "    eos_token_id: {:?},", file.eos_token_id)?;
-    writeln!(text, "    pad_token_id: {:?},", file.pad_token_id)?;
-    writeln!(text, "    preset: {preset:?},\n}};")?;
+fn run() -> Result<(), Failure> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    variants::generate(&out)?;
+
+    let sources = kernels::Sources::read()?;
+    let unit = sources.write_unit(&out)?;
+    let compiled = match cfg!(feature = "cuda") {
+        true => nvcc::compile(&out, &unit, &sources)?,
+        false => nvcc::Compiled::without("this build is without the feature `cuda`"),
+    };
+    sources.write_table(&out, &compiled)?;
+    #[cfg(feature = "emulated")]
+    emulated::compile(&out, &unit)?;
     Ok(())
 }

@@ -1,10 +1,12 @@
-//! Element types: what numbers are called in files ([`DType`]) and what the CPU computes with ([`Real`]).
+//! Element types: what numbers are called in files ([`DType`]), what a buffer holds ([`Element`]), what ops compute with ([`Real`]).
 //!
 //! No memory lives here; buffers are in [`crate::device`].
 
 use std::fmt;
 
-/// Element types of model and adapter files.
+use half::{bf16, f16};
+
+/// Element types of model and adapter files, and of buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DType {
     /// IEEE 754 double.
@@ -19,6 +21,8 @@ pub enum DType {
     I64,
     /// Signed 32-bit integer.
     I32,
+    /// Unsigned 32-bit integer.
+    U32,
     /// Unsigned byte.
     U8,
 }
@@ -28,7 +32,7 @@ impl DType {
     pub fn size(self) -> usize {
         match self {
             Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
+            Self::F32 | Self::I32 | Self::U32 => 4,
             Self::F16 | Self::Bf16 => 2,
             Self::U8 => 1,
         }
@@ -44,24 +48,34 @@ impl fmt::Display for DType {
             Self::Bf16 => "BF16",
             Self::I64 => "I64",
             Self::I32 => "I32",
+            Self::U32 => "U32",
             Self::U8 => "U8",
         })
     }
 }
 
-/// A real number the CPU ops compute with: `f32` runs, `f64` is the oracle of tests.
+/// What a buffer may hold: plain bytes with a name.
+pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug {
+    /// Name in files.
+    const DTYPE: DType;
+}
+
+macro_rules! elements {
+    ($($type:ty: $dtype:ident),+) => { $(impl Element for $type { const DTYPE: DType = DType::$dtype; })+ };
+}
+
+elements!(f64: F64, f32: F32, f16: F16, bf16: Bf16, i64: I64, i32: I32, u32: U32, u8: U8);
+
+/// A real number that ops compute with: `f32` runs on the CPU, `bf16` on GPUs, `f64` is the oracle of tests.
 ///
 /// The functions are the few that the ops need; `exp` of f32 is [`exp_f32`], which the compiler can vectorise and which
-/// gives the same bits on every machine.
+/// gives the same bits on every machine. Arithmetic of `bf16` is that of f32, rounded after every operation: it is there so that
+/// one model code serves all types, and far slower than f32 on a processor.
 pub trait Real:
-    Copy
+    Element
     + Default
     + PartialOrd
-    + Send
-    + Sync
-    + fmt::Debug
     + fmt::Display
-    + bytemuck::Pod
     + std::iter::Sum
     + std::ops::Add<Output = Self>
     + std::ops::Sub<Output = Self>
@@ -71,22 +85,26 @@ pub trait Real:
     + std::ops::AddAssign
     + std::ops::SubAssign
     + std::ops::MulAssign
-    + 'static
 {
+    /// Type of what is summed over many numbers or many steps: statistics of norms, `lse`, gradients and moments of adapters,
+    /// and what an optimizer adds small updates to.
+    type Stat: Real<Stat = Self::Stat>;
     /// Zero.
     const ZERO: Self;
     /// One.
     const ONE: Self;
     /// Minus infinity.
     const NEG_INFINITY: Self;
-    /// Name in files.
-    const DTYPE: DType;
     /// The nearest value of this type.
     fn from_f64(value: f64) -> Self;
     /// The same value as f64.
     fn to_f64(self) -> f64;
     /// The nearest value of this type.
     fn from_f32(value: f32) -> Self;
+    /// The nearest value of this type.
+    fn from_stat(value: Self::Stat) -> Self;
+    /// The same value as a statistic.
+    fn to_stat(self) -> Self::Stat;
     /// e to the power of self.
     fn exp(self) -> Self;
     /// Natural logarithm.
@@ -99,13 +117,14 @@ pub trait Real:
     fn max(self, other: Self) -> Self;
 }
 
+/// Implements [`Real`] for a type of the language, which is its own statistics type; `$exp` is its exponential.
 macro_rules! real {
-    ($type:ty, $dtype:expr, $exp:expr) => {
+    ($type:ty, $exp:expr) => {
         impl Real for $type {
+            type Stat = Self;
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = <$type>::NEG_INFINITY;
-            const DTYPE: DType = $dtype;
             #[inline(always)]
             fn from_f64(value: f64) -> Self {
                 value as $type
@@ -117,6 +136,14 @@ macro_rules! real {
             #[inline(always)]
             fn from_f32(value: f32) -> Self {
                 <$type>::from(value)
+            }
+            #[inline(always)]
+            fn from_stat(value: Self) -> Self {
+                value
+            }
+            #[inline(always)]
+            fn to_stat(self) -> Self {
+                self
             }
             #[inline(always)]
             fn exp(self) -> Self {
@@ -142,8 +169,55 @@ macro_rules! real {
     };
 }
 
-real!(f32, DType::F32, exp_f32);
-real!(f64, DType::F64, f64::exp);
+real!(f32, exp_f32);
+real!(f64, f64::exp);
+
+impl Real for bf16 {
+    type Stat = f32;
+    const ZERO: Self = Self::ZERO;
+    const ONE: Self = Self::ONE;
+    const NEG_INFINITY: Self = Self::NEG_INFINITY;
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        Self::from_f64(value)
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    #[inline(always)]
+    fn from_stat(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    #[inline(always)]
+    fn to_stat(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    fn exp(self) -> Self {
+        Self::from_f32(exp_f32(self.to_f32()))
+    }
+    #[inline(always)]
+    fn ln(self) -> Self {
+        Self::from_f32(self.to_f32().ln())
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Self::from_f32(self.to_f32().sqrt())
+    }
+    #[inline(always)]
+    fn is_finite(self) -> bool {
+        Self::is_finite(self)
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self::from_f32(self.to_f32().max(other.to_f32()))
+    }
+}
 
 /// e to the power of `x` in f32, within 2 units in the last place, without a branch.
 ///
@@ -191,6 +265,17 @@ mod tests {
             x += 0.000_37;
         }
         assert!(worst < 2.0 * f64::from(f32::EPSILON), "{worst:e}");
+    }
+
+    #[test]
+    fn bf16_rounds_after_every_operation() {
+        let [one, small] = [1.0, 0.003].map(bf16::from_f32);
+        // Half a unit in the last place of 1 is 0.0039: three small steps are lost, their sum is not.
+        assert_eq!(one + small + small + small, one);
+        assert_eq!((one.to_stat() + 3.0 * small.to_stat()) as f64, 1.0 + 3.0 * small.to_f64());
+        assert!(<bf16 as Real>::from_stat(1.009) > one);
+        assert_eq!(<bf16 as Real>::max(bf16::NAN, one), one);
+        assert_eq!(<bf16 as Real>::exp(bf16::ZERO), one);
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! The update of a whole adapter, tensor by tensor, as the optimizer does it.
+//! The update of a whole adapter, as the optimizer does it.
 
 use criterion::Criterion;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
-use tanren::ops::adamw::{self, AdamW};
+use tanren::ops::adamw::{self, AdamW, Trained};
 
 use crate::common::LORA_R;
 use crate::harness::{
@@ -32,11 +32,19 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let (mut exp_avg, mut exp_avg_sq): (Vec<Tensor<f32>>, Vec<Tensor<f32>>) = (zeros(), zeros());
         bench.bytes(&format!("{blocks} blocks, r 16"), || {
             let moments = exp_avg.iter_mut().zip(&mut exp_avg_sq);
-            params
+            let mut trained: Vec<Trained<'_, f32>> = params
                 .iter_mut()
                 .zip(&grads)
                 .zip(moments)
-                .try_for_each(|((param, grad), (m, v))| adamw::update(device, &adamw, param, grad, m, v))
+                .map(|((param, grad), (exp_avg, exp_avg_sq))| Trained {
+                    param,
+                    shadow: None,
+                    grad,
+                    exp_avg,
+                    exp_avg_sq,
+                })
+                .collect();
+            adamw::update(device, &adamw, &mut trained)
         })?;
     }
     Ok(())

@@ -9,10 +9,13 @@
 // Functions that kernels share.
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define UNROLL_2 _Pragma("unroll 2")
 #define NO_UNROLL _Pragma("unroll 1")
 
-// Shared memory whose size is given at the launch, 128-byte aligned; `name` is an `unsigned char*`.
-#define DYNAMIC_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
+// Shared memory whose size is given at the launch, 128-byte aligned; `name` is an `unsigned char*`. Declared once for all
+// kernels: declarations inside functions of C and of C++ linkage would be two variables.
+extern __shared__ __align__(128) unsigned char dynamic_smem_bytes[];
+#define DYNAMIC_SMEM(name) unsigned char* const name = dynamic_smem_bytes
 // Shared memory of a fixed size, 16-byte aligned; `name` is a `type[count]`.
 #define STATIC_SMEM(type, name, count) __shared__ __align__(16) type name[count]
 
@@ -39,6 +42,10 @@ DEVICE uint32_t pack_bf16(float low, float high) {
 DEVICE float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 DEVICE float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 
+// The bits of a number and back.
+DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
+DEVICE float bits_float(uint32_t x) { return __uint_as_float(x); }
+
 // 2^x, with the hardware's error of 2 units in the last place; denormal results are 0.
 DEVICE float fast_exp2(float x) {
     float result;
@@ -59,6 +66,11 @@ DEVICE Vec16 load16(const void* address) {
 
 DEVICE void store16(void* address, Vec16 value) {
     *static_cast<uint4*>(address) = make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
+}
+
+// Two f32 at an 8-byte aligned address.
+DEVICE void store8(float* address, float first, float second) {
+    *reinterpret_cast<float2*>(address) = make_float2(first, second);
 }
 
 // As load16, for global memory that nobody writes during the launch.
@@ -103,7 +115,7 @@ template <typename T>
 DEVICE T shfl_down(T value, int delta) {
     return __shfl_down_sync(0xffffffffu, value, delta);
 }
-DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
+DEVICE uint32_t warp_ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 
 // Sum over the warp, the same bits in every lane: butterfly with distances 16, 8, 4, 2, 1.
 DEVICE float warp_sum(float x) {

@@ -39,7 +39,7 @@ pub enum Command {
     Train(Box<TrainArgs>),
     /// Compute log-probabilities of answers, or choose between them.
     Score(Box<ScoreArgs>),
-    /// Show a model, a tokenizer, rows as the model sees them, or the plan of a training.
+    /// Show a model, a tokenizer, rows as the model sees them, the plan of a training, or the GPU kernels.
     Inspect(InspectArgs),
     /// Write a model folder with random weights.
     Init(InitArgs),
@@ -67,6 +67,8 @@ pub enum InspectCommand {
     Data(DataArgs),
     /// Show steps, memory and cost of a training; takes the options of `train`, of which --output-dir may be left out.
     Plan(Box<TrainArgs>),
+    /// Show the GPU kernels of this build: who compiled them, and what each takes of a multiprocessor.
+    Kernels,
 }
 
 /// A model, with or without its flag.

@@ -13,12 +13,8 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::kernels::DevicePtr;
 use crate::error::{Error, Result};
-
-/// An address in device memory.
-#[repr(transparent)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct DevicePtr(pub u64);
 
 /// In which order threads and blocks go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,8 @@
-//! What was computed: calls, floating-point operations and bytes by op.
+//! What was computed: calls, floating-point operations and bytes by op; and launches by kernel and grid.
 
 use std::collections::BTreeMap;
+
+use super::launch::Launch;
 
 /// Cost of one call of an op, by its formula.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -9,12 +11,30 @@ pub struct Work {
     pub flops: u64,
     /// Bytes of its operands, each read or written once.
     pub bytes: u64,
+    /// Kernel launches on a GPU.
+    pub launches: u64,
+}
+
+impl Work {
+    /// The cost of a call that is one kernel on a GPU.
+    pub fn new(flops: u64, bytes: u64) -> Self {
+        Self { flops, bytes, launches: 1 }
+    }
+}
+
+impl std::ops::AddAssign for Work {
+    fn add_assign(&mut self, other: Self) {
+        self.flops += other.flops;
+        self.bytes += other.bytes;
+        self.launches += other.launches;
+    }
 }
 
 /// Sums by op name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ledger {
     entries: BTreeMap<&'static str, (u64, Work)>,
+    launches: BTreeMap<Launch, u64>,
 }
 
 impl Ledger {
@@ -22,8 +42,17 @@ impl Ledger {
     pub fn add(&mut self, op: &'static str, work: Work) {
         let (calls, sum) = self.entries.entry(op).or_default();
         *calls += 1;
-        sum.flops += work.flops;
-        sum.bytes += work.bytes;
+        *sum += work;
+    }
+
+    /// Counts a launch.
+    pub(super) fn add_launch(&mut self, launch: &Launch) {
+        *self.launches.entry(*launch).or_default() += 1;
+    }
+
+    /// How often each launch was, by kernel, grid and shared memory.
+    pub fn launches(&self) -> impl Iterator<Item = (Launch, u64)> + '_ {
+        self.launches.iter().map(|(&launch, &count)| (launch, count))
     }
 
     /// `(op, calls, cost)` in the order of their names.
@@ -33,9 +62,10 @@ impl Ledger {
 
     /// Sum over all ops.
     pub fn total(&self) -> Work {
-        self.entries.values().fold(Work::default(), |sum, (_, work)| Work {
-            flops: sum.flops + work.flops,
-            bytes: sum.bytes + work.bytes,
-        })
+        let mut total = Work::default();
+        for (_, work) in self.entries.values() {
+            total += *work;
+        }
+        total
     }
 }

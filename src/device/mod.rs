@@ -1,44 +1,85 @@
 //! Where numbers live and who computes: the device, its buffers, and the ledger of what a step costs.
 //!
-//! Two devices exist: `cpu` computes, and `dry` does everything but compute: its buffers have sizes and no memory, and every
-//! op is recorded instead of run. So the memory plan and the operation counts of a step come from the code that runs it.
+//! A `cpu` computes with the code of the ops; a GPU runs kernels, on the card (`cuda`) or on the processor under checks
+//! (`emulated`). A dry device does everything but compute, in place of a CPU or of a GPU: its buffers have sizes and no memory,
+//! and ops and launches are recorded instead of run. So the plan of a step comes from the code that runs it.
 
+pub mod arch;
+pub mod gpus;
+pub mod kernels;
+
+mod arena;
+mod class;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "emulated")]
-// Used by its tests so far.
-#[allow(dead_code)]
 mod emulated;
+mod gpu;
+mod launch;
 mod ledger;
 mod pool;
 mod tensor;
 
+pub use arena::ArenaUse;
+pub use class::{ByClass, Class};
 #[cfg(feature = "emulated")]
-pub use emulated::{DevicePtr, EmulatorOptions, Schedule};
+pub use emulated::{EmulatorOptions, Schedule};
+pub use gpu::GpuMemory;
+pub use launch::Launch;
 pub use ledger::{Ledger, Work};
 pub use pool::MemoryUse;
 pub use tensor::{HostData, Tensor};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::arch::{Arch, Chip};
+use self::gpu::Gpu;
+use self::pool::Pool;
 use crate::error::{Error, Result};
-use crate::tensor::Real;
-use pool::Pool;
+use crate::tensor::Element;
 
 /// What a device does with an op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Computes on the threads of this process.
     Cpu,
+    /// Runs kernels on a GPU.
+    Cuda,
+    /// Runs kernels on the processor, and checks what they do.
+    Emulated,
     /// Records, and computes nothing.
     Dry,
 }
 
-/// A device: who computes, the memory its tensors come from, and the ledger.
+/// Whose memory and work are counted, and whose code an op runs or plans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The processor: buffers of any size, no launches.
+    Cpu,
+    /// A GPU: buffers in multiples of 256 bytes, and ops that keep their intermediate values on the chip.
+    Gpu,
+}
+
+impl Target {
+    /// Bytes that the size of a buffer is a multiple of.
+    pub fn granularity(self) -> u64 {
+        match self {
+            Self::Cpu => 1,
+            Self::Gpu => arena::ALIGNMENT,
+        }
+    }
+}
+
+/// A device: who computes, the memory its tensors come from, and the ledger. Clones are handles of the same device.
 #[derive(Debug, Clone)]
 pub struct Device {
     kind: Kind,
+    class: Class,
     pool: Arc<Pool>,
     ledger: Arc<Mutex<Ledger>>,
     threads: Option<Arc<rayon::ThreadPool>>,
+    /// Of devices that run kernels, and of their dry double.
+    gpu: Option<Arc<Gpu>>,
 }
 
 impl Device {
@@ -55,16 +96,67 @@ impl Device {
                 what: format!("cannot start {threads} threads: {e}"),
                 fix: "pass a smaller --threads".into(),
             })?;
-        Ok(Self::new(Kind::Cpu, Some(Arc::new(pool))))
+        Ok(Self { threads: Some(Arc::new(pool)), ..Self::new(Kind::Cpu, None) })
     }
 
-    /// A device that records and computes nothing.
+    /// The GPU with this index, with the kernels of this build. Every tensor has memory of its own until [`Device::reserve`].
+    ///
+    /// # Errors
+    /// [`Error::Device`]: no driver, one that is too old, no such GPU, kernels that do not run on it, or an error of the driver.
+    pub fn cuda(index: usize) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        return Ok(Self::new(Kind::Cuda, Some(Gpu::cuda(cuda::Cuda::open(index)?))));
+        #[cfg(not(feature = "cuda"))]
+        {
+            let _ = index;
+            Err(gpus::without_cuda())
+        }
+    }
+
+    /// A device that records what the CPU would do, and computes nothing.
     pub fn dry() -> Self {
-        Self::new(Kind::Dry, None)
+        Self::dry_for(Target::Cpu)
     }
 
-    fn new(kind: Kind, threads: Option<Arc<rayon::ThreadPool>>) -> Self {
-        Self { kind, pool: Arc::default(), ledger: Arc::default(), threads }
+    /// The kernels on the processor, under checks if `options` ask for them. Plans are those of an RTX 3080.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the system gives no memory or threads.
+    #[cfg(feature = "emulated")]
+    pub fn emulated(options: EmulatorOptions) -> Result<Self> {
+        let emulator = emulated::Emulator::new(options)?;
+        Ok(Self::new(Kind::Emulated, Some(Gpu::emulated(emulator, Chip::RTX_3080))))
+    }
+
+    /// A device that records what `target` would do, and computes nothing. A GPU is the smallest that is planned for.
+    pub fn dry_for(target: Target) -> Self {
+        match target {
+            Target::Cpu => Self::new(Kind::Dry, None),
+            Target::Gpu => Self::dry_gpu(Chip::RTX_3080),
+        }
+    }
+
+    /// A device that records what a GPU of this architecture would do: ops plan their kernels, launches are counted, and
+    /// tensors get addresses in an arena without end, whose high-water mark is what [`Device::reserve`] needs.
+    pub fn dry_gpu(chip: Chip) -> Self {
+        Self::new(Kind::Dry, Some(Gpu::dry(chip)))
+    }
+
+    fn new(kind: Kind, gpu: Option<Gpu>) -> Self {
+        let target = if gpu.is_some() { Target::Gpu } else { Target::Cpu };
+        let pool = Arc::new(Pool::new(target.granularity()));
+        let gpu = gpu.map(Arc::new);
+        Self { kind, class: Class::Temporary, pool, ledger: Arc::default(), threads: None, gpu }
+    }
+
+    /// A handle of this device whose buffers are for `class`.
+    pub fn class(&self, class: Class) -> Self {
+        Self { class, ..self.clone() }
+    }
+
+    /// Whose memory and work are counted, and whose code an op runs or plans.
+    pub fn target(&self) -> Target {
+        if self.gpu.is_some() { Target::Gpu } else { Target::Cpu }
     }
 
     /// What this device does with an op.
@@ -75,6 +167,31 @@ impl Device {
     /// True where ops are recorded but not run.
     pub fn is_dry(&self) -> bool {
         self.kind == Kind::Dry
+    }
+
+    /// The architecture that kernels are planned for; `None` of a CPU.
+    pub fn arch(&self) -> Option<Arch> {
+        self.gpu.as_ref().map(|gpu| gpu.chip().arch)
+    }
+
+    /// What plans of kernels go by.
+    ///
+    /// # Errors
+    /// [`Error::Device`] of a CPU, which runs none.
+    pub fn chip(&self) -> Result<Chip> {
+        self.gpu.as_ref().map(|gpu| gpu.chip()).ok_or_else(|| Error::Device {
+            what: format!("{}: the device runs no kernels", self.label()),
+            fix: "this is a mistake in tanren: please report the message and the command".into(),
+        })
+    }
+
+    /// What messages call it: `cpu`, `cuda:0 (NVIDIA GeForce RTX 3080)`.
+    pub fn label(&self) -> &str {
+        match (&self.gpu, self.kind) {
+            (Some(gpu), _) => gpu.label(),
+            (None, Kind::Dry) => "plan of the cpu",
+            (None, _) => "cpu",
+        }
     }
 
     /// Number of threads that compute.
@@ -90,48 +207,142 @@ impl Device {
         }
     }
 
-    /// A tensor `[rows, cols]` with unspecified content (NaN in builds with debug assertions), to be overwritten whole.
-    pub fn empty<T: Real>(&self, rows: usize, cols: usize) -> Tensor<T> {
-        let mut tensor = Tensor::pooled(&self.pool, rows, cols, self.is_dry());
-        if cfg!(debug_assertions) && !self.is_dry() {
-            tensor.data_mut().fill(T::from_f64(f64::NAN));
+    /// A tensor `[rows, cols]` with unspecified content (all bits set, which is NaN for real numbers, in builds with debug
+    /// assertions), to be overwritten whole.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is not so much memory, with what is needed and what is free.
+    pub fn try_empty<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
+        let mut tensor = Tensor::new(self, rows, cols)?;
+        if cfg!(debug_assertions) {
+            // Nothing on a GPU, where a block comes with its bits set.
+            bytemuck::cast_slice_mut::<T, u8>(tensor.data_mut()).fill(0xff);
         }
-        tensor
+        Ok(tensor)
     }
 
     /// A tensor `[rows, cols]` of zeros.
-    pub fn zeros<T: Real>(&self, rows: usize, cols: usize) -> Tensor<T> {
-        let mut tensor = Tensor::pooled(&self.pool, rows, cols, self.is_dry());
-        if !self.is_dry() {
-            tensor.data_mut().fill(T::ZERO);
+    ///
+    /// # Errors
+    /// As [`Device::empty`].
+    pub fn try_zeros<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
+        let mut tensor = Tensor::new(self, rows, cols)?;
+        match tensor.block() {
+            Some(block) => block.gpu().fill(block.ptr(), 0, tensor.bytes())?,
+            None => tensor.data_mut().fill(T::zeroed()),
         }
-        tensor
+        Ok(tensor)
+    }
+
+    /// Interim.
+    pub fn empty<T: Element>(&self, rows: usize, cols: usize) -> Tensor<T> {
+        self.try_empty(rows, cols).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Interim.
+    pub fn zeros<T: Element>(&self, rows: usize, cols: usize) -> Tensor<T> {
+        self.try_zeros(rows, cols).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// A tensor `[rows, cols]` with the content of `values`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the number of values is not rows times cols.
-    pub fn tensor<T: Real>(&self, rows: usize, cols: usize, values: &[T]) -> Result<Tensor<T>> {
-        if values.len() != rows * cols {
-            return Err(Error::shape("device.tensor", "values", rows * cols, values.len()));
-        }
-        let mut tensor = Tensor::pooled(&self.pool, rows, cols, self.is_dry());
-        if !self.is_dry() {
-            tensor.data_mut().copy_from_slice(values);
-        }
+    /// [`Error::Shape`] if the number of values is not rows times cols; else as [`Device::empty`].
+    pub fn tensor<T: Element>(&self, rows: usize, cols: usize, values: &[T]) -> Result<Tensor<T>> {
+        let mut tensor = Tensor::new(self, rows, cols)?;
+        self.write(&mut tensor, values)?;
         Ok(tensor)
     }
 
-    /// A read-only tensor over memory that somebody else keeps (a mapped file).
+    /// A read-only tensor over memory that somebody else keeps (a mapped file). A GPU copies it from there.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the number of values is not rows times cols.
-    pub fn borrowed<T: Real>(&self, rows: usize, cols: usize, data: HostData<T>) -> Result<Tensor<T>> {
-        if data.as_ref().as_ref().len() != rows * cols {
-            return Err(Error::shape("device.borrowed", "data", rows * cols, data.as_ref().as_ref().len()));
+    /// [`Error::Shape`] if the number of values is not rows times cols; else as [`Device::empty`].
+    pub fn borrowed<T: Element>(&self, rows: usize, cols: usize, data: HostData<T>) -> Result<Tensor<T>> {
+        let values = data.as_ref().as_ref();
+        if self.gpu.is_some() {
+            return self.tensor(rows, cols, values);
         }
-        Ok(Tensor::borrowed(&self.pool, rows, cols, data))
+        if values.len() != rows * cols {
+            return Err(Error::shape("device.borrowed", "data", rows * cols, values.len()));
+        }
+        Ok(Tensor::borrowed(self, rows, cols, data))
+    }
+
+    /// The content of a tensor of this device, on the host: after everything that was started before. Zeros of a dry device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the copy or something before it failed.
+    pub fn read<T: Element>(&self, tensor: &Tensor<T>) -> Result<Vec<T>> {
+        match tensor.block() {
+            Some(block) => {
+                let mut values = vec![T::zeroed(); tensor.len()];
+                block.gpu().read(block.ptr(), bytemuck::cast_slice_mut(&mut values))?;
+                Ok(values)
+            }
+            None if self.is_dry() => Ok(vec![T::zeroed(); tensor.len()]),
+            None => Ok(tensor.data().to_vec()),
+        }
+    }
+
+    /// Overwrites a tensor of this device with `values`, after everything that was started before.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are more or fewer values than elements; [`Error::Device`] if the copy failed.
+    pub fn write<T: Element>(&self, tensor: &mut Tensor<T>, values: &[T]) -> Result<()> {
+        if values.len() != tensor.len() {
+            return Err(Error::shape("device.write", "values", tensor.len(), values.len()));
+        }
+        match tensor.block() {
+            Some(block) => block.gpu().write(block.ptr(), bytemuck::cast_slice(values)),
+            None if self.is_dry() => Ok(()),
+            None => {
+                tensor.data_mut().copy_from_slice(values);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes one block of `bytes` bytes for all tensors from here on, if this is a GPU: no allocation in a step, and the same
+    /// addresses in every run. How much a run needs is the [`ArenaUse::high_water_bytes`] of its plan. Tensors that are there
+    /// stay where they are.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is not so much memory, or if tensors lie in what was reserved before.
+    pub fn reserve(&self, bytes: u64) -> Result<()> {
+        self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.reserve(bytes))
+    }
+
+    /// How full the reserved block is; `None` without one.
+    pub fn arena(&self) -> Option<ArenaUse> {
+        self.gpu.as_ref().and_then(|gpu| gpu.arena())
+    }
+
+    /// Free and total memory of the card; `None` where there is no card.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the driver failed.
+    pub fn card_memory(&self) -> Result<Option<GpuMemory>> {
+        self.gpu.as_ref().map_or(Ok(None), |gpu| gpu.memory())
+    }
+
+    /// Waits until everything that was started is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if something of it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.synchronize())
+    }
+
+    /// Runs `work` and gives its result with the seconds that the GPU took for it, by the GPU's clock; `None` on other devices.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if something of it, or before it, failed.
+    pub fn time<R>(&self, work: impl FnOnce() -> R) -> Result<(R, Option<f64>)> {
+        match &self.gpu {
+            Some(gpu) => gpu.time(work),
+            None => Ok((work(), None)),
+        }
     }
 
     /// Bytes in use now and at most since [`Device::reset_peak`].
@@ -139,14 +350,20 @@ impl Device {
         self.pool.memory()
     }
 
+    /// What was in use by class when the most was in use.
+    pub fn peak_by_class(&self) -> ByClass {
+        self.pool.peak_by_class()
+    }
+
     /// Starts a new maximum from what is in use now.
     pub fn reset_peak(&self) {
         self.pool.reset_peak();
     }
 
-    /// Notes that `op` ran with this cost.
+    /// Notes that `op` ran with this cost. Launches count on a GPU only.
     pub fn record(&self, op: &'static str, work: Work) {
-        self.lock().add(op, work);
+        let launches = if self.target() == Target::Gpu { work.launches } else { 0 };
+        self.lock().add(op, Work { launches, ..work });
     }
 
     /// The ledger so far, and an empty one from here on.
@@ -160,44 +377,4 @@ impl Device {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_dry_tensor_counts_and_has_no_memory() {
-        let dry = Device::dry();
-        let huge = dry.zeros::<f32>(1 << 30, 1 << 10);
-        assert_eq!(dry.memory().live_bytes, 1 << 42);
-        drop(huge);
-        assert_eq!(dry.memory(), MemoryUse { live_bytes: 0, peak_bytes: 1 << 42, borrowed_bytes: 0 });
-    }
-
-    #[test]
-    fn freed_memory_serves_the_next_tensor_of_about_its_size() {
-        let cpu = Device::cpu(1).unwrap();
-        let first = cpu.zeros::<f32>(100, 100);
-        let address = first.data().as_ptr();
-        drop(first);
-        let second = cpu.zeros::<f32>(99, 100);
-        assert_eq!(second.data().as_ptr(), address);
-        assert_eq!(cpu.memory().live_bytes, 4 * 9900);
-    }
-
-    #[test]
-    fn fresh_tensors_are_poisoned_in_debug_builds() {
-        let cpu = Device::cpu(1).unwrap();
-        if cfg!(debug_assertions) {
-            assert!(cpu.empty::<f32>(2, 2).data().iter().all(|x| x.is_nan()));
-        }
-    }
-
-    #[test]
-    fn borrowed_tensors_are_copied_before_they_change() {
-        let cpu = Device::cpu(1).unwrap();
-        let data: HostData<f32> = Arc::new(vec![1.0, 2.0]);
-        let mut tensor = cpu.borrowed(1, 2, data.clone()).unwrap();
-        tensor.data_mut()[0] = 5.0;
-        assert_eq!(tensor.data(), [5.0, 2.0]);
-        assert_eq!(data.as_ref().as_ref(), [1.0, 2.0]);
-    }
-}
+mod tests;

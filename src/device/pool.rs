@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::class::{ByClass, Class};
+
 /// Bytes of tensors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryUse {
@@ -18,14 +20,19 @@ pub struct MemoryUse {
 }
 
 /// See the module text.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pool {
     state: Mutex<State>,
+    /// Buffers take multiples of so many bytes.
+    granularity: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
     memory: MemoryUse,
+    /// What is in use now, and what was when the most was in use.
+    live: ByClass,
+    peak: ByClass,
     /// Capacity (words) of everything handed out or free.
     held_words: usize,
     /// The most capacity that was handed out at once.
@@ -36,8 +43,13 @@ struct State {
 }
 
 impl Pool {
-    /// A buffer of at least `words` words with unspecified (initialised) content.
-    pub(super) fn take(&self, words: usize) -> Vec<u64> {
+    /// A pool whose buffers are counted in multiples of `granularity` bytes.
+    pub(super) fn new(granularity: u64) -> Self {
+        Self { state: Mutex::default(), granularity }
+    }
+
+    /// A buffer of at least `words` words with unspecified (initialised) content; `None` if the system has no room for it.
+    pub(super) fn take(&self, words: usize) -> Option<Vec<u64>> {
         let capacity = size_class(words);
         let mut state = self.lock();
         let reusable = state.free.range(capacity..=capacity + capacity / 4).next().map(|(&c, _)| c);
@@ -49,10 +61,14 @@ impl Pool {
             }
             buffer
         });
+        // Asked first, because `vec!` ends the process where there is no room. Only `vec!` gets zeroed pages without touching them.
+        if buffer.is_none() && Vec::<u64>::new().try_reserve_exact(capacity).is_err() {
+            return None;
+        }
         let got = buffer.as_ref().map_or(capacity, Vec::len);
         state.used_words += got;
         state.peak_words = state.peak_words.max(state.used_words);
-        match buffer {
+        Some(match buffer {
             Some(buffer) => buffer,
             None => {
                 state.held_words += got;
@@ -68,7 +84,7 @@ impl Pool {
                 drop(state);
                 vec![0; got]
             }
-        }
+        })
     }
 
     /// Takes a buffer back.
@@ -78,16 +94,24 @@ impl Pool {
         state.free.entry(buffer.len()).or_default().push(buffer);
     }
 
-    /// Counts bytes as in use.
-    pub(super) fn count(&self, bytes: u64) {
+    /// Counts a buffer of `bytes` bytes as in use.
+    pub(super) fn count(&self, class: Class, bytes: u64) {
+        let bytes = bytes.next_multiple_of(self.granularity);
         let mut state = self.lock();
         state.memory.live_bytes += bytes;
-        state.memory.peak_bytes = state.memory.peak_bytes.max(state.memory.live_bytes);
+        *state.live.get_mut(class) += bytes;
+        if state.memory.live_bytes > state.memory.peak_bytes {
+            state.memory.peak_bytes = state.memory.live_bytes;
+            state.peak = state.live;
+        }
     }
 
-    /// Counts bytes as no longer in use.
-    pub(super) fn discount(&self, bytes: u64) {
-        self.lock().memory.live_bytes -= bytes;
+    /// Counts it as no longer in use.
+    pub(super) fn discount(&self, class: Class, bytes: u64) {
+        let bytes = bytes.next_multiple_of(self.granularity);
+        let mut state = self.lock();
+        state.memory.live_bytes -= bytes;
+        *state.live.get_mut(class) -= bytes;
     }
 
     /// Counts memory of others, by difference.
@@ -100,9 +124,15 @@ impl Pool {
         self.lock().memory
     }
 
+    /// What was in use by class when the most was in use.
+    pub(super) fn peak_by_class(&self) -> ByClass {
+        self.lock().peak
+    }
+
     pub(super) fn reset_peak(&self) {
         let mut state = self.lock();
         state.memory.peak_bytes = state.memory.live_bytes;
+        state.peak = state.live;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -130,9 +160,9 @@ mod tests {
 
     #[test]
     fn the_pool_never_holds_more_than_was_used_at_once() {
-        let pool = Pool::default();
+        let pool = Pool::new(1);
         for words in [1000, 5000, 200, 70_000, 3, 65_000, 900] {
-            let buffer = pool.take(words);
+            let buffer = pool.take(words).unwrap();
             assert!(buffer.len() >= words);
             pool.give(buffer);
             let state = pool.lock();

@@ -1,40 +1,60 @@
-//! A two-dimensional row-major buffer that knows its shape and gives its memory back when dropped.
+//! A two-dimensional row-major buffer, on the host or on a GPU, that knows its shape and gives its memory back when dropped.
 
 use std::fmt;
 use std::sync::Arc;
 
+use super::Device;
+use super::class::Class;
+use super::gpu::{Block, LOWER};
+use super::kernels::DevicePtr;
 use super::pool::Pool;
-use crate::tensor::Real;
+use crate::error::{Error, Result};
+use crate::tensor::Element;
 
 /// Memory that somebody else keeps, as numbers.
 pub type HostData<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
 
-/// Numbers `[rows, cols]`, row-major. On a dry device it has a shape and no content.
-pub struct Tensor<T: Real> {
+/// Numbers `[rows, cols]`, row-major. On a GPU the content is there and not here; on a dry device there is none.
+pub struct Tensor<T: Element> {
     rows: usize,
     cols: usize,
     storage: Storage<T>,
+    class: Class,
     pool: Arc<Pool>,
 }
 
 enum Storage<T> {
     Pooled(Vec<u64>),
     Borrowed(HostData<T>),
+    Device(Block),
     Dry,
 }
 
-impl<T: Real> Tensor<T> {
-    pub(super) fn pooled(pool: &Arc<Pool>, rows: usize, cols: usize, dry: bool) -> Self {
-        let bytes = rows * cols * size_of::<T>();
-        let storage =
-            if dry { Storage::Dry } else { Storage::Pooled(pool.take(bytes.div_ceil(size_of::<u64>()))) };
-        pool.count(bytes as u64);
-        Self { rows, cols, storage, pool: pool.clone() }
+impl<T: Element> Tensor<T> {
+    /// Unspecified content, and on a dry device none.
+    pub(super) fn new(device: &Device, rows: usize, cols: usize) -> Result<Self> {
+        let size = rows.checked_mul(cols).and_then(|len| len.checked_mul(size_of::<T>()));
+        let Some(bytes) = size.filter(|&bytes| isize::try_from(bytes).is_ok()) else {
+            return Err(too_large(device, &format!("[{rows}, {cols}] of {}", T::DTYPE)));
+        };
+        let storage = match &device.gpu {
+            Some(gpu) => Storage::Device(gpu.block(bytes as u64)?),
+            None if device.is_dry() => Storage::Dry,
+            None => Storage::Pooled(
+                device
+                    .pool
+                    .take(bytes.div_ceil(size_of::<u64>()))
+                    .ok_or_else(|| too_large(device, &format!("{bytes} bytes")))?,
+            ),
+        };
+        device.pool.count(device.class, bytes as u64);
+        Ok(Self { rows, cols, storage, class: device.class, pool: device.pool.clone() })
     }
 
-    pub(super) fn borrowed(pool: &Arc<Pool>, rows: usize, cols: usize, data: HostData<T>) -> Self {
-        pool.count_borrowed((rows * cols * size_of::<T>()) as u64, true);
-        Self { rows, cols, storage: Storage::Borrowed(data), pool: pool.clone() }
+    pub(super) fn borrowed(device: &Device, rows: usize, cols: usize, data: HostData<T>) -> Self {
+        device.pool.count_borrowed((rows * cols * size_of::<T>()) as u64, true);
+        let storage = Storage::Borrowed(data);
+        Self { rows, cols, storage, class: Class::Weights, pool: device.pool.clone() }
     }
 
     /// Number of rows.
@@ -62,26 +82,47 @@ impl<T: Real> Tensor<T> {
         self.len() == 0
     }
 
-    /// The content; empty on a dry device.
+    /// Bytes of all elements.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.len() * size_of::<T>()) as u64
+    }
+
+    /// Its memory on a GPU.
+    pub(super) fn block(&self) -> Option<&Block> {
+        match &self.storage {
+            Storage::Device(block) => Some(block),
+            _ => None,
+        }
+    }
+
+    /// Its address on a GPU, for params of kernels; null on other devices.
+    pub fn ptr(&self) -> DevicePtr {
+        self.block().map_or(DevicePtr(0), Block::ptr)
+    }
+
+    /// The content; empty on a GPU (see [`Device::read`]) and on a dry device.
     pub fn data(&self) -> &[T] {
         match &self.storage {
             Storage::Pooled(words) => &bytemuck::cast_slice(words)[..self.len()],
             Storage::Borrowed(data) => data.as_ref().as_ref(),
-            Storage::Dry => &[],
+            Storage::Device(_) | Storage::Dry => &[],
         }
     }
 
-    /// The content, to change; empty on a dry device. Borrowed memory is copied first.
+    /// The content, to change; empty on a GPU and on a dry device. Borrowed memory is copied first.
     pub fn data_mut(&mut self) -> &mut [T] {
-        if let Storage::Borrowed(data) = &self.storage {
-            let mut own = Self::pooled(&self.pool, self.rows, self.cols, false);
-            own.data_mut().copy_from_slice(data.as_ref().as_ref());
-            *self = own;
-        }
         let len = self.len();
+        if let Storage::Borrowed(data) = &self.storage {
+            let num_words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
+            let mut words = self.pool.take(num_words).unwrap_or_else(|| vec![0; num_words]);
+            bytemuck::cast_slice_mut(&mut words)[..len].copy_from_slice(data.as_ref().as_ref());
+            self.pool.count_borrowed(self.bytes(), false);
+            self.pool.count(self.class, self.bytes());
+            self.storage = Storage::Pooled(words);
+        }
         match &mut self.storage {
             Storage::Pooled(words) => &mut bytemuck::cast_slice_mut(words)[..len],
-            Storage::Borrowed(_) | Storage::Dry => &mut [],
+            Storage::Borrowed(_) | Storage::Device(_) | Storage::Dry => &mut [],
         }
     }
 
@@ -91,22 +132,30 @@ impl<T: Real> Tensor<T> {
     }
 }
 
-impl<T: Real> Drop for Tensor<T> {
+impl<T: Element> Drop for Tensor<T> {
     fn drop(&mut self) {
-        let bytes = (self.len() * size_of::<T>()) as u64;
+        let bytes = self.bytes();
         match std::mem::replace(&mut self.storage, Storage::Dry) {
             Storage::Pooled(words) => {
-                self.pool.discount(bytes);
+                self.pool.discount(self.class, bytes);
                 self.pool.give(words);
             }
             Storage::Borrowed(_) => self.pool.count_borrowed(bytes, false),
-            Storage::Dry => self.pool.discount(bytes),
+            Storage::Device(_) | Storage::Dry => self.pool.discount(self.class, bytes),
         }
     }
 }
 
-impl<T: Real> fmt::Debug for Tensor<T> {
+impl<T: Element> fmt::Debug for Tensor<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor<{}>[{}, {}]", T::DTYPE, self.rows, self.cols)
+    }
+}
+
+/// The error of a size that there is no memory for.
+fn too_large(device: &Device, size: &str) -> Error {
+    Error::Device {
+        what: format!("{}: out of memory: {size} needed", device.label()),
+        fix: LOWER.into(),
     }
 }

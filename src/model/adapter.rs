@@ -1,6 +1,7 @@
 //! A LoRA adapter of a whole model: its trained tensors, their start, and their names in PEFT files.
 //!
-//! Gradients and optimizer moments have the same structure, so they are adapters too ([`Adapter::zeros_like`]).
+//! Gradients and optimizer moments have the same structure, so they are adapters too ([`Adapter::zeros_like`]), and so is the
+//! copy in full precision that a rounded adapter is trained in ([`Adapter::cast`]).
 
 use std::collections::BTreeMap;
 
@@ -63,7 +64,10 @@ impl<T: Real> Adapter<T> {
                 let b = device.zeros(out_features, config.r);
                 let weight = &block.linears[module as usize].weight;
                 let magnitude = match config.use_dora {
-                    true => Some(lora_matmul::dora_norm(device, weight, &a, &b, T::ZERO)?),
+                    true => {
+                        let norm = lora_matmul::dora_norm(device, weight, &a, &b, T::Stat::ZERO)?;
+                        Some(to_param(device, &norm))
+                    }
                     false => None,
                 };
                 params[module as usize] = Some(LoraParams { a, b, magnitude });
@@ -135,20 +139,30 @@ impl<T: Real> Adapter<T> {
         Ok(adapter)
     }
 
-    /// An adapter of the same structure, all zero.
-    pub fn zeros_like(&self, device: &Device) -> Self {
-        let zeros = |t: &Tensor<T>| device.zeros(t.rows(), t.cols());
-        let params = |p: &Option<LoraParams<T>>| {
-            p.as_ref().map(|p| LoraParams {
-                a: zeros(&p.a),
-                b: zeros(&p.b),
-                magnitude: p.magnitude.as_ref().map(zeros),
-            })
+    /// An adapter of the same structure, all zero: for gradients and moments.
+    pub fn zeros_like(&self, device: &Device) -> Adapter<T::Stat> {
+        self.map(|tensor| device.zeros(tensor.rows(), tensor.cols()))
+    }
+
+    /// The same numbers in another type, rounded where it is narrower.
+    pub fn cast<U: Real>(&self, device: &Device) -> Adapter<U> {
+        self.map(|tensor| {
+            let mut to = device.empty(tensor.rows(), tensor.cols());
+            for (to, from) in to.data_mut().iter_mut().zip(tensor.data()) {
+                *to = U::from_f64(from.to_f64());
+            }
+            to
+        })
+    }
+
+    fn map<U: Real>(&self, to: impl Fn(&Tensor<T>) -> Tensor<U>) -> Adapter<U> {
+        let params = |p: &LoraParams<T>| LoraParams {
+            a: to(&p.a),
+            b: to(&p.b),
+            magnitude: p.magnitude.as_ref().map(&to),
         };
-        Self {
-            config: self.config.clone(),
-            blocks: self.blocks.iter().map(|b| std::array::from_fn(|i| params(&b[i]))).collect(),
-        }
+        let block = |b: &[Option<LoraParams<T>>; 7]| std::array::from_fn(|i| b[i].as_ref().map(params));
+        Adapter { config: self.config.clone(), blocks: self.blocks.iter().map(block).collect() }
     }
 
     /// Rank, scale and targets.
@@ -237,6 +251,15 @@ impl<T: Real> Adapter<T> {
             ..AdapterConfig::default()
         }
     }
+}
+
+/// Norms as the first magnitudes.
+fn to_param<T: Real>(device: &Device, norm: &Tensor<T::Stat>) -> Tensor<T> {
+    let mut magnitude = device.empty(norm.rows(), norm.cols());
+    for (to, &from) in magnitude.data_mut().iter_mut().zip(norm.data()) {
+        *to = T::from_stat(from);
+    }
+    magnitude
 }
 
 /// Parts of a layer's adapter.

@@ -33,7 +33,7 @@ pub struct DropoutStep {
 pub(super) struct RowSet<T: Real> {
     adapter_rows: Vec<AdapterRows>,
     keys: RowKeys,
-    rope: RopeTable<T>,
+    rope: RopeTable<T::Stat>,
     plan: AttentionPlan,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Pass<'a, T: Real> {
     pub(super) weights: &'a Weights<T>,
     pub(super) adapters: &'a [Adapter<T>],
     /// Norms of DoRA by adapter, block and module.
-    dora_norms: Vec<Vec<[Option<Tensor<T>>; 7]>>,
+    dora_norms: Vec<Vec<[Option<Tensor<T::Stat>>; 7]>>,
     all: RowSet<T>,
     /// The rows that the last block has to finish.
     supervised: RowSet<T>,
@@ -55,14 +55,14 @@ pub(super) struct Pass<'a, T: Real> {
 /// What a block keeps for the backward pass.
 pub(super) struct Saved<T: Real> {
     x_in: Tensor<T>,
-    rstd_in: Tensor<T>,
+    rstd_in: Tensor<T::Stat>,
     q: Tensor<T>,
     k: Tensor<T>,
     v: Tensor<T>,
     o: Tensor<T>,
-    lse: Tensor<T>,
+    lse: Tensor<T::Stat>,
     pub(super) x_mid: Tensor<T>,
-    rstd_mid: Tensor<T>,
+    rstd_mid: Tensor<T::Stat>,
     gate: Tensor<T>,
     up: Tensor<T>,
     /// By [`Module`].
@@ -106,7 +106,7 @@ impl<'a, T: Real> Pass<'a, T> {
                     let Some(params) = adapter.params(layer, module) else { continue };
                     if params.magnitude.is_some() {
                         let weight = &block.linears[module as usize].weight;
-                        let scaling = T::from_f64(adapter.config().scaling());
+                        let scaling = T::Stat::from_f64(adapter.config().scaling());
                         norms[module as usize] =
                             Some(lora_matmul::dora_norm(device, weight, &params.a, &params.b, scaling)?);
                     }
@@ -175,7 +175,7 @@ impl<'a, T: Real> Pass<'a, T> {
         saved: Saved<T>,
         mut d_stream: Tensor<T>,
         lowest: bool,
-        grads: &mut [Adapter<T>],
+        grads: &mut [Adapter<T::Stat>],
     ) -> Result<Option<Tensor<T>>> {
         let device = self.device;
         let set = self.queries(layer);
@@ -277,7 +277,7 @@ impl<'a, T: Real> Pass<'a, T> {
     }
 
     fn norm(&self, weight: &'a Tensor<T>) -> Norm<'a, T> {
-        Norm { weight, eps: T::from_f64(self.config.rms_norm_eps) }
+        Norm { weight, eps: T::Stat::from_f64(self.config.rms_norm_eps) }
     }
 
     fn input_norm(&self, layer: usize) -> Norm<'a, T> {
@@ -294,7 +294,7 @@ impl<'a, T: Real> Pass<'a, T> {
     }
 
     fn qk_ops(&self, layer: usize) -> (QkNormRope<'_, T>, QkNormRope<'_, T>) {
-        let eps = T::from_f64(self.config.rms_norm_eps);
+        let eps = T::Stat::from_f64(self.config.rms_norm_eps);
         let norms = self.weights.blocks[layer].qk_norm.as_ref();
         let q = QkNormRope {
             norm: norms.map(|n| (&n.0, eps)),
@@ -336,11 +336,11 @@ impl<'a, T: Real> Pass<'a, T> {
         set: &RowSet<T>,
         (dy, x, xa): (&Tensor<T>, &Tensor<T>, &Tensor<T>),
         dx: Option<(&mut Tensor<T>, Write)>,
-        grads: &mut [Adapter<T>],
+        grads: &mut [Adapter<T::Stat>],
     ) -> Result<()> {
         let loras = self.loras(layer, module);
         let op = self.lora_matmul(layer, module, &loras, set);
-        let mut grads: Vec<Option<LoraGrad<'_, T>>> = grads
+        let mut grads: Vec<Option<LoraGrad<'_, T::Stat>>> = grads
             .iter_mut()
             .map(|g| {
                 g.params_mut(layer, module).map(|p| LoraGrad {
@@ -362,7 +362,7 @@ impl<'a, T: Real> Pass<'a, T> {
                 adapter.params(layer, module).map(|p| Lora {
                     a: &p.a,
                     b: &p.b,
-                    scaling: T::from_f64(adapter.config().scaling()),
+                    scaling: T::Stat::from_f64(adapter.config().scaling()),
                     dora: p.magnitude.as_ref().zip(norms[layer][module as usize].as_ref()),
                 })
             })

@@ -6,11 +6,11 @@ use super::block::{Pass, Saved};
 use super::weights::Weights;
 use crate::batch::{Batch, Target};
 use crate::config::ModelConfig;
-use crate::device::{Device, Tensor};
+use crate::device::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::linear_cross_entropy::{self, Gradient, TargetScore};
 use crate::ops::{embedding, rms_norm};
-use crate::tensor::Real;
+use crate::tensor::{DType, Real};
 
 /// A decoder: its shape and its frozen weights. Adapters are passed to every call, so one base serves many.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ struct Forward<T: Real> {
     saved: Vec<Saved<T>>,
     /// The stream that the final norm saw.
     stream: Tensor<T>,
-    rstd: Tensor<T>,
+    rstd: Tensor<T::Stat>,
     normed: Tensor<T>,
 }
 
@@ -37,7 +37,7 @@ impl<T: Real> Decoder<T> {
     /// # Errors
     /// An input error if the batch does not fit the model.
     pub fn score(&self, device: &Device, batch: &Batch, adapters: &[Adapter<T>]) -> Result<Vec<TargetScore>> {
-        self.validate(batch, adapters)?;
+        self.validate(device, batch, adapters)?;
         if batch.targets.is_empty() {
             return Ok(Vec::new());
         }
@@ -57,11 +57,11 @@ impl<T: Real> Decoder<T> {
         device: &Device,
         batch: &Batch,
         adapters: &[Adapter<T>],
-        grads: &mut [Adapter<T>],
+        grads: &mut [Adapter<T::Stat>],
         scale: f64,
         dropout: Option<DropoutStep>,
     ) -> Result<Vec<TargetScore>> {
-        self.validate(batch, adapters)?;
+        self.validate(device, batch, adapters)?;
         let lowest = (0..self.weights.blocks.len()).find(|&l| adapters.iter().any(|a| a.adapts_block(l)));
         let (Some(lowest), false) = (lowest, batch.targets.is_empty()) else {
             return self.score(device, batch, adapters);
@@ -99,14 +99,20 @@ impl<T: Real> Decoder<T> {
         adapters: &[Adapter<T>],
         rows: &[usize],
     ) -> Result<Tensor<T>> {
-        self.validate(batch, adapters)?;
+        self.validate(device, batch, adapters)?;
         let parts = (&self.config, &self.weights);
         let pass = Pass::new(device, parts, adapters, &batch.segments, rows.to_vec(), None)?;
         let forward = self.forward(&pass, batch, usize::MAX)?;
         linear_cross_entropy::logits(device, &forward.normed, self.weights.head())
     }
 
-    fn validate(&self, batch: &Batch, adapters: &[Adapter<T>]) -> Result<()> {
+    fn validate(&self, device: &Device, batch: &Batch, adapters: &[Adapter<T>]) -> Result<()> {
+        if T::DTYPE == DType::Bf16 && device.kind() == Kind::Cpu {
+            return Err(Error::Device {
+                what: "the cpu computes in f32, and this model is in bf16".into(),
+                fix: "load it as f32, or use another device".into(),
+            });
+        }
         let config = &self.config;
         let dropout = |a: &Adapter<T>| a.config().dropout;
         if let Some(other) = adapters.iter().find(|a| dropout(a) != dropout(&adapters[0])) {

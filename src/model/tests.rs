@@ -6,8 +6,10 @@ use super::init;
 use super::weights::Module;
 use crate::batch::{Batch, Target};
 use crate::config::{Family, LoraConfig, ModelConfig, TargetModules, variant};
-use crate::device::{Device, Tensor};
+use crate::device::{ByClass, Class, Device, Tensor};
 use crate::ops::testing::{check_gradient, cpu, random, relative_rms};
+use crate::tensor::Real;
+use half::bf16;
 
 /// A model of three tiny blocks.
 fn model(family: Family) -> Decoder<f64> {
@@ -236,6 +238,34 @@ fn work_below_the_lowest_adapter_is_skipped() {
     // With adapters on the MLP only, the lowest block needs no gradient of its attention.
     assert_eq!(flops(&[], false), 3);
     assert_eq!(flops(&["gate_proj"], true), 2);
+}
+
+#[test]
+fn bf16_is_planned_in_half_the_bytes_and_refused_by_the_cpu() {
+    fn parts<T: Real>(device: &Device) -> (Decoder<T>, Vec<Adapter<T>>) {
+        let config = model(Family::Qwen3).config;
+        let model = Decoder { weights: init::dry::<T>(device, &config).unwrap(), config };
+        let lora = lora(&[], 0.1, true);
+        let adapter = Adapter::new(device, &lora, &model.config, &model.weights, 1).unwrap();
+        (model, vec![adapter])
+    }
+    fn peak<T: Real>() -> ByClass {
+        let device = Device::dry();
+        let (model, adapters) = parts::<T>(&device);
+        let mut grads = vec![adapters[0].zeros_like(&device.class(Class::Gradient))];
+        model.score_and_backward(&device, &batch(&[(40, 0)]), &adapters, &mut grads, 1.0, None).unwrap();
+        device.peak_by_class()
+    }
+    let (wide, narrow) = (peak::<f32>(), peak::<bf16>());
+    assert_eq!(wide.get(Class::Gradient), narrow.get(Class::Gradient));
+    let rest = |all: ByClass| all.total() - all.get(Class::Gradient);
+    // Statistics stay f32.
+    assert!(rest(narrow) * 2 > rest(wide) && rest(narrow) * 18 < rest(wide) * 10, "{wide:?} {narrow:?}");
+
+    let (model, adapters) = parts::<bf16>(&Device::dry());
+    let error = model.score(&cpu(), &batch(&[(3, 0)]), &adapters).unwrap_err();
+    assert_eq!(error.exit_code(), 5);
+    assert!(error.to_string().contains("bf16"), "{error}");
 }
 
 #[test]

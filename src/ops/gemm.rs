@@ -11,7 +11,7 @@
 use rayon::prelude::*;
 
 use super::{few_rows, simd};
-use crate::tensor::Real;
+use crate::tensor::{DType, Real};
 
 /// A read-only matrix view with strides in elements.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +61,21 @@ impl<'a, T: Real> Mat<'a, T> {
         &self.data[row * self.row_stride..row * self.row_stride + self.cols]
     }
 
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The element in row `row` and column `col`.
+    pub fn at(&self, row: usize, col: usize) -> T {
+        self.data[row * self.row_stride + col * self.col_stride]
+    }
+
     /// True if every element lies within the slice.
     fn fits(&self) -> bool {
         fits(self.data.len(), self.rows, self.cols, self.row_stride, self.col_stride)
@@ -103,6 +118,9 @@ pub enum Write {
 /// If the shapes do not fit each other or a view reaches beyond its slice.
 pub fn gemm<T: Real>(dst: MatMut<'_, T>, write: Write, scale: T, a: Mat<'_, T>, b: Mat<'_, T>) {
     assert_fits(&dst, &a, &b);
+    if !is_fast::<T>() {
+        return plain(dst, write, scale, a, b);
+    }
     if few_rows::applies(dst.rows, &a, &b) {
         return few_rows::multiply(dst, write, scale, a, b);
     }
@@ -117,11 +135,11 @@ pub fn gemm<T: Real>(dst: MatMut<'_, T>, write: Write, scale: T, a: Mat<'_, T>, 
 /// If the shapes do not fit each other or a view reaches beyond its slice.
 pub fn par_gemm<T: Real>(dst: MatMut<'_, T>, write: Write, scale: T, a: Mat<'_, T>, b: Mat<'_, T>) {
     assert_fits(&dst, &a, &b);
-    if few_rows::applies(dst.rows, &a, &b) {
+    if is_fast::<T>() && few_rows::applies(dst.rows, &a, &b) {
         return few_rows::par_multiply(dst, write, scale, a, b);
     }
     let (m, n, k) = (dst.rows, dst.cols, a.cols);
-    if m * n * k < PIECE_WORK {
+    if m * n * k < PIECE_WORK || !is_fast::<T>() {
         return gemm(dst, write, scale, a, b);
     }
     let raw = RawDst { data: dst.data.as_mut_ptr(), row_stride: dst.row_stride };
@@ -135,6 +153,21 @@ pub fn par_gemm<T: Real>(dst: MatMut<'_, T>, write: Write, scale: T, a: Mat<'_, 
         // element, and the exclusive borrow of `dst` lasts until the loop has ended.
         unsafe { raw.multiply((top, left), write, scale, a, b) }
     });
+}
+
+/// True for the types that the gemm crate multiplies.
+fn is_fast<T: Real>() -> bool {
+    matches!(T::DTYPE, DType::F32 | DType::F64)
+}
+
+/// The product by its definition, summed in the statistics type and rounded once.
+fn plain<T: Real>(dst: MatMut<'_, T>, write: Write, scale: T, a: Mat<'_, T>, b: Mat<'_, T>) {
+    for (row, col) in (0..dst.rows).flat_map(|row| (0..dst.cols).map(move |col| (row, col))) {
+        let product = |p| a.at(row, p).to_stat() * b.at(p, col).to_stat();
+        let sum = scale.to_stat() * (0..a.cols).map(product).sum();
+        let dst = &mut dst.data[row * dst.row_stride + col];
+        *dst = T::from_stat(if write == Write::Add { dst.to_stat() + sum } else { sum });
+    }
 }
 
 /// Below this many multiply-adds a product stays on one thread.
@@ -308,6 +341,28 @@ mod tests {
         let one = with(1);
         for threads in [2, 3, 8] {
             assert_eq!(one, with(threads), "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn bf16_products_are_rounded_once() {
+        use half::bf16;
+        let (m, n, k) = (3, 4, 200);
+        let narrow =
+            |index| -> Vec<bf16> { random(m.max(n) * k, index).into_iter().map(bf16::from_f64).collect() };
+        let (a, b) = (narrow(0), narrow(1));
+        let wide = |x: &[bf16]| -> Vec<f64> { x.iter().map(|x| x.to_f64()).collect() };
+        let b_columns: Vec<f64> = (0..k * n).map(|i| b[i % n * k + i / n].to_f64()).collect();
+        let mut y = vec![bf16::ONE; m * n];
+        par_gemm(
+            MatMut::new(&mut y, m, n),
+            Write::Add,
+            bf16::ONE,
+            Mat::new(&a, m, k),
+            Mat::new(&b, n, k).t(),
+        );
+        for (y, e) in y.iter().zip(naive(m, n, k, &wide(&a), &b_columns)) {
+            assert!((y.to_f64() - 1.0 - e).abs() <= (1.0 + e).abs() / 256.0, "{y} {e}");
         }
     }
 

@@ -22,10 +22,10 @@ pub(crate) mod testing;
 
 use crate::device::Tensor;
 use crate::error::{Error, Result};
-use crate::tensor::Real;
+use crate::tensor::Element;
 
 /// Fails unless `tensor` has the shape that `op` expects of its argument `arg`.
-fn check_shape<T: Real>(
+fn check_shape<T: Element>(
     op: &'static str,
     arg: &'static str,
     tensor: &Tensor<T>,

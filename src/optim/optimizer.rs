@@ -1,17 +1,24 @@
 //! AdamW over the tensors of one adapter, with the moments as its state.
+//!
+//! An adapter in a type that is too narrow for small updates (bf16) is the rounded copy of a master that the optimizer keeps; in
+//! f32 and f64 the adapter is its own master, and there is one copy.
 
-use crate::device::{Device, Tensor};
-use crate::error::Result;
+use std::any::Any;
+
+use crate::device::{Class, Device, Tensor};
+use crate::error::{Error, Result};
 use crate::model::Adapter;
-use crate::ops::adamw::{self, AdamW};
+use crate::ops::adamw::{self, AdamW, Trained};
 use crate::ops::grad_norm::{clip_factor, grad_norm};
 use crate::tensor::Real;
 
 /// The moments of every tensor of an adapter, and the number of updates so far.
 #[derive(Debug)]
 pub struct Optimizer<T: Real> {
-    exp_avg: Adapter<T>,
-    exp_avg_sq: Adapter<T>,
+    /// What is trained, where that is not the adapter itself.
+    master: Option<Adapter<T::Stat>>,
+    exp_avg: Adapter<T::Stat>,
+    exp_avg_sq: Adapter<T::Stat>,
     step: u64,
 }
 
@@ -33,9 +40,28 @@ pub struct Update {
 }
 
 impl<T: Real> Optimizer<T> {
-    /// Zero moments for `adapter`.
+    /// Zero moments for `adapter`; see [`Optimizer::with_master`] for one that is known in more digits.
     pub fn new(device: &Device, adapter: &Adapter<T>) -> Self {
-        Self { exp_avg: adapter.zeros_like(device), exp_avg_sq: adapter.zeros_like(device), step: 0 }
+        let is_own_master = (adapter as &dyn Any).is::<Adapter<T::Stat>>();
+        Self {
+            master: (!is_own_master).then(|| adapter.cast(&device.class(Class::Master))),
+            exp_avg: adapter.zeros_like(&device.class(Class::Moments)),
+            exp_avg_sq: adapter.zeros_like(&device.class(Class::Moments)),
+            step: 0,
+        }
+    }
+
+    /// Zero moments for `master`, and the adapter to compute with.
+    pub fn with_master(device: &Device, master: Adapter<T::Stat>) -> (Self, Adapter<T>) {
+        let adapter = master.cast(&device.class(Class::Adapter));
+        let mut optimizer = Self::new(device, &adapter);
+        optimizer.master = optimizer.master.map(|_| master);
+        (optimizer, adapter)
+    }
+
+    /// What is trained and belongs in files, where the adapter is a rounded copy of it; none where that is the adapter itself.
+    pub fn master(&self) -> Option<&Adapter<T::Stat>> {
+        self.master.as_ref()
     }
 
     /// Updates done.
@@ -44,21 +70,21 @@ impl<T: Real> Optimizer<T> {
     }
 
     /// Norm of the gradient before clipping; not finite if the gradient is not, and then [`Optimizer::apply`] must not be called.
-    pub fn grad_norm(&self, device: &Device, grads: &Adapter<T>) -> f64 {
+    pub fn grad_norm(&self, device: &Device, grads: &Adapter<T::Stat>) -> f64 {
         grad_norm(device, &grads.tensors())
     }
 
     /// Clips a gradient of norm `norm` and updates the adapter.
     ///
     /// # Errors
-    /// [`crate::error::Error::Shape`] if `grads` belongs to another adapter.
+    /// [`Error::Shape`] if `grads` belongs to another adapter.
     pub fn apply(
         &mut self,
         device: &Device,
         update: &Update,
         norm: f64,
         adapter: &mut Adapter<T>,
-        grads: &Adapter<T>,
+        grads: &Adapter<T::Stat>,
     ) -> Result<()> {
         self.step += 1;
         let adamw = AdamW {
@@ -70,17 +96,37 @@ impl<T: Real> Optimizer<T> {
             clip: clip_factor(norm, update.max_grad_norm),
             step: self.step,
         };
-        let moments = self.exp_avg.tensors_mut().into_iter().zip(self.exp_avg_sq.tensors_mut());
-        let params = adapter.tensors_mut().into_iter().zip(grads.tensors());
-        for ((param, grad), (exp_avg, exp_avg_sq)) in params.zip(moments) {
-            adamw::update(device, &adamw, param, grad, exp_avg, exp_avg_sq)?;
+        let mut shadows: Vec<Option<&mut Tensor<T>>> = Vec::new();
+        let params: Vec<&mut Tensor<T::Stat>> = match &mut self.master {
+            Some(master) => {
+                shadows.extend(adapter.tensors_mut().into_iter().map(Some));
+                master.tensors_mut()
+            }
+            None => match (adapter as &mut dyn Any).downcast_mut::<Adapter<T::Stat>>() {
+                Some(own) => own.tensors_mut(),
+                None => Vec::new(),
+            },
+        };
+        shadows.resize_with(params.len(), || None);
+        let (count, expected) = (grads.tensors().len(), self.exp_avg.tensors().len());
+        if count != expected || params.len() != expected {
+            return Err(Error::shape("adamw", "grads", expected, count));
         }
-        Ok(())
+        let moments = self.exp_avg.tensors_mut().into_iter().zip(self.exp_avg_sq.tensors_mut());
+        let params = params.into_iter().zip(shadows).zip(grads.tensors());
+        let one = |(((param, shadow), grad), (exp_avg, exp_avg_sq))| Trained {
+            param,
+            shadow,
+            grad,
+            exp_avg,
+            exp_avg_sq,
+        };
+        adamw::update(device, &adamw, &mut params.zip(moments).map(one).collect::<Vec<Trained<'_, T>>>())
     }
 
     /// The state with names, for a checkpoint: `exp_avg.<tensor>` and `exp_avg_sq.<tensor>`.
-    pub fn named_state(&self) -> Vec<(String, &Tensor<T>)> {
-        let with = |prefix: &str, adapter: &'_ Adapter<T>| -> Vec<String> {
+    pub fn named_state(&self) -> Vec<(String, &Tensor<T::Stat>)> {
+        let with = |prefix: &str, adapter: &'_ Adapter<T::Stat>| -> Vec<String> {
             adapter.named_tensors().into_iter().map(|(name, _)| format!("{prefix}.{name}")).collect()
         };
         let names = with("exp_avg", &self.exp_avg).into_iter().chain(with("exp_avg_sq", &self.exp_avg_sq));
@@ -95,7 +141,7 @@ impl<T: Real> Optimizer<T> {
     pub fn restore(
         &mut self,
         step: u64,
-        mut read: impl FnMut(&str, &mut Tensor<T>) -> Result<()>,
+        mut read: impl FnMut(&str, &mut Tensor<T::Stat>) -> Result<()>,
     ) -> Result<()> {
         let names: Vec<String> = self.named_state().into_iter().map(|(name, _)| name).collect();
         let tensors = self.exp_avg.tensors_mut().into_iter().chain(self.exp_avg_sq.tensors_mut());
@@ -104,5 +150,89 @@ impl<T: Real> Optimizer<T> {
         }
         self.step = step;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{LoraConfig, TargetModules, variant};
+    use crate::model::init;
+    use half::bf16;
+
+    /// An adapter of a model that has shapes only.
+    fn adapter() -> (Device, Adapter<f32>) {
+        let device = Device::cpu(1).unwrap();
+        let mut model = variant("qwen3-tiny").unwrap().model_config().unwrap();
+        (model.num_hidden_layers, model.hidden_size, model.vocab_size) = (2, 8, 16);
+        let lora = LoraConfig {
+            r: 2,
+            alpha: 4.0,
+            dropout: 0.0,
+            target_modules: TargetModules::AllLinear,
+            use_rslora: false,
+            use_dora: false,
+        };
+        let weights = init::dry::<f32>(&Device::dry(), &model).unwrap();
+        let adapter = Adapter::new(&device, &lora, &model, &weights, 1).unwrap();
+        (device, adapter)
+    }
+
+    /// An adapter of ones.
+    fn ones(device: &Device, adapter: &Adapter<f32>) -> Adapter<f32> {
+        let mut ones = adapter.zeros_like(device);
+        ones.tensors_mut().into_iter().for_each(|t| t.data_mut().fill(1.0));
+        ones
+    }
+
+    const UPDATE: Update = Update {
+        learning_rate: 1e-4,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        max_grad_norm: None,
+    };
+
+    #[test]
+    fn a_rounded_adapter_is_trained_through_its_master() {
+        let (device, mut wide) = adapter();
+        let grads = ones(&device, &wide);
+        let (mut optimizer, mut narrow) = Optimizer::<bf16>::with_master(&device, wide.cast(&device));
+        let mut reference = Optimizer::<f32>::new(&device, &wide);
+        assert!(reference.master().is_none());
+        for _ in 0..3 {
+            reference.apply(&device, &UPDATE, 1.0, &mut wide, &grads).unwrap();
+            optimizer.apply(&device, &UPDATE, 1.0, &mut narrow, &grads).unwrap();
+        }
+        let master = optimizer.master().unwrap();
+        for ((wide, master), narrow) in wide.tensors().iter().zip(master.tensors()).zip(narrow.tensors()) {
+            assert_eq!(wide.data(), master.data());
+            assert!(master.data().iter().zip(narrow.data()).all(|(&m, &n)| bf16::from_f32(m) == n));
+        }
+    }
+
+    #[test]
+    fn memory_is_counted_by_its_use() {
+        let (_, adapter) = adapter();
+        let numbers = adapter.num_params() as u64;
+        let dry = Device::dry();
+        let narrow: Adapter<bf16> = adapter.cast(&dry.class(Class::Adapter));
+        let optimizer = Optimizer::new(&dry, &narrow);
+        let peak = dry.peak_by_class();
+        let bytes = [Class::Adapter, Class::Master, Class::Moments].map(|class| peak.get(class) / numbers);
+        assert_eq!((bytes, optimizer.step()), ([2, 4, 8], 0));
+    }
+
+    #[test]
+    fn gradients_of_another_adapter_are_refused() {
+        let (device, mut wide) = adapter();
+        let mut optimizer = Optimizer::new(&device, &wide);
+        let mut model = variant("qwen3-tiny").unwrap().model_config().unwrap();
+        (model.num_hidden_layers, model.hidden_size, model.vocab_size) = (1, 8, 16);
+        let weights = init::dry::<f32>(&Device::dry(), &model).unwrap();
+        let other = Adapter::new(&device, wide.config(), &model, &weights, 1).unwrap();
+        let error = optimizer.apply(&device, &UPDATE, 1.0, &mut wide, &other.zeros_like(&device));
+        assert!(error.unwrap_err().to_string().contains("grads"));
     }
 }

@@ -74,7 +74,7 @@ fn every_command_explains_itself() {
             &["--train-file", "--lora-r", "--resume", "--dry-run", "--per-device-train-batch-size"],
         ),
         (&["score", "--help"], &["--data-file", "--choices", "--adapter", "--output"]),
-        (&["inspect", "--help"], &["model", "tokenizer", "data", "plan"]),
+        (&["inspect", "--help"], &["model", "tokenizer", "data", "plan", "kernels"]),
         (&["inspect", "model", "--help"], &["MODEL"]),
         (&["inspect", "tokenizer", "--help"], &["MODEL", "TEXT"]),
         (&["inspect", "data", "--help"], &["--data-file", "--format", "--rows"]),
@@ -192,6 +192,14 @@ fn the_built_in_variants_are_listed() {
         &["inspect", "model"],
         &["Qwen3-0.6B", "Qwen2.5-7B", "qwen3-tiny", "parameters", "not in this build"],
     );
+}
+
+#[test]
+fn the_kernels_of_the_build_are_shown() {
+    use tanren::device::kernels::{Kernel, NVCC};
+    let symbols = Kernel::ALL.iter().map(|kernel| kernel.symbol());
+    let parts: Vec<&str> = ["compiler", NVCC, "machine code", "kernels"].into_iter().chain(symbols).collect();
+    accepted(&["inspect", "kernels"], &parts);
 }
 
 #[test]

@@ -2,8 +2,11 @@
 
 mod cli;
 mod golden;
+mod kernel_table;
+mod kernels;
 mod kill;
 mod score;
 mod source;
 mod tidy;
+mod tidy_kernels;
 mod train;

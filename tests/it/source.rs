@@ -102,7 +102,7 @@ fn collect(folder: &Path, endings: &[&str], found: &mut Vec<PathBuf>) {
 fn is_test(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     let by_name = ["tests.rs", "testing.rs"].contains(&name) || name.ends_with("_tests.rs");
-    by_name || !path.starts_with("src/") && path != "build.rs"
+    by_name || !path.starts_with("src/") && !path.starts_with("build/") && path != "build.rs"
 }
 
 /// Blanks out comments, strings and characters.

@@ -43,7 +43,7 @@ const PLACES: [(&[&str], &[&str], &str); 4] = [
     (&["clap"], &["src/cli/", "src/main.rs"], "the command line belongs to src/cli/"),
     (
         &["println!", "print!", "eprintln!", "eprint!", "stdout()", "stderr()"],
-        &["src/cli/", "src/main.rs", "build.rs"],
+        &["src/cli/", "src/main.rs", "build.rs", "build/"],
         "printing belongs to src/cli/",
     ),
     (&["cudarc"], &["src/device/cuda.rs"], "the driver belongs to src/device/cuda.rs"),
@@ -59,14 +59,15 @@ const PANICS: [&str; 6] =
     [".unwrap()", ".expect(", ".unwrap_err()", ".expect_err(", "todo!", "unimplemented!"];
 
 /// Fails with all faults, one per line.
-fn demand(faults: Vec<String>) {
+pub(crate) fn demand(faults: Vec<String>) {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
-/// The sources of the library, the binary and the build script.
+/// The sources of the library, the binary and the build script with its parts.
 fn shipped() -> Vec<Source> {
     let mut all = sources("src");
     all.push(Source::new("build.rs", &read("build.rs")));
+    all.extend(sources("build"));
     all
 }
 
@@ -103,7 +104,7 @@ fn no_file_is_too_long() {
     assert!(length(&Source::new("src/a.rs", &"\n".repeat(HARD_LIMIT + 1))).is_some());
 }
 
-fn length(source: &Source) -> Option<String> {
+pub(crate) fn length(source: &Source) -> Option<String> {
     let lines = source.text.lines().count();
     (lines > HARD_LIMIT).then(|| format!("{}:{lines}: more than {HARD_LIMIT} lines; divide it", source.path))
 }
@@ -331,8 +332,8 @@ fn orphans(all: &[Source]) -> Vec<String> {
 
 #[test]
 fn text_is_clean() {
-    let endings = [".rs", ".toml", ".cu", ".cuh", ".sh", ".md"];
-    let folders = ["src", "tests", "benches", "examples", "fuzz", "docs", "scripts", "kernels"];
+    let endings = [".rs", ".toml", ".cu", ".cuh", ".hpp", ".cpp", ".sh", ".py", ".md"];
+    let folders = ["src", "build", "tests", "benches", "examples", "fuzz", "docs", "scripts", "kernels"];
     let mut paths: Vec<String> = folders.iter().flat_map(|folder| files(folder, &endings)).collect();
     let top = ["build.rs", "Cargo.toml", "README.md", "CHANGELOG.md"];
     paths.extend(top.iter().filter(|name| root().join(name).exists()).map(|name| (*name).to_owned()));

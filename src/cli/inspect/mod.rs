@@ -1,6 +1,7 @@
-//! `tanren inspect`: what a model, a tokenizer, a data file or a plan is, before anything is computed.
+//! `tanren inspect`: what a model, a tokenizer, a data file, a plan or this build is, before anything is computed.
 
 mod data;
+mod kernels;
 mod model;
 mod tokenizer;
 
@@ -27,5 +28,9 @@ pub(super) fn run(what: &InspectCommand, console: &Arc<Console>) -> Result<()> {
         InspectCommand::Tokenizer(args) => tokenizer::show(args, console),
         InspectCommand::Data(args) => data::show(args, console),
         InspectCommand::Plan(args) => train::inspect(args, console),
+        InspectCommand::Kernels => {
+            kernels::show(console);
+            Ok(())
+        }
     }
 }

@@ -107,7 +107,7 @@ impl TensorView {
             DType::F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f32()),
             DType::Bf16 => convert(bytes, |b| bf16::from_le_bytes(b).to_f32()),
             DType::F64 => convert(bytes, |b| f64::from_le_bytes(b) as f32),
-            DType::I64 | DType::I32 | DType::U8 => {
+            DType::I64 | DType::I32 | DType::U32 | DType::U8 => {
                 return Error::input(CODE, "integers where real numbers are needed")
                     .path(self.path())
                     .field(self.name())

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::AdamW;
+use super::{AdamW, Trained};
 use crate::ops::simd;
 use crate::tensor::Real;
 
@@ -10,7 +10,20 @@ use crate::tensor::Real;
 const PIECE: usize = 1 << 14;
 
 /// See [`super::update`].
-pub(super) fn update<T: Real>(adamw: &AdamW, param: &mut [T], grad: &[T], m: &mut [T], v: &mut [T]) {
+pub(super) fn update<T: Real>(adamw: &AdamW, trained: &mut Trained<'_, T>) {
+    let Trained { param, shadow, grad, exp_avg, exp_avg_sq } = trained;
+    step(adamw, param.data_mut(), grad.data(), exp_avg.data_mut(), exp_avg_sq.data_mut());
+    if let Some(shadow) = shadow {
+        let pieces = shadow.data_mut().par_chunks_mut(PIECE).zip(param.data().par_chunks(PIECE));
+        pieces.for_each(|(shadow, param)| {
+            for (rounded, &p) in shadow.iter_mut().zip(param) {
+                *rounded = T::from_stat(p);
+            }
+        });
+    }
+}
+
+fn step<T: Real>(adamw: &AdamW, param: &mut [T], grad: &[T], m: &mut [T], v: &mut [T]) {
     let t = i32::try_from(adamw.step).unwrap_or(i32::MAX);
     let real = T::from_f64;
     let step_size = real(adamw.learning_rate / (1.0 - adamw.beta1.powi(t)));

@@ -1,7 +1,8 @@
-//! AdamW update of one tensor, with the clipping factor applied to the gradient.
+//! AdamW update of the tensors of an adapter, with the clipping factor applied to the gradients.
 //!
 //! `g = clip * grad`, `p *= 1 - lr * weight_decay`, `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
-//! `p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)`; `t` counts from 1. All tensors have one shape.
+//! `p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)`; `t` counts from 1. What belongs together has one shape.
+//! Where ops compute in a narrower type than `p` has, they read `shadow`, which is `p` rounded after every update.
 //! Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; order of operations as in PyTorch.
 
 mod cpu;
@@ -32,25 +33,44 @@ pub struct AdamW {
     pub step: u64,
 }
 
-/// Updates `param`, `exp_avg` and `exp_avg_sq` in place.
+/// One trained tensor with what belongs to it.
+#[derive(Debug)]
+pub struct Trained<'a, T: Real> {
+    /// The numbers that are trained, in the statistics type.
+    pub param: &'a mut Tensor<T::Stat>,
+    /// Their rounded copy, where ops compute in another type.
+    pub shadow: Option<&'a mut Tensor<T>>,
+    /// Gradient.
+    pub grad: &'a Tensor<T::Stat>,
+    /// First moment.
+    pub exp_avg: &'a mut Tensor<T::Stat>,
+    /// Second moment.
+    pub exp_avg_sq: &'a mut Tensor<T::Stat>,
+}
+
+/// Updates parameters and moments in place, and writes the shadows.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] if the shapes differ.
-pub fn update<T: Real>(
-    device: &Device,
-    adamw: &AdamW,
-    param: &mut Tensor<T>,
-    grad: &Tensor<T>,
-    exp_avg: &mut Tensor<T>,
-    exp_avg_sq: &mut Tensor<T>,
-) -> Result<()> {
-    check_shape("adamw", "grad", grad, param.shape())?;
-    check_shape("adamw", "exp_avg", exp_avg, param.shape())?;
-    check_shape("adamw", "exp_avg_sq", exp_avg_sq, param.shape())?;
-    let work = Work { flops: 14 * param.len() as u64, bytes: (7 * param.len() * size_of::<T>()) as u64 };
-    device.record("adamw", work);
+pub fn update<T: Real>(device: &Device, adamw: &AdamW, trained: &mut [Trained<'_, T>]) -> Result<()> {
+    let (mut numbers, mut rounded) = (0, 0);
+    for one in trained.iter() {
+        let shape = one.param.shape();
+        check_shape("adamw", "grad", one.grad, shape)?;
+        check_shape("adamw", "exp_avg", one.exp_avg, shape)?;
+        check_shape("adamw", "exp_avg_sq", one.exp_avg_sq, shape)?;
+        if let Some(shadow) = &one.shadow {
+            check_shape("adamw", "shadow", shadow, shape)?;
+            rounded += shadow.len();
+        }
+        numbers += one.param.len();
+    }
+    let bytes = 7 * numbers * size_of::<T::Stat>() + rounded * size_of::<T>();
+    device.record("adamw", Work::new(14 * numbers as u64, bytes as u64));
     if !device.is_dry() {
-        cpu::update(adamw, param.data_mut(), grad.data(), exp_avg.data_mut(), exp_avg_sq.data_mut());
+        for one in trained {
+            cpu::update(adamw, one);
+        }
     }
     Ok(())
 }

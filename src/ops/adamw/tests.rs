@@ -1,7 +1,20 @@
 //! AdamW against the formula over several steps; the numbers of one step as PyTorch 2.9 gives them are in the goldens.
 
-use super::{AdamW, update};
+use super::{AdamW, Trained, update};
+use crate::device::{Device, Tensor};
 use crate::ops::testing::{cpu, random};
+use crate::tensor::Real;
+
+/// One tensor that is its own master.
+fn update_one<T: Real<Stat = T>>(
+    device: &Device,
+    adamw: &AdamW,
+    [param, exp_avg, exp_avg_sq]: [&mut Tensor<T>; 3],
+    grad: &Tensor<T>,
+) {
+    let one: Trained<'_, T> = Trained { param, shadow: None, grad, exp_avg, exp_avg_sq };
+    update(device, adamw, &mut [one]).unwrap();
+}
 
 #[test]
 fn three_steps_follow_the_formula() {
@@ -20,7 +33,7 @@ fn three_steps_follow_the_formula() {
             clip: 0.5,
             step,
         };
-        update(&device, &adamw, &mut p, &grad, &mut m, &mut v).unwrap();
+        update_one(&device, &adamw, [&mut p, &mut m, &mut v], &grad);
         for i in 0..21 {
             let g = 0.5 * grad.data()[i];
             m1[i] = 0.9 * m1[i] + 0.1 * g;
@@ -49,7 +62,40 @@ fn a_zero_learning_rate_moves_the_moments_only() {
         clip: 1.0,
         step: 1,
     };
-    update(&device, &adamw, &mut p, &grad, &mut m, &mut v).unwrap();
+    update_one(&device, &adamw, [&mut p, &mut m, &mut v], &grad);
     assert_eq!(p.data(), before);
     assert!(m.data().iter().chain(v.data()).all(|&x| x != 0.0));
+}
+
+#[test]
+fn a_shadow_follows_its_master_and_small_updates_are_not_lost() {
+    use half::bf16;
+    let device = cpu();
+    let mut param = device.tensor(1, 2, &[1.0f32, -2.0]).unwrap();
+    let mut shadow = device.zeros::<bf16>(1, 2);
+    let grad = device.tensor(1, 2, &[1.0f32, -1.0]).unwrap();
+    let (mut exp_avg, mut exp_avg_sq) = (device.zeros(1, 2), device.zeros(1, 2));
+    for step in 1..=20 {
+        let adamw = AdamW {
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+            step,
+        };
+        let one = Trained {
+            param: &mut param,
+            shadow: Some(&mut shadow),
+            grad: &grad,
+            exp_avg: &mut exp_avg,
+            exp_avg_sq: &mut exp_avg_sq,
+        };
+        update(&device, &adamw, &mut [one]).unwrap();
+        let rounded: Vec<bf16> = param.data().iter().map(|&p| bf16::from_f32(p)).collect();
+        assert_eq!(shadow.data(), rounded);
+    }
+    // A step of 0.001 alone is less than half a unit in the last place of bf16.
+    assert!((param.data()[0] - 0.98).abs() < 1e-4 && shadow.data()[0] < bf16::ONE, "{param:?}");
 }

@@ -10,7 +10,7 @@ use crate::ops::simd;
 use crate::tensor::Real;
 
 /// See [`super::forward`]. Tiles run in parallel; each owns its rows of `o` and `lse`.
-pub(super) fn forward<T: Real>(args: &Attention<'_, T>, o: &mut Tensor<T>, lse: &mut Tensor<T>) {
+pub(super) fn forward<T: Real>(args: &Attention<'_, T>, o: &mut Tensor<T>, lse: &mut Tensor<T::Stat>) {
     let (q_cols, heads) = (args.heads.q_cols(), args.heads.num_attention_heads);
     let (mut o_rest, mut lse_rest) = (o.data_mut(), lse.data_mut());
     let mut tasks = Vec::new();
@@ -34,7 +34,7 @@ fn forward_head<T: Real>(
     head: usize,
     scores: &mut Vec<T>,
     o: &mut [T],
-    lse: &mut [T],
+    lse: &mut [T::Stat],
 ) {
     let (m, n) = (tile.rows.len(), num_keys(tile));
     let (d, q_cols) = (args.heads.head_dim, args.heads.q_cols());
@@ -54,7 +54,7 @@ fn forward_head<T: Real>(
         first += range.rows.len();
     }
     for (i, row) in scores.chunks_exact_mut(n).enumerate() {
-        lse[i * args.heads.num_attention_heads + head] = softmax(args, tile, i, row);
+        lse[i * args.heads.num_attention_heads + head] = softmax(args, tile, i, row).to_stat();
     }
     let mut first = 0;
     for (at, range) in tile.keys.iter().enumerate() {
@@ -177,7 +177,7 @@ struct Context<'a, T: Real> {
     args: &'a Attention<'a, T>,
     d_o: &'a Tensor<T>,
     o: &'a Tensor<T>,
-    lse: &'a Tensor<T>,
+    lse: &'a Tensor<T::Stat>,
 }
 
 impl<T: Real> Context<'_, T> {
@@ -225,7 +225,7 @@ impl<T: Real> Context<'_, T> {
     fn row(&self, query: usize, range: &KvRange, head: usize, p: &mut [T], ds: &mut [T]) {
         let args = self.args;
         let d = args.heads.head_dim;
-        let lse = self.lse.row(query)[head];
+        let lse = T::from_stat(self.lse.row(query)[head]);
         let (o, d_o) =
             (&self.o.row(query)[head * d..(head + 1) * d], &self.d_o.row(query)[head * d..(head + 1) * d]);
         let visible = args.plan.visible(query, range);

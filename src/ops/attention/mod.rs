@@ -89,10 +89,7 @@ impl<T: Real> Attention<'_, T> {
         let numbers = (2 * self.q.len() + self.k.len() + self.v.len()) as u64;
         device.record(
             op,
-            Work {
-                flops: 2 * products * pairs * self.heads.head_dim as u64,
-                bytes: numbers * size_of::<T>() as u64,
-            },
+            Work::new(2 * products * pairs * self.heads.head_dim as u64, numbers * size_of::<T>() as u64),
         );
     }
 }
@@ -105,7 +102,7 @@ pub fn forward<T: Real>(
     device: &Device,
     args: &Attention<'_, T>,
     o: &mut Tensor<T>,
-    lse: &mut Tensor<T>,
+    lse: &mut Tensor<T::Stat>,
 ) -> Result<()> {
     args.check()?;
     check_shape(OP, "o", o, args.q.shape())?;
@@ -125,7 +122,7 @@ pub struct Backward<'a, T: Real> {
     /// Output of the forward pass.
     pub o: &'a Tensor<T>,
     /// Saved by the forward pass.
-    pub lse: &'a Tensor<T>,
+    pub lse: &'a Tensor<T::Stat>,
     /// Overwritten.
     pub dq: &'a mut Tensor<T>,
     /// Overwritten.

@@ -38,7 +38,7 @@ pub fn forward<T: Real>(
     if let Some(id) = input_ids.iter().find(|&&id| id as usize >= table.rows()) {
         return Err(Error::shape("embedding", "input_ids", format!("below {}", table.rows()), id));
     }
-    device.record("embedding", Work { flops: 0, bytes: 2 * (y.len() * size_of::<T>()) as u64 });
+    device.record("embedding", Work::new(0, 2 * (y.len() * size_of::<T>()) as u64));
     if !device.is_dry() {
         cpu::forward(table, input_ids, y);
     }

@@ -13,8 +13,7 @@ use crate::tensor::Real;
 /// The norm; not finite if some gradient is not. Zero on a dry device.
 pub fn grad_norm<T: Real>(device: &Device, grads: &[&Tensor<T>]) -> f64 {
     let elements: usize = grads.iter().map(|g| g.len()).sum();
-    device
-        .record("grad_norm", Work { flops: 2 * elements as u64, bytes: (elements * size_of::<T>()) as u64 });
+    device.record("grad_norm", Work::new(2 * elements as u64, (elements * size_of::<T>()) as u64));
     if device.is_dry() { 0.0 } else { cpu::grad_norm(grads) }
 }
 

@@ -75,10 +75,10 @@ pub fn forward<T: Real>(
     let chunks = x.rows().div_ceil(chunk_rows::<T>(weight.rows())) as u64;
     device.record(
         "linear_cross_entropy",
-        Work {
-            flops: products * x.rows() as u64 * weight.len() as u64,
-            bytes: chunks * products / 2 * (weight.len() * size_of::<T>()) as u64,
-        },
+        Work::new(
+            products * x.rows() as u64 * weight.len() as u64,
+            chunks * products / 2 * (weight.len() * size_of::<T>()) as u64,
+        ),
     );
     Ok(cpu::forward(device, x, weight, targets, gradient))
 }

@@ -2,6 +2,7 @@
 //!
 //! This runs on a dry device too, up to the arithmetic: its temporary tensors belong in the memory plan.
 
+use std::any::Any;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -45,9 +46,9 @@ pub(super) fn forward<T: Real>(
         let y = &mut y.data_mut()[rows.start * out_features..rows.end * out_features];
         let scale = |y: &mut [T], by: Vec<T>| each_row(y, &by, |y, by| *y *= by);
         match (lora.dora, base) {
-            (None, _) => add(y, rows.len(), lora.scaling, xa, whole(lora.b).t()),
+            (None, _) => add(y, rows.len(), T::from_stat(lora.scaling), xa, whole(lora.b).t()),
             (Some(_), None) => {
-                add(y, rows.len(), lora.scaling, xa, whole(lora.b).t());
+                add(y, rows.len(), T::from_stat(lora.scaling), xa, whole(lora.b).t());
                 scale(y, gains(lora));
             }
             (Some(_), Some(mut base)) => {
@@ -63,7 +64,7 @@ pub(super) fn forward<T: Real>(
                 );
                 let b = lora.b.data().chunks_exact(r).zip(&gains);
                 let b: Vec<T> = b.flat_map(|(row, &g)| row.iter().map(move |&b| b * g)).collect();
-                add(y, rows.len(), lora.scaling, xa, Mat::new(&b, out_features, r).t());
+                add(y, rows.len(), T::from_stat(lora.scaling), xa, Mat::new(&b, out_features, r).t());
             }
         }
     }
@@ -113,15 +114,16 @@ pub(super) fn backward<T: Real>(device: &Device, layer: &LoraMatmul<'_, T>, args
             }
         };
         let adapter_dy = Mat::new(adapter_dy, rows.len(), weight.rows());
-        par_gemm(whole_mut(&mut dxa), Write::Overwrite, lora.scaling, adapter_dy, whole(lora.b));
+        let scaling = T::from_stat(lora.scaling);
+        par_gemm(whole_mut(&mut dxa), Write::Overwrite, scaling, adapter_dy, whole(lora.b));
         // dB^T = xa^T dy, then transposed: the long side of the product lies in columns, which is several times faster.
-        par_gemm(whole_mut(&mut db), Write::Overwrite, lora.scaling, xa.t(), adapter_dy);
+        par_gemm(whole_mut(&mut db), Write::Overwrite, scaling, xa.t(), adapter_dy);
         grad.b.data_mut().par_chunks_mut(r).enumerate().for_each(|(j, row)| {
             for (i, b) in row.iter_mut().enumerate() {
-                *b += db.data()[i * weight.rows() + j];
+                *b += db.data()[i * weight.rows() + j].to_stat();
             }
         });
-        par_gemm(whole_mut(grad.a), Write::Add, T::ONE, whole(&dxa).t(), input);
+        add_to_statistics(grad.a, whole(&dxa).t(), input);
         if let Some(dx_rows) = dx_rows {
             add(dx_rows, rows.len(), T::ONE, whole(&dxa), whole(lora.a));
         }
@@ -144,7 +146,7 @@ struct DoraRows<'a, T: Real> {
 /// Adds the gradient of the magnitude, adds `((g - 1) * dy) W` to `dx`, and leaves `g * dy` in `scaled`.
 fn dora_backward<T: Real>(
     rows: &DoraRows<'_, T>,
-    grad: &mut LoraGrad<'_, T>,
+    grad: &mut LoraGrad<'_, T::Stat>,
     scaled: &mut Tensor<T>,
     dx: &mut Option<&mut [T]>,
 ) {
@@ -153,11 +155,11 @@ fn dora_backward<T: Real>(
     if let (Some((_, norm)), Some(dmagnitude)) = (lora.dora, grad.magnitude.as_deref_mut()) {
         // z = (W + scaling B A) x~ was never stored; d magnitude = sum over rows of dy * z / c.
         par_gemm(whole_mut(scaled), Write::Overwrite, T::ONE, rows.input, whole(weight).t());
-        add(scaled.data_mut(), num_rows, lora.scaling, rows.xa, whole(lora.b).t());
+        add(scaled.data_mut(), num_rows, T::from_stat(lora.scaling), rows.xa, whole(lora.b).t());
         let z = scaled.data();
         dmagnitude.data_mut().par_iter_mut().enumerate().for_each(|(j, dm)| {
             let sum: T = (0..num_rows).map(|t| rows.dy[t * cols + j] * z[t * cols + j]).sum();
-            *dm += sum / norm.data()[j];
+            *dm += (sum / T::from_stat(norm.data()[j])).to_stat();
         });
     }
     let gains = gains(lora);
@@ -178,8 +180,8 @@ pub(super) fn dora_norm<T: Real>(
     weight: &Tensor<T>,
     a: &Tensor<T>,
     b: &Tensor<T>,
-    scaling: T,
-    norm: &mut Tensor<T>,
+    scaling: T::Stat,
+    norm: &mut Tensor<T::Stat>,
 ) {
     /// Rows of `W + s B A` that exist at once.
     const PIECE: usize = 64;
@@ -189,13 +191,14 @@ pub(super) fn dora_norm<T: Real>(
         let mut merged = weight.data()[rows.start * cols..rows.end * cols].to_vec();
         let b = Mat::new(&b.data()[rows.start * r..rows.end * r], norms.len(), r);
         let dst = MatMut::new(&mut merged, norms.len(), cols);
-        crate::ops::gemm::gemm(dst, Write::Add, scaling, b, whole(a));
+        crate::ops::gemm::gemm(dst, Write::Add, T::from_stat(scaling), b, whole(a));
         for (norm, row) in norms.iter_mut().zip(merged.chunks_exact(cols)) {
             *norm = simd::run(
                 #[inline(always)]
                 || simd::dot(row, row),
             )
-            .sqrt();
+            .sqrt()
+            .to_stat();
         }
     });
 }
@@ -203,7 +206,7 @@ pub(super) fn dora_norm<T: Real>(
 /// `g = magnitude / c` over the output features.
 fn gains<T: Real>(lora: &Lora<'_, T>) -> Vec<T> {
     lora.dora.map_or_else(Vec::new, |(magnitude, norm)| {
-        magnitude.data().iter().zip(norm.data()).map(|(&m, &c)| m / c).collect()
+        magnitude.data().iter().zip(norm.data()).map(|(&m, &c)| m / T::from_stat(c)).collect()
     })
 }
 
@@ -247,6 +250,22 @@ fn each_row<T: Real>(rows: &mut [T], by: &[T], f: impl Fn(&mut T, T) + Sync) {
 fn add<T: Real>(dst: &mut [T], rows: usize, scale: T, a: Mat<'_, T>, b: Mat<'_, T>) {
     let cols = dst.len() / rows;
     par_gemm(MatMut::new(dst, rows, cols), Write::Add, scale, a, b);
+}
+
+/// `dst += a b`, summed in the type of `dst`.
+fn add_to_statistics<T: Real>(dst: &mut Tensor<T::Stat>, a: Mat<'_, T>, b: Mat<'_, T>) {
+    match (dst as &mut dyn Any).downcast_mut::<Tensor<T>>() {
+        Some(dst) => par_gemm(whole_mut(dst), Write::Add, T::ONE, a, b),
+        None => {
+            let wide = |m: &Mat<'_, T>| -> Vec<T::Stat> {
+                let at = |i: usize| m.at(i / m.cols(), i % m.cols());
+                (0..m.rows() * m.cols()).map(|i| at(i).to_stat()).collect()
+            };
+            let (left, right) = (wide(&a), wide(&b));
+            let (left, right) = (Mat::new(&left, a.rows(), a.cols()), Mat::new(&right, b.rows(), b.cols()));
+            par_gemm(whole_mut(dst), Write::Add, Real::ONE, left, right);
+        }
+    }
 }
 
 fn whole<T: Real>(tensor: &Tensor<T>) -> Mat<'_, T> {

@@ -32,6 +32,11 @@ impl RowKeys {
         self.keys.len()
     }
 
+    /// Sample and position of every row.
+    pub fn as_slice(&self) -> &[[u32; 2]] {
+        &self.keys
+    }
+
     /// True without rows.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
@@ -55,6 +60,16 @@ impl<'a> Dropout<'a> {
         let seed = [seed as u32, (seed >> 32) as u32];
         let words = philox(seed, [step as u32, (step >> 32) as u32, layer, Purpose::Dropout as u32]);
         (threshold > 0).then_some(Self { threshold, key: [words[0], words[1]], rows })
+    }
+
+    /// Drop probability in units of 1/65536.
+    pub fn threshold(&self) -> u16 {
+        self.threshold
+    }
+
+    /// What the masks of this layer and step are drawn with.
+    pub fn key(&self) -> [u32; 2] {
+        self.key
     }
 
     /// `out[row - first, :] (+)= mask[row, :] * x[row - first, :] / (1 - p)` for the rows from `first` on.

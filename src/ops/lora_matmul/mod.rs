@@ -21,6 +21,8 @@
 
 mod cpu;
 mod dropout;
+pub mod gpu;
+pub mod plan;
 #[cfg(test)]
 mod tests;
 
@@ -51,9 +53,9 @@ pub struct Lora<'a, T: Real> {
     /// `[out_features, r]`.
     pub b: &'a Tensor<T>,
     /// `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
-    pub scaling: T,
+    pub scaling: T::Stat,
     /// Magnitude and the norms of [`dora_norm`], `[1, out_features]` each.
-    pub dora: Option<(&'a Tensor<T>, &'a Tensor<T>)>,
+    pub dora: Option<(&'a Tensor<T>, &'a Tensor<T::Stat>)>,
 }
 
 /// Gradients of one adapter; they accumulate.
@@ -133,7 +135,7 @@ impl<T: Real> LoraMatmul<'_, T> {
         let adapters: u64 =
             self.runs().map(|(_, l, rows)| 2 * passes * width * (rows.len() * l.a.rows()) as u64).sum();
         let numbers = (rows as u64) * width + (out_features * in_features) as u64;
-        device.record(op, Work { flops: base + adapters, bytes: numbers * size_of::<T>() as u64 });
+        device.record(op, Work::new(base + adapters, numbers * size_of::<T>() as u64));
     }
 }
 
@@ -169,7 +171,7 @@ pub struct Backward<'a, 'g, T: Real> {
     /// Where `dx` goes, and whether it is overwritten or added to; none where nobody needs it.
     pub dx: Option<(&'a mut Tensor<T>, super::gemm::Write)>,
     /// Gradients by adapter index, as long as `loras`.
-    pub grads: &'a mut [Option<LoraGrad<'g, T>>],
+    pub grads: &'a mut [Option<LoraGrad<'g, T::Stat>>],
 }
 
 /// Adds to the adapters' gradients and writes `dx`.
@@ -219,17 +221,14 @@ pub fn dora_norm<T: Real>(
     weight: &Tensor<T>,
     a: &Tensor<T>,
     b: &Tensor<T>,
-    scaling: T,
-) -> Result<Tensor<T>> {
+    scaling: T::Stat,
+) -> Result<Tensor<T::Stat>> {
     check_shape(OP, "lora_a", a, [a.rows(), weight.cols()])?;
     check_shape(OP, "lora_b", b, [weight.rows(), a.rows()])?;
     let mut norm = device.empty(1, weight.rows());
     device.record(
         "lora_matmul.dora_norm",
-        Work {
-            flops: 2 * (weight.len() * (a.rows() + 1)) as u64,
-            bytes: (weight.len() * size_of::<T>()) as u64,
-        },
+        Work::new(2 * (weight.len() * (a.rows() + 1)) as u64, (weight.len() * size_of::<T>()) as u64),
     );
     if !device.is_dry() {
         cpu::dora_norm(weight, a, b, scaling, &mut norm);

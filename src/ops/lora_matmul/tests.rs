@@ -254,7 +254,7 @@ fn f32_stays_near_f64() {
         b: &Tensor<T>,
     ) -> Tensor<T> {
         let (mut y, mut xa) = (device.empty(65, 300), device.empty(65, 16));
-        let loras = [Some(Lora { a, b, scaling: T::from_f64(0.5), dora: None })];
+        let loras = [Some(Lora { a, b, scaling: T::Stat::from_f64(0.5), dora: None })];
         let layer = LoraMatmul {
             frozen: Frozen { weight: w, bias: None },
             loras: &loras,

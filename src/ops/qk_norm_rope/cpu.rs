@@ -17,7 +17,7 @@ pub(super) fn forward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, y: &mut Te
                 for (x, y) in x.row(t).chunks_exact(op.head_dim).zip(y.chunks_exact_mut(op.head_dim)) {
                     y.copy_from_slice(x);
                     if let Some((weight, eps)) = op.norm {
-                        let rstd = rstd(x, eps);
+                        let rstd = rstd(x, T::from_stat(eps));
                         for (y, &w) in y.iter_mut().zip(weight.data()) {
                             *y = *y * rstd * w;
                         }
@@ -39,7 +39,7 @@ pub(super) fn backward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, dy: &mut 
                 for (x, dy) in x.row(t).chunks_exact(op.head_dim).zip(dy.chunks_exact_mut(op.head_dim)) {
                     rotate(dy, cos, sin, -T::ONE);
                     let Some((weight, eps)) = op.norm else { continue };
-                    let (weight, rstd) = (&weight.data()[..x.len()], rstd(x, eps));
+                    let (weight, rstd) = (&weight.data()[..x.len()], rstd(x, T::from_stat(eps)));
                     let inner = simd::dot3(dy, weight, x);
                     let pull = rstd * rstd * inner / T::from_f64(x.len() as f64);
                     for ((dy, &w), &x) in dy.iter_mut().zip(weight).zip(x) {
@@ -58,10 +58,10 @@ fn rstd<T: Real>(x: &[T], eps: T) -> T {
 
 /// Turns the pairs `(i, i + d/2)`; `direction` -1 turns back.
 #[inline(always)]
-fn rotate<T: Real>(y: &mut [T], cos: &[T], sin: &[T], direction: T) {
+fn rotate<T: Real>(y: &mut [T], cos: &[T::Stat], sin: &[T::Stat], direction: T) {
     let (low, high) = y.split_at_mut(cos.len());
     for (((a, b), &cos), &sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-        let sin = sin * direction;
+        let (cos, sin) = (T::from_stat(cos), T::from_stat(sin) * direction);
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }

@@ -81,9 +81,9 @@ impl<T: Real> RopeTable<T> {
 #[derive(Debug, Clone, Copy)]
 pub struct QkNormRope<'a, T: Real> {
     /// Norm weight and eps; none for models without QK-norm.
-    pub norm: Option<(&'a Tensor<T>, T)>,
+    pub norm: Option<(&'a Tensor<T>, T::Stat)>,
     /// Angles of the rows.
-    pub table: &'a RopeTable<T>,
+    pub table: &'a RopeTable<T::Stat>,
     /// Elements of one head.
     pub head_dim: usize,
 }
@@ -140,5 +140,5 @@ pub fn backward<T: Real>(
 }
 
 fn record<T: Real>(device: &Device, op: &'static str, x: &Tensor<T>, passes: usize) {
-    device.record(op, Work { flops: 10 * x.len() as u64, bytes: (passes * x.len() * size_of::<T>()) as u64 });
+    device.record(op, Work::new(10 * x.len() as u64, (passes * x.len() * size_of::<T>()) as u64));
 }

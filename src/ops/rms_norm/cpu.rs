@@ -13,7 +13,7 @@ pub(super) fn forward<T: Real>(
     residual: Option<&Tensor<T>>,
     norm: &Norm<'_, T>,
     y: &mut Tensor<T>,
-    rstd: &mut Tensor<T>,
+    rstd: &mut Tensor<T::Stat>,
 ) {
     let cols = x.cols();
     let weight = norm.weight.data();
@@ -28,20 +28,21 @@ pub(super) fn forward<T: Real>(
                     }
                 }
                 let mean = simd::dot(x, x) / T::from_f64(cols as f64);
-                *rstd = T::ONE / (mean + norm.eps).sqrt();
-                scale(x, weight, *rstd, y);
+                let own = T::ONE / (mean + T::from_stat(norm.eps)).sqrt();
+                *rstd = own.to_stat();
+                scale(x, weight, own, y);
             },
         );
     });
 }
 
 /// See [`super::apply`].
-pub(super) fn apply<T: Real>(s: &Tensor<T>, norm: &Norm<'_, T>, rstd: &Tensor<T>, y: &mut Tensor<T>) {
+pub(super) fn apply<T: Real>(s: &Tensor<T>, norm: &Norm<'_, T>, rstd: &Tensor<T::Stat>, y: &mut Tensor<T>) {
     let weight = norm.weight.data();
     y.data_mut().par_chunks_mut(s.cols()).enumerate().for_each(|(t, y)| {
         simd::run(
             #[inline(always)]
-            || scale(s.row(t), weight, rstd.data()[t], y),
+            || scale(s.row(t), weight, T::from_stat(rstd.data()[t]), y),
         );
     });
 }
@@ -51,13 +52,13 @@ pub(super) fn backward<T: Real>(
     dy: &Tensor<T>,
     s: &Tensor<T>,
     norm: &Norm<'_, T>,
-    rstd: &Tensor<T>,
+    rstd: &Tensor<T::Stat>,
     ds: &mut Tensor<T>,
 ) {
     let cols = s.cols();
     let weight = &norm.weight.data()[..cols];
     ds.data_mut().par_chunks_mut(cols).enumerate().for_each(|(t, ds)| {
-        let (dy, s, rstd) = (dy.row(t), s.row(t), rstd.data()[t]);
+        let (dy, s, rstd) = (dy.row(t), s.row(t), T::from_stat(rstd.data()[t]));
         simd::run(
             #[inline(always)]
             || {

@@ -33,7 +33,7 @@ pub fn forward<T: Real>(
     residual: Option<&Tensor<T>>,
     norm: &Norm<'_, T>,
     y: &mut Tensor<T>,
-    rstd: &mut Tensor<T>,
+    rstd: &mut Tensor<T::Stat>,
 ) -> Result<()> {
     norm.check(x, rstd)?;
     check_shape("rms_norm", "y", y, x.shape())?;
@@ -55,7 +55,7 @@ pub fn apply<T: Real>(
     device: &Device,
     s: &Tensor<T>,
     norm: &Norm<'_, T>,
-    rstd: &Tensor<T>,
+    rstd: &Tensor<T::Stat>,
     y: &mut Tensor<T>,
 ) -> Result<()> {
     norm.check(s, rstd)?;
@@ -76,7 +76,7 @@ pub fn backward<T: Real>(
     dy: &Tensor<T>,
     s: &Tensor<T>,
     norm: &Norm<'_, T>,
-    rstd: &Tensor<T>,
+    rstd: &Tensor<T::Stat>,
     ds: &mut Tensor<T>,
 ) -> Result<()> {
     norm.check(s, rstd)?;
@@ -95,16 +95,16 @@ pub struct Norm<'a, T: Real> {
     /// `[1, hidden_size]`.
     pub weight: &'a Tensor<T>,
     /// Added to the mean square.
-    pub eps: T,
+    pub eps: T::Stat,
 }
 
 impl<T: Real> Norm<'_, T> {
-    fn check(&self, x: &Tensor<T>, rstd: &Tensor<T>) -> Result<()> {
+    fn check(&self, x: &Tensor<T>, rstd: &Tensor<T::Stat>) -> Result<()> {
         check_shape("rms_norm", "weight", self.weight, [1, x.cols()])?;
         check_shape("rms_norm", "rstd", rstd, [x.rows(), 1])
     }
 }
 
 fn record<T: Real>(device: &Device, op: &'static str, x: &Tensor<T>, passes: usize) {
-    device.record(op, Work { flops: 4 * x.len() as u64, bytes: (passes * x.len() * size_of::<T>()) as u64 });
+    device.record(op, Work::new(4 * x.len() as u64, (passes * x.len() * size_of::<T>()) as u64));
 }

@@ -18,7 +18,7 @@ use crate::tensor::Real;
 pub fn gather<T: Real>(device: &Device, x: &Tensor<T>, rows: &[usize]) -> Result<Tensor<T>> {
     check_rows(rows, x.rows())?;
     let mut y = device.empty(rows.len(), x.cols());
-    device.record("rows.gather", Work { flops: 0, bytes: 2 * (y.len() * size_of::<T>()) as u64 });
+    device.record("rows.gather", Work::new(0, 2 * (y.len() * size_of::<T>()) as u64));
     if !device.is_dry() {
         cpu::gather(x, rows, &mut y);
     }
@@ -32,7 +32,7 @@ pub fn gather<T: Real>(device: &Device, x: &Tensor<T>, rows: &[usize]) -> Result
 pub fn scatter_add<T: Real>(device: &Device, y: &Tensor<T>, rows: &[usize], x: &mut Tensor<T>) -> Result<()> {
     check_rows(rows, x.rows())?;
     check_shape("rows", "y", y, [rows.len(), x.cols()])?;
-    let work = Work { flops: y.len() as u64, bytes: 3 * (y.len() * size_of::<T>()) as u64 };
+    let work = Work::new(y.len() as u64, 3 * (y.len() * size_of::<T>()) as u64);
     device.record("rows.scatter_add", work);
     if !device.is_dry() {
         cpu::scatter_add(y, rows, x);

@@ -47,5 +47,5 @@ pub fn backward<T: Real>(
 }
 
 fn record<T: Real>(device: &Device, op: &'static str, x: &Tensor<T>, passes: usize) {
-    device.record(op, Work { flops: 6 * x.len() as u64, bytes: (passes * x.len() * size_of::<T>()) as u64 });
+    device.record(op, Work::new(6 * x.len() as u64, (passes * x.len() * size_of::<T>()) as u64));
 }

@@ -1,0 +1,81 @@
+//! Turns `src/config/variants/*.toml` into constants and a registry, `$OUT_DIR/variants.rs`.
+//!
+//! The parser is the one the library uses, so a variant that builds is a variant that loads.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::Failure;
+
+// The shared file is public where the library includes it.
+#[allow(unreachable_pub)]
+#[path = "../src/config/variant.rs"]
+mod variant;
+
+/// Writes `variants.rs`.
+pub(crate) fn generate(out: &Path) -> Result<(), Failure> {
+    let folder = Path::new("src/config/variants");
+    println!("cargo::rerun-if-changed=src/config/variant.rs");
+    println!("cargo::rerun-if-changed={}", folder.display());
+    fs::write(out.join("variants.rs"), text(folder)?)?;
+    Ok(())
+}
+
+/// The text of `variants.rs`, variants in the order of their file names.
+fn text(folder: &Path) -> Result<String, Failure> {
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(folder)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    paths.sort();
+    let mut text = String::from("// Written by build.rs from src/config/variants/*.toml.\n");
+    let mut names: Vec<String> = Vec::new();
+    for path in &paths {
+        let place = |what: String| format!("{}: {what}", path.display());
+        let source = fs::read_to_string(path).map_err(|error| place(error.to_string()))?;
+        let file = variant::parse(&source).map_err(place)?;
+        let name = variant::const_name(&file.name);
+        if names.contains(&name) {
+            return Err(place(format!("a variant named {} exists already", file.name)).into());
+        }
+        constant(&mut text, &name, &file)?;
+        names.push(name);
+    }
+    let list = names.join(", ");
+    writeln!(text, "\n/// All variants, in the order of their file names.")?;
+    writeln!(text, "pub(super) static VARIANTS: &[Variant] = &[{list}];")?;
+    Ok(text)
+}
+
+/// Appends the constant of one variant.
+fn constant(text: &mut String, name: &str, file: &variant::VariantFile) -> Result<(), Failure> {
+    let preset = toml::to_string(&file.preset)?;
+    writeln!(text, "\n/// The shape of {}.", file.name)?;
+    writeln!(text, "pub const {name}: Variant = Variant {{")?;
+    writeln!(text, "    name: {:?},\n    hf_ids: &{:?},", file.name, file.hf_ids)?;
+    writeln!(text, "    family: {:?},", file.family)?;
+    for (key, value) in [
+        ("hidden_size", file.hidden_size),
+        ("intermediate_size", file.intermediate_size),
+        ("num_hidden_layers", file.num_hidden_layers),
+        ("num_attention_heads", file.num_attention_heads),
+        ("num_key_value_heads", file.num_key_value_heads),
+        ("head_dim", file.head_dim),
+        ("vocab_size", file.vocab_size),
+        ("max_position_embeddings", file.max_position_embeddings),
+    ] {
+        writeln!(text, "    {key}: {value},")?;
+    }
+    writeln!(text, "    type_vocab_size: {:?},", file.type_vocab_size)?;
+    writeln!(text, "    rms_norm_eps: {:?},", file.rms_norm_eps)?;
+    writeln!(text, "    layer_norm_eps: {:?},", file.layer_norm_eps)?;
+    writeln!(text, "    rope_theta: {:?},", file.rope_theta)?;
+    writeln!(text, "    tie_word_embeddings: {:?},", file.tie_word_embeddings)?;
+    writeln!(text, "    hidden_act: {:?},", file.hidden_act)?;
+    writeln!(text, "    initializer_range: {:?},", file.initializer_range)?;
+    writeln!(text, "    bos_token_id: {:?},", file.bos_token_id)?;
+    writeln!(text, "    eos_token_id: {:?},", file.eos_token_id)?;
+    writeln!(text, "    pad_token_id: {:?},", file.pad_token_id)?;
+    writeln!(text, "    preset: {preset:?},\n}};")?;
+    Ok(())
+}

@@ -1,0 +1,210 @@
+// dx = sum over layers of dy W + dropout_mask(dxa A), for up to three layers that share their input, in one launch.
+//
+// dxa = scaling * dy B comes from lora_matmul_down. The layers follow each other along k: dx = [dxa_q | dxa_k | dxa_v | dy_q | dy_k | dy_v]
+// [A_q; A_k; A_v; W_q; W_k; W_v], so the input gradient of q, k and v is written once and never read back. As in lora_matmul_fwd the
+// adapters come first, once for every adapter with rows in the tile; with dropout their products are masked on the way into the
+// accumulators, before anything unmasked is there. dy, dxa, W, A and dx are bf16, sums are f32, and dx is rounded once. Shared memory:
+// a ring of kStages tiles, reused for the result.
+#include "common/gemm_tile.cuh"
+#include "lora_matmul.cuh"
+
+// One layer of the launch.
+struct LoraDxLayer {
+    const bf16* dy;             // [rows, out_features]
+    const bf16* weight;         // [out_features, in_features]
+    const bf16* dxa;            // [rows, xa_stride], the columns of this layer
+    const LoraFactor* factors;  // A, by adapter; null where the layer has no adapter
+    const DropoutKey* key;      // of this layer and step; null without dropout
+    int64_t out_features;       // columns of dy
+};
+
+// Parameters of lora_matmul_dx_*.
+struct LoraMatmulDxParams {
+    LoraDxLayer layers[3];  // num_layers of them
+    bf16* dx;               // [rows, in_features], overwritten
+    const LoraRun* runs;    // [num_runs]
+    LoraDropout dropout;    // read by the _dropout kernels only
+    int32_t num_layers;     // 1 to 3
+    int32_t rows;           // rows of dx
+    int32_t in_features;    // columns of dx
+    int32_t xa_stride;      // columns of dxa over all layers
+    int32_t num_runs;       // entries of runs
+    int32_t tiles_m;        // tile rows
+    int32_t tiles_n;        // tile columns
+    int32_t group;          // tile columns that are walked together
+};
+
+// Walks the extension of a tile: every layer, every run with rows in it, 32 ranks at a time.
+struct DxExtension {
+    int layer = 0;
+    int run = 0;
+    int rank = 0;
+
+    // Moves on to a place with work, from here if there is any; false at the end.
+    DEVICE bool settle(const LoraMatmulDxParams& p, int row_start, int row_end) {
+        for (; layer < p.num_layers; layer++, run = 0, rank = 0) {
+            const LoraFactor* factors = p.layers[layer].factors;
+            for (; factors != nullptr && run < p.num_runs; run++, rank = 0) {
+                const LoraRun& r = p.runs[run];
+                if (r.row_start < row_end && r.row_end > row_start && r.row_start < r.row_end &&
+                    rank < factors[r.adapter].r) {
+                    return true;
+                }
+            }
+        }
+        return false;
+    }
+};
+
+// Which of a thread's accumulators dropout keeps: bit (m * kMmaN + n) * 4 + i for acc[m][n][i].
+template <typename Tile>
+DEVICE uint32_t kept_accumulators(const LoraMatmulDxParams& p, DropoutKey key, int row, int column) {
+    static_assert(Tile::kMmaM * Tile::kMmaN * 4 <= 32, "a bit for every accumulator");
+    const int lane = lane_id(), group = lane >> 2, pair = (lane & 3) * 2;
+    const int warp_column = column + Tile::first_column();
+    uint32_t kept = 0;
+    NO_UNROLL for (int part = 0; part < Tile::kMmaM * 8; part++) {
+        // A part is one row of the two of an m, one column of the pair, and even or odd n: its columns share a Philox call.
+        const int m = part >> 3, half = (part >> 2) & 1, element = (part >> 1) & 1, odd = part & 1;
+        int at = row + Tile::first_row() + m * 16 + half * 8 + group;
+        at = at < p.rows ? at : p.rows - 1;
+        const int first = warp_column + odd * 8 + pair + element;
+        const uint32_t call = first / kMaskColumns * 16 + first % 16;
+        const uint32_t bits = dropout_kept(key, call, p.dropout.row_keys + 2 * static_cast<int64_t>(at), p.dropout.threshold);
+        UNROLL for (int n = 0; n < Tile::kMmaN; n += 2) {
+            const uint32_t keep = (bits >> ((warp_column + n * 8) % kMaskColumns / 16)) & 1u;
+            kept |= keep << ((m * Tile::kMmaN + n + odd) * 4 + half * 2 + element);
+        }
+    }
+    return kept;
+}
+
+template <int kM, int kN, int kWarpsM, int kWarpsN, int kStages, bool kDropout>
+DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
+    using Tile = WarpTile<kM, kN, kWarpsM, kWarpsN>;
+    constexpr int kBytesA = kM * kStepK * 2, kStageBytes = kBytesA + kN * kStepK * 2;
+    DYNAMIC_SMEM(smem);
+
+    const TilePlace place = tile_place(blockIdx.x, p.tiles_m, p.tiles_n, p.group);
+    const int row = place.m * kM, row_end = row + kM < p.rows ? row + kM : p.rows;
+    const int column = place.n * kN;
+
+    float acc[Tile::kMmaM][Tile::kMmaN][4] = {};
+    uint32_t a[Tile::kMmaM][4], b[Tile::kMmaN][2];
+
+    RowsLoader<kM, Tile::kThreads> load_dy;
+    ColumnsLoader<kN, Tile::kThreads> load_w;
+    int layer_ahead = 0, left = 0;
+    const auto start_layer = [&] {
+        const LoraDxLayer& layer = p.layers[layer_ahead];
+        left = static_cast<int>(layer.out_features);
+        load_dy.start(layer.dy, layer.out_features, row, row, row_end);
+        load_w.start(layer.weight, p.in_features, column, p.in_features);
+    };
+    start_layer();
+
+    // Issues run ahead of the arithmetic by kStages - 1 tiles: first those of the extension, then k of every layer.
+    DxExtension ahead, here;
+    bool extending = ahead.settle(p, row, row_end);
+    int fill = 0, use = 0;
+    const auto next_fill = [&] {
+        unsigned char* stage = smem + fill * kStageBytes;
+        fill = fill + 1 == kStages ? 0 : fill + 1;
+        return stage;
+    };
+    const auto issue_main = [&] {
+        unsigned char* stage = next_fill();
+        if (left > 0) {
+            load_dy.load(stage, left);
+            load_w.load(stage + kBytesA, left);
+            left -= kStepK;
+            if (left <= 0 && ++layer_ahead < p.num_layers) start_layer();
+        }
+        cp_async_commit();
+    };
+    const auto issue = [&] {
+        if (extending) {
+            unsigned char* stage = next_fill();
+            const LoraRun& run = p.runs[ahead.run];
+            const LoraDxLayer& layer = p.layers[ahead.layer];
+            const LoraFactor& factor = layer.factors[run.adapter];
+            RowsLoader<kM, Tile::kThreads> load_dxa;
+            ColumnsLoader<kN, Tile::kThreads> load_a;
+            const int64_t above = static_cast<int64_t>(ahead.rank) * p.in_features;
+            load_dxa.start(layer.dxa + ahead.rank, p.xa_stride, row, run.row_start, run.row_end < row_end ? run.row_end : row_end);
+            load_a.start(factor.value + above, p.in_features, column, p.in_features);
+            load_dxa.load(stage, ((factor.r + 15) & ~15) - ahead.rank);
+            load_a.load(stage + kBytesA, factor.r - ahead.rank);
+            ahead.rank += kStepK;
+            extending = ahead.settle(p, row, row_end);
+            cp_async_commit();
+        } else {
+            issue_main();
+        }
+    };
+    const auto next_use = [&]() -> const unsigned char* {
+        const unsigned char* stage = smem + use * kStageBytes;
+        use = use + 1 == kStages ? 0 : use + 1;
+        return stage;
+    };
+    const auto landed = [&] {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
+    };
+
+    UNROLL for (int i = 0; i < kStages - 1; i++) issue();
+    while (here.settle(p, row, row_end)) {
+        landed();
+        issue();
+        const unsigned char* stage = next_use();
+        const LoraDxLayer& layer = p.layers[here.layer];
+        const int ranks = layer.factors[p.runs[here.run].adapter].r - here.rank;
+        uint32_t kept = 0;
+        if constexpr (kDropout) kept = kept_accumulators<Tile>(p, *layer.key, row, column);
+        NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < ranks; slice++) {
+            Tile::load_a(a, stage, slice);
+            Tile::load_b_columns(b, stage + kBytesA, slice);
+            if constexpr (kDropout) {
+                // One row of fragments at a time: all of them would not fit into the registers.
+                UNROLL for (int m = 0; m < Tile::kMmaM; m++) {
+                    const uint32_t row_of_a[1][4] = {{a[m][0], a[m][1], a[m][2], a[m][3]}};
+                    float part[1][Tile::kMmaN][4] = {};
+                    mma_tile(part, row_of_a, b);
+                    UNROLL for (int n = 0; n < Tile::kMmaN; n++) {
+                        UNROLL for (int i = 0; i < 4; i++) {
+                            const float factor = (kept >> ((m * Tile::kMmaN + n) * 4 + i)) & 1 ? p.dropout.keep : 0.0f;
+                            acc[m][n][i] = fmaf(part[0][n][i], factor, acc[m][n][i]);
+                        }
+                    }
+                }
+            } else {
+                mma_tile(acc, a, b);
+            }
+        }
+        here.rank += kStepK;
+    }
+    // By now every tile of the extension has been issued.
+    NO_UNROLL for (int number = 0; number < p.num_layers; number++) {
+        const int end = static_cast<int>(p.layers[number].out_features);
+        NO_UNROLL for (int k = 0; k < end; k += kStepK) {
+            landed();
+            issue_main();
+            const unsigned char* stage = next_use();
+            UNROLL for (int slice = 0; slice < 2; slice++) {
+                Tile::load_a(a, stage, slice);
+                Tile::load_b_columns(b, stage + kBytesA, slice);
+                mma_tile(acc, a, b);
+            }
+        }
+    }
+    cp_async_wait<0>();
+    Tile::store(acc, smem, p.dx, p.in_features, row, row_end, column, p.in_features, nullptr);
+}
+
+KERNEL(lora_matmul_dx_bf16_128x128, LoraMatmulDxParams, 256, 2) { lora_matmul_dx<128, 128, 2, 4, 3, false>(p); }
+
+KERNEL(lora_matmul_dx_bf16_128x128_dropout, LoraMatmulDxParams, 512, 1) { lora_matmul_dx<128, 128, 4, 4, 3, true>(p); }
+
+KERNEL(lora_matmul_dx_bf16_64x64, LoraMatmulDxParams, 128, 4) { lora_matmul_dx<64, 64, 2, 2, 3, false>(p); }
+
+KERNEL(lora_matmul_dx_bf16_64x64_dropout, LoraMatmulDxParams, 128, 3) { lora_matmul_dx<64, 64, 2, 2, 3, true>(p); }

@@ -1,0 +1,205 @@
+//! The CUDA driver: how its library is found, which of its functions are used, and that none is called after a sticky error.
+//!
+//! This is the only file that names cudarc, which finds and loads the library at run time, so that one binary runs with and
+//! without a GPU. Functions are looked up here and not through cudarc's wrappers, for two reasons. A wrapper panics where the
+//! driver lacks its symbol, and a driver that is too old shall be an error. And a wrapper returns a Rust `enum`, for which a number
+//! of a newer driver would be undefined behaviour. Here a result is the plain number that it is in C.
+//!
+//! After a sticky error (see `codes`) every call returns that error at once, without asking the driver. This holds for the whole
+//! process and also while values are dropped: what the GPU still holds is left to the end of the process.
+
+#![allow(unsafe_code, reason = "the driver is a library of C")]
+
+mod codes;
+mod context;
+mod devices;
+mod staging;
+
+pub(super) use context::Cuda;
+pub(super) use devices::list;
+
+use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use cudarc::driver::sys;
+
+use super::launch::Launch;
+use crate::error::{Error, Result};
+
+/// Something of the driver's (context, stream, event, module, function): a pointer that is only passed back.
+type Handle = usize;
+
+/// An address in the memory of the GPU.
+type Address = u64;
+
+/// Declares the functions that are used, with their types in cuda.h, where a result is an `int`. Expands to a struct of function
+/// pointers and to `Functions::load`, which finds them all or says which one is missing.
+macro_rules! functions {
+    ($($symbol:ident($($arg:ty),*);)+) => {
+        #[allow(non_snake_case, reason = "the names of cuda.h")]
+        struct Functions { $($symbol: unsafe extern "C" fn($($arg),*) -> u32,)+ }
+        impl Functions {
+            fn load() -> Result<Self, &'static str> {
+                Ok(Self { $($symbol: symbol(concat!(stringify!($symbol), "\0"))?,)+ })
+            }
+        }
+    };
+}
+
+functions! {
+    cuInit(c_uint);
+    cuDriverGetVersion(*mut c_int);
+    cuDeviceGetCount(*mut c_int);
+    cuDeviceGet(*mut c_int, c_int);
+    cuDeviceGetName(*mut c_char, c_int, c_int);
+    cuDeviceGetAttribute(*mut c_int, c_uint, c_int);
+    cuDeviceTotalMem_v2(*mut usize, c_int);
+    cuDevicePrimaryCtxRetain(*mut Handle, c_int);
+    cuDevicePrimaryCtxRelease_v2(c_int);
+    cuCtxSetCurrent(Handle);
+    cuStreamCreate(*mut Handle, c_uint);
+    cuStreamDestroy_v2(Handle);
+    cuStreamSynchronize(Handle);
+    cuEventCreate(*mut Handle, c_uint);
+    cuEventDestroy_v2(Handle);
+    cuEventRecord(Handle, Handle);
+    cuEventSynchronize(Handle);
+    cuEventElapsedTime(*mut f32, Handle, Handle);
+    cuMemGetInfo_v2(*mut usize, *mut usize);
+    cuMemAlloc_v2(*mut Address, usize);
+    cuMemFree_v2(Address);
+    cuMemHostAlloc(*mut *mut c_void, usize, c_uint);
+    cuMemFreeHost(*mut c_void);
+    cuMemcpyHtoDAsync_v2(Address, *const c_void, usize, Handle);
+    cuMemcpyDtoHAsync_v2(*mut c_void, Address, usize, Handle);
+    cuMemsetD8Async(Address, u8, usize, Handle);
+    cuModuleLoadData(*mut Handle, *const c_void);
+    cuModuleUnload(Handle);
+    cuModuleGetFunction(*mut Handle, Handle, *const c_char);
+    cuFuncSetAttribute(Handle, c_uint, c_int);
+    cuLaunchKernel(Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void);
+}
+
+/// The function called `name`, which ends in a zero byte, as a function pointer `F`.
+fn symbol<F: Copy>(name: &'static str) -> Result<F, &'static str> {
+    // SAFETY: loading a library runs its initialisers; the caller has seen that it is there, and it is the driver of the system.
+    let library = unsafe { sys::culib() };
+    // SAFETY: `F` is the type that cuda.h gives the function of this name, by the list above; the library is never unloaded.
+    let found = unsafe { library.get::<F>(name.as_bytes()) };
+    found.map(|function| *function).map_err(|_| name.trim_end_matches('\0'))
+}
+
+/// The loaded driver.
+struct Library {
+    functions: Functions,
+    /// The newest CUDA that it knows: 13000 is 13.0.
+    version: c_int,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The first sticky error.
+    failed: Option<Fault>,
+    /// The last kernel that was started, for messages: an error inside it comes out of a later call.
+    last_launch: Option<Launch>,
+}
+
+/// A call that failed.
+#[derive(Debug, Clone, Copy)]
+struct Fault {
+    function: &'static str,
+    code: u32,
+    last_launch: Option<Launch>,
+}
+
+/// `CUDA_ERROR_OUT_OF_MEMORY`.
+const OUT_OF_MEMORY: u32 = 2;
+
+/// Why there is no driver.
+#[derive(Debug, Clone)]
+struct Missing {
+    what: String,
+    fix: &'static str,
+}
+
+const INSTALL: &str = "install the NVIDIA driver 580 or newer (`nvidia-smi` then works), or pass --device cpu";
+
+impl From<Missing> for Error {
+    fn from(missing: Missing) -> Self {
+        Self::Device { what: missing.what, fix: missing.fix.into() }
+    }
+}
+
+impl Fault {
+    /// The error for the user, on the device called `label`.
+    fn error(self, label: &str) -> Error {
+        let Self { function, code, last_launch } = self;
+        let known = codes::lookup(code);
+        let mut what = format!("{label}: {function} failed: CUDA_ERROR_{} ({code})", known.name);
+        if !known.meaning.is_empty() {
+            what += &format!(": {}", known.meaning);
+        }
+        if let (true, Some(launch)) = (known.sticky, last_launch) {
+            what += &format!("; the last kernel started was {launch}");
+        }
+        Error::Device { what, fix: known.fix().into() }
+    }
+}
+
+impl Library {
+    /// The driver of this process, loaded at the first call.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: there is none, or it is too old.
+    fn get() -> Result<&'static Self> {
+        static LIBRARY: OnceLock<Result<Library, Missing>> = OnceLock::new();
+        LIBRARY.get_or_init(Self::load).as_ref().map_err(|missing| missing.clone().into())
+    }
+
+    fn load() -> Result<Self, Missing> {
+        // SAFETY: as in `symbol`; cudarc looks under the names that drivers have, and closes what it opened.
+        if !unsafe { sys::is_culib_present() } {
+            let what = "no CUDA driver found: there is no library libcuda.so.1 that can be loaded".into();
+            return Err(Missing { what, fix: INSTALL });
+        }
+        let functions = Functions::load().map_err(|name| Missing {
+            what: format!("the CUDA driver is too old: its library has no function {name}"),
+            fix: INSTALL,
+        })?;
+        let mut library = Self { functions, version: 0, state: Mutex::default() };
+        let mut version = 0;
+        // SAFETY: writes the number that the pointer points to; may be called before anything else.
+        let result =
+            library.call("cuDriverGetVersion", |driver| unsafe { (driver.cuDriverGetVersion)(&mut version) });
+        result.map_err(|fault| match fault.error("CUDA driver") {
+            Error::Device { what, .. } => Missing { what, fix: INSTALL },
+            other => Missing { what: other.to_string(), fix: INSTALL },
+        })?;
+        library.version = version;
+        Ok(library)
+    }
+
+    /// Calls the driver, unless a call has failed for good before. Calls of several threads come one after another, so that none
+    /// slips in behind one that fails.
+    fn call(&self, function: &'static str, call: impl FnOnce(&Functions) -> u32) -> Result<(), Fault> {
+        let mut state = self.state();
+        if let Some(fault) = state.failed {
+            return Err(fault);
+        }
+        match call(&self.functions) {
+            0 => Ok(()),
+            code => {
+                let fault = Fault { function, code, last_launch: state.last_launch };
+                if codes::lookup(code).sticky {
+                    state.failed = Some(fault);
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

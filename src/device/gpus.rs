@@ -1,0 +1,279 @@
+//! What is known of GPUs before one is used: the driver, the cards, and whether the kernels of this build run on them.
+
+use std::fmt;
+
+use super::arch::Arch;
+use super::kernels::{FATBIN, NVCC};
+use crate::error::{Error, Result};
+
+/// A release of CUDA: 13.0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// Before the point.
+    pub major: u32,
+    /// Behind the point.
+    pub minor: u32,
+}
+
+/// The oldest driver that can be asked anything: the functions that are used are all in it.
+const OLDEST_DRIVER: Version = Version { major: 12, minor: 0 };
+
+impl Version {
+    /// From the number that `cuDriverGetVersion` gives.
+    #[cfg(feature = "cuda")]
+    pub(super) fn from_cuda(number: i32) -> Self {
+        let number = u32::try_from(number).unwrap_or(0);
+        Self { major: number / 1000, minor: number % 1000 / 10 }
+    }
+
+    /// From what [`NVCC`] says: `nvcc 13.0, V13.0.88`.
+    fn of_compiler(text: &str) -> Option<Self> {
+        let (major, rest) = text.strip_prefix("nvcc ")?.split_once('.')?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        Some(Self { major: major.parse().ok()?, minor: rest[..digits].parse().ok()? })
+    }
+
+    /// Fails for a driver that cannot run the kernels of this build on any GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) fn check(self) -> Result<()> {
+        // Machine code runs on every driver of its major release; a driver of an older one refuses it.
+        let needed = Self::of_compiler(NVCC).map(|nvcc| Self { minor: 0, ..nvcc });
+        let needed = needed.unwrap_or(OLDEST_DRIVER).max(OLDEST_DRIVER);
+        if self >= needed { Ok(()) } else { Err(too_old(self, needed)) }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+fn too_old(driver: Version, needed: Version) -> Error {
+    Error::Device {
+        what: format!("the CUDA driver is too old: it is for CUDA {driver}, and the kernels ({}) need {needed}", images()),
+        fix: "install a newer NVIDIA driver (580 is the first for CUDA 13.0), or pass --device cpu".into(),
+    }
+}
+
+/// What the kernels of this build were compiled for, in words.
+pub fn images() -> String {
+    match FATBIN {
+        None => format!("none in this build: {NVCC}"),
+        Some(_) => {
+            let names: Vec<String> = Arch::ALL.iter().map(Arch::to_string).collect();
+            format!("{} and PTX for compute_{}, by {NVCC}", names.join(", "), PTX.number())
+        }
+    }
+}
+
+/// The virtual architecture of the PTX, from which a driver compiles for GPUs that are newer than this program.
+const PTX: Arch = Arch::ALL[0];
+
+/// The driver and its GPUs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Driver {
+    /// The newest CUDA that it knows.
+    pub version: Version,
+    /// The GPUs that it shows, in the order of their indices.
+    pub gpus: Vec<GpuInfo>,
+}
+
+impl Driver {
+    /// The GPU with this index.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is none.
+    pub fn gpu(&self, index: usize) -> Result<&GpuInfo> {
+        self.gpus.get(index).ok_or_else(|| Error::Device {
+            what: match self.gpus.len() {
+                0 => "the CUDA driver shows no GPU".into(),
+                1 => format!("there is no GPU cuda:{index}, only cuda:0"),
+                n => format!("there is no GPU cuda:{index}, only cuda:0 to cuda:{}", n - 1),
+            },
+            fix: "`tanren inspect device` lists the GPUs; check CUDA_VISIBLE_DEVICES, or pass --device cpu".into(),
+        })
+    }
+}
+
+/// A GPU as its driver describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuInfo {
+    /// Its index, the N of `--device cuda:N`.
+    pub index: usize,
+    /// Name of the product.
+    pub name: String,
+    /// Major and minor number: 8 and 6 for sm_86.
+    pub compute_capability: (u32, u32),
+    /// Multiprocessors.
+    pub num_multiprocessors: u32,
+    /// Most shared memory of a block, in bytes.
+    pub smem_per_block: u32,
+    /// Memory in bytes.
+    pub total_bytes: u64,
+}
+
+impl fmt::Display for GpuInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cuda:{} ({})", self.index, self.name)
+    }
+}
+
+/// What of the fatbin runs on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Image {
+    /// The machine code of this architecture.
+    Code(Arch),
+    /// PTX, which the driver compiles when it is loaded.
+    Ptx(Arch),
+}
+
+impl fmt::Display for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(arch) => write!(f, "{arch}"),
+            Self::Ptx(arch) => write!(f, "compute_{}, compiled by the driver", arch.number()),
+        }
+    }
+}
+
+impl GpuInfo {
+    /// The architecture that plans of kernels go by: its own, or for a GPU that this program does not know the newest one that
+    /// has no more shared memory, since that decides what fits.
+    pub fn arch(&self) -> Arch {
+        let (major, minor) = self.compute_capability;
+        let fits = |arch: &&Arch| arch.limits().smem_per_block <= self.smem_per_block;
+        Arch::of(major, minor)
+            .or_else(|| Arch::ALL.iter().filter(fits).max_by_key(|arch| arch.number()).copied())
+            .unwrap_or(Arch::Sm86)
+    }
+
+    /// Which kernels of this build run on it with a driver for CUDA `driver`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] that says what the build has and what the GPU needs.
+    pub fn image(&self, driver: Version) -> Result<Image> {
+        match (FATBIN, Version::of_compiler(NVCC)) {
+            (Some(_), Some(nvcc)) => self.choose(driver, nvcc),
+            _ => Err(Error::Device {
+                what: format!("{self}: this build has no kernels: {NVCC}"),
+                fix: "build again with an nvcc, or pass --device cpu".into(),
+            }),
+        }
+    }
+
+    /// As [`GpuInfo::image`], for kernels made by `nvcc`.
+    fn choose(&self, driver: Version, nvcc: Version) -> Result<Image> {
+        let (major, minor) = self.compute_capability;
+        let number = 10 * major + minor;
+        // Machine code runs on its architecture and on later ones of the same major number.
+        let runs = |arch: &&Arch| arch.number() / 10 == major && arch.number() <= number;
+        if let Some(&arch) = Arch::ALL.iter().rfind(runs) {
+            let needed = Version { minor: 0, ..nvcc };
+            return if driver >= needed { Ok(Image::Code(arch)) } else { Err(too_old(driver, needed)) };
+        }
+        if number < PTX.number() {
+            return Err(Error::Device {
+                what: format!(
+                    "{self}: compute capability {major}.{minor} is older than the kernels of this build ({})",
+                    images()
+                ),
+                fix: "use a GPU of compute capability 8.0 or newer (GeForce RTX 30 series, A100), or pass --device cpu"
+                    .into(),
+            });
+        }
+        // The compiler in the driver reads the PTX of its own release and of older ones.
+        if driver >= nvcc { Ok(Image::Ptx(PTX)) } else { Err(too_old(driver, nvcc)) }
+    }
+}
+
+/// The driver and its GPUs.
+///
+/// # Errors
+/// [`Error::Device`]: this build knows no GPUs, or there is no driver, or one that is too old or fails.
+pub fn gpus() -> Result<Driver> {
+    #[cfg(feature = "cuda")]
+    return super::cuda::list();
+    #[cfg(not(feature = "cuda"))]
+    Err(without_cuda())
+}
+
+/// The error of a build that knows no GPUs.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn without_cuda() -> Error {
+    Error::Device {
+        what: "this build knows no GPUs: it was made without the feature `cuda`".into(),
+        fix: "build with --features cuda, or pass --device cpu".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CUDA_13_0: Version = Version { major: 13, minor: 0 };
+
+    fn gpu(major: u32, minor: u32, smem_kib: u32) -> GpuInfo {
+        GpuInfo {
+            index: 0,
+            name: "A".into(),
+            compute_capability: (major, minor),
+            num_multiprocessors: 1,
+            smem_per_block: smem_kib << 10,
+            total_bytes: 1,
+        }
+    }
+
+    #[test]
+    fn kernels_are_chosen_by_architecture_and_driver() {
+        let [old, new] = [12, 13].map(|major| Version { major, minor: 9 });
+        for ((major, minor), image) in [
+            ((8, 0), Image::Code(Arch::Sm80)),
+            ((8, 6), Image::Code(Arch::Sm86)),
+            ((8, 7), Image::Code(Arch::Sm86)),
+            ((8, 9), Image::Code(Arch::Sm89)),
+            ((9, 0), Image::Code(Arch::Sm90)),
+            ((12, 0), Image::Ptx(Arch::Sm80)),
+        ] {
+            let gpu = gpu(major, minor, 99);
+            assert_eq!(gpu.choose(CUDA_13_0, CUDA_13_0).unwrap(), image, "{major}.{minor}");
+            let error = gpu.choose(old, CUDA_13_0).unwrap_err().to_string();
+            assert!(error.contains("for CUDA 12.9") && error.contains("need 13.0"), "{error}");
+        }
+        // A driver of the same major release runs machine code, but reads no newer PTX.
+        assert!(gpu(8, 6, 99).choose(CUDA_13_0, new).is_ok());
+        assert!(gpu(12, 0, 99).choose(CUDA_13_0, new).is_err());
+        let error = gpu(7, 5, 64).choose(new, CUDA_13_0).unwrap_err().to_string();
+        assert!(error.contains("7.5") && error.contains("8.0 or newer"), "{error}");
+    }
+
+    #[test]
+    fn unknown_gpus_are_planned_for_by_their_shared_memory() {
+        for (gpu, arch) in [
+            (gpu(8, 6, 99), Arch::Sm86),
+            (gpu(8, 7, 163), Arch::Sm80),
+            (gpu(10, 0, 227), Arch::Sm90),
+            (gpu(12, 0, 99), Arch::Sm89),
+            (gpu(13, 0, 64), Arch::Sm86),
+        ] {
+            assert_eq!(gpu.arch(), arch, "{gpu:?}");
+        }
+    }
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(Version::of_compiler("nvcc 13.0, V13.0.88"), Some(CUDA_13_0));
+        assert_eq!(Version::of_compiler("nvcc 12.10"), Some(Version { major: 12, minor: 10 }));
+        assert_eq!(Version::of_compiler("no nvcc was found"), None);
+        #[cfg(feature = "cuda")]
+        assert_eq!(Version::from_cuda(12080), Version { major: 12, minor: 8 });
+    }
+
+    #[test]
+    fn a_missing_gpu_is_named() {
+        let mut driver = Driver { version: CUDA_13_0, gpus: Vec::new() };
+        assert!(driver.gpu(0).unwrap_err().to_string().contains("shows no GPU"));
+        driver.gpus = vec![gpu(8, 6, 99), gpu(8, 6, 99)];
+        assert!(driver.gpu(2).unwrap_err().to_string().contains("only cuda:0 to cuda:1"));
+    }
+}

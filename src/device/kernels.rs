@@ -1,0 +1,135 @@
+//! The kernels of this build: an enum generated from `kernels/*.cu`, their params structs, and their machine code.
+//!
+//! The C++ sources are where kernels and params structs are declared; `build.rs` reads them and writes what is included here.
+//! Sizes and offsets of the structs are asserted by both compilers. See `docs/architecture.md`.
+
+use super::arch::Arch;
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// An address in device memory. Null where a pointer is optional.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct DevicePtr(pub u64);
+
+/// A params struct of a kernel: plain bytes, the same on both sides.
+pub trait Params: bytemuck::Pod {
+    /// The name of the struct in the kernel sources.
+    const NAME: &'static str;
+}
+
+/// What a kernel may take, by its row in `kernels/README.md`. Plans stay within it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Registers per thread, on sm_86.
+    pub registers: u32,
+    /// Shared memory of a block in bytes, static and dynamic together.
+    pub smem: u32,
+}
+
+/// What the compiler gave a kernel on one architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
+    /// Registers per thread.
+    pub registers: u32,
+    /// Shared memory of fixed size, in bytes per block.
+    pub static_smem: u32,
+    /// Local memory, in bytes per thread.
+    pub stack: u32,
+    /// Bytes that a thread stores to local memory and loads from it because registers ran out.
+    pub spills: u32,
+}
+
+/// What is known of a kernel when this is compiled.
+struct Facts {
+    symbol: &'static str,
+    file: &'static str,
+    threads: u32,
+    min_blocks: u32,
+    params_name: &'static str,
+    params_size: usize,
+    budget: Budget,
+    resources: &'static [(Arch, Resources)],
+}
+
+/// Bytes at an address that the driver accepts as an image of machine code.
+#[allow(dead_code)] // Without nvcc there is no such image.
+#[repr(C, align(16))]
+struct Aligned<B: ?Sized>(B);
+
+impl Kernel {
+    /// The name that the driver knows it by: `lora_matmul_fwd_bf16`.
+    pub const fn symbol(self) -> &'static str {
+        self.facts().symbol
+    }
+
+    /// Its file below `kernels/`.
+    pub const fn file(self) -> &'static str {
+        self.facts().file
+    }
+
+    /// Threads of a block.
+    pub const fn threads(self) -> u32 {
+        self.facts().threads
+    }
+
+    /// Blocks that the compiler was told must fit on one multiprocessor.
+    pub const fn min_blocks(self) -> u32 {
+        self.facts().min_blocks
+    }
+
+    /// Bytes of its params struct.
+    pub const fn params_size(self) -> usize {
+        self.facts().params_size
+    }
+
+    /// Name of its params struct, [`Params::NAME`].
+    pub const fn params_name(self) -> &'static str {
+        self.facts().params_name
+    }
+
+    /// What it may take.
+    pub const fn budget(self) -> Budget {
+        self.facts().budget
+    }
+
+    /// What the compiler gave it on `arch`; `None` in a build without nvcc.
+    pub fn resources(self, arch: Arch) -> Option<Resources> {
+        self.facts().resources.iter().find(|(other, _)| *other == arch).map(|(_, resources)| *resources)
+    }
+
+    /// The kernel with this symbol.
+    pub fn from_symbol(symbol: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kernel| kernel.symbol() == symbol)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbols_name_their_kernels() {
+        for kernel in Kernel::ALL {
+            assert_eq!(Kernel::from_symbol(kernel.symbol()), Some(*kernel));
+            assert!(kernel.file().ends_with(".cu") && kernel.params_name().ends_with("Params"));
+            assert!(kernel.params_size() > 0 && kernel.threads().is_multiple_of(32));
+        }
+        assert_eq!(Kernel::from_symbol("no_such_kernel"), None);
+    }
+
+    #[test]
+    fn machine_code_is_there_for_all_architectures_or_for_none() {
+        for kernel in Kernel::ALL {
+            for arch in Arch::ALL {
+                assert_eq!(kernel.resources(arch).is_some(), FATBIN.is_some(), "{kernel:?} {arch}");
+            }
+        }
+        // The compiler's name, or advice.
+        assert_eq!(FATBIN.is_some(), NVCC.starts_with("nvcc "), "{NVCC}");
+        if let Some(image) = FATBIN {
+            assert!(image.as_ptr().addr().is_multiple_of(16));
+            assert_eq!(image[..4], 0xba55_ed50_u32.to_le_bytes(), "the mark of a fatbin");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! How a LoRA matmul is cut into blocks on a GPU: pure functions of shapes and architecture, with values to print and to test.
+//!
+//! The large products choose a tile by the time that its waves take: a multiprocessor works on all its resident blocks at once,
+//! so a full wave takes their areas together, and the last, partly filled wave takes as many as the fullest multiprocessor
+//! has. On an RTX 3080 (68 multiprocessors, two 128 x 128 blocks each) 2,176 rows are 17 tile rows: with 1,024 columns that is one
+//! full wave, and any multiple of both fills whole waves. The narrow products are bound by memory; they only need enough blocks.
+
+use crate::device::arch::{Chip, occupancy};
+use crate::device::kernels::Kernel;
+
+/// Ranks are stored and multiplied in units of this many; what is missing is 0.
+pub const RANK_UNIT: usize = 16;
+/// `features` of every matrix are a multiple of this: rows are made of whole 16-byte pieces.
+pub const FEATURE_UNIT: usize = 8;
+/// Layers that share their input and go through one launch: q, k, v.
+pub const MAX_LAYERS: usize = 3;
+
+/// Bytes of a k-step of one row or column of a tile: 32 numbers of bf16.
+const STEP_BYTES: u32 = 64;
+/// Tile columns that are walked together, row by row: 8 columns of 128 weights share the L2 cache of 5 MB with the rows of x.
+const GROUP: usize = 8;
+/// Rows of a block of the down kernels.
+const DOWN_ROWS: usize = 32;
+/// Features of a block of the grad kernels.
+pub(super) const GRAD_FEATURES: usize = 64;
+/// Rows that a step of the grad kernels takes; slabs are multiples of it.
+const GRAD_STEP: usize = 32;
+/// Stages of the grad kernels.
+const GRAD_STAGES: u32 = 4;
+/// Elements that one block of the reduce kernel adds.
+const REDUCE_ELEMENTS: usize = 1024;
+
+/// What is multiplied: layers that share their input, or one alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Rows of x and y.
+    pub rows: usize,
+    /// Columns of x.
+    pub in_features: usize,
+    /// Columns of y by layer; 1 to [`MAX_LAYERS`] of them.
+    pub out_features: Vec<usize>,
+    /// The largest rank of any adapter; 0 without adapters.
+    pub rank: usize,
+    /// Number of adapters.
+    pub num_adapters: usize,
+    /// Dropout on the adapters' input.
+    pub dropout: bool,
+}
+
+impl Problem {
+    /// Columns of `xa` and `dxa` for one layer.
+    pub fn rank_stride(&self) -> usize {
+        self.rank.next_multiple_of(RANK_UNIT)
+    }
+
+    /// Columns of `xa` and `dxa` over all layers.
+    pub fn xa_columns(&self) -> usize {
+        self.rank_stride() * self.out_features.len()
+    }
+}
+
+/// A launch of a product with tiles.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TiledPlan {
+    /// The kernel, which has the tile in its name.
+    pub kernel: Kernel,
+    /// Rows and columns of a tile.
+    pub tile: [usize; 2],
+    /// Stages of the ring of tiles.
+    pub stages: u32,
+    /// Bytes of dynamic shared memory.
+    pub dynamic_smem: u32,
+    /// Tile rows.
+    pub tiles_m: usize,
+    /// Tile columns, over all layers.
+    pub tiles_n: usize,
+    /// Tile columns that are walked together.
+    pub group: usize,
+    /// Blocks that are resident on one multiprocessor.
+    pub blocks_per_sm: u32,
+    /// Blocks over blocks that run at once: 2.06 waves take as long as nearly 3.
+    pub waves: f64,
+    /// Share of the multiprocessors' time that goes to rows and columns that exist, in full and partial waves.
+    pub utilisation: f64,
+}
+
+/// A launch of narrow products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NarrowPlan {
+    /// The kernel, which has the ranks of a block in its name.
+    pub kernel: Kernel,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub dynamic_smem: u32,
+    /// Blocks along the ranks of a layer.
+    pub rank_chunks: usize,
+}
+
+/// The launches that make gradients: sums by slab, then their sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GradPlan {
+    /// Sums over slabs of rows.
+    pub grad: NarrowPlan,
+    /// Adds them up.
+    pub reduce: NarrowPlan,
+    /// Most rows of a slab.
+    pub slab_rows: usize,
+    /// Most slabs there can be with runs of this many adapters.
+    pub num_slabs: usize,
+    /// Numbers (f32) of the workspace.
+    pub workspace: usize,
+}
+
+/// A compiled tile: kernel, rows, columns, stages, and how near it comes to the limit of the tensor cores by its mix of instructions.
+type Tile = (Kernel, [usize; 2], u32, f64);
+
+/// The plan of `y = x W^T + xa B^T` for all layers.
+pub fn forward(problem: &Problem, chip: Chip) -> TiledPlan {
+    let tiles = [
+        (Kernel::LoraMatmulFwdBf16128x128, [128, 128], 3, 1.0),
+        (Kernel::LoraMatmulFwdBf16128x256, [128, 256], 4, 1.0),
+        (Kernel::LoraMatmulFwdBf1664x64, [64, 64], 3, 0.85),
+    ];
+    best(&tiles, problem.rows, &problem.out_features, chip)
+}
+
+/// The plan of `dx = sum dy W + mask(dxa A)`.
+pub fn dx(problem: &Problem, chip: Chip) -> TiledPlan {
+    let tiles = if problem.dropout {
+        [
+            (Kernel::LoraMatmulDxBf16128x128Dropout, [128, 128], 3, 1.0),
+            (Kernel::LoraMatmulDxBf1664x64Dropout, [64, 64], 3, 0.85),
+        ]
+    } else {
+        [
+            (Kernel::LoraMatmulDxBf16128x128, [128, 128], 3, 1.0),
+            (Kernel::LoraMatmulDxBf1664x64, [64, 64], 3, 0.85),
+        ]
+    };
+    best(&tiles, problem.rows, &[problem.in_features], chip)
+}
+
+/// The plan of `xa = scaling * dropout(x) A^T` (or of `dxa = scaling * dy B`, which has no dropout) for `layers` layers.
+pub fn down(problem: &Problem, layers: usize, dropout: bool) -> NarrowPlan {
+    let (ranks, kernel) = match (ranks_per_block(problem.rank), dropout) {
+        (16, false) => (16, Kernel::LoraMatmulDownBf16R16),
+        (16, true) => (16, Kernel::LoraMatmulDownBf16R16Dropout),
+        (32, false) => (32, Kernel::LoraMatmulDownBf16R32),
+        (32, true) => (32, Kernel::LoraMatmulDownBf16R32Dropout),
+        (_, false) => (64, Kernel::LoraMatmulDownBf16R64),
+        (_, true) => (64, Kernel::LoraMatmulDownBf16R64Dropout),
+    };
+    let rank_chunks = problem.rank_stride().div_ceil(ranks);
+    let grid = [(layers * rank_chunks) as u32, problem.rows.div_ceil(DOWN_ROWS) as u32, 1];
+    NarrowPlan { kernel, grid, dynamic_smem: 0, rank_chunks }
+}
+
+/// The plan of `dA` and `dB` over matrices with these numbers of `features` (every `dy`, and x once for every layer).
+pub fn grad(problem: &Problem, features: &[usize], chip: Chip) -> GradPlan {
+    let (ranks, kernel) = match (ranks_per_block(problem.rank), problem.dropout) {
+        (16, false) => (16, Kernel::LoraMatmulGradBf16R16),
+        (16, true) => (16, Kernel::LoraMatmulGradBf16R16Dropout),
+        (32, false) => (32, Kernel::LoraMatmulGradBf16R32),
+        (32, true) => (32, Kernel::LoraMatmulGradBf16R32Dropout),
+        (_, false) => (64, Kernel::LoraMatmulGradBf16R64),
+        (_, true) => (64, Kernel::LoraMatmulGradBf16R64Dropout),
+    };
+    let rank_chunks = problem.rank_stride().div_ceil(ranks);
+    let columns: usize = features.iter().map(|f| f.div_ceil(GRAD_FEATURES)).sum();
+    let dynamic_smem = GRAD_STAGES * (GRAD_STEP * (GRAD_FEATURES + ranks) * 2) as u32;
+    // Two blocks on every multiprocessor keep its memory busy. More slabs than that only make more partial sums to add up.
+    let wanted = (2 * chip.multiprocessors as usize).div_ceil((columns * rank_chunks).max(1));
+    let slab_rows = problem.rows.div_ceil(wanted.max(1)).next_multiple_of(GRAD_STEP).max(GRAD_STEP);
+    // Every run of an adapter may end with a slab that is not full.
+    let num_slabs = problem.rows.div_ceil(slab_rows) + problem.num_adapters.saturating_sub(1);
+    let widest = features.iter().copied().max().unwrap_or(0);
+    let pieces = (problem.rank * widest).div_ceil(REDUCE_ELEMENTS);
+    GradPlan {
+        grad: NarrowPlan {
+            kernel,
+            grid: [columns as u32, num_slabs as u32, rank_chunks as u32],
+            dynamic_smem,
+            rank_chunks,
+        },
+        reduce: NarrowPlan {
+            kernel: Kernel::LoraMatmulReduceF32,
+            grid: [pieces as u32, features.len() as u32, problem.num_adapters as u32],
+            dynamic_smem: 0,
+            rank_chunks: 1,
+        },
+        slab_rows,
+        num_slabs,
+        workspace: num_slabs * problem.rank_stride() * features.iter().sum::<usize>(),
+    }
+}
+
+/// Ranks that one block of a narrow product handles.
+fn ranks_per_block(rank: usize) -> usize {
+    match rank {
+        0..=16 => 16,
+        17..=32 => 32,
+        _ => 64,
+    }
+}
+
+/// The tile with the shortest waves; the first of equals.
+fn best(tiles: &[Tile], rows: usize, columns: &[usize], chip: Chip) -> TiledPlan {
+    let plans = tiles.iter().map(|tile| (tiled(tile, rows, columns, chip), tile.3));
+    let time = |(plan, efficiency): &(TiledPlan, f64)| -> f64 {
+        let useful = (rows * columns.iter().sum::<usize>()) as f64;
+        useful / plan.utilisation.max(f64::MIN_POSITIVE) / efficiency
+    };
+    let mut plans: Vec<_> = plans.collect();
+    plans.sort_by(|a, b| time(a).total_cmp(&time(b)));
+    plans[0].0
+}
+
+fn tiled(tile: &Tile, rows: usize, columns: &[usize], chip: Chip) -> TiledPlan {
+    let &(kernel, [m, n], stages, _) = tile;
+    let ring = stages * STEP_BYTES * (m + n) as u32;
+    // The result passes through the same memory, its rows padded by 16 bytes.
+    let result = (m * (2 * n + 16)) as u32;
+    let dynamic_smem = ring.max(result);
+    let tiles_m = rows.div_ceil(m);
+    let tiles_n: usize = columns.iter().map(|c| c.div_ceil(n)).sum();
+    let blocks_per_sm =
+        occupancy(chip.arch, kernel.threads(), kernel.budget().registers, dynamic_smem).max(1);
+    let sms = chip.multiprocessors as usize;
+    let at_once = sms * blocks_per_sm as usize;
+    let blocks = tiles_m * tiles_n;
+    // In units of one tile on one multiprocessor.
+    let time = blocks / at_once * blocks_per_sm as usize + (blocks % at_once).div_ceil(sms);
+    let useful = (rows * columns.iter().sum::<usize>()) as f64;
+    TiledPlan {
+        kernel,
+        tile: [m, n],
+        stages,
+        dynamic_smem,
+        tiles_m,
+        tiles_n,
+        group: GROUP.min(tiles_n),
+        blocks_per_sm,
+        waves: blocks as f64 / at_once as f64,
+        utilisation: useful / (time * sms * m * n).max(1) as f64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::arch::Arch;
+
+    const RTX_3080: Chip = Chip { arch: Arch::Sm86, multiprocessors: 68 };
+    const H200: Chip = Chip { arch: Arch::Sm90, multiprocessors: 132 };
+
+    fn problem(rows: usize, in_features: usize, out_features: &[usize]) -> Problem {
+        Problem {
+            rows,
+            in_features,
+            out_features: out_features.to_vec(),
+            rank: 16,
+            num_adapters: 1,
+            dropout: false,
+        }
+    }
+
+    #[test]
+    fn multiples_of_2176_rows_fill_an_rtx_3080() {
+        for rows in [2176, 4352, 8704] {
+            for outs in [&[1024][..], &[2048, 1024, 1024], &[3072, 3072], &[6144, 6144], &[4096]] {
+                let plan = forward(&problem(rows, 1024, outs), RTX_3080);
+                assert_eq!(plan.utilisation, 1.0, "{rows} {outs:?} {plan:?}");
+                assert_eq!(plan.waves.fract(), 0.0, "{rows} {outs:?} {plan:?}");
+            }
+            assert_eq!(dx(&problem(rows, 2048, &[2048]), RTX_3080).utilisation, 1.0);
+        }
+        // A power of two does not.
+        let plan = forward(&problem(2048, 1024, &[1024]), RTX_3080);
+        assert!((0.93..0.95).contains(&plan.utilisation), "{plan:?}");
+    }
+
+    #[test]
+    fn a_few_rows_get_small_tiles() {
+        let plan = forward(&problem(32, 1024, &[1024]), RTX_3080);
+        assert_eq!(plan.kernel, Kernel::LoraMatmulFwdBf1664x64);
+        assert_eq!((plan.tiles_m, plan.tiles_n), (1, 16));
+    }
+
+    #[test]
+    fn plans_stay_within_the_budgets_of_their_kernels() {
+        for chip in [RTX_3080, H200] {
+            for rows in [1, 17, 127, 128, 129, 507, 2176, 4352] {
+                for (rank, dropout) in [(1, false), (16, true), (17, false), (64, true), (200, false)] {
+                    let problem = Problem { rank, dropout, ..problem(rows, 1024, &[2048, 1024, 1024]) };
+                    for plan in [forward(&problem, chip), dx(&problem, chip)] {
+                        assert!(plan.dynamic_smem <= plan.kernel.budget().smem, "{plan:?}");
+                        let fits = plan.kernel.threads() * plan.kernel.min_blocks() * plan.kernel.budget().registers;
+                        assert!(fits <= 65_536, "{plan:?}");
+                        assert!(plan.utilisation > 0.0 && plan.utilisation <= 1.0, "{plan:?}");
+                    }
+                    let grad = grad(&problem, &[2048, 1024, 1024, 1024, 1024, 1024], chip);
+                    assert!(grad.grad.dynamic_smem <= grad.grad.kernel.budget().smem);
+                    assert!(grad.slab_rows * grad.num_slabs >= rows);
+                    let down = down(&problem, 3, dropout);
+                    assert!(down.grid[1] as usize * DOWN_ROWS >= rows && down.rank_chunks * 64 >= rank);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn grids_of_the_largest_problems_are_legal() {
+        let problem = Problem { rank: 512, ..problem((1 << 31) / 4096, 4096, &[152_064]) };
+        let plan = forward(&problem, H200);
+        assert!(plan.tiles_m * plan.tiles_n < 1 << 31);
+        let down = down(&problem, 1, false);
+        assert!(down.grid[1] <= 65_535);
+        let grad = grad(&problem, &[152_064, 4096], H200);
+        assert!(grad.grad.grid[1] <= 65_535 && grad.grad.grid[2] <= 65_535);
+    }
+}
