@@ -23,6 +23,8 @@ void mma_done(Worker&, uint64_t, const void*) {}
 void checked_load16(void* to, const void* from) { memcpy(to, from, 16); }
 void checked_store16(void* to, const void* from) { memcpy(to, from, 16); }
 
+void checked_store8(void* to, const void* from) { memcpy(to, from, 8); }
+
 }  // namespace simt
 
 extern "C" {
