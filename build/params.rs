@@ -169,6 +169,21 @@ pub(crate) fn read(sources: &[Source]) -> Result<Table, Fault> {
             return fault(&kernel.place, &what);
         }
     }
+    // Tables that params point to are filled by the host: their rows have twins as well.
+    let mut next = 0;
+    while next < table.structs.len() {
+        let fields = table.structs[next].fields.clone();
+        let place = table.structs[next].place.clone();
+        for field in fields {
+            let Type::Pointer(text) = &field.kind else { continue };
+            let name = text.trim_start_matches("const ").trim_end_matches(['*', ' ']);
+            if bodies.contains_key(name) {
+                let asker = Asker { place: &place, what: format!("field {}", field.name), depth: 0 };
+                layout(name, &asker, &bodies, &mut table.structs)?;
+            }
+        }
+        next += 1;
+    }
     Ok(table)
 }
 

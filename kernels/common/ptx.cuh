@@ -12,8 +12,10 @@
 #define UNROLL_2 _Pragma("unroll 2")
 #define NO_UNROLL _Pragma("unroll 1")
 
-// Shared memory whose size is given at the launch, 128-byte aligned; `name` is an `unsigned char*`.
-#define DYNAMIC_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
+// Shared memory whose size is given at the launch, 128-byte aligned; `name` is an `unsigned char*`. Declared once for all
+// kernels: declarations inside functions of C and of C++ linkage would be two variables.
+extern __shared__ __align__(128) unsigned char dynamic_smem_bytes[];
+#define DYNAMIC_SMEM(name) unsigned char* const name = dynamic_smem_bytes
 // Shared memory of a fixed size, 16-byte aligned; `name` is a `type[count]`.
 #define STATIC_SMEM(type, name, count) __shared__ __align__(16) type name[count]
 

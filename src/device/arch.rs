@@ -27,6 +27,11 @@ pub struct Chip {
     pub multiprocessors: u32,
 }
 
+impl Chip {
+    /// The card that kernels are tuned for.
+    pub const RTX_3080: Self = Self { arch: Arch::Sm86, multiprocessors: 68 };
+}
+
 /// What a multiprocessor has, and what a block may have of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::arch::{Arch, Limits};
+use super::arch::{Chip, Limits};
 use super::arena::{Arena, ArenaUse};
 #[cfg(feature = "cuda")]
 use super::cuda::Cuda;
@@ -37,7 +37,7 @@ pub(super) enum Driver {
 #[derive(Debug)]
 pub(super) struct Gpu {
     driver: Driver,
-    arch: Arch,
+    chip: Chip,
     limits: Limits,
     /// What messages call it: `cuda:0 (NVIDIA GeForce RTX 3080)`.
     label: String,
@@ -73,27 +73,27 @@ impl Gpu {
     /// A GPU with its driver.
     #[cfg(feature = "cuda")]
     pub(super) fn cuda(cuda: Cuda) -> Self {
-        let (arch, limits, label) = (cuda.arch(), cuda.limits(), cuda.label().to_owned());
-        Self { driver: Driver::Cuda(cuda), arch, limits, label, region: Mutex::default() }
+        let (chip, limits, label) = (cuda.chip(), cuda.limits(), cuda.label().to_owned());
+        Self { driver: Driver::Cuda(cuda), chip, limits, label, region: Mutex::default() }
     }
 
     /// The emulator, as a GPU of this architecture.
     #[cfg(feature = "emulated")]
-    pub(super) fn emulated(emulator: Emulator, arch: Arch) -> Self {
-        let (limits, label) = (arch.limits(), format!("emulated {arch}"));
-        Self { driver: Driver::Emulated(emulator), arch, limits, label, region: Mutex::default() }
+    pub(super) fn emulated(emulator: Emulator, chip: Chip) -> Self {
+        let (limits, label) = (chip.arch.limits(), format!("emulated {}", chip.arch));
+        Self { driver: Driver::Emulated(emulator), chip, limits, label, region: Mutex::default() }
     }
 
     /// Nobody, with as much memory as it takes.
-    pub(super) fn dry(arch: Arch) -> Self {
+    pub(super) fn dry(chip: Chip) -> Self {
         let region = Region { base: DevicePtr(DRY_BASE), arena: Arena::without_end() };
-        let (limits, label) = (arch.limits(), format!("plan of {arch}"));
-        Self { driver: Driver::Dry, arch, limits, label, region: Mutex::new(Some(region)) }
+        let (limits, label) = (chip.arch.limits(), format!("plan of {}", chip.arch));
+        Self { driver: Driver::Dry, chip, limits, label, region: Mutex::new(Some(region)) }
     }
 
-    /// The architecture that plans of kernels go by.
-    pub(super) fn arch(&self) -> Arch {
-        self.arch
+    /// What plans of kernels go by.
+    pub(super) fn chip(&self) -> Chip {
+        self.chip
     }
 
     /// What a block may have of a multiprocessor.

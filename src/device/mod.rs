@@ -30,7 +30,7 @@ pub use tensor::{HostData, Tensor};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::arch::Arch;
+use self::arch::{Arch, Chip};
 use self::gpu::Gpu;
 use self::pool::Pool;
 use crate::error::{Error, Result};
@@ -120,14 +120,14 @@ impl Device {
     pub fn dry_for(target: Target) -> Self {
         match target {
             Target::Cpu => Self::new(Kind::Dry, None),
-            Target::Gpu => Self::dry_gpu(Arch::Sm86),
+            Target::Gpu => Self::dry_gpu(Chip::RTX_3080),
         }
     }
 
     /// A device that records what a GPU of this architecture would do: ops plan their kernels, launches are counted, and
     /// tensors get addresses in an arena without end, whose high-water mark is what [`Device::reserve`] needs.
-    pub fn dry_gpu(arch: Arch) -> Self {
-        Self::new(Kind::Dry, Some(Gpu::dry(arch)))
+    pub fn dry_gpu(chip: Chip) -> Self {
+        Self::new(Kind::Dry, Some(Gpu::dry(chip)))
     }
 
     fn new(kind: Kind, gpu: Option<Gpu>) -> Self {
@@ -159,7 +159,18 @@ impl Device {
 
     /// The architecture that kernels are planned for; `None` of a CPU.
     pub fn arch(&self) -> Option<Arch> {
-        self.gpu.as_ref().map(|gpu| gpu.arch())
+        self.gpu.as_ref().map(|gpu| gpu.chip().arch)
+    }
+
+    /// What plans of kernels go by.
+    ///
+    /// # Errors
+    /// [`Error::Device`] of a CPU, which runs none.
+    pub fn chip(&self) -> Result<Chip> {
+        self.gpu.as_ref().map(|gpu| gpu.chip()).ok_or_else(|| Error::Device {
+            what: format!("{}: the device runs no kernels", self.label()),
+            fix: "this is a mistake in tanren: please report the message and the command".into(),
+        })
     }
 
     /// What messages call it: `cpu`, `cuda:0 (NVIDIA GeForce RTX 3080)`.

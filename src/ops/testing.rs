@@ -37,6 +37,37 @@ pub(crate) fn relative_rms<A: Real, B: Real>(got: &[A], expected: &[B]) -> f64 {
     (difference / squares(&mut expected.iter().map(|e| e.to_f64())).max(1e-300)).sqrt()
 }
 
+/// Values rounded to bf16, as f64.
+pub(crate) fn rounded(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|&x| half::bf16::from_f64(x).to_f64()).collect()
+}
+
+/// The rule for kernels that compute with bf16: their error, largest and root mean square, is at most `k` times that of
+/// `reference`, the same formula rounded wherever PyTorch would round, plus one unit in the last place of the largest number.
+pub(crate) fn assert_as_good(name: &str, got: &[f64], exact: &[f64], reference: &[f64], k: f64) {
+    assert_eq!((got.len(), reference.len()), (exact.len(), exact.len()), "{name}");
+    let worst = |of: &[f64]| {
+        let at = (0..of.len()).map(|i| ((of[i] - exact[i]).abs(), i));
+        at.fold((0.0, 0), |worst, next| if next.0 > worst.0 || next.0.is_nan() { next } else { worst })
+    };
+    let rms = |of: &[f64]| {
+        let sum: f64 = of.iter().zip(exact).map(|(x, e)| (x - e) * (x - e)).sum();
+        (sum / of.len().max(1) as f64).sqrt()
+    };
+    let largest = exact.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let unit = largest * f64::from(half::bf16::EPSILON);
+    let (error, at) = worst(got);
+    let limit = k * worst(reference).0 + unit;
+    assert!(
+        error <= limit,
+        "{name}: element {at} is {}, exactly {}: off by {error:e}, allowed {limit:e}",
+        got[at],
+        exact[at]
+    );
+    let (error, limit) = (rms(got), k * rms(reference) + unit / 16.0);
+    assert!(error <= limit, "{name}: root mean square error {error:e}, allowed {limit:e}");
+}
+
 /// Checks `gradient` of `loss` with respect to `at` by central differences in f64, in a sample of places.
 ///
 /// `loss` gets a changed copy of `at`. Both errors of the difference (rounding, third derivative) stay below 1e-6 for

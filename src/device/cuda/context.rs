@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::staging::Staging;
 use super::{Fault, Functions, Handle, Library, OUT_OF_MEMORY, devices};
-use crate::device::arch::{Arch, Limits};
+use crate::device::arch::{Arch, Chip, Limits};
 use crate::device::gpu::{GpuMemory, LOWER};
 use crate::device::gpus::GpuInfo;
 use crate::device::kernels::{DevicePtr, FATBIN, Kernel, NVCC};
@@ -108,9 +108,9 @@ impl Cuda {
         Ok(())
     }
 
-    /// The architecture that plans of kernels go by.
-    pub(in crate::device) fn arch(&self) -> Arch {
-        self.arch
+    /// What plans of kernels go by.
+    pub(in crate::device) fn chip(&self) -> Chip {
+        Chip { arch: self.arch, multiprocessors: self.info.num_multiprocessors }
     }
 
     /// What a block may have: the limits of the architecture, with the shared memory that the driver says.

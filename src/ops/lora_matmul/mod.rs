@@ -21,6 +21,7 @@
 
 mod cpu;
 mod dropout;
+pub mod gpu;
 pub mod plan;
 #[cfg(test)]
 mod tests;

@@ -45,6 +45,8 @@ pub struct Problem {
     pub num_adapters: usize,
     /// Dropout on the adapters' input.
     pub dropout: bool,
+    /// The tile to use instead of the one that looks best, if there is a kernel with it.
+    pub tile: Option<[usize; 2]>,
 }
 
 impl Problem {
@@ -122,7 +124,7 @@ pub fn forward(problem: &Problem, chip: Chip) -> TiledPlan {
         (Kernel::LoraMatmulFwdBf16128x256, [128, 256], 4, 1.0),
         (Kernel::LoraMatmulFwdBf1664x64, [64, 64], 3, 0.85),
     ];
-    best(&tiles, problem.rows, &problem.out_features, chip)
+    best(&tiles, problem, &problem.out_features, chip)
 }
 
 /// The plan of `dx = sum dy W + mask(dxa A)`.
@@ -138,7 +140,7 @@ pub fn dx(problem: &Problem, chip: Chip) -> TiledPlan {
             (Kernel::LoraMatmulDxBf1664x64, [64, 64], 3, 0.85),
         ]
     };
-    best(&tiles, problem.rows, &[problem.in_features], chip)
+    best(&tiles, problem, &[problem.in_features], chip)
 }
 
 /// The plan of `xa = scaling * dropout(x) A^T` (or of `dxa = scaling * dy B`, which has no dropout) for `layers` layers.
@@ -205,7 +207,14 @@ fn ranks_per_block(rank: usize) -> usize {
 }
 
 /// The tile with the shortest waves; the first of equals.
-fn best(tiles: &[Tile], rows: usize, columns: &[usize], chip: Chip) -> TiledPlan {
+fn best(tiles: &[Tile], problem: &Problem, columns: &[usize], chip: Chip) -> TiledPlan {
+    let rows = problem.rows;
+    let wanted = |tile: &&Tile| problem.tile.is_none_or(|wanted| wanted == tile.1);
+    let tiles = if tiles.iter().any(|tile| wanted(&tile)) {
+        tiles.iter().filter(wanted).copied().collect()
+    } else {
+        tiles.to_vec()
+    };
     let plans = tiles.iter().map(|tile| (tiled(tile, rows, columns, chip), tile.3));
     let time = |(plan, efficiency): &(TiledPlan, f64)| -> f64 {
         let useful = (rows * columns.iter().sum::<usize>()) as f64;
@@ -262,6 +271,7 @@ mod tests {
             rank: 16,
             num_adapters: 1,
             dropout: false,
+            tile: None,
         }
     }
 

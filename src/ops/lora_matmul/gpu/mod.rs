@@ -53,6 +53,8 @@ pub struct Group<'a> {
     pub rows: &'a Rows,
     /// Dropout; none in evaluation.
     pub dropout: Option<DropoutRate>,
+    /// The tile to use instead of the plan's choice: for benchmarks and tests.
+    pub tile: Option<[usize; 2]>,
 }
 
 impl Group<'_> {
@@ -66,6 +68,7 @@ impl Group<'_> {
             rank: adapters().map(|a| a.max_rank).max().unwrap_or(0),
             num_adapters: adapters().map(|a| a.num_adapters).max().unwrap_or(0),
             dropout: self.dropout.is_some(),
+            tile: self.tile,
         }
     }
 

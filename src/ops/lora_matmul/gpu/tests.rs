@@ -1,0 +1,304 @@
+//! The kernels on the emulator against plain f64 products: ragged rows, ranks, several adapters, dropout, groups of layers.
+
+use half::bf16;
+
+use super::*;
+use crate::batch::{AdapterRows, Batch};
+use crate::device::{EmulatorOptions, Schedule};
+use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
+use crate::ops::lora_matmul::{Dropout, RowKeys};
+use crate::ops::testing::{assert_as_good, rounded};
+use crate::rng::{Purpose, Stream};
+
+const SCALING: [f32; 3] = [0.5, 1.0, 0.25];
+
+/// What is multiplied, as f64 numbers that bf16 can hold.
+struct Case {
+    rows: usize,
+    in_features: usize,
+    out_features: Vec<usize>,
+    /// By adapter; 0 where it leaves all layers alone.
+    ranks: [usize; 3],
+    runs: Vec<AdapterRows>,
+    keys: RowKeys,
+    p: f64,
+    tile: Option<[usize; 2]>,
+    x: Vec<f64>,
+    layers: Vec<CaseLayer>,
+}
+
+struct CaseLayer {
+    weight: Vec<f64>,
+    bias: Vec<f64>,
+    dy: Vec<f64>,
+    /// `[r, in_features]` and `[r, out_features]` by adapter.
+    factors: [(Vec<f64>, Vec<f64>); 3],
+}
+
+fn random(len: usize, size: f32, index: &mut u32) -> Vec<f64> {
+    *index += 1;
+    let mut stream = Stream::new(77, Purpose::ModelInit, *index);
+    (0..len).map(|_| bf16::from_f32(size * stream.normal()).to_f64()).collect()
+}
+
+impl Case {
+    fn new(rows: usize, ranks: [usize; 3], p: f64, out_features: &[usize], tile: Option<[usize; 2]>) -> Self {
+        let in_features = 136;
+        let mut index = 0;
+        // Adapter 1, a few rows without adapter, adapter 0, adapter 2.
+        let cuts = [0, rows / 3, rows / 3 + rows / 8, rows - rows / 4, rows];
+        let mut runs = Vec::new();
+        for (adapter, cut) in [(1, 0), (0, 2), (2, 3)] {
+            runs.push(AdapterRows { adapter, rows: cuts[cut]..cuts[cut + 1] });
+        }
+        let mut batch = Batch::default();
+        batch.push_segment(&vec![0; rows.div_ceil(2)], None, 0);
+        batch.push_segment(&vec![0; rows / 2], None, 0);
+        let layer = |index: &mut u32, out: usize| CaseLayer {
+            weight: random(out * in_features, 0.1, index),
+            bias: random(out, 1.0, index),
+            dy: random(rows * out, 1.0, index),
+            factors: ranks.map(|r| (random(r * in_features, 0.1, index), random(r * out, 0.5 / (r as f32).sqrt(), index))),
+        };
+        Self {
+            rows,
+            in_features,
+            out_features: out_features.to_vec(),
+            ranks,
+            runs,
+            keys: RowKeys::new(&batch.segments),
+            p,
+            tile,
+            x: random(rows * in_features, 1.0, &mut index),
+            layers: out_features.iter().map(|&out| layer(&mut index, out)).collect(),
+        }
+    }
+
+    fn dropout(&self, layer: usize) -> Option<Dropout<'_>> {
+        Dropout::new(self.p, 5, 9, layer as u32, &self.keys)
+    }
+
+    /// `values` with the mask of a layer applied, rows `first..`.
+    fn masked(&self, layer: usize, values: &[f64], cols: usize) -> Vec<f64> {
+        let mut out = vec![0.0; values.len()];
+        match self.dropout(layer) {
+            Some(dropout) => dropout.apply(0, cols, values, &mut out, false),
+            None => out.copy_from_slice(values),
+        }
+        out
+    }
+}
+
+/// What both directions give, by layer where it is a list.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Outcome {
+    y: Vec<Vec<f64>>,
+    xa: Vec<Vec<f64>>,
+    dx: Vec<f64>,
+    /// By layer and adapter.
+    da: Vec<Vec<f64>>,
+    db_t: Vec<Vec<f64>>,
+}
+
+fn times(a: Mat<'_, f64>, b: Mat<'_, f64>, [rows, cols]: [usize; 2]) -> Vec<f64> {
+    let mut out = vec![0.0; rows * cols];
+    par_gemm(MatMut::new(&mut out, rows, cols), Write::Overwrite, 1.0, a, b);
+    out
+}
+
+fn sum(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a + b).collect()
+}
+
+fn scaled(a: &[f64], by: f32) -> Vec<f64> {
+    a.iter().map(|a| a * f64::from(by)).collect()
+}
+
+/// The formulas in f64; with `round` each product and sum is rounded to bf16, as PEFT on PyTorch does it.
+fn expected(case: &Case, round: bool) -> Outcome {
+    let q = |values: Vec<f64>| if round { rounded(&values) } else { values };
+    let (rows, cols) = (case.rows, case.in_features);
+    let mut outcome = Outcome { dx: vec![0.0; rows * cols], ..Outcome::default() };
+    let stride = case.ranks.iter().max().unwrap().next_multiple_of(plan::RANK_UNIT);
+    for (l, (layer, &out)) in case.layers.iter().zip(&case.out_features).enumerate() {
+        let weight = Mat::new(&layer.weight, out, cols);
+        let dropped = q(case.masked(l, &case.x, cols));
+        let mut y = times(Mat::new(&case.x, rows, cols), weight.t(), [rows, out]);
+        for row in y.chunks_mut(out) {
+            row.iter_mut().zip(&layer.bias).for_each(|(y, b)| *y += b);
+        }
+        let mut y = q(y);
+        let mut dx = q(times(Mat::new(&layer.dy, rows, out), weight, [rows, cols]));
+        let mut xa_all = vec![0.0; rows * stride];
+        let mut grads: [(Vec<f64>, Vec<f64>); 3] = Default::default();
+        for run in &case.runs {
+            let (r, n, scaling) = (case.ranks[run.adapter], run.rows.len(), SCALING[run.adapter]);
+            let (a, b_t) = &layer.factors[run.adapter];
+            let (a, b_t) = (Mat::new(a, r, cols), Mat::new(b_t, r, out));
+            let of = |values: &[f64], width: usize| values[run.rows.start * width..run.rows.end * width].to_vec();
+            let (x, dy) = (of(&dropped, cols), of(&layer.dy, out));
+            let xa = q(times(Mat::new(&x, n, cols), a.t(), [n, r]));
+            let lora = q(times(Mat::new(&xa, n, r), b_t, [n, out]));
+            let place = run.rows.start * out..run.rows.end * out;
+            let new = q(sum(&y[place.clone()], &q(scaled(&lora, scaling))));
+            y[place].copy_from_slice(&new);
+            let xa = scaled(&xa, scaling);
+            for (row, xa) in run.rows.clone().zip(xa.chunks(r.max(1))) {
+                xa_all[row * stride..row * stride + r].copy_from_slice(&xa[..r]);
+            }
+            let dxa = q(times(Mat::new(&q(scaled(&dy, scaling)), n, out), b_t.t(), [n, r]));
+            // The mask belongs to the rows in their places.
+            let mut part = vec![0.0; rows * cols];
+            let place = run.rows.start * cols..run.rows.end * cols;
+            part[place.clone()].copy_from_slice(&q(times(Mat::new(&dxa, n, r), a, [n, cols])));
+            let part = q(case.masked(l, &part, cols));
+            let new = q(sum(&dx[place.clone()], &part[place.clone()]));
+            dx[place].copy_from_slice(&new);
+            grads[run.adapter] = (
+                q(times(Mat::new(&dxa, n, r).t(), Mat::new(&x, n, cols), [r, cols])),
+                q(times(Mat::new(&xa, n, r).t(), Mat::new(&dy, n, out), [r, out])),
+            );
+        }
+        outcome.dx = q(sum(&outcome.dx, &dx));
+        outcome.y.push(y);
+        outcome.xa.push(xa_all);
+        for (da, db_t) in grads {
+            outcome.da.push(da);
+            outcome.db_t.push(db_t);
+        }
+    }
+    outcome
+}
+
+/// Runs the kernels; gradients start from 1, which is taken off again.
+fn run(case: &Case, device: &Device) -> Result<Outcome> {
+    let number = |values: &[f64]| values.iter().map(|&x| bf16::from_f64(x)).collect::<Vec<_>>();
+    let upload = |values: &[f64], rows: usize| -> Result<Tensor<bf16>> {
+        device.tensor(rows, values.len().checked_div(rows).unwrap_or(0), &number(values))
+    };
+    let ones = |rows: usize, cols: usize| device.tensor(rows, cols, &vec![1.0f32; rows * cols]);
+    let keys = (case.p > 0.0).then_some(&case.keys);
+    let rows = Rows::new(device, case.rows, &case.runs, keys)?;
+    let (mut weights, mut factors, mut tables, mut dy) = (vec![], vec![], vec![], vec![]);
+    for (l, (layer, &out)) in case.layers.iter().zip(&case.out_features).enumerate() {
+        let key = case.dropout(l).map(|d| dropout_key(device, d.key())).transpose()?;
+        weights.push((upload(&layer.weight, out)?, upload(&layer.bias, 1)?, key));
+        dy.push(upload(&layer.dy, case.rows)?);
+        for ((a, b_t), r) in layer.factors.iter().zip(case.ranks) {
+            let grads = (ones(r, case.in_features)?, ones(r, out)?);
+            factors.push((upload(a, r)?, upload(b_t, r)?, grads));
+        }
+    }
+    for (l, &out) in case.out_features.iter().enumerate() {
+        let adapters: Vec<Option<Factors<'_>>> = (0..3)
+            .map(|i| {
+                let (a, b_t, grads) = &factors[3 * l + i];
+                let grads = Some((&grads.0, &grads.1));
+                (case.ranks[i] > 0).then_some(Factors { a, b_t, grads, scaling: SCALING[i] })
+            })
+            .collect();
+        tables.push(LayerAdapters::new(device, [out, case.in_features], &adapters)?);
+    }
+    let layers: Vec<Layer<'_>> = weights
+        .iter()
+        .zip(&tables)
+        .map(|((weight, bias, key), table)| Layer {
+            weight,
+            bias: Some(bias),
+            adapters: Some(table),
+            key: key.as_ref(),
+        })
+        .collect();
+    let dropout = case.dropout(0).map(|d| DropoutRate { threshold: d.threshold() });
+    let group = Group { layers: &layers, rows: &rows, dropout, tile: case.tile };
+    let x = upload(&case.x, case.rows)?;
+    let stride = group.problem().rank_stride();
+    let mut y: Vec<Tensor<bf16>> = case.out_features.iter().map(|&out| device.empty(case.rows, out)).collect();
+    let mut xa: Vec<Tensor<bf16>> = case.out_features.iter().map(|_| device.empty(case.rows, stride)).collect();
+    forward(
+        device,
+        &group,
+        &x,
+        &mut y.iter_mut().collect::<Vec<_>>(),
+        &mut xa.iter_mut().collect::<Vec<_>>(),
+    )?;
+    let mut dx = device.empty(case.rows, case.in_features);
+    let args = Backward {
+        dy: &dy.iter().collect::<Vec<_>>(),
+        x: &x,
+        xa: &xa.iter().collect::<Vec<_>>(),
+        dx: Some(&mut dx),
+    };
+    backward(device, &group, args)?;
+    let read = |t: &Tensor<bf16>| -> Result<Vec<f64>> {
+        Ok(device.read(t)?.into_iter().map(|x| x.to_f64()).collect())
+    };
+    let less_one = |t: &Tensor<f32>| -> Result<Vec<f64>> {
+        Ok(device.read(t)?.into_iter().map(|x| f64::from(x) - 1.0).collect())
+    };
+    Ok(Outcome {
+        y: y.iter().map(read).collect::<Result<_>>()?,
+        xa: xa.iter().map(read).collect::<Result<_>>()?,
+        dx: read(&dx)?,
+        da: factors.iter().map(|f| less_one(&f.2.0)).collect::<Result<_>>()?,
+        db_t: factors.iter().map(|f| less_one(&f.2.1)).collect::<Result<_>>()?,
+    })
+}
+
+fn emulator(check: bool, seed: u64) -> Device {
+    let schedule = Schedule::Random(seed);
+    Device::emulated(EmulatorOptions { check, schedule, ..EmulatorOptions::default() }).unwrap()
+}
+
+fn compare(case: &Case, device: &Device) {
+    let name = format!(
+        "rows {} ranks {:?} dropout {} out {:?} tile {:?}",
+        case.rows, case.ranks, case.p, case.out_features, case.tile
+    );
+    let got = run(case, device).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let (exact, reference) = (expected(case, false), expected(case, true));
+    let each = |what: &str, got: &[Vec<f64>], exact: &[Vec<f64>], reference: &[Vec<f64>], k: f64| {
+        assert_eq!(got.len(), exact.len(), "{name}");
+        for (i, ((got, exact), reference)) in got.iter().zip(exact).zip(reference).enumerate() {
+            assert_as_good(&format!("{name}: {what}[{i}]"), got, exact, reference, k);
+        }
+    };
+    each("y", &got.y, &exact.y, &reference.y, 2.0);
+    each("xa", &got.xa, &exact.xa, &reference.xa, 2.0);
+    assert_as_good(&format!("{name}: dx"), &got.dx, &exact.dx, &reference.dx, 3.0);
+    each("dA", &got.da, &exact.da, &reference.da, 3.0);
+    each("dB", &got.db_t, &exact.db_t, &reference.db_t, 3.0);
+}
+
+#[test]
+fn kernels_agree_with_f64_on_ragged_shapes_under_checks() {
+    let groups: [&[usize]; 3] = [&[200], &[72, 64], &[136, 72, 64]];
+    let tiles = [None, Some([128, 128]), Some([64, 64]), Some([128, 256])];
+    let mut number = 0;
+    for rows in [1, 17, 127, 128, 129, 300, 507] {
+        for rank in [1, 7, 16, 64] {
+            for p in [0.0, 0.25] {
+                let ranks = [rank, rank.div_ceil(2), 3];
+                let case = Case::new(rows, ranks, p, groups[number % 3], tiles[number % 4]);
+                compare(&case, &emulator(true, number as u64));
+                number += 1;
+            }
+        }
+    }
+}
+
+#[test]
+fn adapters_may_be_missing_and_ranks_may_pass_a_block() {
+    for (ranks, p) in [([0, 16, 0], 0.0), ([0, 0, 5], 0.3), ([100, 0, 33], 0.2), ([17, 130, 1], 0.0)] {
+        compare(&Case::new(77, ranks, p, &[72, 136], None), &emulator(true, 3));
+    }
+}
+
+#[test]
+fn schedules_do_not_change_a_bit() {
+    let case = Case::new(150, [16, 7, 3], 0.25, &[136, 72], Some([64, 64]));
+    let first = run(&case, &emulator(false, 0)).unwrap();
+    for seed in 1..250 {
+        assert_eq!(run(&case, &emulator(false, seed)).unwrap(), first, "schedule {seed}");
+    }
+}
