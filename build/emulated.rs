@@ -22,6 +22,7 @@ pub(crate) fn compile(out_dir: &Path, kernels_tu: &Path) -> Result<(), Failure> 
         let unit = out_dir.join(format!("emulated_{name}.cpp"));
         fs::write(&unit, translation_unit(&simt, flavour, name, kernels_tu))?;
         let mut build = compiler(flags);
+        build.include(root.join("kernels"));
         for flag in ["-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-unknown-pragmas"] {
             build.flag(flag);
         }

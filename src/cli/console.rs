@@ -114,6 +114,7 @@ impl Console {
         match notice {
             Notice::Note(text) => self.note(format_args!("note: {text}")),
             Notice::Warning(text) => self.note(format_args!("warning: {text}")),
+            Notice::Device(text) => self.note(format_args!("device: {text}")),
             Notice::Loading { done, total } => self.loading(done, total),
             Notice::Tokenising { done, total } => {
                 self.progress(Progress {

@@ -19,7 +19,7 @@ pub use score::ScoreArgs;
 pub use train::TrainArgs;
 
 use crate::config::aliases::{self, Alias, SWITCHES};
-use crate::config::{Dtype, Format, ScoreConfig, TrainConfig, TrainMode, Truncation};
+use crate::config::{DeviceChoice, Dtype, Format, ScoreConfig, TrainConfig, TrainMode, Truncation};
 use crate::error::{Error, Result};
 
 /// LoRA / QLoRA fine-tuning and scoring of language models on one device, without Python.
@@ -39,7 +39,7 @@ pub enum Command {
     Train(Box<TrainArgs>),
     /// Compute log-probabilities of answers, or choose between them.
     Score(Box<ScoreArgs>),
-    /// Show a model, a tokenizer, rows as the model sees them, the plan of a training, or the GPU kernels.
+    /// Show a model, a tokenizer, rows as the model sees them, the plan of a training, devices, or the GPU kernels.
     Inspect(InspectArgs),
     /// Write a model folder with random weights.
     Init(InitArgs),
@@ -65,6 +65,8 @@ pub enum InspectCommand {
     Tokenizer(TokenizerArgs),
     /// Show rows of a data file as the model sees them: tokens, and which of them are learned.
     Data(DataArgs),
+    /// Show the processor and the GPUs, and why a GPU cannot be used; test them with --self-test.
+    Device(DeviceArgs),
     /// Show steps, memory and cost of a training; takes the options of `train`, of which --output-dir may be left out.
     Plan(Box<TrainArgs>),
     /// Show the GPU kernels of this build: who compiled them, and what each takes of a multiprocessor.
@@ -158,6 +160,35 @@ pub struct DataArgs {
     /// Rows to show in full; the statistics are over all rows.
     #[arg(long, value_name = "N")]
     pub rows: Option<usize>,
+}
+
+/// `tanren inspect device`.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// Which device to show: all, auto, cpu, cuda, cuda:N or emulated.
+    #[arg(long, value_name = "DEVICE", default_value = "all", value_parser = which_device)]
+    pub device: WhichDevice,
+    /// Check copies, fills, memory and kernels on it; the exit code is 5 if something is wrong.
+    #[arg(long)]
+    pub self_test: bool,
+}
+
+/// The devices that are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhichDevice {
+    /// Whatever there is.
+    All,
+    /// This one, which has to be there.
+    One(DeviceChoice),
+}
+
+fn which_device(text: &str) -> std::result::Result<WhichDevice, String> {
+    match text {
+        "all" => Ok(WhichDevice::All),
+        _ => DeviceChoice::try_from(text.to_owned())
+            .map(WhichDevice::One)
+            .map_err(|what| what.replacen("must be ", "must be all, ", 1)),
+    }
 }
 
 /// `tanren init`.

@@ -20,8 +20,11 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
     prop::collection::vec(request, 0..200)
 }
 
-/// Plays `requests` and gives what every one got, the ranges that are left, and the arena.
-fn play(mut arena: Arena, requests: &[Request]) -> (Vec<Result<u64, NoRoom>>, Vec<(u64, u64)>, Arena) {
+/// What every request got, the (offset, bytes) that are left, and the arena.
+type Played = (Vec<Result<u64, NoRoom>>, Vec<(u64, u64)>, Arena);
+
+/// Plays `requests`.
+fn play(mut arena: Arena, requests: &[Request]) -> Played {
     let (mut answers, mut live) = (Vec::new(), Vec::new());
     for request in requests {
         match request {
@@ -62,7 +65,8 @@ fn check(arena: &Arena, live: &[(u64, u64)]) {
     let usage = arena.usage();
     assert!(arena.top <= usage.high_water_bytes && usage.high_water_bytes <= usage.capacity_bytes);
     assert_eq!(usage.used_bytes, ranges.iter().filter(|range| range.2).map(|range| range.1).sum::<u64>());
-    let by_length: Vec<(u64, u64)> = arena.by_length.iter().map(|&(length, offset)| (offset, length)).collect();
+    let by_length: Vec<(u64, u64)> =
+        arena.by_length.iter().map(|&(length, offset)| (offset, length)).collect();
     assert_eq!(by_length.len(), arena.holes.len());
     assert!(by_length.iter().all(|(offset, length)| arena.holes.get(offset) == Some(length)));
 }

@@ -123,7 +123,8 @@ struct Missing {
     fix: &'static str,
 }
 
-const INSTALL: &str = "install the NVIDIA driver 580 or newer (`nvidia-smi` then works), or pass --device cpu";
+const INSTALL: &str = "install the NVIDIA driver 580 or newer, so that `nvidia-smi` works and libcuda.so.1 can be loaded, \
+                       or pass --device cpu";
 
 impl From<Missing> for Error {
     fn from(missing: Missing) -> Self {
@@ -160,8 +161,7 @@ impl Library {
     fn load() -> Result<Self, Missing> {
         // SAFETY: as in `symbol`; cudarc looks under the names that drivers have, and closes what it opened.
         if !unsafe { sys::is_culib_present() } {
-            let what = "no CUDA driver found: there is no library libcuda.so.1 that can be loaded".into();
-            return Err(Missing { what, fix: INSTALL });
+            return Err(Missing { what: "no CUDA driver found".into(), fix: INSTALL });
         }
         let functions = Functions::load().map_err(|name| Missing {
             what: format!("the CUDA driver is too old: its library has no function {name}"),

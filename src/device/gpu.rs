@@ -25,7 +25,7 @@ const DRY_BASE: u64 = 1 << 40;
 pub(super) enum Driver {
     /// A GPU.
     #[cfg(feature = "cuda")]
-    Cuda(Cuda),
+    Cuda(Box<Cuda>),
     /// The kernels on the processor, with checks.
     #[cfg(feature = "emulated")]
     Emulated(Emulator),
@@ -74,7 +74,7 @@ impl Gpu {
     #[cfg(feature = "cuda")]
     pub(super) fn cuda(cuda: Cuda) -> Self {
         let (chip, limits, label) = (cuda.chip(), cuda.limits(), cuda.label().to_owned());
-        Self { driver: Driver::Cuda(cuda), chip, limits, label, region: Mutex::default() }
+        Self { driver: Driver::Cuda(Box::new(cuda)), chip, limits, label, region: Mutex::default() }
     }
 
     /// The emulator, as a GPU of this architecture.
@@ -115,7 +115,7 @@ impl Gpu {
         }
     }
 
-    /// Takes `bytes` for all tensors from here on.
+    /// Takes `bytes` for all tensors from here on; 0 gives back what was taken.
     ///
     /// # Errors
     /// If there is not so much, or tensors lie in what was reserved before.
@@ -138,7 +138,8 @@ impl Gpu {
         }
         let base = match self.driver {
             Driver::Dry => DevicePtr(DRY_BASE),
-            _ => self.allocate(bytes.max(1))?,
+            _ if bytes == 0 => return Ok(()),
+            _ => self.allocate(bytes)?,
         };
         *region = Some(Region { base, arena: Arena::new(bytes) });
         Ok(())
@@ -292,7 +293,8 @@ impl Gpu {
 }
 
 /// What needs less memory.
-pub(super) const LOWER: &str = "lower --max-tokens-per-pass, --max-seq-length or --lora-r, or choose a smaller model";
+pub(super) const LOWER: &str =
+    "lower --max-tokens-per-pass, --max-seq-length or --lora-r, or choose a smaller model";
 
 /// A size for the emulator, which fails on sizes that are no memory.
 #[cfg(feature = "emulated")]

@@ -51,7 +51,10 @@ impl fmt::Display for Version {
 
 fn too_old(driver: Version, needed: Version) -> Error {
     Error::Device {
-        what: format!("the CUDA driver is too old: it is for CUDA {driver}, and the kernels ({}) need {needed}", images()),
+        what: format!(
+            "the CUDA driver is too old: it is for CUDA {driver}, and the kernels ({}) need {needed}",
+            images()
+        ),
         fix: "install a newer NVIDIA driver (580 is the first for CUDA 13.0), or pass --device cpu".into(),
     }
 }
@@ -91,7 +94,8 @@ impl Driver {
                 1 => format!("there is no GPU cuda:{index}, only cuda:0"),
                 n => format!("there is no GPU cuda:{index}, only cuda:0 to cuda:{}", n - 1),
             },
-            fix: "`tanren inspect device` lists the GPUs; check CUDA_VISIBLE_DEVICES, or pass --device cpu".into(),
+            fix: "`tanren inspect device` lists the GPUs; check CUDA_VISIBLE_DEVICES, or pass --device cpu"
+                .into(),
         })
     }
 }

@@ -7,6 +7,7 @@
 pub mod arch;
 pub mod gpus;
 pub mod kernels;
+pub mod self_test;
 
 mod arena;
 mod class;
@@ -275,13 +276,30 @@ impl Device {
     /// [`Error::Device`] if the copy or something before it failed.
     pub fn read<T: Element>(&self, tensor: &Tensor<T>) -> Result<Vec<T>> {
         match tensor.block() {
-            Some(block) => {
+            None if !self.is_dry() => Ok(tensor.data().to_vec()),
+            _ => {
                 let mut values = vec![T::zeroed(); tensor.len()];
-                block.gpu().read(block.ptr(), bytemuck::cast_slice_mut(&mut values))?;
+                self.read_into(tensor, &mut values)?;
                 Ok(values)
             }
-            None if self.is_dry() => Ok(vec![T::zeroed(); tensor.len()]),
-            None => Ok(tensor.data().to_vec()),
+        }
+    }
+
+    /// As [`Device::read`], into memory of the caller's. A dry device leaves it alone.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is more or less room than elements; else as [`Device::read`].
+    pub fn read_into<T: Element>(&self, tensor: &Tensor<T>, values: &mut [T]) -> Result<()> {
+        if values.len() != tensor.len() {
+            return Err(Error::shape("device.read", "values", tensor.len(), values.len()));
+        }
+        match tensor.block() {
+            Some(block) => block.gpu().read(block.ptr(), bytemuck::cast_slice_mut(values)),
+            None if self.is_dry() => Ok(()),
+            None => {
+                values.copy_from_slice(tensor.data());
+                Ok(())
+            }
         }
     }
 
@@ -305,7 +323,7 @@ impl Device {
 
     /// Takes one block of `bytes` bytes for all tensors from here on, if this is a GPU: no allocation in a step, and the same
     /// addresses in every run. How much a run needs is the [`ArenaUse::high_water_bytes`] of its plan. Tensors that are there
-    /// stay where they are.
+    /// stay where they are. 0 gives the block back.
     ///
     /// # Errors
     /// [`Error::Device`] if there is not so much memory, or if tensors lie in what was reserved before.

@@ -154,8 +154,5 @@ impl<T: Element> fmt::Debug for Tensor<T> {
 
 /// The error of a size that there is no memory for.
 fn too_large(device: &Device, size: &str) -> Error {
-    Error::Device {
-        what: format!("{}: out of memory: {size} needed", device.label()),
-        fix: LOWER.into(),
-    }
+    Error::Device { what: format!("{}: out of memory: {size} needed", device.label()), fix: LOWER.into() }
 }

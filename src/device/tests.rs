@@ -67,3 +67,9 @@ fn launches_count_on_a_gpu_only() {
         assert_eq!(device.take_ledger().total(), Work { flops: 16, bytes: 4, launches });
     }
 }
+
+#[test]
+fn the_cpu_passes_its_self_test() {
+    let findings = self_test::self_test(&Device::cpu(1).unwrap()).unwrap();
+    assert!(findings.iter().all(|finding| finding.outcome != self_test::Outcome::Failed), "{findings:?}");
+}

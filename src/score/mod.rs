@@ -36,10 +36,10 @@ use session::Session;
 /// [`Error::Stopped`] if the context asked to stop. No file is written in any of these cases.
 pub fn run(config: &ScoreConfig, context: &Context, watch: &mut dyn FnMut(Event<'_>)) -> Result<Summary> {
     config.validate()?;
+    let mut session = Session::new(config, context, watch)?;
     config.check_supported()?;
     let outputs = Outputs::plan(config)?;
     let start = Instant::now();
-    let mut session = Session::new(config, context)?;
     let (num_rows, num_skipped, findings) = match config.mode {
         ScoreMode::Logprob => logprob::run(&mut session, &outputs, watch)?,
         ScoreMode::Choice => choice::run(&mut session, &outputs, watch)?,

@@ -27,8 +27,12 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(config: &'a ScoreConfig, context: &'a Context) -> Result<Self> {
-        let device = Device::cpu(config.threads.unwrap_or(0))?;
+    pub(super) fn new(
+        config: &'a ScoreConfig,
+        context: &'a Context,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        let device = session::open_device(config.device, config.threads, &mut |notice| watch(notice.into()))?;
         Ok(Self { config, context, device, num_tokens: 0, scoring_secs: 0.0 })
     }
 

@@ -1,5 +1,9 @@
-//! What a training and a scoring have in common before their work begins: surroundings, model and texts, rows as tokens,
-//! weights.
+//! What a training and a scoring have in common before their work begins: surroundings, device, model and texts, rows as
+//! tokens, weights.
+
+mod device;
+
+pub use device::open_device;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -46,6 +50,8 @@ pub enum Notice {
     Note(String),
     /// Something the user should look at.
     Warning(String),
+    /// Who computes, and why, where the user left it open.
+    Device(String),
     /// Rows that are tokenised.
     Tokenising {
         /// So far.

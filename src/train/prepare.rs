@@ -46,8 +46,8 @@ pub fn prepare(
     context: &Context,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Prepared> {
+    let device = session::open_device(config.device, config.threads, &mut |notice| watch(notice.into()))?;
     config.check_supported()?;
-    let device = Device::cpu(config.threads.unwrap_or(0))?;
     // Rows first: they are quick to read, and most mistakes are in them.
     let (train_records, routing) = select(read_files(&config.train_file)?, config.train_mode)?;
     let eval_records = match config.eval_file.is_empty() {

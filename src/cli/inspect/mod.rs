@@ -1,6 +1,7 @@
-//! `tanren inspect`: what a model, a tokenizer, a data file, a plan or this build is, before anything is computed.
+//! `tanren inspect`: what a model, a tokenizer, a data file, a device, a plan or this build is, before anything is computed.
 
 mod data;
+mod device;
 mod kernels;
 mod model;
 mod tokenizer;
@@ -27,6 +28,7 @@ pub(super) fn run(what: &InspectCommand, console: &Arc<Console>) -> Result<()> {
         },
         InspectCommand::Tokenizer(args) => tokenizer::show(args, console),
         InspectCommand::Data(args) => data::show(args, console),
+        InspectCommand::Device(args) => device::show(args, console),
         InspectCommand::Plan(args) => train::inspect(args, console),
         InspectCommand::Kernels => {
             kernels::show(console);

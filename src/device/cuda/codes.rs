@@ -67,8 +67,13 @@ impl Code {
 /// The number `code`.
 pub(super) fn lookup(code: u32) -> Code {
     let known = CODES.binary_search_by_key(&code, |row| row.0).ok().map(|i| CODES[i]);
-    let (_, name, sticky, advice, meaning) =
-        known.unwrap_or((code, "of a newer driver", true, Restart, "a number that this program does not know"));
+    let (_, name, sticky, advice, meaning) = known.unwrap_or((
+        code,
+        "of a newer driver",
+        true,
+        Restart,
+        "a number that this program does not know",
+    ));
     Code { name, sticky, meaning, advice }
 }
 

@@ -158,10 +158,7 @@ impl Cuda {
             Err(_) => format!("{} in all", self.info.total_bytes),
         };
         Error::Device {
-            what: format!(
-                "{}: out of memory: {needed} bytes needed in one piece, {state}",
-                self.label
-            ),
+            what: format!("{}: out of memory: {needed} bytes needed in one piece, {state}", self.label),
             fix: format!("close other programs on the GPU (nvidia-smi lists them), or {LOWER}"),
         }
     }

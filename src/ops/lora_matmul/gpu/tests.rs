@@ -276,7 +276,7 @@ fn kernels_agree_with_f64_on_ragged_shapes_under_checks() {
     let tiles = [None, Some([128, 128]), Some([64, 64]), Some([128, 256])];
     let mut number = 0;
     for rows in [1, 17, 127, 128, 129, 300, 507] {
-        for rank in [1, 7, 16, 64] {
+        for rank in [1usize, 7, 16, 64] {
             for p in [0.0, 0.25] {
                 let ranks = [rank, rank.div_ceil(2), 3];
                 let case = Case::new(rows, ranks, p, groups[number % 3], tiles[number % 4]);

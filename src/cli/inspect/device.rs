@@ -1,0 +1,238 @@
+//! `tanren inspect device`: the processor, the GPUs, what of this build runs on them, and a test of both.
+
+use crate::cli::console::Console;
+use crate::cli::options::{DeviceArgs, WhichDevice};
+use crate::cli::table;
+use crate::cli::units::bytes;
+use crate::config::DeviceChoice;
+use crate::device::gpus::{Driver, GpuInfo, Image, gpus, images};
+use crate::device::self_test::{Finding, Outcome, self_test};
+use crate::device::{Device, GpuMemory};
+use crate::error::{Error, Result};
+
+/// A check of a device.
+type Check = fn(&Device) -> Result<Vec<Finding>>;
+
+/// What `--self-test` runs, in this order. Checks of ops come behind those of the device.
+const CHECKS: [Check; 1] = [self_test];
+
+/// Shows the devices that were asked for, and tests them with `--self-test`.
+///
+/// # Errors
+/// [`Error::Device`] if a device that was asked for by name is not there or cannot be used, or if a test failed.
+pub(super) fn show(args: &DeviceArgs, console: &Console) -> Result<()> {
+    console.lines(table::pairs(&[("kernels", images())]));
+    let mut tests = Tests { wanted: args.self_test, failed: Vec::new(), console };
+    match args.device {
+        WhichDevice::One(DeviceChoice::Cpu) => tests.run(&show_cpu(console)?)?,
+        WhichDevice::One(DeviceChoice::Emulated) => tests.run(&show_emulated(console)?)?,
+        WhichDevice::One(DeviceChoice::Cuda(index)) => {
+            let driver = gpus()?;
+            let gpu = Opened::new(&driver, index)?;
+            show_gpu(driver.gpu(index)?, &driver, Ok(&gpu), console);
+            tests.run(&gpu.device)?;
+        }
+        WhichDevice::One(DeviceChoice::Auto) => {
+            let first = gpus().and_then(|driver| Ok((Opened::new(&driver, 0)?, driver)));
+            match first {
+                Ok((gpu, driver)) => {
+                    show_gpu(driver.gpu(0)?, &driver, Ok(&gpu), console);
+                    tests.run(&gpu.device)?;
+                }
+                Err(Error::Device { what, .. }) => {
+                    console.note(format_args!("device: cpu ({what})"));
+                    tests.run(&show_cpu(console)?)?;
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        WhichDevice::All => show_all(&mut tests)?,
+    }
+    tests.finish()
+}
+
+/// Whatever there is. A GPU that cannot be used is shown with the reason; it is an error only where it was to be tested.
+fn show_all(tests: &mut Tests<'_>) -> Result<()> {
+    let console = tests.console;
+    tests.run(&show_cpu(console)?)?;
+    if cfg!(feature = "emulated") {
+        tests.run(&show_emulated(console)?)?;
+    }
+    let driver = match gpus() {
+        Ok(driver) => driver,
+        Err(error) => {
+            console.heading("cuda");
+            console.lines(table::pairs(&[("usable", not_usable(&error))]));
+            return Ok(());
+        }
+    };
+    for gpu in &driver.gpus {
+        let opened = Opened::new(&driver, gpu.index);
+        show_gpu(gpu, &driver, opened.as_ref(), console);
+        match opened {
+            Ok(opened) => tests.run(&opened.device)?,
+            Err(_) => tests.failed.push(gpu.to_string()),
+        }
+    }
+    Ok(())
+}
+
+/// A GPU in use.
+struct Opened {
+    device: Device,
+    /// Which kernels; `None` in a build without any.
+    image: Option<Image>,
+    memory: Option<GpuMemory>,
+}
+
+impl Opened {
+    fn new(driver: &Driver, index: usize) -> Result<Self> {
+        let gpu = driver.gpu(index)?;
+        let device = Device::cuda(index)?;
+        let image = gpu.image(driver.version).ok();
+        let memory = device.card_memory()?;
+        Ok(Self { device, image, memory })
+    }
+}
+
+/// The self-tests of one call.
+struct Tests<'a> {
+    wanted: bool,
+    /// Devices that failed theirs.
+    failed: Vec<String>,
+    console: &'a Console,
+}
+
+impl Tests<'_> {
+    /// Tests `device` if that is wanted, and shows what comes of it.
+    fn run(&mut self, device: &Device) -> Result<()> {
+        if !self.wanted {
+            return Ok(());
+        }
+        let mut failed = false;
+        let mut rows = Vec::new();
+        for check in CHECKS {
+            for Finding { check, detail, outcome } in check(device)? {
+                failed |= outcome == Outcome::Failed;
+                let word = match outcome {
+                    Outcome::Passed => "passed",
+                    Outcome::Failed => "FAILED",
+                    Outcome::Skipped => "skipped",
+                };
+                rows.push(vec![word.to_owned(), check.to_owned(), detail]);
+            }
+        }
+        self.console.heading(format_args!("self-test of {}", device.label()));
+        self.console.lines(table::columns(&["", "check", ""], &rows));
+        if failed {
+            self.failed.push(device.label().to_owned());
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        if !self.wanted || self.failed.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Device {
+            what: format!("the self-test failed on {}", self.failed.join(", ")),
+            fix: "do not trust results of this device; look for \"Xid\" in the kernel log (dmesg | grep -i xid), update the \
+                  driver, and report it if that does not help"
+                .into(),
+        })
+    }
+}
+
+fn show_cpu(console: &Console) -> Result<Device> {
+    let device = Device::cpu(0)?;
+    let cores = std::thread::available_parallelism().map_or_else(|_| "?".to_owned(), |n| n.to_string());
+    console.heading(device.label());
+    console.lines(table::pairs(&[
+        ("threads", format!("{} on {cores} cores", device.num_threads())),
+        ("vector units", vector_units()),
+        ("memory", host_memory()),
+        ("usable", "yes: training and scoring in f32".to_owned()),
+    ]));
+    Ok(device)
+}
+
+fn show_emulated(_console: &Console) -> Result<Device> {
+    Err(Error::Device {
+        what: "this build has no emulator of GPU kernels: it was made without the feature `emulated`".into(),
+        fix: "build with --features emulated".into(),
+    })
+}
+
+fn show_gpu(gpu: &GpuInfo, driver: &Driver, opened: Result<&Opened, &Error>, console: &Console) {
+    let (major, minor) = gpu.compute_capability;
+    let memory = opened.ok().and_then(|opened| opened.memory);
+    console.heading(gpu);
+    console.lines(table::pairs(&[
+        ("driver", format!("for CUDA {}", driver.version)),
+        ("compute capability", format!("{major}.{minor}")),
+        (
+            "multiprocessors",
+            format!(
+                "{}, {} of shared memory per block",
+                gpu.num_multiprocessors,
+                bytes(gpu.smem_per_block.into())
+            ),
+        ),
+        (
+            "memory",
+            match memory {
+                Some(memory) => {
+                    format!("{}, {} free", bytes(memory.total_bytes), bytes(memory.free_bytes))
+                }
+                None => bytes(gpu.total_bytes),
+            },
+        ),
+        (
+            "usable",
+            match opened {
+                Ok(Opened { image: Some(image), .. }) => {
+                    format!("yes, with the kernels for {image}; not yet for training and scoring")
+                }
+                Ok(Opened { image: None, .. }) => "for copies only: this build has no kernels".to_owned(),
+                Err(error) => not_usable(error),
+            },
+        ),
+    ]));
+}
+
+/// Why not, and what helps.
+fn not_usable(error: &Error) -> String {
+    match error {
+        Error::Device { what, fix } => format!("no: {what}; fix: {fix}"),
+        other => format!("no: {other}"),
+    }
+}
+
+/// The instruction sets that the ops have code for, as far as this processor has them.
+fn vector_units() -> String {
+    #[cfg(target_arch = "x86_64")]
+    let units = [
+        ("AVX2", is_x86_feature_detected!("avx2")),
+        ("FMA", is_x86_feature_detected!("fma")),
+        ("AVX-512", is_x86_feature_detected!("avx512f")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let units = [("NEON", std::arch::is_aarch64_feature_detected!("neon"))];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let units: [(&str, bool); 0] = [];
+    let names: Vec<&str> = units.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+    if names.is_empty() { "none that the ops know".to_owned() } else { names.join(", ") }
+}
+
+/// Memory of the machine, where the system tells.
+fn host_memory() -> String {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
+    };
+    match (field("MemTotal"), field("MemAvailable")) {
+        (Some(total), Some(available)) => format!("{}, {} available", bytes(total), bytes(available)),
+        _ => "?".to_owned(),
+    }
+}
