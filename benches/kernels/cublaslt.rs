@@ -1,5 +1,8 @@
 //! cuBLASLt as the bar: the same products by NVIDIA's library, if the machine has it.
-#![allow(unsafe_code, reason = "products of cuBLASLt take raw leading dimensions; the shapes are checked here")]
+#![allow(
+    unsafe_code,
+    reason = "products of cuBLASLt take raw leading dimensions; the shapes are checked here"
+)]
 
 use std::sync::Arc;
 

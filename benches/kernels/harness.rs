@@ -33,7 +33,12 @@ impl<'c> Bench<'c> {
     }
 
     /// Measures `call`; returns the median seconds of one call.
-    pub(crate) fn run(&mut self, name: &str, cost: Cost, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+    pub(crate) fn run(
+        &mut self,
+        name: &str,
+        cost: Cost,
+        mut call: impl FnMut() -> Result<()>,
+    ) -> Result<f64> {
         let device = self.device.clone();
         let mut failure = None;
         let mut seconds = |calls: u64| {
@@ -72,7 +77,13 @@ impl<'c> Bench<'c> {
 }
 
 /// Standard normal numbers times `size`, as bf16.
-pub(crate) fn random(device: &Device, rows: usize, cols: usize, size: f32, index: u32) -> Result<Tensor<bf16>> {
+pub(crate) fn random(
+    device: &Device,
+    rows: usize,
+    cols: usize,
+    size: f32,
+    index: u32,
+) -> Result<Tensor<bf16>> {
     device.tensor(rows, cols, &numbers(rows * cols, size, index))
 }
 

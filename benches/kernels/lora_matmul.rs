@@ -8,7 +8,9 @@ use half::bf16;
 use tanren::batch::AdapterRows;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
-use tanren::ops::lora_matmul::gpu::{Backward, Factors, Group, Layer, LayerAdapters, Rows, backward, forward};
+use tanren::ops::lora_matmul::gpu::{
+    Backward, Factors, Group, Layer, LayerAdapters, Rows, backward, forward,
+};
 
 use crate::common::LORA_R;
 use crate::cublaslt::{Blas, Product};
@@ -119,8 +121,10 @@ impl Case {
         };
         let lora_flops = 2 * (self.rows * LORA_R * (self.inputs * self.outputs.len() + columns)) as u64;
         let mut y: Vec<Tensor<bf16>> = self.outputs.iter().map(|&out| device.empty(self.rows, out)).collect();
-        let narrow = || self.outputs.iter().map(|_| device.zeros::<bf16>(self.rows, LORA_R)).collect::<Vec<_>>();
-        let (mut none, mut xa) = (self.outputs.iter().map(|_| device.empty(self.rows, 0)).collect::<Vec<_>>(), narrow());
+        let narrow =
+            || self.outputs.iter().map(|_| device.zeros::<bf16>(self.rows, LORA_R)).collect::<Vec<_>>();
+        let (mut none, mut xa) =
+            (self.outputs.iter().map(|_| device.empty(self.rows, 0)).collect::<Vec<_>>(), narrow());
 
         let plain_seconds = bench.run(&format!("forward plain {name}"), base, || {
             let (mut y, mut none) = (y.iter_mut().collect::<Vec<_>>(), none.iter_mut().collect::<Vec<_>>());
@@ -136,7 +140,8 @@ impl Case {
         let dy: Vec<&Tensor<bf16>> = self.layers.iter().map(|l| &l.dy).collect();
         let all = Cost { flops: base.flops + 2 * lora_flops, bytes: 2 * base.bytes };
         bench.run(&format!("backward lora {name}"), all, || {
-            let args = Backward { dy: &dy, x: &self.x, xa: &xa.iter().collect::<Vec<_>>(), dx: Some(&mut dx) };
+            let args =
+                Backward { dy: &dy, x: &self.x, xa: &xa.iter().collect::<Vec<_>>(), dx: Some(&mut dx) };
             backward(&device, &group(&adapted), args)
         })?;
         let Some(blas) = blas else { return Ok(()) };
