@@ -10,7 +10,7 @@ use tanren::batch::{Batch, Target};
 use tanren::config::{LoraConfig, ModelConfig, TargetModules, variant};
 use tanren::device::Device;
 use tanren::error::{Error, Result};
-use tanren::model::{Adapter, Decoder, DropoutStep, init};
+use tanren::model::{Adapter, Decoder, DropoutStep, PassOptions, init};
 use tanren::optim::{Optimizer, Update};
 
 use common::{LORA_R, ROW};
@@ -88,7 +88,8 @@ impl Step<'_> {
         let scale = 1.0 / batch.total_weight();
         let dropout = Some(DropoutStep { seed: 0, step: self.optimizer.step() });
         let (device, adapters, grads) = (self.device, &self.adapters, &mut self.grads);
-        let scores = self.decoder.score_and_backward(device, batch, adapters, grads, scale, dropout)?;
+        let options = PassOptions { scale, dropout, policies: &[] };
+        let scores = self.decoder.score_and_backward(device, batch, adapters, grads, options)?;
         let norm = self.optimizer.grad_norm(device, &self.grads[0]);
         let update = Update {
             learning_rate: 1e-4,

@@ -4,6 +4,7 @@
 //! kernels/simt/README.md), the sanitizer's library is not linked. All objects go into one archive, because the runtime names
 //! the kernels and the kernels name the runtime.
 
+use crate::Failure;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
@@ -11,19 +12,15 @@ use std::{env, fs, io};
 ///
 /// # Errors
 /// If a file cannot be read or written, or the compiler says no.
-pub(crate) fn compile(out_dir: &Path, kernels_tu: &Path) -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn compile(out_dir: &Path, kernels_tu: &Path) -> Result<(), Failure> {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
     let simt = root.join("kernels/simt");
-    println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rerun-if-changed=build/emulated.rs");
-
     let mut objects =
         compiler(&[]).files(files(&simt.join("runtime"), "cpp")?).try_compile_intermediates()?;
-    let tests = files(&simt.join("tests"), "cu")?;
     let instrument = ["-DSIMT_CHECK", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"];
     for (flavour, name, flags) in [("kFast", "fast", &[][..]), ("kChecked", "checked", &instrument)] {
         let unit = out_dir.join(format!("emulated_{name}.cpp"));
-        fs::write(&unit, translation_unit(&simt, flavour, name, kernels_tu, &tests))?;
+        fs::write(&unit, translation_unit(&simt, flavour, name, kernels_tu))?;
         let mut build = compiler(flags);
         build.include(root.join("kernels"));
         for flag in ["-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-unknown-pragmas"] {
@@ -39,7 +36,7 @@ pub(crate) fn compile(out_dir: &Path, kernels_tu: &Path) -> Result<(), Box<dyn s
 fn compiler(flags: &[&str]) -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(true).warnings(true).extra_warnings(true);
-    build.flag("-fno-omit-frame-pointer").flag("-pthread");
+    build.flag("-fno-omit-frame-pointer").flag("-pthread").include("kernels");
     for flag in flags {
         build.flag_if_supported(flag);
     }
@@ -47,15 +44,13 @@ fn compiler(flags: &[&str]) -> cc::Build {
 }
 
 /// All kernels in a namespace of their own, so that the linker merges nothing of the two compilations.
-fn translation_unit(simt: &Path, flavour: &str, name: &str, kernels_tu: &Path, tests: &[PathBuf]) -> String {
+fn translation_unit(simt: &Path, flavour: &str, name: &str, kernels_tu: &Path) -> String {
     let include = |path: &Path| format!("#include \"{}\"\n", path.display());
     let mut text = String::from("// Written by build/emulated.rs.\n");
     text += &include(&simt.join("abi.hpp"));
     text += &format!("#define SIMT_FLAVOUR {flavour}\nnamespace simt_{name} {{\n");
     text += &include(kernels_tu);
-    for test in tests {
-        text += &include(test);
-    }
+    text += &include(&simt.join("tests/kernels.cuh"));
     text += &format!(
         "}}\nextern \"C\" {{ extern const int simt_{name}_kernels; const int simt_{name}_kernels = 0; }}\n"
     );

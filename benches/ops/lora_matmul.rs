@@ -5,7 +5,9 @@ use tanren::batch::AdapterRows;
 use tanren::device::Device;
 use tanren::error::Result;
 use tanren::ops::gemm::Write;
-use tanren::ops::lora_matmul::{self, Backward, Dropout, Frozen, Lora, LoraGrad, LoraMatmul, RowKeys};
+use tanren::ops::lora_matmul::{
+    self, Backward, Dropout, Forward, Frozen, LayerBackward, Lora, LoraGrad, LoraMatmul, RowKeys,
+};
 
 use crate::common::{LORA_R, ROW};
 use crate::harness::{Bench, HIDDEN_SIZE, INTERMEDIATE_SIZE, packed_rows, random};
@@ -35,13 +37,14 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
             let layer = LoraMatmul { frozen, loras: &loras, rows: &runs, dropout };
             let shape = format!("{tokens}x{inputs}x{outputs}{note}");
             bench.flops(&format!("forward {shape}"), || {
-                lora_matmul::forward(device, &x, &layer, &mut y, &mut xa)
+                lora_matmul::forward(device, &x, &[layer], &mut [Forward { y: &mut y, xa: &mut xa }])
             })?;
             bench.flops(&format!("backward {shape}"), || {
                 let grad = LoraGrad { a: &mut da, b: &mut db, magnitude: None };
                 let dx = Some((&mut dx, Write::Overwrite));
                 let grads = &mut [Some(grad)];
-                lora_matmul::backward(device, &layer, Backward { dy: &dy, x: &x, xa: &xa, dx, grads })
+                let layers = &mut [LayerBackward { dy: &dy, xa: &xa, grads }];
+                lora_matmul::backward(device, &[layer], Backward { x: &x, dx, layers })
             })?;
         }
     }

@@ -84,10 +84,11 @@ uint32_t smem_offset(const void* shared);
 void cp_async16(void* shared, const void* global, bool valid);
 void cp_async_commit();
 void cp_async_wait(int pending);
-[[noreturn]] void misaligned16(const void* address);
-// Checked kernels move 16 bytes through these, because a compiler splits such copies before it instruments them.
+[[noreturn]] void misaligned(const void* address, uint32_t bytes);
+// Checked kernels move more than one number through these, because a compiler splits such copies before it instruments them.
 void checked_load16(void* to, const void* from);
 void checked_store16(void* to, const void* from);
+void checked_store8(void* to, const void* from);
 uint32_t atomic_add32(void* address, uint32_t value);
 uint64_t atomic_add64(void* address, uint64_t value);
 void fence();

@@ -70,28 +70,27 @@ DEVICE int64_t max(int64_t a, int64_t b) { return a < b ? b : a; }
 DEVICE uint64_t min(uint64_t a, uint64_t b) { return b < a ? b : a; }
 DEVICE uint64_t max(uint64_t a, uint64_t b) { return a < b ? b : a; }
 
-DEVICE uint32_t __float_as_uint(float x) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-DEVICE float __uint_as_float(uint32_t bits) {
-    float x;
-    __builtin_memcpy(&x, &bits, sizeof x);
-    return x;
-}
-DEVICE int __popc(uint32_t x) { return __builtin_popcount(x); }
-DEVICE int __clz(uint32_t x) { return x == 0 ? 32 : __builtin_clz(x); }
-DEVICE int __ffs(uint32_t x) { return __builtin_ffs(static_cast<int>(x)); }
 // Correctly rounded but for the division; the hardware's error is 2 units in the last place.
 DEVICE float rsqrtf(float x) { return static_cast<float>(1.0 / sqrt(static_cast<double>(x))); }
 
 // ---- numbers ----
 
-DEVICE float to_float(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+// The bits of a number and back.
+DEVICE uint32_t float_bits(float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+DEVICE float bits_float(uint32_t bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+DEVICE float to_float(bf16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
 
 DEVICE bf16 to_bf16(float x) {
-    const uint32_t bits = __float_as_uint(x);
+    const uint32_t bits = float_bits(x);
     // As cvt.rn.bf16.f32: to nearest even, and one NaN for all.
     const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
     return bf16{static_cast<uint16_t>(is_nan ? 0x7fffu : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
@@ -101,11 +100,8 @@ DEVICE uint32_t pack_bf16(float low, float high) {
     return to_bf16(low).bits | static_cast<uint32_t>(to_bf16(high).bits) << 16;
 }
 
-DEVICE float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
-DEVICE float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
-
-DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
-DEVICE float bits_float(uint32_t x) { return __uint_as_float(x); }
+DEVICE float low_bf16(uint32_t pair) { return bits_float(pair << 16); }
+DEVICE float high_bf16(uint32_t pair) { return bits_float(pair & 0xffff0000u); }
 
 DEVICE float fast_exp2(float x) {
     const float result = exp2f(x);
@@ -124,7 +120,7 @@ DEVICE Vec16 load16(const void* address) {
     ::simt::checked_load16(&value, address);
     return value;
 #else
-    if (__builtin_expect(reinterpret_cast<uintptr_t>(address) & 15, 0)) ::simt::misaligned16(address);
+    if (__builtin_expect(reinterpret_cast<uintptr_t>(address) & 15, 0)) ::simt::misaligned(address, 16);
     return *static_cast<const Vec16*>(address);
 #endif
 }
@@ -133,14 +129,19 @@ DEVICE void store16(void* address, Vec16 value) {
 #if defined(SIMT_CHECK)
     ::simt::checked_store16(address, &value);
 #else
-    if (__builtin_expect(reinterpret_cast<uintptr_t>(address) & 15, 0)) ::simt::misaligned16(address);
+    if (__builtin_expect(reinterpret_cast<uintptr_t>(address) & 15, 0)) ::simt::misaligned(address, 16);
     *static_cast<Vec16*>(address) = value;
 #endif
 }
 
 DEVICE void store8(float* address, float first, float second) {
-    address[0] = first;
-    address[1] = second;
+    const float pair[2] = {first, second};
+#if defined(SIMT_CHECK)
+    ::simt::checked_store8(address, pair);
+#else
+    if (__builtin_expect(reinterpret_cast<uintptr_t>(address) & 7, 0)) ::simt::misaligned(address, 8);
+    __builtin_memcpy(address, pair, sizeof pair);
+#endif
 }
 
 DEVICE Vec16 load16_constant(const void* address) { return load16(address); }

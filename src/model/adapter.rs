@@ -180,9 +180,9 @@ impl<T: Real> Adapter<T> {
         self.blocks[layer][module as usize].as_ref()
     }
 
-    /// The tensors of a layer, to change.
-    pub fn params_mut(&mut self, layer: usize, module: Module) -> Option<&mut LoraParams<T>> {
-        self.blocks[layer][module as usize].as_mut()
+    /// The tensors of the layers of a block by [`Module`], to change.
+    pub fn block_mut(&mut self, layer: usize) -> &mut [Option<LoraParams<T>>; 7] {
+        &mut self.blocks[layer]
     }
 
     /// True if some layer of the block is a target.

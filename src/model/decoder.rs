@@ -2,7 +2,8 @@
 
 use super::adapter::Adapter;
 pub use super::block::DropoutStep;
-use super::block::{Pass, Saved};
+use super::block::{Kept, Pass, Saved};
+use super::policy::Policy;
 use super::weights::Weights;
 use crate::batch::{Batch, Target};
 use crate::config::ModelConfig;
@@ -19,6 +20,17 @@ pub struct Decoder<T: Real> {
     pub config: ModelConfig,
     /// Frozen weights.
     pub weights: Weights<T>,
+}
+
+/// How a pass with gradients runs.
+#[derive(Debug, Clone, Copy)]
+pub struct PassOptions<'a> {
+    /// Factor of the loss: one over the weight of the whole optimizer step.
+    pub scale: f64,
+    /// Seed and step of the dropout masks; none without dropout.
+    pub dropout: Option<DropoutStep>,
+    /// What blocks keep for the backward pass, by block; those beyond the end keep all. It changes no result.
+    pub policies: &'a [Policy],
 }
 
 /// The final hidden states of the target rows, and what backward needs to go on from there.
@@ -41,14 +53,14 @@ impl<T: Real> Decoder<T> {
         if batch.targets.is_empty() {
             return Ok(Vec::new());
         }
-        let pass = self.pass(device, batch, adapters, None)?;
-        let forward = self.forward(&pass, batch, usize::MAX)?;
+        let pass = self.pass(device, batch, adapters, (None, None))?;
+        let forward = self.forward(&pass, batch)?;
         let targets = renumbered(&batch.targets, &pass.target_rows);
         linear_cross_entropy::forward(device, &forward.normed, self.weights.head(), &targets, None)
     }
 
     /// Log-probabilities of the targets, and the gradient of `-scale * sum(weight * logprob)` added to `grads` (one per adapter,
-    /// see [`Adapter::zeros_like`]).
+    /// see [`Adapter::zeros_like`]), with the scale and the rest of `options`.
     ///
     /// # Errors
     /// An input error if the batch does not fit the model.
@@ -58,16 +70,16 @@ impl<T: Real> Decoder<T> {
         batch: &Batch,
         adapters: &[Adapter<T>],
         grads: &mut [Adapter<T::Stat>],
-        scale: f64,
-        dropout: Option<DropoutStep>,
+        options: PassOptions<'_>,
     ) -> Result<Vec<TargetScore>> {
         self.validate(device, batch, adapters)?;
         let lowest = (0..self.weights.blocks.len()).find(|&l| adapters.iter().any(|a| a.adapts_block(l)));
         let (Some(lowest), false) = (lowest, batch.targets.is_empty()) else {
             return self.score(device, batch, adapters);
         };
-        let pass = self.pass(device, batch, adapters, dropout)?;
-        let Forward { mut saved, stream, rstd, normed } = self.forward(&pass, batch, lowest)?;
+        let PassOptions { scale, dropout, policies } = options;
+        let pass = self.pass(device, batch, adapters, (dropout, Some((lowest, policies))))?;
+        let Forward { mut saved, stream, rstd, normed } = self.forward(&pass, batch)?;
         let targets = renumbered(&batch.targets, &pass.target_rows);
         let mut d_normed = device.empty(normed.rows(), normed.cols());
         let gradient = Gradient { dx: &mut d_normed, scale };
@@ -101,8 +113,8 @@ impl<T: Real> Decoder<T> {
     ) -> Result<Tensor<T>> {
         self.validate(device, batch, adapters)?;
         let parts = (&self.config, &self.weights);
-        let pass = Pass::new(device, parts, adapters, &batch.segments, rows.to_vec(), None)?;
-        let forward = self.forward(&pass, batch, usize::MAX)?;
+        let pass = Pass::new(device, parts, adapters, &batch.segments, rows.to_vec(), (None, None))?;
+        let forward = self.forward(&pass, batch)?;
         linear_cross_entropy::logits(device, &forward.normed, self.weights.head())
     }
 
@@ -131,32 +143,27 @@ impl<T: Real> Decoder<T> {
         device: &'a Device,
         batch: &Batch,
         adapters: &'a [Adapter<T>],
-        dropout: Option<DropoutStep>,
+        dropout_and_kept: (Option<DropoutStep>, Kept<'a>),
     ) -> Result<Pass<'a, T>> {
         let parts = (&self.config, &self.weights);
-        Pass::new(device, parts, adapters, &batch.segments, batch.target_rows(), dropout)
+        Pass::new(device, parts, adapters, &batch.segments, batch.target_rows(), dropout_and_kept)
     }
 
-    /// Runs all blocks; keeps what backward needs of the blocks from `keep_from` on.
-    fn forward(&self, pass: &Pass<'_, T>, batch: &Batch, keep_from: usize) -> Result<Forward<T>> {
+    /// Runs all blocks, and keeps what the backward pass needs of them.
+    fn forward(&self, pass: &Pass<'_, T>, batch: &Batch) -> Result<Forward<T>> {
         let device = pass.device;
-        let mut x = device.empty(batch.total_tokens(), self.config.hidden_size);
+        let mut x = pass.place_of_input(0).empty(batch.total_tokens(), self.config.hidden_size);
         embedding::forward(device, &self.weights.embed_tokens, &batch.input_ids, &mut x)?;
         let mut saved: Vec<Saved<T>> = Vec::new();
-        // The stream of a block that backward does not need.
+        // The stream of a block that does not keep it.
         let mut passing: Option<Tensor<T>> = None;
         for layer in 0..self.weights.blocks.len() {
-            let residual = passing.as_ref().or(saved.last().map(|s| &s.x_mid));
-            let (block, out) = pass.forward(layer, x, residual)?;
-            x = out;
-            if layer >= keep_from {
-                passing = None;
-                saved.push(block);
-            } else {
-                passing = Some(block.x_mid);
-            }
+            let residual = passing.as_ref().or_else(|| saved.last().and_then(Saved::x_mid));
+            let done = pass.forward(layer, x, residual)?;
+            (x, passing) = (done.out, done.x_mid);
+            saved.extend(done.saved);
         }
-        let residual = passing.as_ref().or(saved.last().map(|s| &s.x_mid));
+        let residual = passing.as_ref().or_else(|| saved.last().and_then(Saved::x_mid));
         let mut rstd = device.empty(x.rows(), 1);
         let mut normed = device.empty(x.rows(), x.cols());
         rms_norm::forward(device, &mut x, residual, &pass.final_norm(), &mut normed, &mut rstd)?;

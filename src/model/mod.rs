@@ -1,8 +1,8 @@
 //! Decoder models: Qwen2, Qwen3 and Llama-like blocks, forward and the mirrored backward.
 //!
 //! The path of a batch: [`decoder`] embeds the tokens, runs the [`block`]s, and hands the supervised rows to the head. What a
-//! block keeps for the backward pass is a struct of its own (`block::Saved`), the exact minimal list. Gradients exist for
-//! adapters only. The last block computes queries, MLP and head for supervised rows only; backward stops at the lowest block
+//! block keeps for the backward pass is a struct of its own (`block::Saved`), the exact minimal list, or less where its [`policy`]
+//! says so. Gradients exist for adapters only. The last block computes queries, MLP and head for supervised rows only; backward stops at the lowest block
 //! that has an adapter, and computes no gradient of its input.
 
 pub mod adapter;
@@ -11,11 +11,13 @@ pub mod decoder;
 pub mod init;
 pub mod load;
 pub mod open;
+pub mod policy;
 pub mod weights;
 
 #[cfg(test)]
 mod tests;
 
 pub use adapter::Adapter;
-pub use decoder::{Decoder, DropoutStep};
+pub use decoder::{Decoder, DropoutStep, PassOptions};
+pub use policy::{Policies, Policy};
 pub use weights::Weights;

@@ -1,9 +1,10 @@
 //! The whole model in f64: gradients against central differences, adapters in one batch, prefixes, pruning.
 
 use super::adapter::Adapter;
-use super::decoder::{Decoder, DropoutStep};
+use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::init;
-use super::weights::Module;
+use super::policy::Policy;
+use super::weights::{Module, linear_shape};
 use crate::batch::{Batch, Target};
 use crate::config::{Family, LoraConfig, ModelConfig, TargetModules, variant};
 use crate::device::{ByClass, Class, Device, Tensor};
@@ -77,6 +78,11 @@ fn batch(sequences: &[(usize, usize)]) -> Batch {
     batch
 }
 
+/// Every block keeps all.
+fn options(scale: f64, dropout: Option<DropoutStep>) -> PassOptions<'static> {
+    PassOptions { scale, dropout, policies: &[] }
+}
+
 fn loss_and_grads(
     device: &Device,
     model: &Decoder<f64>,
@@ -85,7 +91,8 @@ fn loss_and_grads(
     dropout: Option<DropoutStep>,
 ) -> (f64, Vec<Adapter<f64>>) {
     let mut grads: Vec<_> = adapters.iter().map(|a| a.zeros_like(device)).collect();
-    let scores = model.score_and_backward(device, batch, adapters, &mut grads, 0.25, dropout).unwrap();
+    let scores =
+        model.score_and_backward(device, batch, adapters, &mut grads, options(0.25, dropout)).unwrap();
     let loss = scores.iter().zip(&batch.targets).map(|(s, t)| -s.logprob * f64::from(t.weight)).sum::<f64>();
     (0.25 * loss, grads)
 }
@@ -200,7 +207,8 @@ fn packing_order_and_splitting_do_not_change_the_gradient() {
         one.push_segment(&whole.input_ids[segment.rows()], None, 0);
         let own = whole.targets.iter().filter(|t| segment.rows().contains(&t.row));
         one.targets = own.map(|t| Target { row: t.row - segment.start, ..*t }).collect();
-        let scores = model.score_and_backward(&device, &one, &adapters, &mut summed, 0.25, None).unwrap();
+        let scores =
+            model.score_and_backward(&device, &one, &adapters, &mut summed, options(0.25, None)).unwrap();
         total -= 0.25 * scores.iter().map(|s| s.logprob).sum::<f64>();
     }
     assert!((loss / total - 1.0).abs() < 1e-13);
@@ -231,13 +239,110 @@ fn work_below_the_lowest_adapter_is_skipped() {
         let mut grads = vec![adapter.zeros_like(&device)];
         assert_eq!(adapter.params(0, Module::Q).is_some(), !top_only);
         device.take_ledger();
-        model.score_and_backward(&device, &batch, &[adapter], &mut grads, 1.0, None).unwrap();
+        model.score_and_backward(&device, &batch, &[adapter], &mut grads, options(1.0, None)).unwrap();
         let ledger = device.take_ledger();
         ledger.entries().find(|e| e.0 == "attention.backward").map_or(0, |e| e.1)
     };
     // With adapters on the MLP only, the lowest block needs no gradient of its attention.
     assert_eq!(flops(&[], false), 3);
     assert_eq!(flops(&["gate_proj"], true), 2);
+}
+
+/// Two prompts with continuations, and a sequence alone.
+fn shared_batch() -> Batch {
+    let mut batch = Batch::default();
+    for prompt in [0u32, 5] {
+        let ids: Vec<u32> = (0..7).map(|t| (prompt + t * 3) % 37).collect();
+        let root = batch.push_segment(&ids, None, 0);
+        for ending in [[4, 5, 6], [9, 8, 7]] {
+            let start = batch.total_tokens();
+            batch.push_segment(&ending, Some(root), 0);
+            batch.targets.push(Target { row: start + 1, token: 3, weight: 0.5 });
+            batch.targets.push(Target { row: start + 2, token: 30, weight: 1.0 });
+        }
+    }
+    let start = batch.total_tokens();
+    batch.push_segment(&[1, 2, 3], None, 0);
+    batch.targets.push(Target { row: start + 2, token: 1, weight: 1.0 });
+    batch
+}
+
+#[test]
+fn what_blocks_keep_changes_memory_and_work_and_not_a_bit() {
+    use Policy::{Checkpoint, DropGateUp, KeepAll};
+    let device = cpu();
+    let dropout = Some(DropoutStep { seed: 1, step: 2 });
+    for (family, modules, p, dora) in [
+        (Family::Qwen3, vec![], 0.0, false),
+        (Family::Qwen2, vec![], 0.3, false),
+        (Family::Qwen3, vec![], 0.3, true),
+        (Family::Llama, vec!["down_proj"], 0.3, true),
+        (Family::Qwen3, vec!["v_proj", "up_proj"], 0.0, false),
+    ] {
+        let model = model(family);
+        let adapters = [adapter(&device, &model, &lora(&modules, p, dora), 1)];
+        let batch = shared_batch();
+        let run = |policies: &[Policy]| {
+            let mut grads = vec![adapters[0].zeros_like(&device)];
+            let options = PassOptions { policies, ..options(0.25, dropout) };
+            (device.reset_peak(), device.take_ledger());
+            let scores = model.score_and_backward(&device, &batch, &adapters, &mut grads, options).unwrap();
+            let flops = device.take_ledger().total().flops;
+            (scores, grads.remove(0), device.peak_by_class(), flops)
+        };
+        let (scores, grads, kept, flops) = run(&[]);
+        for policies in [
+            &[KeepAll; 3][..],
+            &[DropGateUp; 3],
+            &[Checkpoint; 3],
+            &[Checkpoint, DropGateUp, KeepAll],
+            &[KeepAll, Checkpoint],
+            &[DropGateUp, KeepAll, Checkpoint],
+        ] {
+            let (other_scores, other, other_kept, other_flops) = run(policies);
+            assert_eq!(scores, other_scores, "{policies:?}");
+            for (a, b) in grads.tensors().into_iter().zip(other.tensors()) {
+                assert!(a.data() == b.data(), "{family} {modules:?} {policies:?}");
+            }
+            if policies != [KeepAll; 3] {
+                assert!(other_flops > flops, "{policies:?}");
+                assert!(other_kept.get(Class::GateUp) < kept.get(Class::GateUp), "{policies:?}");
+            }
+            let checkpointed = policies == [Checkpoint; 3];
+            assert_eq!(other_kept.get(Class::Qkv) == 0, checkpointed, "{policies:?} {other_kept:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_computed_again_leaves_out_the_down_projection() {
+    let device = Device::dry();
+    let config = model(Family::Qwen3).config;
+    let model = Decoder { weights: init::dry::<f32>(&device, &config).unwrap(), config };
+    let adapters =
+        [Adapter::new(&device, &lora(&["q_proj"], 0.0, false), &model.config, &model.weights, 1).unwrap()];
+    let mut batch = batch(&[(20, 0)]);
+    // All rows carry loss, so that the last block is like the others.
+    batch.targets = (0..20).map(|row| Target { row, token: 1, weight: 1.0 }).collect();
+    let products = |policy: Policy| {
+        let mut grads = vec![adapters[0].zeros_like(&device)];
+        let options = PassOptions { policies: &[policy; 3], ..options(1.0, None) };
+        device.take_ledger();
+        model.score_and_backward(&device, &batch, &adapters, &mut grads, options).unwrap();
+        let ledger = device.take_ledger();
+        let of = |name: &str| ledger.entries().find(|e| e.0 == name).map_or(0, |e| e.2.flops);
+        of("lora_matmul.forward") + of("lora_matmul.recompute")
+    };
+    let (forward, c) = (products(Policy::KeepAll), &model.config);
+    assert_eq!(forward, 3 * 2 * 20 * linear_numbers(c, &Module::ALL));
+    let gate_up = linear_numbers(c, &[Module::Gate, Module::Up]);
+    assert_eq!(products(Policy::DropGateUp) - forward, 3 * 2 * 20 * gate_up);
+    assert_eq!(products(Policy::Checkpoint) - forward, 3 * 2 * 20 * linear_numbers(c, &Module::ALL[..6]));
+}
+
+/// Weights of some layers of a block.
+fn linear_numbers(config: &ModelConfig, modules: &[Module]) -> u64 {
+    modules.iter().map(|&m| linear_shape(config, m).iter().product::<usize>() as u64).sum()
 }
 
 #[test]
@@ -253,7 +358,9 @@ fn bf16_is_planned_in_half_the_bytes_and_refused_by_the_cpu() {
         let device = Device::dry();
         let (model, adapters) = parts::<T>(&device);
         let mut grads = vec![adapters[0].zeros_like(&device.class(Class::Gradient))];
-        model.score_and_backward(&device, &batch(&[(40, 0)]), &adapters, &mut grads, 1.0, None).unwrap();
+        model
+            .score_and_backward(&device, &batch(&[(40, 0)]), &adapters, &mut grads, options(1.0, None))
+            .unwrap();
         device.peak_by_class()
     }
     let (wide, narrow) = (peak::<f32>(), peak::<bf16>());

@@ -8,7 +8,7 @@ use super::step::{packed, passes};
 use crate::config::{ModelConfig, TrainConfig};
 use crate::device::Device;
 use crate::error::Result;
-use crate::model::{Adapter, Decoder, DropoutStep, init};
+use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, init};
 use crate::optim::Optimizer;
 
 /// Memory and work of one optimizer step.
@@ -54,7 +54,8 @@ pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row
         for pass in passes(micro_batch, config.max_tokens_per_pass) {
             let batch = packed(pass, config.share_prefix, 0);
             largest_pass_tokens = largest_pass_tokens.max(batch.total_tokens());
-            decoder.score_and_backward(&device, &batch, &adapters, &mut grads, 1.0, dropout)?;
+            let options = PassOptions { scale: 1.0, dropout, policies: &[] };
+            decoder.score_and_backward(&device, &batch, &adapters, &mut grads, options)?;
         }
     }
     optimizer.grad_norm(&device, &grads[0]);

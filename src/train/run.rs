@@ -21,6 +21,7 @@ use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
+use crate::model::Policies;
 use crate::optim::{Optimizer, Schedule};
 use crate::session::{Context, Notice};
 
@@ -130,6 +131,7 @@ impl<'a> Training<'a> {
             config,
             device,
             decoder: &prepared.decoder,
+            policies: Policies::default(),
             grads: vec![adapter.zeros_like(device)],
             optimizer: Optimizer::new(device, &adapter),
             adapters: vec![adapter],

@@ -5,7 +5,7 @@ use crate::config::TrainConfig;
 use crate::data::packing::{collate, collate_shared};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Decoder, DropoutStep};
+use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies};
 use crate::optim::{Optimizer, Update};
 use crate::session::Context;
 
@@ -26,6 +26,7 @@ pub(super) struct Stepper<'a> {
     pub(super) config: &'a TrainConfig,
     pub(super) device: &'a Device,
     pub(super) decoder: &'a Decoder<f32>,
+    pub(super) policies: Policies,
     pub(super) adapters: Vec<Adapter<f32>>,
     pub(super) grads: Vec<Adapter<f32>>,
     pub(super) optimizer: Optimizer<f32>,
@@ -65,10 +66,10 @@ impl Stepper<'_> {
                 }
                 let batch = packed(pass, self.config.share_prefix, first_sample);
                 first_sample += pass.len() as u32;
-                let (device, grads) = (self.device, &mut self.grads);
-                let scores = device.run(|| {
-                    self.decoder.score_and_backward(device, &batch, &self.adapters, grads, scale, dropout)
-                })?;
+                let (device, adapters, grads) = (self.device, &self.adapters, &mut self.grads);
+                let options = PassOptions { scale, dropout, policies: self.policies.as_slice() };
+                let scores = device
+                    .run(|| self.decoder.score_and_backward(device, &batch, adapters, grads, options))?;
                 let weights = batch.targets.iter().map(|t| f64::from(t.weight));
                 let loss: f64 = scores.iter().zip(weights).map(|(s, w)| -w * s.logprob).sum();
                 if !loss.is_finite() {

@@ -14,7 +14,7 @@ use tanren::device::Device;
 use tanren::formats::adapter::read_adapter;
 use tanren::formats::model_folder::ModelFolder;
 use tanren::formats::safetensors::TensorFile;
-use tanren::model::{Adapter, Decoder, load};
+use tanren::model::{Adapter, Decoder, PassOptions, load};
 use tanren::optim::{Optimizer, Schedule, Update};
 
 /// One case, loaded.
@@ -121,12 +121,12 @@ fn check(name: &str) {
         let learning_rate = schedule.learning_rate(step as u64);
         assert!((learning_rate - number(&expected["lr"])).abs() < 1e-12);
         let scale = 1.0 / number(&expected["num_items"]);
+        let options = PassOptions { scale, dropout: None, policies: &[] };
         let mut grads = vec![adapters[0].zeros_like(device)];
         let mut loss = 0.0;
         for sequences in case.micro_batches(step) {
-            let scores = model
-                .score_and_backward(device, &pack(&sequences), &adapters, &mut grads, scale, None)
-                .unwrap();
+            let scores =
+                model.score_and_backward(device, &pack(&sequences), &adapters, &mut grads, options).unwrap();
             loss -= scale * scores.iter().map(|s| s.logprob).sum::<f64>();
         }
         let expected_loss = number(&expected["loss"]);

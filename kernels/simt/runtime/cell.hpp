@@ -5,17 +5,34 @@
 
 namespace simt {
 
+// Times are a thread's own: the syncs of its warp so far, and in the low bits its fences so far.
+constexpr uint32_t kFenceBits = 10;
+constexpr uint32_t kMostFences = (1u << kFenceBits) - 1;
+constexpr uint32_t kMostSyncs = (1u << (32 - kFenceBits)) - 1;
+
+enum CellFlag : uint8_t {
+    // The bytes of this word have cells of their own.
+    kSplit = 1,
+    // A copy of cp_async16 is on its way here.
+    kInFlight = 2,
+    // Written by an atomic; by several threads of the block at once, and then `write_time` counts block barriers.
+    kAtomicWrite = 4,
+    kManyWriters = 8,
+    // Read by more than one warp since the latest block barrier.
+    kManyReaders = 16,
+};
+
 struct Cell {
-    // The block that wrote, counted over all launches of the process (0: nobody), and when by its own count.
+    // The block that wrote, counted over all launches of the process (0: nobody), and when.
     uint32_t write_block;
     uint32_t write_time;
-    // Return address, relative to the runtime.
+    // The places in the code, relative to the runtime.
     int32_t write_pc;
-    // The blocks that read since.
+    int32_t read_pc;
+    // The block that read last since, which lanes of which warp, and when.
     uint32_t read_block;
     uint32_t read_time;
     uint32_t read_lanes;
-    int32_t read_pc;
     uint16_t writer;
     uint8_t read_warp;
     uint8_t flags;

@@ -173,8 +173,8 @@ void cp_async_wait(int pending) {
     }
 }
 
-void misaligned16(const void* address) {
-    fail(SIMT_CALLER, "misaligned 16-byte access at %p; the address must be a multiple of 16", address);
+void misaligned(const void* address, uint32_t bytes) {
+    fail(SIMT_CALLER, "misaligned %u-byte access at %p; the address must be a multiple of %u", bytes, address, bytes);
 }
 
 // ---- atomics ----

@@ -218,8 +218,7 @@ bool run_block(Worker& worker, uint64_t block) {
         thread.stack = -1;
         thread.state = ThreadState::kUnstarted;
         thread.copies.begin = thread.copies.end = thread.copies.group = 0;
-        thread.fences = thread.acquired = 0;
-        thread.acquire_pending = false;
+        thread.fences = 0;
     }
     worker.runnable_warps = worker.warps == kMaxWarps ? kFullWarp : (1u << worker.warps) - 1;
     worker.alive = worker.threads;

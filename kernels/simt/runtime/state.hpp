@@ -34,6 +34,7 @@ struct Warp;
 struct Worker;
 struct Machine;
 struct LaunchCounters;
+struct Checker;
 
 // A copy that cp_async16 started and no wait has landed yet.
 struct PendingCopy {
@@ -66,9 +67,6 @@ struct Thread : ThreadView {
     CopyQueue copies;
     // Own fences so far in this block.
     uint32_t fences;
-    // What other blocks published to this thread, index into the checker's list plus 1.
-    uint32_t acquired;
-    bool acquire_pending;
 };
 
 // What a lane brings to a meeting and takes from it.
@@ -157,6 +155,7 @@ struct Worker : BlockView {
     StaticSmem static_smem[kMaxStaticSmem];
 
     void* signal_stack;
+    Checker* checker;
     LaunchCounters* counters;
 };
 

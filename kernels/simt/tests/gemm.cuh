@@ -1,7 +1,7 @@
 // c = a b^T for the emulator's own tests: tiles of 128x128x32, three stages of cp.async, ldmatrix, mma.
 #pragma once
 
-#include "../../common/simt.cuh"
+#include "common/simt.cuh"
 #include "bugs.cuh"
 
 struct TestGemmParams {

@@ -1,7 +1,7 @@
 // Small kernels for the emulator's own tests: elementwise, a row reduction, a transpose.
 #pragma once
 
-#include "../../common/simt.cuh"
+#include "common/simt.cuh"
 #include "bugs.cuh"
 
 struct TestAddParams {

@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
-use super::{DevicePtr, Emulator, EmulatorOptions, Schedule};
+use super::{Emulator, EmulatorOptions, Schedule};
+use crate::device::kernels::DevicePtr;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]

@@ -1,4 +1,4 @@
-//! LoRA linear on the CPU: matrix products over the runs of rows of each adapter.
+//! LoRA linear on the CPU, a layer at a time: matrix products over the runs of rows of each adapter.
 //!
 //! This runs on a dry device too, up to the arithmetic: its temporary tensors belong in the memory plan.
 
@@ -7,33 +7,26 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Backward, Lora, LoraGrad, LoraMatmul};
+use super::{LayerBackward, Lora, LoraGrad, LoraMatmul};
 use crate::device::{Device, Tensor};
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
 use crate::ops::simd;
 use crate::tensor::Real;
 
-/// See [`super::forward`].
-pub(super) fn forward<T: Real>(
+/// Writes `xa`.
+pub(super) fn project<T: Real>(
     device: &Device,
     x: &Tensor<T>,
     layer: &LoraMatmul<'_, T>,
-    y: &mut Tensor<T>,
     xa: &mut Tensor<T>,
 ) {
-    let weight = layer.frozen.weight;
-    let (rank, out_features) = (xa.cols(), y.cols());
+    let rank = xa.cols();
     if !device.is_dry() {
-        par_gemm(whole_mut(y), Write::Overwrite, T::ONE, whole(x), whole(weight).t());
         // Rows without an adapter, and columns beyond an adapter's rank, are read by nobody but must be defined.
         xa.data_mut().fill(T::ZERO);
     }
     for (_, lora, rows) in layer.runs() {
         let dropped = dropped_input(device, layer, x, &rows);
-        let base = match (&dropped, lora.dora) {
-            (Some(_), Some(_)) => Some(device.empty::<T>(rows.len(), out_features)),
-            _ => None,
-        };
         if device.is_dry() {
             continue;
         }
@@ -42,18 +35,45 @@ pub(super) fn forward<T: Real>(
         let xa = &mut xa.data_mut()[rows.start * rank..rows.end * rank];
         let product = MatMut::strided(xa, rows.len(), r, rank);
         par_gemm(product, Write::Overwrite, T::ONE, input, whole(lora.a).t());
-        let xa = Mat::strided(xa, rows.len(), r, rank);
+    }
+}
+
+/// Writes `y`, given `xa`.
+pub(super) fn apply<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    layer: &LoraMatmul<'_, T>,
+    xa: &Tensor<T>,
+    y: &mut Tensor<T>,
+) {
+    let weight = layer.frozen.weight;
+    let (rank, out_features) = (xa.cols(), y.cols());
+    if !device.is_dry() {
+        par_gemm(whole_mut(y), Write::Overwrite, T::ONE, whole(x), whole(weight).t());
+    }
+    for (_, lora, rows) in layer.runs() {
+        // Only DoRA multiplies the dropped-out input with the frozen weight.
+        let dropped = match lora.dora {
+            Some(_) => dropped_input(device, layer, x, &rows),
+            None => None,
+        };
+        let base = dropped.as_ref().map(|_| device.empty::<T>(rows.len(), out_features));
+        if device.is_dry() {
+            continue;
+        }
+        let (r, scaling) = (lora.a.rows(), T::from_stat(lora.scaling));
+        let xa = Mat::strided(&xa.data()[rows.start * rank..rows.end * rank], rows.len(), r, rank);
         let y = &mut y.data_mut()[rows.start * out_features..rows.end * out_features];
-        let scale = |y: &mut [T], by: Vec<T>| each_row(y, &by, |y, by| *y *= by);
         match (lora.dora, base) {
-            (None, _) => add(y, rows.len(), T::from_stat(lora.scaling), xa, whole(lora.b).t()),
+            (None, _) => add(y, rows.len(), scaling, xa, whole(lora.b).t()),
             (Some(_), None) => {
-                add(y, rows.len(), T::from_stat(lora.scaling), xa, whole(lora.b).t());
-                scale(y, gains(lora));
+                add(y, rows.len(), scaling, xa, whole(lora.b).t());
+                each_row(y, &gains(lora), |y, by| *y *= by);
             }
             (Some(_), Some(mut base)) => {
                 // y += (g - 1) * x~ W^T + scaling * xa (g * B)^T, with g over the columns of y.
                 let gains = gains(lora);
+                let input = input(x, dropped.as_ref(), &rows);
                 par_gemm(whole_mut(&mut base), Write::Overwrite, T::ONE, input, whole(weight).t());
                 y.par_chunks_mut(out_features).zip(base.data().par_chunks(out_features)).for_each(
                     |(y, x)| {
@@ -64,7 +84,7 @@ pub(super) fn forward<T: Real>(
                 );
                 let b = lora.b.data().chunks_exact(r).zip(&gains);
                 let b: Vec<T> = b.flat_map(|(row, &g)| row.iter().map(move |&b| b * g)).collect();
-                add(y, rows.len(), T::from_stat(lora.scaling), xa, Mat::new(&b, out_features, r).t());
+                add(y, rows.len(), scaling, xa, Mat::new(&b, out_features, r).t());
             }
         }
     }
@@ -73,9 +93,16 @@ pub(super) fn forward<T: Real>(
     }
 }
 
-/// See [`super::backward`].
-pub(super) fn backward<T: Real>(device: &Device, layer: &LoraMatmul<'_, T>, args: Backward<'_, '_, T>) {
-    let Backward { dy, x, xa, mut dx, grads } = args;
+/// One layer of [`super::backward`].
+pub(super) fn backward<T: Real>(
+    device: &Device,
+    layer: &LoraMatmul<'_, T>,
+    x: &Tensor<T>,
+    args: &mut LayerBackward<'_, '_, T>,
+    mut dx: Option<(&mut Tensor<T>, Write)>,
+) {
+    let LayerBackward { dy, xa, grads } = args;
+    let (dy, xa) = (*dy, *xa);
     let weight = layer.frozen.weight;
     if let (Some((dx, write)), false) = (&mut dx, device.is_dry()) {
         par_gemm(whole_mut(dx), *write, T::ONE, whole(dy), whole(weight));

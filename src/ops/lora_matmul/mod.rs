@@ -1,20 +1,23 @@
-//! Linear layer with LoRA: the frozen weight, its adapter, and dropout on the adapter's input, for rows of several adapters.
+//! Linear layers with LoRA that share their input: the frozen weights, their adapters, and dropout on the adapters' input, for
+//! rows of several adapters.
 //!
-//! For the rows of one adapter, with `x~ = dropout(x)`:
+//! For one layer of the group and the rows of one adapter, with `x~ = dropout(x)`:
 //! `y = x W^T + bias + scaling * (x~ A^T) B^T`. With DoRA, `c[j] = || (W + scaling * B A)[j, :] ||` and `g = magnitude / c`:
 //! `y = x W^T + bias + (g - 1) * x~ W^T + g * scaling * (x~ A^T) B^T`, which without dropout is `g * (W + scaling B A) x + bias`.
 //!
 //! | argument | shape | |
 //! |---|---|---|
-//! | `x` | `[rows, in_features]` | |
+//! | `x` | `[rows, in_features]` | shared by the layers of a group |
 //! | `W`, `bias` | `[out_features, in_features]`, `[1, out_features]` | frozen |
 //! | `A`, `B` | `[r, in_features]`, `[out_features, r]` | trained |
 //! | `magnitude` | `[1, out_features]` | trained, DoRA only |
 //! | `y` | `[rows, out_features]` | overwritten |
 //! | `xa` | `[rows, r]` | `x~ A^T`, saved for the backward pass; the largest `r` where adapters differ |
 //!
-//! Backward with `dxa = scaling * (g * dy) B`: `dB += scaling * (g * dy)^T xa`, `dA += dxa^T x~`,
-//! `dx [+]= dy W + mask(dxa A)` (and `mask(((g - 1) * dy) W)` for DoRA); `c` counts as a constant, as in PEFT.
+//! Backward with `dxa = scaling * (g * dy) B`: `dB += scaling * (g * dy)^T xa`, `dA += dxa^T x~`, and
+//! `dx [+]= dy W + mask(dxa A)` (and `mask(((g - 1) * dy) W)` for DoRA), summed over the layers of the group in their order;
+//! `c` counts as a constant, as in PEFT. [`recompute`] gives `y` again from the saved `xa`, with the same bits, and [`project`]
+//! gives `xa` alone.
 //! The dropout mask is a function of seed, step, layer, sample, position and column: it is never stored, and packing or
 //! splitting a batch does not change it. Sources: Hu et al., "LoRA", 2021; Kalajdzievski, "rsLoRA", 2023; Liu et al., "DoRA", 2024;
 //! behaviour of PEFT 0.18.
@@ -25,12 +28,13 @@ pub mod gpu;
 pub mod plan;
 #[cfg(test)]
 mod tests;
+mod work;
 
 pub use dropout::{Dropout, RowKeys};
 
 use super::check_shape;
 use crate::batch::AdapterRows;
-use crate::device::{Device, Tensor, Work};
+use crate::device::{Device, Target, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
@@ -83,17 +87,25 @@ pub struct LoraMatmul<'a, T: Real> {
 }
 
 impl<T: Real> LoraMatmul<'_, T> {
-    /// Columns that `xa` needs: the largest rank.
+    /// The largest rank of any adapter.
     pub fn max_rank(&self) -> usize {
         self.loras.iter().flatten().map(|l| l.a.rows()).max().unwrap_or(0)
     }
 
-    fn check(&self, rows: usize, xa: &Tensor<T>) -> Result<()> {
+    /// Columns of `xa`: the largest rank, on a GPU rounded up to whole fragments of its tensor cores.
+    pub fn xa_cols(&self, device: &Device) -> usize {
+        match device.target() {
+            Target::Cpu => self.max_rank(),
+            Target::Gpu => self.max_rank().next_multiple_of(plan::RANK_UNIT),
+        }
+    }
+
+    fn check(&self, device: &Device, rows: usize, xa: &Tensor<T>) -> Result<()> {
         let [out_features, in_features] = self.frozen.weight.shape();
         if let Some(bias) = self.frozen.bias {
             check_shape(OP, "bias", bias, [1, out_features])?;
         }
-        check_shape(OP, "xa", xa, [rows, self.max_rank()])?;
+        check_shape(OP, "xa", xa, [rows, self.xa_cols(device)])?;
         for lora in self.loras.iter().flatten() {
             check_shape(OP, "lora_a", lora.a, [lora.a.rows(), in_features])?;
             check_shape(OP, "lora_b", lora.b, [out_features, lora.a.rows()])?;
@@ -120,6 +132,33 @@ impl<T: Real> LoraMatmul<'_, T> {
         }
     }
 
+    fn check_forward(&self, device: &Device, x: &Tensor<T>, y: &Tensor<T>, xa: &Tensor<T>) -> Result<()> {
+        let [out_features, in_features] = self.frozen.weight.shape();
+        check_shape(OP, "x", x, [x.rows(), in_features])?;
+        check_shape(OP, "y", y, [x.rows(), out_features])?;
+        self.check(device, x.rows(), xa)
+    }
+
+    fn check_grads(&self, grads: &[Option<LoraGrad<'_, T::Stat>>]) -> Result<()> {
+        if grads.len() != self.loras.len() {
+            return Err(Error::shape(OP, "grads", self.loras.len(), grads.len()));
+        }
+        for (lora, grad) in self.loras.iter().zip(grads) {
+            match (lora, grad) {
+                (Some(lora), Some(grad)) => {
+                    check_shape(OP, "d lora_a", grad.a, lora.a.shape())?;
+                    check_shape(OP, "d lora_b", grad.b, lora.b.shape())?;
+                    if let (Some((m, _)), Some(dm)) = (lora.dora, grad.magnitude.as_deref()) {
+                        check_shape(OP, "d magnitude", dm, m.shape())?;
+                    }
+                }
+                (None, None) => {}
+                _ => return Err(Error::shape(OP, "grads", "one per adapter of the layer", "others")),
+            }
+        }
+        Ok(())
+    }
+
     /// The adapter and rows of every run that has one.
     fn runs(&self) -> impl Iterator<Item = (usize, &Lora<'_, T>, std::ops::Range<usize>)> {
         self.rows.iter().filter_map(|run| {
@@ -127,51 +166,107 @@ impl<T: Real> LoraMatmul<'_, T> {
             (!run.rows.is_empty()).then(|| (run.adapter, lora, run.rows.clone()))
         })
     }
-
-    fn record(&self, device: &Device, op: &'static str, rows: usize, passes: u64) {
-        let [out_features, in_features] = self.frozen.weight.shape();
-        let width = (out_features + in_features) as u64;
-        let base = 2 * (rows * out_features * in_features) as u64;
-        let adapters: u64 =
-            self.runs().map(|(_, l, rows)| 2 * passes * width * (rows.len() * l.a.rows()) as u64).sum();
-        let numbers = (rows as u64) * width + (out_features * in_features) as u64;
-        device.record(op, Work::new(base + adapters, numbers * size_of::<T>() as u64));
-    }
 }
 
-/// Writes `y` and `xa`.
+/// Outputs of one layer of a group.
+#[derive(Debug)]
+pub struct Forward<'a, T: Real> {
+    /// `[rows, out_features]`, overwritten.
+    pub y: &'a mut Tensor<T>,
+    /// `[rows, r]`, overwritten.
+    pub xa: &'a mut Tensor<T>,
+}
+
+/// Writes `y` and `xa` of every layer of a group.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not follow the table of the module.
 pub fn forward<T: Real>(
     device: &Device,
     x: &Tensor<T>,
-    layer: &LoraMatmul<'_, T>,
-    y: &mut Tensor<T>,
-    xa: &mut Tensor<T>,
+    layers: &[LoraMatmul<'_, T>],
+    outputs: &mut [Forward<'_, T>],
 ) -> Result<()> {
-    let [out_features, in_features] = layer.frozen.weight.shape();
-    check_shape(OP, "x", x, [x.rows(), in_features])?;
-    check_shape(OP, "y", y, [x.rows(), out_features])?;
-    layer.check(x.rows(), xa)?;
-    layer.record(device, "lora_matmul.forward", x.rows(), 1);
-    cpu::forward(device, x, layer, y, xa);
+    check_count("outputs", layers, outputs.len())?;
+    for (layer, out) in layers.iter().zip(outputs.iter()) {
+        layer.check_forward(device, x, out.y, out.xa)?;
+    }
+    work::record_forward(device, ["lora_matmul.forward", "lora_matmul.forward.lora"], x.rows(), layers, true);
+    for (layer, out) in layers.iter().zip(outputs) {
+        cpu::project(device, x, layer, out.xa);
+        cpu::apply(device, x, layer, out.xa, out.y);
+    }
     Ok(())
 }
 
-/// What the backward pass reads and writes beside the layer.
+/// One layer of a group whose output is wanted once more.
 #[derive(Debug)]
-pub struct Backward<'a, 'g, T: Real> {
-    /// Gradient of the output, `[rows, out_features]`.
-    pub dy: &'a Tensor<T>,
-    /// Input of the forward pass, `[rows, in_features]`.
-    pub x: &'a Tensor<T>,
+pub struct Recompute<'a, T: Real> {
+    /// `[rows, out_features]`, overwritten.
+    pub y: &'a mut Tensor<T>,
     /// Saved by the forward pass.
     pub xa: &'a Tensor<T>,
-    /// Where `dx` goes, and whether it is overwritten or added to; none where nobody needs it.
-    pub dx: Option<(&'a mut Tensor<T>, super::gemm::Write)>,
+}
+
+/// Writes `y` of every layer of a group again, with the bits that [`forward`] gave.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn recompute<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    layers: &[LoraMatmul<'_, T>],
+    outputs: &mut [Recompute<'_, T>],
+) -> Result<()> {
+    check_count("outputs", layers, outputs.len())?;
+    for (layer, out) in layers.iter().zip(outputs.iter()) {
+        layer.check_forward(device, x, out.y, out.xa)?;
+    }
+    let names = ["lora_matmul.recompute", "lora_matmul.recompute.lora"];
+    work::record_forward(device, names, x.rows(), layers, false);
+    for (layer, out) in layers.iter().zip(outputs) {
+        cpu::apply(device, x, layer, out.xa, out.y);
+    }
+    Ok(())
+}
+
+/// Writes `xa` of one layer, with the bits that [`forward`] gives, and leaves the layer itself out.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn project<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    layer: &LoraMatmul<'_, T>,
+    xa: &mut Tensor<T>,
+) -> Result<()> {
+    check_shape(OP, "x", x, [x.rows(), layer.frozen.weight.cols()])?;
+    layer.check(device, x.rows(), xa)?;
+    work::record_project(device, x.rows(), layer);
+    cpu::project(device, x, layer, xa);
+    Ok(())
+}
+
+/// What the backward pass reads and writes for one layer of a group.
+#[derive(Debug)]
+pub struct LayerBackward<'a, 'g, T: Real> {
+    /// Gradient of the output, `[rows, out_features]`.
+    pub dy: &'a Tensor<T>,
+    /// Saved by the forward pass.
+    pub xa: &'a Tensor<T>,
     /// Gradients by adapter index, as long as `loras`.
     pub grads: &'a mut [Option<LoraGrad<'g, T::Stat>>],
+}
+
+/// What the backward pass of a group reads and writes beside its layers.
+#[derive(Debug)]
+pub struct Backward<'a, 'g, T: Real> {
+    /// Input of the forward pass, `[rows, in_features]`.
+    pub x: &'a Tensor<T>,
+    /// Where `dx` goes, and whether it is overwritten or added to; none where nobody needs it.
+    pub dx: Option<(&'a mut Tensor<T>, super::gemm::Write)>,
+    /// By layer.
+    pub layers: &'a mut [LayerBackward<'a, 'g, T>],
 }
 
 /// Adds to the adapters' gradients and writes `dx`.
@@ -180,36 +275,37 @@ pub struct Backward<'a, 'g, T: Real> {
 /// [`Error::Shape`] if the shapes do not follow the table of the module.
 pub fn backward<T: Real>(
     device: &Device,
-    layer: &LoraMatmul<'_, T>,
+    layers: &[LoraMatmul<'_, T>],
     args: Backward<'_, '_, T>,
 ) -> Result<()> {
-    let [out_features, in_features] = layer.frozen.weight.shape();
-    let rows = args.dy.rows();
-    check_shape(OP, "dy", args.dy, [rows, out_features])?;
-    check_shape(OP, "x", args.x, [rows, in_features])?;
-    if let Some((dx, _)) = &args.dx {
-        check_shape(OP, "dx", dx, [rows, in_features])?;
+    let Backward { x, mut dx, layers: of_layers } = args;
+    check_count("layers", layers, of_layers.len())?;
+    if let Some((dx, _)) = &dx {
+        check_shape(OP, "dx", dx, x.shape())?;
     }
-    layer.check(rows, args.xa)?;
-    if args.grads.len() != layer.loras.len() {
-        return Err(Error::shape(OP, "grads", layer.loras.len(), args.grads.len()));
+    for (layer, args) in layers.iter().zip(of_layers.iter()) {
+        layer.check_forward(device, x, args.dy, args.xa)?;
+        layer.check_grads(args.grads)?;
     }
-    for (lora, grad) in layer.loras.iter().zip(args.grads.iter()) {
-        match (lora, grad) {
-            (Some(lora), Some(grad)) => {
-                check_shape(OP, "d lora_a", grad.a, lora.a.shape())?;
-                check_shape(OP, "d lora_b", grad.b, lora.b.shape())?;
-                if let (Some((m, _)), Some(dm)) = (lora.dora, grad.magnitude.as_deref()) {
-                    check_shape(OP, "d magnitude", dm, m.shape())?;
-                }
-            }
-            (None, None) => {}
-            _ => return Err(Error::shape(OP, "grads", "one per adapter of the layer", "others")),
-        }
+    work::record_backward(device, x.rows(), layers, dx.as_ref().map(|(_, write)| *write));
+    if device.target() == Target::Gpu {
+        drop(work::gpu_temporaries(device, x.rows(), layers)?);
+        return Ok(());
     }
-    layer.record(device, "lora_matmul.backward", if args.dx.is_some() { rows } else { 0 }, 2);
-    cpu::backward(device, layer, args);
+    for (layer, args) in layers.iter().zip(of_layers) {
+        cpu::backward(device, layer, x, args, dx.as_mut().map(|(dx, write)| (&mut **dx, *write)));
+        // The layers after the first one add to what it left.
+        dx = dx.map(|(dx, _)| (dx, super::gemm::Write::Add));
+    }
     Ok(())
+}
+
+/// A group has at least one layer, and as many arguments as layers.
+fn check_count<T: Real>(arg: &'static str, layers: &[LoraMatmul<'_, T>], count: usize) -> Result<()> {
+    match layers.len() == count && count > 0 {
+        true => Ok(()),
+        false => Err(Error::shape(OP, arg, layers.len().max(1), count)),
+    }
 }
 
 /// Norms of the rows of `W + scaling * B A`, `[1, out_features]`: the divisor of DoRA.

@@ -8,6 +8,17 @@ use crate::ops::testing::{cast, check_gradient, cpu, inner, random, relative_rms
 const IN: usize = 19;
 const OUT: usize = 23;
 
+/// A group of one layer.
+fn forward_one<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    layer: &LoraMatmul<'_, T>,
+    y: &mut Tensor<T>,
+    xa: &mut Tensor<T>,
+) -> Result<()> {
+    forward(device, x, &[*layer], &mut [Forward { y, xa }])
+}
+
 /// Tensors of one adapter; rank 0 stands for "no adapter".
 struct Adapter {
     a: Tensor<f64>,
@@ -85,42 +96,22 @@ impl Case {
         self.with_layer(norms, |layer| {
             let mut y = self.device.empty(self.x.rows(), OUT);
             let mut xa = self.device.empty(self.x.rows(), layer.max_rank());
-            forward(&self.device, &self.x, layer, &mut y, &mut xa).unwrap();
+            forward_one(&self.device, &self.x, layer, &mut y, &mut xa).unwrap();
             (y, xa)
         })
     }
 
     /// `dx`, and `(dA, dB, d magnitude)` per adapter; gradients start from zero.
     fn backward(&self, norms: &[Option<Tensor<f64>>]) -> (Tensor<f64>, Vec<Option<Adapter>>) {
-        let zeros = |t: &Tensor<f64>| self.device.zeros(t.rows(), t.cols());
-        let mut grads: Vec<Option<Adapter>> = self
-            .adapters
-            .iter()
-            .map(|l| {
-                l.as_ref().map(|l| Adapter {
-                    a: zeros(&l.a),
-                    b: zeros(&l.b),
-                    magnitude: l.magnitude.as_ref().map(zeros),
-                })
-            })
-            .collect();
+        let mut grads = zero_grads(self);
         let xa = self.forward(norms).1;
         let mut dx = self.device.empty(self.x.rows(), IN);
         self.with_layer(norms, |layer| {
-            let mut views: Vec<Option<LoraGrad<'_, f64>>> = grads
-                .iter_mut()
-                .map(|g| {
-                    g.as_mut().map(|g| LoraGrad { a: &mut g.a, b: &mut g.b, magnitude: g.magnitude.as_mut() })
-                })
-                .collect();
-            let args = Backward {
-                dy: &self.dy,
-                x: &self.x,
-                xa: &xa,
-                dx: Some((&mut dx, Write::Overwrite)),
-                grads: &mut views,
-            };
-            backward(&self.device, layer, args).unwrap();
+            let mut views: Vec<_> = grads.iter_mut().map(view).collect();
+            let one = LayerBackward { dy: &self.dy, xa: &xa, grads: &mut views };
+            let dx = Some((&mut dx, Write::Overwrite));
+            let args = Backward { x: &self.x, dx, layers: &mut [one] };
+            backward(&self.device, &[*layer], args).unwrap();
         });
         (dx, grads)
     }
@@ -215,21 +206,16 @@ fn adapters_in_one_batch_equal_adapters_one_by_one() {
         case.with_layer(&norms, |layer| {
             let layer = LoraMatmul { rows: only, ..*layer };
             let mut xa = case.device.empty(11, layer.max_rank());
-            forward(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
+            forward_one(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
             let mut views: Vec<_> = (0..3).map(|_| None).collect();
             views[run.adapter] = Some(LoraGrad { a: &mut da, b: &mut db, magnitude: None });
             let loras: Vec<_> = (0..3).map(|i| layer.loras[i].filter(|_| i == run.adapter)).collect();
             let layer = LoraMatmul { loras: &loras, ..layer };
             let mut xa = case.device.empty(11, layer.max_rank());
-            forward(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
-            let args = Backward {
-                dy: &case.dy,
-                x: &case.x,
-                xa: &xa,
-                dx: Some((&mut dx1, Write::Overwrite)),
-                grads: &mut views,
-            };
-            backward(&case.device, &layer, args).unwrap();
+            forward_one(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
+            let one = LayerBackward { dy: &case.dy, xa: &xa, grads: &mut views };
+            let dx = Some((&mut dx1, Write::Overwrite));
+            backward(&case.device, &[layer], Backward { x: &case.x, dx, layers: &mut [one] }).unwrap();
         });
         for t in run.rows.clone() {
             assert_eq!(y.row(t), y1.row(t));
@@ -261,7 +247,7 @@ fn f32_stays_near_f64() {
             rows: &[AdapterRows { adapter: 0, rows: 0..65 }],
             dropout: None,
         };
-        forward(device, x, &layer, &mut y, &mut xa).unwrap();
+        forward_one(device, x, &layer, &mut y, &mut xa).unwrap();
         y
     }
     let y = run(&device, &x, &w, &a, &b);
@@ -276,10 +262,89 @@ fn wrong_ranks_and_rows_are_refused() {
     case.with_layer(&case.norms(), |layer| {
         let mut y = case.device.empty(11, OUT);
         let mut narrow = case.device.empty(11, 3);
-        assert!(forward(&case.device, &case.x, layer, &mut y, &mut narrow).is_err());
+        assert!(forward_one(&case.device, &case.x, layer, &mut y, &mut narrow).is_err());
         let beyond = [AdapterRows { adapter: 0, rows: 0..12 }];
         let mut xa = case.device.empty(11, 4);
         let layer = LoraMatmul { rows: &beyond, ..*layer };
-        assert!(forward(&case.device, &case.x, &layer, &mut y, &mut xa).is_err());
+        assert!(forward_one(&case.device, &case.x, &layer, &mut y, &mut xa).is_err());
+    });
+}
+
+#[test]
+fn a_group_is_its_layers_one_after_the_other() {
+    for (dora, p) in [(false, 0.0), (false, 0.4), (true, 0.4)] {
+        let (first, mut second) = (case([4, 0, 1], dora, p), case([2, 3, 1], dora, p));
+        let device = &first.device;
+        second.weight = random(device, OUT, IN, 40);
+        second.dy = random(device, 11, OUT, 41);
+        let (norms, other_norms) = (first.norms(), second.norms());
+        let alone = [first.forward(&norms), second.forward(&other_norms)];
+        let [(dx, grads), (other_dx, other_grads)] = [first.backward(&norms), second.backward(&other_norms)];
+        first.with_layer(&norms, |one| {
+            second.with_layer(&other_norms, |two| {
+                let layers = [*one, *two];
+                let outputs =
+                    || layers.each_ref().map(|l| (device.empty(11, OUT), device.empty(11, l.max_rank())));
+                let (mut got, mut again) = (outputs(), outputs());
+                let mut args = got.each_mut().map(|(y, xa)| Forward { y, xa });
+                device.take_ledger();
+                forward(device, &first.x, &layers, &mut args).unwrap();
+                let ledger = device.take_ledger();
+                // One call, and the input counts once.
+                let numbers = 11 * IN + 2 * (11 * OUT + OUT * IN + OUT);
+                let (_, calls, work) = ledger.entries().next().unwrap();
+                assert_eq!((calls, work.bytes), (1, 8 * numbers as u64));
+
+                let saved = again.iter_mut().zip(&got).map(|((y, _), (_, xa))| Recompute { y, xa });
+                recompute(device, &first.x, &layers, &mut saved.collect::<Vec<_>>()).unwrap();
+                for ((layer, (y, xa)), ((y2, xa2), (y1, xa1))) in
+                    layers.iter().zip(&got).zip(again.iter_mut().zip(&alone))
+                {
+                    project(device, &first.x, layer, xa2).unwrap();
+                    assert!(y.data() == y1.data() && y.data() == y2.data(), "{dora} {p}");
+                    assert!(xa.data() == xa1.data() && xa.data() == xa2.data(), "{dora} {p}");
+                }
+
+                let mut views = [zero_grads(&first), zero_grads(&second)];
+                let mut grads_of = views.each_mut().map(|v| v.iter_mut().map(view).collect::<Vec<_>>());
+                let [g1, g2] = &mut grads_of;
+                let mut of_layers = [
+                    LayerBackward { dy: &first.dy, xa: &got[0].1, grads: g1 },
+                    LayerBackward { dy: &second.dy, xa: &got[1].1, grads: g2 },
+                ];
+                let mut sum = device.empty(11, IN);
+                let to = Some((&mut sum, Write::Overwrite));
+                backward(device, &layers, Backward { x: &first.x, dx: to, layers: &mut of_layers }).unwrap();
+                let expected: Vec<f64> = dx.data().iter().zip(other_dx.data()).map(|(a, b)| a + b).collect();
+                assert!(relative_rms(sum.data(), &expected) < 1e-14);
+                for (got, expected) in views.iter().flatten().zip(grads.iter().chain(&other_grads)) {
+                    let (Some(got), Some(expected)) = (got, expected) else { continue };
+                    assert!(got.a.data() == expected.a.data() && got.b.data() == expected.b.data());
+                }
+            });
+        });
+    }
+}
+
+/// Gradients of zero for the adapters of a case.
+fn zero_grads(case: &Case) -> Vec<Option<Adapter>> {
+    let zeros = |t: &Tensor<f64>| case.device.zeros(t.rows(), t.cols());
+    let of =
+        |l: &Adapter| Adapter { a: zeros(&l.a), b: zeros(&l.b), magnitude: l.magnitude.as_ref().map(zeros) };
+    case.adapters.iter().map(|l| l.as_ref().map(of)).collect()
+}
+
+/// Gradients as the op takes them.
+fn view(grad: &mut Option<Adapter>) -> Option<LoraGrad<'_, f64>> {
+    grad.as_mut().map(|g| LoraGrad { a: &mut g.a, b: &mut g.b, magnitude: g.magnitude.as_mut() })
+}
+
+#[test]
+fn groups_of_other_counts_are_refused() {
+    let case = case([4, 2, 3], false, 0.0);
+    case.with_layer(&case.norms(), |layer| {
+        let error = forward(&case.device, &case.x, &[*layer], &mut []).unwrap_err().to_string();
+        assert!(error.contains("argument \"outputs\": got 0, expected 1"), "{error}");
+        assert!(forward::<f64>(&case.device, &case.x, &[], &mut []).is_err());
     });
 }

@@ -1,5 +1,7 @@
 // The correct kernels of the emulator's own tests. They are compiled into the emulated library only.
-#include "../../common/simt.cuh"
+#pragma once
+
+#include "common/simt.cuh"
 
 #include "gemm.cuh"
 #include "small.cuh"
