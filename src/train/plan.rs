@@ -42,8 +42,8 @@ pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row
     let weights_bytes = device.memory().live_bytes;
     let adapter = Adapter::new(&device, &config.lora(), model, &decoder.weights, config.seed)?;
     let trainable = adapter.num_params();
-    let mut grads = vec![adapter.zeros_like(&device)];
-    let optimizer = Optimizer::new(&device, &adapter);
+    let mut grads = vec![adapter.zeros_like(&device)?];
+    let optimizer = Optimizer::new(&device, &adapter)?;
     let adapters = vec![adapter];
     let held = device.memory().live_bytes;
     device.reset_peak();

@@ -132,8 +132,8 @@ impl<'a> Training<'a> {
             device,
             decoder: &prepared.decoder,
             policies: Policies::default(),
-            grads: vec![adapter.zeros_like(device)],
-            optimizer: Optimizer::new(device, &adapter),
+            grads: vec![adapter.zeros_like(device)?],
+            optimizer: Optimizer::new(device, &adapter)?,
             adapters: vec![adapter],
         };
         let identity = identity(config, prepared);

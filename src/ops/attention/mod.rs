@@ -144,6 +144,5 @@ pub fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backwa
     check_shape(OP, "dk", grads.dk, args.k.shape())?;
     check_shape(OP, "dv", grads.dv, args.v.shape())?;
     args.record(device, "attention.backward", 5);
-    cpu::backward(device, args, grads);
-    Ok(())
+    cpu::backward(device, args, grads)
 }

@@ -80,7 +80,7 @@ pub fn forward<T: Real>(
             chunks * products / 2 * (weight.len() * size_of::<T>()) as u64,
         ),
     );
-    Ok(cpu::forward(device, x, weight, targets, gradient))
+    cpu::forward(device, x, weight, targets, gradient)
 }
 
 /// The logits `x W^T`, `[rows, vocab_size]`: for tests and for the few rows that generation looks at.
@@ -89,7 +89,7 @@ pub fn forward<T: Real>(
 /// [`Error::Shape`] if the shapes do not fit each other.
 pub fn logits<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>) -> Result<Tensor<T>> {
     check_shape(OP, "weight", weight, [weight.rows(), x.cols()])?;
-    let mut z = device.empty(x.rows(), weight.rows());
+    let mut z = device.empty(x.rows(), weight.rows())?;
     if !device.is_dry() {
         cpu::logits(x, weight, &mut z);
     }
