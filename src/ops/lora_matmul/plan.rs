@@ -305,7 +305,8 @@ mod tests {
                     let problem = Problem { rank, dropout, ..problem(rows, 1024, &[2048, 1024, 1024]) };
                     for plan in [forward(&problem, chip), dx(&problem, chip)] {
                         assert!(plan.dynamic_smem <= plan.kernel.budget().smem, "{plan:?}");
-                        let fits = plan.kernel.threads() * plan.kernel.min_blocks() * plan.kernel.budget().registers;
+                        let fits =
+                            plan.kernel.threads() * plan.kernel.min_blocks() * plan.kernel.budget().registers;
                         assert!(fits <= 65_536, "{plan:?}");
                         assert!(plan.utilisation > 0.0 && plan.utilisation <= 1.0, "{plan:?}");
                     }

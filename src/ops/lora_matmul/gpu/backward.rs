@@ -45,7 +45,13 @@ pub fn backward(device: &Device, group: &Group<'_>, args: Backward<'_>) -> Resul
     let layers = || group.layers.iter().zip(args.dy).zip(&dxa);
     let adapted = layers().filter_map(|((layer, dy), dxa)| {
         let factors = layer.adapters.filter(|a| a.max_rank > 0)?.b_t.ptr();
-        let down = LoraDownLayer { input: dy.ptr(), output: dxa.ptr(), factors, key: DevicePtr::default(), features: 0 };
+        let down = LoraDownLayer {
+            input: dy.ptr(),
+            output: dxa.ptr(),
+            factors,
+            key: DevicePtr::default(),
+            features: 0,
+        };
         Some((down, layer.weight.rows()))
     });
     group.down(device, &problem, &adapted.collect::<Vec<_>>(), false)?;

@@ -90,7 +90,10 @@ impl Group<'_> {
             if let Some(run) = self.rows.runs.iter().find(|r| adapters > 0 && r.adapter >= adapters) {
                 return Err(Error::shape(OP, "adapter", format!("below {adapters}"), run.adapter));
             }
-            if self.dropout.is_some() && layer.adapters.is_some() && (layer.key.is_none() || self.rows.keys.is_none()) {
+            if self.dropout.is_some()
+                && layer.adapters.is_some()
+                && (layer.key.is_none() || self.rows.keys.is_none())
+            {
                 return Err(Error::shape(OP, "dropout", "keys of layers and rows", "none"));
             }
         }
@@ -168,7 +171,10 @@ pub fn forward(
     let adapted = group.layers.iter().zip(&*xa).filter_map(|(layer, xa)| {
         let factors = layer.adapters.filter(|a| a.max_rank > 0)?.a.ptr();
         let key = group.key(layer);
-        Some((LoraDownLayer { input: x.ptr(), output: xa.ptr(), factors, key, features: 0 }, problem.in_features))
+        Some((
+            LoraDownLayer { input: x.ptr(), output: xa.ptr(), factors, key, features: 0 },
+            problem.in_features,
+        ))
     });
     group.down(device, &problem, &adapted.collect::<Vec<_>>(), problem.dropout)?;
 
@@ -188,7 +194,8 @@ pub fn forward(
         group: plan.group as i32,
     };
     let mut first_tile = 0;
-    for (slot, (layer, (y, xa))) in params.layers.iter_mut().zip(group.layers.iter().zip(y.iter().zip(&*xa))) {
+    for (slot, (layer, (y, xa))) in params.layers.iter_mut().zip(group.layers.iter().zip(y.iter().zip(&*xa)))
+    {
         *slot = LoraFwdLayer {
             weight: layer.weight.ptr(),
             bias: layer.bias.map_or(DevicePtr::default(), Tensor::ptr),
@@ -212,7 +219,11 @@ pub(super) fn check_each<'t>(
     if tensors.len() != group.layers.len() {
         return Err(Error::shape(OP, arg, group.layers.len(), tensors.len()));
     }
-    group.layers.iter().zip(tensors).try_for_each(|(layer, tensor)| check_shape(OP, arg, tensor, shape(layer)))
+    group
+        .layers
+        .iter()
+        .zip(tensors)
+        .try_for_each(|(layer, tensor)| check_shape(OP, arg, tensor, shape(layer)))
 }
 
 pub(super) fn launch(plan: &plan::NarrowPlan) -> Launch {

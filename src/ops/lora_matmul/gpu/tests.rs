@@ -58,7 +58,9 @@ impl Case {
             weight: random(out * in_features, 0.1, index),
             bias: random(out, 1.0, index),
             dy: random(rows * out, 1.0, index),
-            factors: ranks.map(|r| (random(r * in_features, 0.1, index), random(r * out, 0.5 / (r as f32).sqrt(), index))),
+            factors: ranks.map(|r| {
+                (random(r * in_features, 0.1, index), random(r * out, 0.5 / (r as f32).sqrt(), index))
+            }),
         };
         Self {
             rows,
@@ -135,7 +137,8 @@ fn expected(case: &Case, round: bool) -> Outcome {
             let (r, n, scaling) = (case.ranks[run.adapter], run.rows.len(), SCALING[run.adapter]);
             let (a, b_t) = &layer.factors[run.adapter];
             let (a, b_t) = (Mat::new(a, r, cols), Mat::new(b_t, r, out));
-            let of = |values: &[f64], width: usize| values[run.rows.start * width..run.rows.end * width].to_vec();
+            let of =
+                |values: &[f64], width: usize| values[run.rows.start * width..run.rows.end * width].to_vec();
             let (x, dy) = (of(&dropped, cols), of(&layer.dy, out));
             let xa = q(times(Mat::new(&x, n, cols), a.t(), [n, r]));
             let lora = q(times(Mat::new(&xa, n, r), b_t, [n, out]));
@@ -213,8 +216,10 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
     let group = Group { layers: &layers, rows: &rows, dropout, tile: case.tile };
     let x = upload(&case.x, case.rows)?;
     let stride = group.problem().rank_stride();
-    let mut y: Vec<Tensor<bf16>> = case.out_features.iter().map(|&out| device.empty(case.rows, out)).collect();
-    let mut xa: Vec<Tensor<bf16>> = case.out_features.iter().map(|_| device.empty(case.rows, stride)).collect();
+    let mut y: Vec<Tensor<bf16>> =
+        case.out_features.iter().map(|&out| device.empty(case.rows, out)).collect();
+    let mut xa: Vec<Tensor<bf16>> =
+        case.out_features.iter().map(|_| device.empty(case.rows, stride)).collect();
     forward(
         device,
         &group,
