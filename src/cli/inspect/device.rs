@@ -9,12 +9,13 @@ use crate::device::gpus::{Driver, GpuInfo, Image, gpus, images};
 use crate::device::self_test::{Finding, Outcome, self_test};
 use crate::device::{Device, GpuMemory};
 use crate::error::{Error, Result};
+use crate::ops::lora_matmul;
 
 /// A check of a device.
 type Check = fn(&Device) -> Result<Vec<Finding>>;
 
 /// What `--self-test` runs, in this order. Checks of ops come behind those of the device.
-const CHECKS: [Check; 1] = [self_test];
+const CHECKS: [Check; 2] = [self_test, lora_matmul::gpu::self_test];
 
 /// Shows the devices that were asked for, and tests them with `--self-test`.
 ///

@@ -33,7 +33,7 @@ impl<T: Real> Pass<'_, T> {
         let layers = self.layers(group, &loras);
         let mut outputs = layers.each_ref().map(|layer| {
             let y = y_place.empty(x.rows(), layer.frozen.weight.rows());
-            (y, xa_place.empty(x.rows(), layer.max_rank()))
+            (y, xa_place.empty(x.rows(), layer.xa_cols(self.device)))
         });
         let mut args = outputs.each_mut().map(|(y, xa)| Forward { y, xa });
         lora_matmul::forward(self.device, x, &layers, &mut args)?;
@@ -59,7 +59,7 @@ impl<T: Real> Pass<'_, T> {
     pub(super) fn projection(&self, group: &Group<'_, T, 1>, x: &Tensor<T>) -> Result<Tensor<T>> {
         let loras = self.loras(group);
         let [layer] = self.layers(group, &loras);
-        let mut xa = self.device.empty(x.rows(), layer.max_rank());
+        let mut xa = self.device.empty(x.rows(), layer.xa_cols(self.device));
         lora_matmul::project(self.device, x, &layer, &mut xa)?;
         Ok(xa)
     }

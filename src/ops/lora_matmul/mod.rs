@@ -87,17 +87,25 @@ pub struct LoraMatmul<'a, T: Real> {
 }
 
 impl<T: Real> LoraMatmul<'_, T> {
-    /// Columns that `xa` needs: the largest rank.
+    /// The largest rank of any adapter.
     pub fn max_rank(&self) -> usize {
         self.loras.iter().flatten().map(|l| l.a.rows()).max().unwrap_or(0)
     }
 
-    fn check(&self, rows: usize, xa: &Tensor<T>) -> Result<()> {
+    /// Columns of `xa`: the largest rank, on a GPU rounded up to whole fragments of its tensor cores.
+    pub fn xa_cols(&self, device: &Device) -> usize {
+        match device.target() {
+            Target::Cpu => self.max_rank(),
+            Target::Gpu => self.max_rank().next_multiple_of(plan::RANK_UNIT),
+        }
+    }
+
+    fn check(&self, device: &Device, rows: usize, xa: &Tensor<T>) -> Result<()> {
         let [out_features, in_features] = self.frozen.weight.shape();
         if let Some(bias) = self.frozen.bias {
             check_shape(OP, "bias", bias, [1, out_features])?;
         }
-        check_shape(OP, "xa", xa, [rows, self.max_rank()])?;
+        check_shape(OP, "xa", xa, [rows, self.xa_cols(device)])?;
         for lora in self.loras.iter().flatten() {
             check_shape(OP, "lora_a", lora.a, [lora.a.rows(), in_features])?;
             check_shape(OP, "lora_b", lora.b, [out_features, lora.a.rows()])?;
@@ -124,11 +132,11 @@ impl<T: Real> LoraMatmul<'_, T> {
         }
     }
 
-    fn check_forward(&self, x: &Tensor<T>, y: &Tensor<T>, xa: &Tensor<T>) -> Result<()> {
+    fn check_forward(&self, device: &Device, x: &Tensor<T>, y: &Tensor<T>, xa: &Tensor<T>) -> Result<()> {
         let [out_features, in_features] = self.frozen.weight.shape();
         check_shape(OP, "x", x, [x.rows(), in_features])?;
         check_shape(OP, "y", y, [x.rows(), out_features])?;
-        self.check(x.rows(), xa)
+        self.check(device, x.rows(), xa)
     }
 
     fn check_grads(&self, grads: &[Option<LoraGrad<'_, T::Stat>>]) -> Result<()> {
@@ -181,7 +189,7 @@ pub fn forward<T: Real>(
 ) -> Result<()> {
     check_count("outputs", layers, outputs.len())?;
     for (layer, out) in layers.iter().zip(outputs.iter()) {
-        layer.check_forward(x, out.y, out.xa)?;
+        layer.check_forward(device, x, out.y, out.xa)?;
     }
     work::record_forward(device, ["lora_matmul.forward", "lora_matmul.forward.lora"], x.rows(), layers, true);
     for (layer, out) in layers.iter().zip(outputs) {
@@ -212,7 +220,7 @@ pub fn recompute<T: Real>(
 ) -> Result<()> {
     check_count("outputs", layers, outputs.len())?;
     for (layer, out) in layers.iter().zip(outputs.iter()) {
-        layer.check_forward(x, out.y, out.xa)?;
+        layer.check_forward(device, x, out.y, out.xa)?;
     }
     let names = ["lora_matmul.recompute", "lora_matmul.recompute.lora"];
     work::record_forward(device, names, x.rows(), layers, false);
@@ -233,7 +241,7 @@ pub fn project<T: Real>(
     xa: &mut Tensor<T>,
 ) -> Result<()> {
     check_shape(OP, "x", x, [x.rows(), layer.frozen.weight.cols()])?;
-    layer.check(x.rows(), xa)?;
+    layer.check(device, x.rows(), xa)?;
     work::record_project(device, x.rows(), layer);
     cpu::project(device, x, layer, xa);
     Ok(())
@@ -276,12 +284,12 @@ pub fn backward<T: Real>(
         check_shape(OP, "dx", dx, x.shape())?;
     }
     for (layer, args) in layers.iter().zip(of_layers.iter()) {
-        layer.check_forward(x, args.dy, args.xa)?;
+        layer.check_forward(device, x, args.dy, args.xa)?;
         layer.check_grads(args.grads)?;
     }
     work::record_backward(device, x.rows(), layers, dx.as_ref().map(|(_, write)| *write));
     if device.target() == Target::Gpu {
-        drop(work::gpu_temporaries(device, x.rows(), layers));
+        drop(work::gpu_temporaries(device, x.rows(), layers)?);
         return Ok(());
     }
     for (layer, args) in layers.iter().zip(of_layers) {

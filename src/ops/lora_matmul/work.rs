@@ -1,16 +1,45 @@
 //! What a call costs, for the ledger: the frozen products and the adapters apart; and what a GPU holds meanwhile.
 //!
-//! Every operand of a call counts once, so the input that the layers of a group share counts once too. Launches are those of
-//! the kernels this op is planned to have: forward, `x A^T` of the group and then its outputs; backward, `dxa` with `dB`, then
-//! `dx`, then `dA`.
+//! Every operand of a call counts once, so the input that the layers of a group share counts once too. On a GPU the kernels of
+//! the adapters read the input and `dy` once more, beside the kernels of the frozen products, and gradients pass through partial
+//! sums: that counts as well. Launches are those of [`super::gpu`]: forward, `xa` of the group and then its outputs; backward,
+//! `dxa`, `dx`, the partial sums of `dA` and `dB`, and their reduction.
 
+use super::plan::{self, Problem};
 use super::{Frozen, LoraMatmul};
-use crate::device::{Device, Tensor, Work};
+use crate::device::{Device, Target, Tensor, Work};
+use crate::error::Result;
 use crate::ops::gemm::Write;
 use crate::tensor::Real;
 
-/// Rows whose part of `dA` and `dB` a GPU sums at once.
-const SLAB: usize = 512;
+/// The group as the plans of its kernels see it.
+fn problem<T: Real>(rows: usize, layers: &[LoraMatmul<'_, T>]) -> Problem {
+    Problem {
+        rows,
+        in_features: layers.first().map_or(0, |l| l.frozen.weight.cols()),
+        out_features: layers.iter().map(|l| l.frozen.weight.rows()).collect(),
+        rank: layers.iter().map(LoraMatmul::max_rank).max().unwrap_or(0),
+        num_adapters: layers.iter().map(|l| l.loras.len()).max().unwrap_or(0),
+        dropout: layers.iter().any(|l| l.dropout.is_some()),
+        tile: None,
+    }
+}
+
+/// The plan of the gradients of a group, if it has adapters.
+fn gradient_plan<T: Real>(
+    device: &Device,
+    rows: usize,
+    layers: &[LoraMatmul<'_, T>],
+) -> Result<Option<plan::GradPlan>> {
+    let problem = problem(rows, layers);
+    let adapted = || layers.iter().filter(|l| l.max_rank() > 0);
+    let mut features: Vec<usize> = adapted().map(|l| l.frozen.weight.rows()).collect();
+    features.extend(adapted().map(|l| l.frozen.weight.cols()));
+    if features.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(plan::grad(&problem, &features, device.chip()?)))
+}
 
 impl<T: Real> LoraMatmul<'_, T> {
     fn base_flops(&self, rows: usize) -> u64 {
@@ -59,6 +88,11 @@ pub(super) fn record_forward<T: Real>(
             adapters.flops += layer.base_flops(layer.dora_rows());
         }
     }
+    if device.target() == Target::Gpu {
+        // xa has a launch of its own; the product with B is part of the launch of the frozen layers.
+        adapters.launches = u64::from(projects);
+        adapters.bytes += if projects { input } else { 0 };
+    }
     record(device, base, frozen, size_of::<T>());
     record(device, lora, adapters, size_of::<T>());
 }
@@ -81,7 +115,8 @@ pub(super) fn record_backward<T: Real>(
     dx: Option<Write>,
 ) {
     let input = layers.first().map_or(0, |l| rows * l.frozen.weight.cols()) as u64;
-    let (mut frozen, mut adapters) = (Work::new(0, 0), Work { launches: 2, ..Work::default() });
+    let (mut frozen, mut adapters) = (Work::new(0, 0), Work { launches: 3, ..Work::default() });
+    let on_gpu = device.target() == Target::Gpu;
     let mut statistics = 0;
     for layer in layers {
         let [out_features, in_features] = layer.frozen.weight.shape();
@@ -100,9 +135,15 @@ pub(super) fn record_backward<T: Real>(
             adapters.flops += layer.base_flops(dora_rows);
             frozen.flops += layer.base_flops(rows);
             frozen.bytes += layer.frozen.weight.len() as u64 + dy;
-        } else {
-            adapters.bytes += dy;
         }
+        adapters.bytes += match (on_gpu, dx.is_some()) {
+            (true, _) => 2 * dy,
+            (false, true) => 0,
+            (false, false) => dy,
+        };
+    }
+    if on_gpu && let Ok(Some(plan)) = gradient_plan(device, rows, layers) {
+        statistics += 2 * plan.workspace as u64;
     }
     if let Some(write) = dx {
         frozen.bytes += if write == Write::Add { 2 * input } else { input };
@@ -122,15 +163,17 @@ fn record(device: &Device, op: &'static str, work: Work, size: usize) {
     }
 }
 
-/// What a GPU holds during the backward pass of a group: `dxa` of every layer, and the sums of slabs of rows that become `dA`
-/// and `dB`.
+/// What a GPU holds during the backward pass of a group: `dxa` of every layer, and the partial sums of `dA` and `dB`.
+///
+/// # Errors
+/// [`crate::error::Error::Device`] if the device runs no kernels.
 pub(super) fn gpu_temporaries<T: Real>(
     device: &Device,
     rows: usize,
     layers: &[LoraMatmul<'_, T>],
-) -> (Vec<Tensor<T>>, Vec<Tensor<T::Stat>>) {
-    let slabs = rows.div_ceil(SLAB);
-    let dxa = layers.iter().map(|l| device.empty(rows, l.max_rank())).collect();
-    let partial = layers.iter().map(|l| device.empty(slabs, l.adapter_numbers() as usize)).collect();
-    (dxa, partial)
+) -> Result<(Vec<Tensor<T>>, Option<Tensor<T::Stat>>)> {
+    let stride = problem(rows, layers).rank_stride();
+    let dxa = layers.iter().map(|_| device.empty(rows, stride)).collect();
+    let partial = gradient_plan(device, rows, layers)?.map(|plan| device.empty(1, plan.workspace));
+    Ok((dxa, partial))
 }

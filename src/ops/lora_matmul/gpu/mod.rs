@@ -5,11 +5,13 @@
 //! (dxa, dx, sums of dA and dB, their reduction). DoRA has no kernels. What each kernel does is said in its file below `kernels/`.
 
 mod backward;
+mod check;
 mod tables;
 #[cfg(all(test, feature = "emulated"))]
 mod tests;
 
 pub use backward::{Backward, backward};
+pub use check::self_test;
 pub use tables::{Factors, LayerAdapters, Rows, dropout_key};
 
 use half::bf16;

@@ -1,0 +1,31 @@
+//! Benchmarks of the GPU kernels, one file for each op: `cargo bench --bench kernels`, or `-- lora_matmul/forward` for a part.
+//!
+//! Times are those of the GPU's clock (CUDA events around many launches). Shapes are those of Qwen3 models at 2,176 and 4,352 rows,
+//! which fill the 68 multiprocessors of an RTX 3080 in whole waves. Beside criterion's report a table says TFLOP/s, the share of
+//! the floor (operations over the peak rate, bytes over the bandwidth, whichever is longer), and where a cuBLASLt is found, how
+//! its products compare. Without a GPU everything is skipped, and the reason printed.
+
+mod common;
+
+#[path = "kernels/cublaslt.rs"]
+mod cublaslt;
+#[path = "kernels/harness.rs"]
+mod harness;
+#[path = "kernels/lora_matmul.rs"]
+mod lora_matmul;
+
+use tanren::device::Device;
+
+fn main() {
+    let device = match Device::cuda(0) {
+        Ok(device) => device,
+        Err(reason) => return eprintln!("kernels: skipped, there is no GPU to measure: {reason}"),
+    };
+    println!("kernels on {}", device.label());
+    let mut criterion = common::criterion();
+    if let Err(error) = lora_matmul::bench(&mut criterion, &device) {
+        eprintln!("{error}");
+        std::process::exit(error.exit_code().into());
+    }
+    criterion.final_summary();
+}

@@ -1,0 +1,161 @@
+//! A check of the kernels on a device that somebody does not trust yet: one group of layers against the CPU's f64.
+
+use half::bf16;
+
+use super::{Backward, Factors, Group, Layer, LayerAdapters, Rows, backward, forward};
+use crate::batch::AdapterRows;
+use crate::device::self_test::{Finding, Outcome};
+use crate::device::{Device, Target, Tensor};
+use crate::error::Result;
+use crate::ops::gemm::Write;
+use crate::ops::lora_matmul::{self, Forward, Frozen, LayerBackward, Lora, LoraGrad, LoraMatmul};
+use crate::rng::{Purpose, Stream};
+
+const ROWS: usize = 300;
+const IN_FEATURES: usize = 264;
+const OUT_FEATURES: usize = 200;
+const RANK: usize = 8;
+
+/// Largest root mean square error relative to the result: results are rounded to bf16 (1.7e-3), and gradients are made of
+/// numbers that are.
+const LIMIT: f64 = 4e-3;
+
+/// Runs a layer with an adapter forward and backward, on `device` and in f64 on the CPU.
+///
+/// # Errors
+/// Errors of the device. Wrong results are findings.
+pub fn self_test(device: &Device) -> Result<Vec<Finding>> {
+    let check = "LoRA matmul against f64";
+    if device.target() == Target::Cpu {
+        let detail = "the CPU runs no kernels".into();
+        return Ok(vec![Finding { check, detail, outcome: Outcome::Skipped }]);
+    }
+    let operands = Operands::new();
+    let (got, expected) = (operands.on_gpu(device)?, operands.on_cpu()?);
+    let names = ["y", "dx", "dA", "dB"];
+    let errors = got.iter().zip(&expected).map(|(got, expected)| relative_error(got, expected));
+    let (mut wrong, mut detail) = (false, Vec::new());
+    for (name, error) in names.into_iter().zip(errors) {
+        // NaN is wrong too.
+        wrong |= !(error <= LIMIT);
+        detail.push(format!("{name} {error:.1e}"));
+    }
+    let detail = format!("relative error of {}, at most {LIMIT:.0e}", detail.join(", "));
+    let outcome = if wrong { Outcome::Failed } else { Outcome::Passed };
+    Ok(vec![Finding { check, detail, outcome }])
+}
+
+/// Operands, as numbers that bf16 holds: x, W, A, B transposed, dy.
+struct Operands {
+    x: Vec<bf16>,
+    weight: Vec<bf16>,
+    a: Vec<bf16>,
+    b_t: Vec<bf16>,
+    dy: Vec<bf16>,
+}
+
+impl Operands {
+    fn new() -> Self {
+        let numbers = |index: u32, len: usize, size: f32| {
+            let mut stream = Stream::new(3, Purpose::ModelInit, index);
+            (0..len).map(|_| bf16::from_f32(size * stream.normal())).collect::<Vec<_>>()
+        };
+        Self {
+            x: numbers(0, ROWS * IN_FEATURES, 1.0),
+            weight: numbers(1, OUT_FEATURES * IN_FEATURES, 0.06),
+            a: numbers(2, RANK * IN_FEATURES, 0.06),
+            b_t: numbers(3, RANK * OUT_FEATURES, 0.2),
+            dy: numbers(4, ROWS * OUT_FEATURES, 1.0),
+        }
+    }
+
+    /// y, dx, dA and dB transposed.
+    fn on_gpu(&self, device: &Device) -> Result<[Vec<f64>; 4]> {
+        let x = device.tensor(ROWS, IN_FEATURES, &self.x)?;
+        let weight = device.tensor(OUT_FEATURES, IN_FEATURES, &self.weight)?;
+        let a = device.tensor(RANK, IN_FEATURES, &self.a)?;
+        let b_t = device.tensor(RANK, OUT_FEATURES, &self.b_t)?;
+        let dy = device.tensor(ROWS, OUT_FEATURES, &self.dy)?;
+        let da: Tensor<f32> = device.tensor(RANK, IN_FEATURES, &[0.0; RANK * IN_FEATURES])?;
+        let db_t: Tensor<f32> = device.tensor(RANK, OUT_FEATURES, &[0.0; RANK * OUT_FEATURES])?;
+        let factors = Factors { a: &a, b_t: &b_t, grads: Some((&da, &db_t)), scaling: 0.5 };
+        let adapters = LayerAdapters::new(device, [OUT_FEATURES, IN_FEATURES], &[Some(factors)])?;
+        let rows = Rows::new(device, ROWS, &[AdapterRows { adapter: 0, rows: 0..ROWS }], None)?;
+        let layers = [Layer { weight: &weight, bias: None, adapters: Some(&adapters), key: None }];
+        let group = Group { layers: &layers, rows: &rows, dropout: None, tile: None };
+        let mut y = device.tensor(ROWS, OUT_FEATURES, &vec![bf16::NAN; ROWS * OUT_FEATURES])?;
+        let stride = group.problem().rank_stride();
+        let mut xa = device.tensor(ROWS, stride, &vec![bf16::NAN; ROWS * stride])?;
+        let mut dx = device.tensor(ROWS, IN_FEATURES, &vec![bf16::NAN; ROWS * IN_FEATURES])?;
+        forward(device, &group, &x, &mut [&mut y], &mut [&mut xa])?;
+        backward(device, &group, Backward { dy: &[&dy], x: &x, xa: &[&xa], dx: Some(&mut dx) })?;
+        let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
+        Ok([
+            as_f64(&device.read(&y)?),
+            as_f64(&device.read(&dx)?),
+            wide(device.read(&da)?),
+            wide(device.read(&db_t)?),
+        ])
+    }
+
+    /// The same in f64.
+    fn on_cpu(&self) -> Result<[Vec<f64>; 4]> {
+        let cpu = Device::cpu(0)?;
+        let x = cpu.tensor(ROWS, IN_FEATURES, &as_f64(&self.x))?;
+        let weight = cpu.tensor(OUT_FEATURES, IN_FEATURES, &as_f64(&self.weight))?;
+        let a = cpu.tensor(RANK, IN_FEATURES, &as_f64(&self.a))?;
+        let b = cpu.tensor(OUT_FEATURES, RANK, &transposed(&as_f64(&self.b_t), OUT_FEATURES))?;
+        let dy = cpu.tensor(ROWS, OUT_FEATURES, &as_f64(&self.dy))?;
+        let loras = [Some(Lora { a: &a, b: &b, scaling: 0.5, dora: None })];
+        let rows = [AdapterRows { adapter: 0, rows: 0..ROWS }];
+        let frozen = Frozen { weight: &weight, bias: None };
+        let layers = [LoraMatmul { frozen, loras: &loras, rows: &rows, dropout: None }];
+        let (mut y, mut dx) = (cpu.zeros(ROWS, OUT_FEATURES), cpu.zeros(ROWS, IN_FEATURES));
+        let mut xa = cpu.zeros(ROWS, RANK);
+        let (mut da, mut db) = (cpu.zeros(RANK, IN_FEATURES), cpu.zeros(OUT_FEATURES, RANK));
+        lora_matmul::forward(&cpu, &x, &layers, &mut [Forward { y: &mut y, xa: &mut xa }])?;
+        let mut grads = [Some(LoraGrad { a: &mut da, b: &mut db, magnitude: None })];
+        let args = lora_matmul::Backward {
+            x: &x,
+            dx: Some((&mut dx, Write::Overwrite)),
+            layers: &mut [LayerBackward { dy: &dy, xa: &xa, grads: &mut grads }],
+        };
+        lora_matmul::backward(&cpu, &layers, args)?;
+        Ok([y.data().to_vec(), dx.data().to_vec(), da.data().to_vec(), transposed(db.data(), RANK)])
+    }
+}
+
+fn as_f64(values: &[bf16]) -> Vec<f64> {
+    values.iter().map(|x| x.to_f64()).collect()
+}
+
+/// The transpose of a matrix with `cols` columns.
+fn transposed(values: &[f64], cols: usize) -> Vec<f64> {
+    (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied()).collect()
+}
+
+fn relative_error(got: &[f64], expected: &[f64]) -> f64 {
+    let squares: f64 = got.iter().zip(expected).map(|(g, e)| (g - e) * (g - e)).sum();
+    (squares / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
+}
+
+#[cfg(all(test, feature = "emulated"))]
+mod tests {
+    use super::*;
+    use crate::device::EmulatorOptions;
+
+    #[test]
+    fn the_emulated_kernels_pass() {
+        let device = Device::emulated(EmulatorOptions::default()).unwrap();
+        let findings = self_test(&device).unwrap();
+        assert!(findings.iter().all(|f| f.outcome == Outcome::Passed), "{findings:?}");
+    }
+
+    #[test]
+    fn wrong_results_fail() {
+        let expected = [vec![1.0, 2.0], vec![3.0]];
+        assert!(relative_error(&expected[0], &expected[0]) <= LIMIT);
+        assert!(relative_error(&[1.0, 2.1], &expected[0]) > LIMIT);
+        assert!(!(relative_error(&[f64::NAN], &expected[1]) <= LIMIT));
+    }
+}
