@@ -24,7 +24,7 @@ mod tensor;
 pub use arena::ArenaUse;
 pub use class::{ByClass, Class};
 #[cfg(feature = "emulated")]
-pub use emulated::{EmulatorOptions, Schedule};
+pub use emulated::{Counters, Counts, EmulatorOptions, KernelCounters, Schedule};
 pub use gpu::GpuMemory;
 pub use launch::Launch;
 pub use ledger::{Ledger, Work};
@@ -127,6 +127,20 @@ impl Device {
     pub fn emulated(options: EmulatorOptions) -> Result<Self> {
         let emulator = emulated::Emulator::new(options)?;
         Ok(Self::new(Kind::Emulated, Some(Gpu::emulated(emulator, Chip::RTX_3080))))
+    }
+
+    /// Changes how later launches run, if this is an emulated device.
+    #[cfg(feature = "emulated")]
+    pub fn set_emulator_options(&self, options: EmulatorOptions) {
+        if let Some(emulator) = self.gpu.as_ref().and_then(|gpu| gpu.emulator()) {
+            emulator.set_options(options);
+        }
+    }
+
+    /// What the launches under [`EmulatorOptions::stats`] asked of memory since the last call; nothing on other devices.
+    #[cfg(feature = "emulated")]
+    pub fn take_counters(&self) -> Counters {
+        self.gpu.as_ref().and_then(|gpu| gpu.emulator()).map(|e| e.take_counters()).unwrap_or_default()
     }
 
     /// A device that records what `target` would do, and computes nothing. A GPU is the smallest that is planned for.

@@ -79,7 +79,7 @@ fn copies(device: &Device) -> Result<Finding> {
     const BUFFER: usize = 8 << 18;
     let mut wrong = None;
     let mut total = 0;
-    for len in [1, 3, 1000, BUFFER - 1, BUFFER, BUFFER + 1, 2 * BUFFER + 77] {
+    for len in [1, 3, 1000, BUFFER - 1, BUFFER + 1, 2 * BUFFER + 77] {
         let up = words(100, len);
         let tensor = device.tensor(1, len, &up)?;
         let down = device.read(&tensor)?;
@@ -163,7 +163,7 @@ fn memory(device: &Device) -> Result<Finding> {
 fn too_much(device: &Device) -> Result<Finding> {
     let wrong = match device.try_empty::<u32>(1 << 30, 1 << 20) {
         Ok(_) => Some("got 4 PiB of memory, expected an error".to_owned()),
-        Err(Error::Device { .. }) => {
+        Err(Error::Device { what, .. }) if what.contains("out of memory") => {
             let data = words(300, 1000);
             difference(&device.read(&device.tensor(1, 1000, &data)?)?, &data)
         }

@@ -1,6 +1,7 @@
 //! The integration tests: one binary, one module per file.
 
 mod cli;
+mod device;
 mod golden;
 mod kernel_table;
 mod kernels;

@@ -157,7 +157,20 @@ fn show_cpu(console: &Console) -> Result<Device> {
     Ok(device)
 }
 
-fn show_emulated(_console: &Console) -> Result<Device> {
+#[cfg(feature = "emulated")]
+fn show_emulated(console: &Console) -> Result<Device> {
+    use crate::device::EmulatorOptions;
+    let device = Device::emulated(EmulatorOptions { check: true, ..EmulatorOptions::default() })?;
+    console.heading(device.label());
+    console.lines(table::pairs(&[
+        ("kernels", "run on the processor, and every access is checked".to_owned()),
+        ("usable", "for tests of kernels; not for training and scoring".to_owned()),
+    ]));
+    Ok(device)
+}
+
+#[cfg(not(feature = "emulated"))]
+fn show_emulated(_: &Console) -> Result<Device> {
     Err(Error::Device {
         what: "this build has no emulator of GPU kernels: it was made without the feature `emulated`".into(),
         fix: "build with --features emulated".into(),
