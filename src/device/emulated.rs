@@ -15,6 +15,7 @@ mod places;
 mod tests;
 
 pub use counters::{Counters, Counts, KernelCounters};
+pub use places::Place;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;

@@ -24,7 +24,7 @@ mod tensor;
 pub use arena::ArenaUse;
 pub use class::{ByClass, Class};
 #[cfg(feature = "emulated")]
-pub use emulated::{Counters, Counts, EmulatorOptions, KernelCounters, Schedule};
+pub use emulated::{Counters, Counts, EmulatorOptions, KernelCounters, Place, Schedule};
 pub use gpu::GpuMemory;
 pub use launch::Launch;
 pub use ledger::{Ledger, Work};
