@@ -3,12 +3,16 @@
 //! Two devices exist: `cpu` computes, and `dry` does everything but compute: its buffers have sizes and no memory, and every
 //! op is recorded instead of run. So the memory plan and the operation counts of a step come from the code that runs it.
 
+pub mod card;
 mod class;
+mod host;
 mod ledger;
 mod pool;
 mod tensor;
 
+pub use card::Card;
 pub use class::{ByClass, Class};
+pub use host::available_memory;
 pub use ledger::{Ledger, Work};
 pub use pool::MemoryUse;
 pub use tensor::{HostData, Tensor};
@@ -30,14 +34,14 @@ pub enum Kind {
 
 /// Whose memory and work are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum Machine {
     /// The processor: buffers of any size, no launches.
     Cpu,
     /// A GPU: buffers in multiples of 256 bytes, and ops that keep their intermediate values on the chip.
     Gpu,
 }
 
-impl Target {
+impl Machine {
     /// Bytes that the size of a buffer is a multiple of.
     pub fn granularity(self) -> u64 {
         match self {
@@ -51,7 +55,7 @@ impl Target {
 #[derive(Debug, Clone)]
 pub struct Device {
     kind: Kind,
-    target: Target,
+    machine: Machine,
     class: Class,
     pool: Arc<Pool>,
     ledger: Arc<Mutex<Ledger>>,
@@ -72,22 +76,22 @@ impl Device {
                 what: format!("cannot start {threads} threads: {e}"),
                 fix: "pass a smaller --threads".into(),
             })?;
-        Ok(Self::new(Kind::Cpu, Target::Cpu, Some(Arc::new(pool))))
+        Ok(Self::new(Kind::Cpu, Machine::Cpu, Some(Arc::new(pool))))
     }
 
     /// A device that records what the CPU would do, and computes nothing.
     pub fn dry() -> Self {
-        Self::dry_for(Target::Cpu)
+        Self::dry_for(Machine::Cpu)
     }
 
-    /// A device that records what `target` would do, and computes nothing.
-    pub fn dry_for(target: Target) -> Self {
-        Self::new(Kind::Dry, target, None)
+    /// A device that records what `machine` would do, and computes nothing.
+    pub fn dry_for(machine: Machine) -> Self {
+        Self::new(Kind::Dry, machine, None)
     }
 
-    fn new(kind: Kind, target: Target, threads: Option<Arc<rayon::ThreadPool>>) -> Self {
-        let pool = Arc::new(Pool::new(target.granularity()));
-        Self { kind, target, class: Class::Temporary, pool, ledger: Arc::default(), threads }
+    fn new(kind: Kind, machine: Machine, threads: Option<Arc<rayon::ThreadPool>>) -> Self {
+        let pool = Arc::new(Pool::new(machine.granularity()));
+        Self { kind, machine, class: Class::Temporary, pool, ledger: Arc::default(), threads }
     }
 
     /// A handle of this device whose buffers are for `class`.
@@ -96,8 +100,8 @@ impl Device {
     }
 
     /// Whose memory and work are counted.
-    pub fn target(&self) -> Target {
-        self.target
+    pub fn machine(&self) -> Machine {
+        self.machine
     }
 
     /// What this device does with an op.
@@ -185,7 +189,7 @@ impl Device {
 
     /// Notes that `op` ran with this cost. Launches count on a GPU only.
     pub fn record(&self, op: &'static str, work: Work) {
-        let launches = if self.target == Target::Gpu { work.launches } else { 0 };
+        let launches = if self.machine == Machine::Gpu { work.launches } else { 0 };
         self.lock().add(op, Work { launches, ..work });
     }
 
@@ -214,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_peak_is_known_by_class_and_a_gpu_rounds_up() {
-        let dry = Device::dry_for(Target::Gpu);
+        let dry = Device::dry_for(Machine::Gpu);
         let weights = dry.class(Class::Weights).empty::<half::bf16>(3, 50);
         let first = dry.zeros::<u32>(1, 64);
         let more = dry.class(Class::Qkv).empty::<u8>(1, 257);
@@ -233,7 +237,7 @@ mod tests {
     #[test]
     fn launches_count_on_a_gpu_only() {
         let work = Work::new(8, 2);
-        for (device, launches) in [(Device::dry(), 0), (Device::dry_for(Target::Gpu), 2)] {
+        for (device, launches) in [(Device::dry(), 0), (Device::dry_for(Machine::Gpu), 2)] {
             device.record("a", work);
             device.record("a", work);
             assert_eq!(device.take_ledger().total(), Work { flops: 16, bytes: 4, launches });

@@ -3,6 +3,7 @@
 mod cli;
 mod golden;
 mod kill;
+mod plan;
 mod score;
 mod source;
 mod tidy;

@@ -32,7 +32,7 @@ pub use dropout::{Dropout, RowKeys};
 
 use super::check_shape;
 use crate::batch::AdapterRows;
-use crate::device::{Device, Target, Tensor, Work};
+use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
@@ -182,6 +182,9 @@ pub fn forward<T: Real>(
         layer.check_forward(x, out.y, out.xa)?;
     }
     work::record_forward(device, ["lora_matmul.forward", "lora_matmul.forward.lora"], x.rows(), layers, true);
+    if device.machine() == Machine::Gpu {
+        return Ok(());
+    }
     for (layer, out) in layers.iter().zip(outputs) {
         cpu::project(device, x, layer, out.xa);
         cpu::apply(device, x, layer, out.xa, out.y);
@@ -214,6 +217,9 @@ pub fn recompute<T: Real>(
     }
     let names = ["lora_matmul.recompute", "lora_matmul.recompute.lora"];
     work::record_forward(device, names, x.rows(), layers, false);
+    if device.machine() == Machine::Gpu {
+        return Ok(());
+    }
     for (layer, out) in layers.iter().zip(outputs) {
         cpu::apply(device, x, layer, out.xa, out.y);
     }
@@ -233,7 +239,9 @@ pub fn project<T: Real>(
     check_shape(OP, "x", x, [x.rows(), layer.frozen.weight.cols()])?;
     layer.check(x.rows(), xa)?;
     work::record_project(device, x.rows(), layer);
-    cpu::project(device, x, layer, xa);
+    if device.machine() == Machine::Cpu {
+        cpu::project(device, x, layer, xa);
+    }
     Ok(())
 }
 
@@ -278,7 +286,7 @@ pub fn backward<T: Real>(
         layer.check_grads(args.grads)?;
     }
     work::record_backward(device, x.rows(), layers, dx.as_ref().map(|(_, write)| *write));
-    if device.target() == Target::Gpu {
+    if device.machine() == Machine::Gpu {
         drop(work::gpu_temporaries(device, x.rows(), layers));
         return Ok(());
     }
