@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::kernels::params::SelfTestParams;
 use super::kernels::{FATBIN, Kernel, NVCC};
-use super::{Device, Kind, Launch, Target, Tensor};
+use super::{Device, Kind, Launch, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::rng::philox;
 
@@ -175,7 +175,7 @@ fn too_much(device: &Device) -> Result<Finding> {
 /// The kernel `self_test` over grids of one, two and three dimensions, with little and with much shared memory.
 fn kernel(device: &Device) -> Result<Finding> {
     let skipped = |detail: String| Finding { check: "kernel", detail, outcome: Outcome::Skipped };
-    if device.target() == Target::Cpu {
+    if device.machine() == Machine::Cpu {
         return Ok(skipped("the cpu runs no kernels".into()));
     }
     if device.kind() == Kind::Cuda && FATBIN.is_none() {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{Gradient, TargetScore, chunk_rows};
 use crate::batch::Target;
-use crate::device::{Device, Tensor};
+use crate::device::{Class, Device, Tensor};
 use crate::ops::gemm::{Mat, MatMut, Write, axpy, gemm, par_gemm};
 use crate::ops::simd;
 use crate::tensor::Real;
@@ -28,12 +28,13 @@ pub(super) fn forward<T: Real>(
     mut gradient: Option<Gradient<'_, T>>,
 ) -> Vec<TargetScore> {
     let mut scores = vec![TargetScore { logprob: 0.0, is_argmax: false }; targets.len()];
-    let chunk = chunk_rows::<T>(weight.rows()).min(x.rows());
+    let chunk = chunk_rows::<T>(device.machine(), weight.rows()).min(x.rows());
     if chunk == 0 {
         return scores;
     }
     let blocks = blocks(weight.rows());
-    let mut logits: Vec<Tensor<T>> = blocks.iter().map(|b| device.empty(chunk, b.len())).collect();
+    let place = device.class(Class::Logits);
+    let mut logits: Vec<Tensor<T>> = blocks.iter().map(|b| place.empty(chunk, b.len())).collect();
     let mut partial: Vec<Tensor<T>> = match gradient {
         Some(_) => blocks.iter().map(|_| device.empty(chunk, x.cols())).collect(),
         None => Vec::new(),
