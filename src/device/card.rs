@@ -4,6 +4,8 @@
 //! where nobody measured them they are parts of the peak, and the text of each card says so. Nothing here was measured on the
 //! card by this project unless it says that too.
 
+use super::arch::{Arch, Chip};
+
 /// A card.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Card {
@@ -11,8 +13,8 @@ pub struct Card {
     pub name: &'static str,
     /// Name for people.
     pub title: &'static str,
-    /// Architecture, as nvcc has it.
-    pub arch: &'static str,
+    /// Architecture.
+    pub arch: Arch,
     /// Streaming multiprocessors.
     pub sms: u32,
     /// Bytes of its memory.
@@ -48,7 +50,7 @@ pub const LAUNCH_SECS: f64 = 2e-6;
 const RTX3080: Card = Card {
     name: "rtx3080",
     title: "GeForce RTX 3080 10 GB",
-    arch: "sm_86",
+    arch: Arch::Sm86,
     sms: 68,
     memory_bytes: 10 * GIB,
     usable_bytes: part(10 * GIB, USABLE),
@@ -64,7 +66,7 @@ const RTX3080: Card = Card {
 const RTX3090: Card = Card {
     name: "rtx3090",
     title: "GeForce RTX 3090",
-    arch: "sm_86",
+    arch: Arch::Sm86,
     sms: 82,
     memory_bytes: 24 * GIB,
     usable_bytes: part(24 * GIB, USABLE),
@@ -80,7 +82,7 @@ const RTX3090: Card = Card {
 const RTX4090: Card = Card {
     name: "rtx4090",
     title: "GeForce RTX 4090",
-    arch: "sm_89",
+    arch: Arch::Sm89,
     sms: 128,
     memory_bytes: 24 * GIB,
     usable_bytes: part(24 * GIB, USABLE),
@@ -96,7 +98,7 @@ const RTX4090: Card = Card {
 const A100: Card = Card {
     name: "a100",
     title: "A100 80 GB SXM",
-    arch: "sm_80",
+    arch: Arch::Sm80,
     sms: 108,
     memory_bytes: 80 * GIB,
     usable_bytes: part(80 * GIB, USABLE),
@@ -112,7 +114,7 @@ const A100: Card = Card {
 const H100: Card = Card {
     name: "h100",
     title: "H100 80 GB SXM",
-    arch: "sm_90",
+    arch: Arch::Sm90,
     sms: 132,
     memory_bytes: 80 * GIB,
     usable_bytes: part(80 * GIB, USABLE),
@@ -129,7 +131,7 @@ const H100: Card = Card {
 const H200: Card = Card {
     name: "h200",
     title: "H200 SXM",
-    arch: "sm_90",
+    arch: Arch::Sm90,
     sms: 132,
     memory_bytes: 139 * GIB,
     usable_bytes: part(139 * GIB, USABLE),
@@ -151,6 +153,33 @@ impl Card {
         };
         let wanted = plain(name);
         CARDS.iter().find(|card| card.name == wanted)
+    }
+
+    /// The card with the name that a driver gives: "NVIDIA GeForce RTX 3080", "NVIDIA H200". Other versions of a card (Ti, SUPER,
+    /// Laptop) are other cards.
+    pub fn of_label(label: &str) -> Option<&'static Self> {
+        let words: Vec<String> = label
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .filter(|word| !word.is_empty())
+            .map(str::to_ascii_lowercase)
+            .collect();
+        let other = ["ti", "super", "laptop", "max", "pcie", "nvl"];
+        if words.iter().any(|word| other.contains(&word.as_str())) {
+            return None;
+        }
+        let pairs = words.windows(2).map(|pair| pair.concat());
+        let names: Vec<String> = pairs.chain(words.iter().cloned()).collect();
+        CARDS.iter().find(|card| names.iter().any(|name| name == card.name))
+    }
+
+    /// What plans of kernels go by.
+    pub fn chip(&self) -> Chip {
+        Chip { arch: self.arch, multiprocessors: self.sms }
+    }
+
+    /// Seconds that work takes at least: at the peaks, whatever is longer of computing on tensor cores and of moving bytes.
+    pub fn floor_secs(&self, tensor_flops: u64, bytes: u64) -> f64 {
+        (tensor_flops as f64 / self.bf16_peak).max(bytes as f64 / self.dram_peak)
     }
 
     /// Bytes for tensors.
@@ -203,6 +232,16 @@ mod tests {
         let rtx3080 = Card::find("RTX 3080").unwrap();
         assert_eq!((rtx3080.usable_bytes, rtx3080.tensor_bytes()), (9_985_798_963, 9_635_798_963));
         assert!(Card::find("rtx9999").is_none());
+    }
+
+    #[test]
+    fn a_driver_names_its_card() {
+        let name = |label| Card::of_label(label).map(|card| card.name);
+        assert_eq!(name("cuda:0 (NVIDIA GeForce RTX 3080)"), Some("rtx3080"));
+        assert_eq!(name("cuda:1 (NVIDIA H200)"), Some("h200"));
+        assert_eq!(name("NVIDIA A100-SXM4-80GB"), Some("a100"));
+        assert_eq!(name("NVIDIA GeForce RTX 3080 Ti"), None);
+        assert_eq!(name("Quadro"), None);
     }
 
     #[test]

@@ -204,6 +204,15 @@ impl Device {
         })
     }
 
+    /// True where launches run and have results: on the emulator, and on a GPU in a build with kernels.
+    pub fn runs_kernels(&self) -> bool {
+        match self.kind {
+            Kind::Cpu | Kind::Dry => false,
+            Kind::Cuda => kernels::FATBIN.is_some(),
+            Kind::Emulated => true,
+        }
+    }
+
     /// What messages call it: `cpu`, `cuda:0 (NVIDIA GeForce RTX 3080)`.
     pub fn label(&self) -> &str {
         match (&self.gpu, self.kind) {
@@ -231,7 +240,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Device`] if there is not so much memory, with what is needed and what is free.
-    pub fn try_empty<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
+    pub fn empty<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
         let mut tensor = Tensor::new(self, rows, cols)?;
         if cfg!(debug_assertions) {
             // Nothing on a GPU, where a block comes with its bits set.
@@ -244,23 +253,13 @@ impl Device {
     ///
     /// # Errors
     /// As [`Device::empty`].
-    pub fn try_zeros<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
+    pub fn zeros<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
         let mut tensor = Tensor::new(self, rows, cols)?;
         match tensor.block() {
             Some(block) => block.gpu().fill(block.ptr(), 0, tensor.bytes())?,
             None => tensor.data_mut().fill(T::zeroed()),
         }
         Ok(tensor)
-    }
-
-    /// Interim.
-    pub fn empty<T: Element>(&self, rows: usize, cols: usize) -> Tensor<T> {
-        self.try_empty(rows, cols).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    /// Interim.
-    pub fn zeros<T: Element>(&self, rows: usize, cols: usize) -> Tensor<T> {
-        self.try_zeros(rows, cols).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// A tensor `[rows, cols]` with the content of `values`.

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_dry_tensor_counts_and_has_no_memory() {
     let dry = Device::dry();
-    let huge = dry.try_zeros::<f32>(1 << 30, 1 << 10).unwrap();
+    let huge = dry.zeros::<f32>(1 << 30, 1 << 10).unwrap();
     assert_eq!(dry.memory().live_bytes, 1 << 42);
     drop(huge);
     assert_eq!(dry.memory(), MemoryUse { live_bytes: 0, peak_bytes: 1 << 42, borrowed_bytes: 0 });
@@ -14,10 +14,10 @@ fn a_dry_tensor_counts_and_has_no_memory() {
 #[test]
 fn freed_memory_serves_the_next_tensor_of_about_its_size() {
     let cpu = Device::cpu(1).unwrap();
-    let first = cpu.try_zeros::<f32>(100, 100).unwrap();
+    let first = cpu.zeros::<f32>(100, 100).unwrap();
     let address = first.data().as_ptr();
     drop(first);
-    let second = cpu.try_zeros::<f32>(99, 100).unwrap();
+    let second = cpu.zeros::<f32>(99, 100).unwrap();
     assert_eq!(second.data().as_ptr(), address);
     assert_eq!(cpu.memory().live_bytes, 4 * 9900);
 }
@@ -26,7 +26,7 @@ fn freed_memory_serves_the_next_tensor_of_about_its_size() {
 fn fresh_tensors_are_poisoned_in_debug_builds() {
     let cpu = Device::cpu(1).unwrap();
     if cfg!(debug_assertions) {
-        assert!(cpu.try_empty::<f32>(2, 2).unwrap().data().iter().all(|x| x.is_nan()));
+        assert!(cpu.empty::<f32>(2, 2).unwrap().data().iter().all(|x| x.is_nan()));
     }
 }
 
@@ -43,11 +43,11 @@ fn borrowed_tensors_are_copied_before_they_change() {
 #[test]
 fn the_peak_is_known_by_class_and_a_gpu_rounds_up() {
     let dry = Device::dry_for(Machine::Gpu);
-    let weights = dry.class(Class::Weights).try_empty::<half::bf16>(3, 50).unwrap();
-    let first = dry.try_zeros::<u32>(1, 64).unwrap();
-    let more = dry.class(Class::Qkv).try_empty::<u8>(1, 257).unwrap();
+    let weights = dry.class(Class::Weights).empty::<half::bf16>(3, 50).unwrap();
+    let first = dry.zeros::<u32>(1, 64).unwrap();
+    let more = dry.class(Class::Qkv).empty::<u8>(1, 257).unwrap();
     drop((first, more));
-    let later = dry.class(Class::Logits).try_empty::<u8>(1, 256).unwrap();
+    let later = dry.class(Class::Logits).empty::<u8>(1, 256).unwrap();
     let peak = dry.peak_by_class();
     assert_eq!(
         peak.iter().collect::<Vec<_>>(),
@@ -78,14 +78,14 @@ fn the_cpu_passes_its_self_test() {
 fn sizes_that_no_machine_has_are_errors() {
     for device in [Device::cpu(1).unwrap(), Device::dry(), Device::dry_for(Machine::Gpu)] {
         for (rows, cols) in [(usize::MAX, 2), (1 << 40, 1 << 30), (usize::MAX, usize::MAX)] {
-            let error = device.try_empty::<f32>(rows, cols).unwrap_err().to_string();
+            let error = device.empty::<f32>(rows, cols).unwrap_err().to_string();
             assert!(error.contains(device.label()) && error.contains("out of memory"), "{error}");
         }
         assert_eq!(device.memory().live_bytes, 0);
     }
     // The system refuses this one, and nothing is counted.
     let cpu = Device::cpu(1).unwrap();
-    assert!(cpu.try_zeros::<u8>(1 << 31, 1 << 31).is_err());
+    assert!(cpu.zeros::<u8>(1 << 31, 1 << 31).is_err());
     assert_eq!(cpu.memory(), MemoryUse::default());
 }
 
@@ -108,17 +108,17 @@ fn contents_go_up_and_down_on_the_cpu_and_nowhere_on_a_dry_device() {
 #[test]
 fn a_plan_has_the_addresses_and_the_size_of_the_arena() {
     let dry = Device::dry_for(Machine::Gpu);
-    let [a, b] = [300, 1].map(|cols| dry.try_empty::<u8>(1, cols).unwrap());
+    let [a, b] = [300, 1].map(|cols| dry.empty::<u8>(1, cols).unwrap());
     assert_eq!((a.ptr().0 % 256, b.ptr().0 - a.ptr().0), (0, 512));
     drop(a);
-    let c = dry.try_empty::<u8>(2, 256).unwrap();
+    let c = dry.empty::<u8>(2, 256).unwrap();
     assert_eq!(b.ptr().0 - c.ptr().0, 512);
     let usage = dry.arena().unwrap();
     assert_eq!((usage.used_bytes, usage.high_water_bytes), (768, 768));
     assert!(dry.reserve(1 << 20).is_err(), "tensors are there");
     drop((b, c));
     dry.reserve(512).unwrap();
-    let error = dry.try_empty::<u8>(3, 256).unwrap_err().to_string();
+    let error = dry.empty::<u8>(3, 256).unwrap_err().to_string();
     for part in ["768 bytes needed", "512 free", "of 512", "fix: lower"] {
         assert!(error.contains(part), "{part}: {error}");
     }
@@ -224,7 +224,7 @@ mod emulated {
         for reserved in [0, 4096] {
             device.reserve(reserved).unwrap();
             drop(device.tensor(1, 7, &[0.0f32; 7]).unwrap());
-            let again = device.try_empty::<f32>(1, 7).unwrap();
+            let again = device.empty::<f32>(1, 7).unwrap();
             if cfg!(debug_assertions) {
                 assert!(device.read(&again).unwrap().iter().all(|x| x.is_nan()));
             }
@@ -235,7 +235,7 @@ mod emulated {
     fn the_addresses_of_a_run_are_those_of_its_plan() {
         let (dry, run) = (Device::dry_for(Machine::Gpu), device());
         let addresses = |device: &Device| -> Vec<u64> {
-            let make = |cols| device.try_empty::<u8>(1, cols).unwrap();
+            let make = |cols| device.empty::<u8>(1, cols).unwrap();
             let (a, b, c) = (make(1000), make(10), make(5000));
             drop(b);
             let (d, e) = (make(200), make(300));

@@ -54,7 +54,7 @@ pub fn load(
         used.push(name.to_owned());
         let is_real = matches!(view.dtype(), DType::F64 | DType::F32 | DType::F16 | DType::Bf16);
         let tensor = match view.mapped_f32() {
-            _ if device.is_dry() && is_real => device.empty(rows, cols),
+            _ if device.is_dry() && is_real => device.empty(rows, cols)?,
             Some(mapped) => device.borrowed(rows, cols, Arc::new(mapped))?,
             None => device.tensor(rows, cols, &view.to_f32()?)?,
         };

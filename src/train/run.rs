@@ -112,8 +112,8 @@ impl<'a> Training<'a> {
             device,
             decoder: &prepared.decoder,
             policies,
-            grads: vec![adapter.zeros_like(device)],
-            optimizer: Optimizer::new(device, &adapter),
+            grads: vec![adapter.zeros_like(device)?],
+            optimizer: Optimizer::new(device, &adapter)?,
             adapters: vec![adapter],
         };
         let identity = identity(config, prepared);

@@ -91,7 +91,7 @@ impl<'a, T: Real> Pass<'a, T> {
         let supervised = RowSet {
             adapter_rows: runs(target_rows.iter().map(adapter_of)),
             keys: all.keys.gather(&target_rows),
-            rope: all.rope.gather(&device_of_tables, &target_rows),
+            rope: all.rope.gather(&device_of_tables, &target_rows)?,
             plan: AttentionPlan::for_rows(segments, &target_rows),
         };
         let mut dora_norms = Vec::new();

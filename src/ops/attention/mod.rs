@@ -147,10 +147,10 @@ pub fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backwa
     // q, o, dO and dQ; k, v, dK and dV.
     args.record(device, "attention.backward", 5, [4, 4]);
     match device.machine() {
-        Machine::Cpu => cpu::backward(device, args, grads),
+        Machine::Cpu => cpu::backward(device, args, grads)?,
         // D, which a kernel of its own computes first.
         Machine::Gpu => {
-            drop(device.empty::<T::Stat>(args.q.rows(), args.heads.num_attention_heads));
+            drop(device.empty::<T::Stat>(args.q.rows(), args.heads.num_attention_heads)?);
         }
     }
     Ok(())

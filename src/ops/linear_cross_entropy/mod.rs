@@ -77,12 +77,12 @@ pub fn forward<T: Real>(
     record(device, x, weight, gradient.is_some());
     if device.machine() == Machine::Gpu {
         let rows = chunk_rows::<T>(device.machine(), weight.rows()).min(x.rows());
-        let logits = device.class(Class::Logits).empty::<T>(rows, weight.rows());
+        let logits = device.class(Class::Logits).empty::<T>(rows, weight.rows())?;
         // Largest logit, sum and logit of the target, by row.
-        drop((logits, device.empty::<T::Stat>(rows, 3)));
+        drop((logits, device.empty::<T::Stat>(rows, 3)?));
         return Ok(vec![TargetScore { logprob: 0.0, is_argmax: false }; targets.len()]);
     }
-    Ok(cpu::forward(device, x, weight, targets, gradient))
+    cpu::forward(device, x, weight, targets, gradient)
 }
 
 /// The weight is read once per chunk and product. Logits are written and read, and with a gradient replaced and read again.
@@ -102,7 +102,7 @@ fn record<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>, has_gradi
 /// [`Error::Shape`] if the shapes do not fit each other.
 pub fn logits<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>) -> Result<Tensor<T>> {
     check_shape(OP, "weight", weight, [weight.rows(), x.cols()])?;
-    let mut z = device.empty(x.rows(), weight.rows());
+    let mut z = device.empty(x.rows(), weight.rows())?;
     if !device.is_dry() {
         cpu::logits(x, weight, &mut z);
     }

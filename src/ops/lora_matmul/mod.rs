@@ -196,8 +196,8 @@ pub fn forward<T: Real>(
         return Ok(());
     }
     for (layer, out) in layers.iter().zip(outputs) {
-        cpu::project(device, x, layer, out.xa);
-        cpu::apply(device, x, layer, out.xa, out.y);
+        cpu::project(device, x, layer, out.xa)?;
+        cpu::apply(device, x, layer, out.xa, out.y)?;
     }
     Ok(())
 }
@@ -231,7 +231,7 @@ pub fn recompute<T: Real>(
         return Ok(());
     }
     for (layer, out) in layers.iter().zip(outputs) {
-        cpu::apply(device, x, layer, out.xa, out.y);
+        cpu::apply(device, x, layer, out.xa, out.y)?;
     }
     Ok(())
 }
@@ -250,7 +250,7 @@ pub fn project<T: Real>(
     layer.check(device, x.rows(), xa)?;
     work::record_project(device, x.rows(), layer);
     if device.machine() == Machine::Cpu {
-        cpu::project(device, x, layer, xa);
+        return cpu::project(device, x, layer, xa);
     }
     Ok(())
 }
@@ -301,7 +301,7 @@ pub fn backward<T: Real>(
         return Ok(());
     }
     for (layer, args) in layers.iter().zip(of_layers) {
-        cpu::backward(device, layer, x, args, dx.as_mut().map(|(dx, write)| (&mut **dx, *write)));
+        cpu::backward(device, layer, x, args, dx.as_mut().map(|(dx, write)| (&mut **dx, *write)))?;
         // The layers after the first one add to what it left.
         dx = dx.map(|(dx, _)| (dx, super::gemm::Write::Add));
     }
@@ -329,7 +329,7 @@ pub fn dora_norm<T: Real>(
 ) -> Result<Tensor<T::Stat>> {
     check_shape(OP, "lora_a", a, [a.rows(), weight.cols()])?;
     check_shape(OP, "lora_b", b, [weight.rows(), a.rows()])?;
-    let mut norm = device.empty(1, weight.rows());
+    let mut norm = device.empty(1, weight.rows())?;
     device.record(
         "lora_matmul.dora_norm",
         Work::new(2 * (weight.len() * (a.rows() + 1)) as u64, (weight.len() * size_of::<T>()) as u64),

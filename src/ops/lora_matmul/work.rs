@@ -173,7 +173,8 @@ pub(super) fn gpu_temporaries<T: Real>(
     layers: &[LoraMatmul<'_, T>],
 ) -> Result<(Vec<Tensor<T>>, Option<Tensor<T::Stat>>)> {
     let stride = problem(rows, layers).rank_stride();
-    let dxa = layers.iter().map(|_| device.empty(rows, stride)).collect();
-    let partial = gradient_plan(device, rows, layers)?.map(|plan| device.empty(1, plan.workspace));
+    let dxa = layers.iter().map(|_| device.empty(rows, stride)).collect::<Result<_>>()?;
+    let partial =
+        gradient_plan(device, rows, layers)?.map(|plan| device.empty(1, plan.workspace)).transpose()?;
     Ok((dxa, partial))
 }

@@ -62,8 +62,8 @@ impl Setup<'_> {
         let mut adapters =
             vec![Adapter::new(&of_adapter, &config.lora(), model, &decoder.weights, config.seed)?];
         let trainable = adapters[0].num_params();
-        let mut grads = vec![adapters[0].zeros_like(&device.class(Class::Gradient))];
-        let mut optimizer = Optimizer::new(&device, &adapters[0]);
+        let mut grads = vec![adapters[0].zeros_like(&device.class(Class::Gradient))?];
+        let mut optimizer = Optimizer::new(&device, &adapters[0])?;
         let adapter_bytes = device.memory().live_bytes - weights_bytes;
         device.reset_peak();
         device.take_ledger();

@@ -110,9 +110,9 @@ impl Operands {
         let rows = [AdapterRows { adapter: 0, rows: 0..ROWS }];
         let frozen = Frozen { weight: &weight, bias: None };
         let layers = [LoraMatmul { frozen, loras: &loras, rows: &rows, dropout: None }];
-        let (mut y, mut dx) = (cpu.zeros(ROWS, OUT_FEATURES), cpu.zeros(ROWS, IN_FEATURES));
-        let mut xa = cpu.zeros(ROWS, RANK);
-        let (mut da, mut db) = (cpu.zeros(RANK, IN_FEATURES), cpu.zeros(OUT_FEATURES, RANK));
+        let (mut y, mut dx) = (cpu.zeros(ROWS, OUT_FEATURES)?, cpu.zeros(ROWS, IN_FEATURES)?);
+        let mut xa = cpu.zeros(ROWS, RANK)?;
+        let (mut da, mut db) = (cpu.zeros(RANK, IN_FEATURES)?, cpu.zeros(OUT_FEATURES, RANK)?);
         lora_matmul::forward(&cpu, &x, &layers, &mut [Forward { y: &mut y, xa: &mut xa }])?;
         let mut grads = [Some(LoraGrad { a: &mut da, b: &mut db, magnitude: None })];
         let args = lora_matmul::Backward {

@@ -230,9 +230,9 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
     let x = upload(&case.x, case.rows)?;
     let stride = group.problem().rank_stride();
     let mut y: Vec<Tensor<bf16>> =
-        case.out_features.iter().map(|&out| device.empty(case.rows, out)).collect();
+        case.out_features.iter().map(|&out| device.empty(case.rows, out).unwrap()).collect();
     let mut xa: Vec<Tensor<bf16>> =
-        case.out_features.iter().map(|_| device.empty(case.rows, stride)).collect();
+        case.out_features.iter().map(|_| device.empty(case.rows, stride).unwrap()).collect();
     forward(
         device,
         &group,
@@ -240,7 +240,7 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
         &mut y.iter_mut().collect::<Vec<_>>(),
         &mut xa.iter_mut().collect::<Vec<_>>(),
     )?;
-    let mut dx = device.empty(case.rows, case.in_features);
+    let mut dx = device.empty(case.rows, case.in_features).unwrap();
     let args = Backward {
         dy: &dy.iter().collect::<Vec<_>>(),
         x: &x,
