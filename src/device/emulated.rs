@@ -5,11 +5,19 @@
 
 #![allow(unsafe_code, reason = "calls into C++, which the type system cannot check")]
 
+#[cfg(test)]
+mod bug_tests;
+mod counters;
+#[cfg(test)]
+mod kernel_tests;
 mod places;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::{CString, c_char, c_int, c_void};
+pub use counters::{Counters, Counts, KernelCounters};
+pub use places::Place;
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -89,6 +97,15 @@ unsafe extern "C" {
     fn simt_write(machine: *mut Machine, to: u64, from: *const c_void, bytes: usize) -> c_int;
     fn simt_read(machine: *mut Machine, from: u64, to: *mut c_void, bytes: usize) -> c_int;
     fn simt_set(machine: *mut Machine, to: u64, byte: c_int, bytes: usize) -> c_int;
+    fn simt_poison(machine: *mut Machine, to: u64, bytes: usize) -> c_int;
+    fn simt_counts(
+        machine: *const Machine,
+        index: usize,
+        symbol: *mut *const c_char,
+        pc: *mut usize,
+        counts: *mut Counts,
+    ) -> bool;
+    fn simt_clear_counts(machine: *mut Machine);
     fn simt_launch(
         machine: *mut Machine,
         options: *const RawOptions,
@@ -184,6 +201,16 @@ impl Emulator {
         check(unsafe { simt_set(self.machine.as_ptr(), dst.0, c_int::from(byte), len) })
     }
 
+    /// Makes the content of memory what it is in a new buffer: 0xFF, and never written.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the bytes are not inside one live buffer.
+    pub(crate) fn poison(&self, dst: DevicePtr, len: usize) -> Result<()> {
+        let _busy = self.enter();
+        // SAFETY: the machine is open; the callee checks the destination.
+        check(unsafe { simt_poison(self.machine.as_ptr(), dst.0, len) })
+    }
+
     /// Runs a kernel to its end. `params` are the bytes of its params struct.
     ///
     /// # Errors
@@ -222,6 +249,29 @@ impl Emulator {
     /// Changes how later calls run.
     pub(crate) fn set_options(&self, options: EmulatorOptions) {
         *self.options() = options;
+    }
+
+    /// What kernels that ran under `stats` have asked of memory since the last call.
+    pub(crate) fn take_counters(&self) -> Counters {
+        let _busy = self.enter();
+        let mut counters = Counters::default();
+        for index in 0.. {
+            let (mut symbol, mut pc, mut counts) = (std::ptr::null(), 0, Counts::default());
+            let machine = self.machine.as_ptr();
+            // SAFETY: the machine is open, and the three places for results are valid.
+            let is_one =
+                unsafe { simt_counts(machine, index, &raw mut symbol, &raw mut pc, &raw mut counts) };
+            if !is_one {
+                break;
+            }
+            // SAFETY: names of kernels are literals of the program.
+            let symbol = unsafe { CStr::from_ptr(symbol) };
+            let place = places::place(pc).unwrap_or_else(|| ("unknown".into(), 0));
+            counters.add(&symbol.to_string_lossy(), place, &counts);
+        }
+        // SAFETY: the machine is open.
+        unsafe { simt_clear_counts(self.machine.as_ptr()) };
+        counters
     }
 
     fn options(&self) -> MutexGuard<'_, EmulatorOptions> {

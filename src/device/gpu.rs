@@ -106,19 +106,12 @@ impl Gpu {
         &self.label
     }
 
-    fn is_emulated(&self) -> bool {
-        match &self.driver {
-            #[cfg(feature = "emulated")]
-            Driver::Emulated(_) => true,
-            _ => false,
-        }
-    }
-
-    /// Changes how the emulator runs kernels, if it is one.
+    /// The emulator, if it is one.
     #[cfg(feature = "emulated")]
-    pub(super) fn set_emulator_options(&self, options: super::EmulatorOptions) {
-        if let Driver::Emulated(emulator) = &self.driver {
-            emulator.set_options(options);
+    pub(super) fn emulator(&self) -> Option<&Emulator> {
+        match &self.driver {
+            Driver::Emulated(emulator) => Some(emulator),
+            _ => None,
         }
     }
 
@@ -179,8 +172,16 @@ impl Gpu {
         };
         drop(region);
         let block = Block { gpu: self.clone(), ptr, offset };
-        if cfg!(debug_assertions) && (offset.is_some() || !self.is_emulated()) {
-            self.fill(ptr, 0xff, bytes)?;
+        match &self.driver {
+            // What the last tensor left must not pass for content. A new allocation is in this state already.
+            #[cfg(feature = "emulated")]
+            Driver::Emulated(emulator) if bytes > 0 && offset.is_some() => {
+                emulator.poison(ptr, to_usize(bytes))?;
+            }
+            #[cfg(feature = "emulated")]
+            Driver::Emulated(_) => {}
+            _ if cfg!(debug_assertions) => self.fill(ptr, 0xff, bytes)?,
+            _ => {}
         }
         Ok(block)
     }

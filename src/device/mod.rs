@@ -5,6 +5,7 @@
 //! and ops and launches are recorded instead of run. So the plan of a step comes from the code that runs it.
 
 pub mod arch;
+pub mod card;
 pub mod gpus;
 pub mod kernels;
 pub mod self_test;
@@ -16,16 +17,19 @@ mod cuda;
 #[cfg(feature = "emulated")]
 mod emulated;
 mod gpu;
+mod host;
 mod launch;
 mod ledger;
 mod pool;
 mod tensor;
 
 pub use arena::ArenaUse;
+pub use card::Card;
 pub use class::{ByClass, Class};
 #[cfg(feature = "emulated")]
-pub use emulated::{EmulatorOptions, Schedule};
+pub use emulated::{Counters, Counts, EmulatorOptions, KernelCounters, Place, Schedule};
 pub use gpu::GpuMemory;
+pub use host::available_memory;
 pub use launch::Launch;
 pub use ledger::{Ledger, Work};
 pub use pool::MemoryUse;
@@ -54,14 +58,14 @@ pub enum Kind {
 
 /// Whose memory and work are counted, and whose code an op runs or plans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum Machine {
     /// The processor: buffers of any size, no launches.
     Cpu,
     /// A GPU: buffers in multiples of 256 bytes, and ops that keep their intermediate values on the chip.
     Gpu,
 }
 
-impl Target {
+impl Machine {
     /// Bytes that the size of a buffer is a multiple of.
     pub fn granularity(self) -> u64 {
         match self {
@@ -116,7 +120,7 @@ impl Device {
 
     /// A device that records what the CPU would do, and computes nothing.
     pub fn dry() -> Self {
-        Self::dry_for(Target::Cpu)
+        Self::dry_for(Machine::Cpu)
     }
 
     /// The kernels on the processor, under checks if `options` ask for them. Plans are those of an RTX 3080.
@@ -132,16 +136,22 @@ impl Device {
     /// Changes how later launches run, if this is an emulated device.
     #[cfg(feature = "emulated")]
     pub fn set_emulator_options(&self, options: EmulatorOptions) {
-        if let Some(gpu) = &self.gpu {
-            gpu.set_emulator_options(options);
+        if let Some(emulator) = self.gpu.as_ref().and_then(|gpu| gpu.emulator()) {
+            emulator.set_options(options);
         }
     }
 
-    /// A device that records what `target` would do, and computes nothing. A GPU is the smallest that is planned for.
-    pub fn dry_for(target: Target) -> Self {
-        match target {
-            Target::Cpu => Self::new(Kind::Dry, None),
-            Target::Gpu => Self::dry_gpu(Chip::RTX_3080),
+    /// What the launches under [`EmulatorOptions::stats`] asked of memory since the last call; nothing on other devices.
+    #[cfg(feature = "emulated")]
+    pub fn take_counters(&self) -> Counters {
+        self.gpu.as_ref().and_then(|gpu| gpu.emulator()).map(|e| e.take_counters()).unwrap_or_default()
+    }
+
+    /// A device that records what `machine` would do, and computes nothing. A GPU is the smallest that is planned for.
+    pub fn dry_for(machine: Machine) -> Self {
+        match machine {
+            Machine::Cpu => Self::new(Kind::Dry, None),
+            Machine::Gpu => Self::dry_gpu(Chip::RTX_3080),
         }
     }
 
@@ -152,8 +162,8 @@ impl Device {
     }
 
     fn new(kind: Kind, gpu: Option<Gpu>) -> Self {
-        let target = if gpu.is_some() { Target::Gpu } else { Target::Cpu };
-        let pool = Arc::new(Pool::new(target.granularity()));
+        let machine = if gpu.is_some() { Machine::Gpu } else { Machine::Cpu };
+        let pool = Arc::new(Pool::new(machine.granularity()));
         let gpu = gpu.map(Arc::new);
         Self { kind, class: Class::Temporary, pool, ledger: Arc::default(), threads: None, gpu }
     }
@@ -164,8 +174,8 @@ impl Device {
     }
 
     /// Whose memory and work are counted, and whose code an op runs or plans.
-    pub fn target(&self) -> Target {
-        if self.gpu.is_some() { Target::Gpu } else { Target::Cpu }
+    pub fn machine(&self) -> Machine {
+        if self.gpu.is_some() { Machine::Gpu } else { Machine::Cpu }
     }
 
     /// What this device does with an op.
@@ -387,7 +397,7 @@ impl Device {
 
     /// Notes that `op` ran with this cost. Launches count on a GPU only.
     pub fn record(&self, op: &'static str, work: Work) {
-        let launches = if self.target() == Target::Gpu { work.launches } else { 0 };
+        let launches = if self.machine() == Machine::Gpu { work.launches } else { 0 };
         self.lock().add(op, Work { launches, ..work });
     }
 

@@ -285,7 +285,8 @@ fn what_blocks_keep_changes_memory_and_work_and_not_a_bit() {
         let run = |policies: &[Policy]| {
             let mut grads = vec![adapters[0].zeros_like(&device).unwrap()];
             let options = PassOptions { policies, ..options(0.25, dropout) };
-            (device.reset_peak(), device.take_ledger());
+            device.reset_peak();
+            device.take_ledger();
             let scores = model.score_and_backward(&device, &batch, &adapters, &mut grads, options).unwrap();
             let flops = device.take_ledger().total().flops;
             (scores, grads.remove(0), device.peak_by_class(), flops)

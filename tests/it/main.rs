@@ -6,6 +6,7 @@ mod golden;
 mod kernel_table;
 mod kernels;
 mod kill;
+mod plan;
 mod score;
 mod source;
 mod tidy;

@@ -70,6 +70,28 @@ int simt_set(Machine* machine, uint64_t to, int byte, size_t bytes) {
     return 0;
 }
 
+// As simt_set with 0xff, and the bytes count as never written.
+int simt_poison(Machine* machine, uint64_t to, size_t bytes) {
+    std::string error;
+    simt::Allocation* buffer = simt::buffer_for(*machine, pointer(to), bytes, error);
+    if (buffer == nullptr) return fail_with(error);
+    memset(pointer(to), 0xff, bytes);
+    simt::mark_unwritten(*buffer, pointer(to), bytes);
+    return 0;
+}
+
+// Number `index` of the sums so far; false at the end.
+bool simt_counts(const Machine* machine, size_t index, const char** symbol, const void** pc, simt::Counts* counts) {
+    if (index >= machine->counts.size()) return false;
+    const simt::PlaceCounts& place = machine->counts[index];
+    *symbol = place.kernel->symbol;
+    *pc = place.pc;
+    *counts = place.counts;
+    return true;
+}
+
+void simt_clear_counts(Machine* machine) { machine->counts.clear(); }
+
 int simt_launch(Machine* machine, const simt::Options* options, const char* symbol, const uint32_t* grid, uint32_t threads,
                 uint32_t dynamic_smem, const void* params, size_t params_size) {
     std::string error;

@@ -20,6 +20,8 @@ enum CellFlag : uint8_t {
     kManyWriters = 8,
     // Read by more than one warp since the latest block barrier.
     kManyReaders = 16,
+    // Read by other blocks of the launch, before the reader on record.
+    kOtherBlocksRead = 32,
 };
 
 struct Cell {

@@ -32,22 +32,11 @@ const char* verb(Access access) {
     }
 }
 
-// "offset 40 of shared memory", or where a device address lies.
 void describe_place(const Worker& worker, const Shadow& shadow, const void* address, char* text, size_t size) {
-    const auto at = static_cast<const unsigned char*>(address);
-    if (!shadow.is_shared) {
-        describe_address(address, text, size);
-    } else if (at >= worker.dynamic_smem && at <= worker.dynamic_smem + worker.dynamic_smem_bytes) {
-        snprintf(text, size, "offset %zu of the dynamic shared memory", static_cast<size_t>(at - worker.dynamic_smem));
+    if (shadow.is_shared) {
+        describe_shared(worker, address, text, size);
     } else {
-        for (uint32_t i = 0; i < worker.static_smem_count; i++) {
-            const StaticSmem& array = worker.static_smem[i];
-            if (at >= array.begin && at < array.begin + array.bytes) {
-                snprintf(text, size, "offset %zu of a STATIC_SMEM array of %zu bytes", static_cast<size_t>(at - array.begin), array.bytes);
-                return;
-            }
-        }
-        snprintf(text, size, "shared memory");
+        describe_address(address, text, size);
     }
 }
 
@@ -101,6 +90,11 @@ inline void check_cell(Thread& thread, const Shadow& shadow, Cell& cell, uint32_
         if (read_in_interval && cell.read_warp == warp && cell.read_time >> kFenceBits == thread.warp->syncs) {
             cell.read_lanes |= thread.lane_bit;
         } else {
+            if (cell.read_block < first) {
+                cell.flags &= static_cast<uint8_t>(~kOtherBlocksRead);
+            } else if (cell.read_block != block) {
+                cell.flags |= kOtherBlocksRead;
+            }
             const bool many = read_in_interval && (cell.read_warp != warp || (cell.flags & kManyReaders) != 0);
             cell.flags = static_cast<uint8_t>(many ? cell.flags | kManyReaders : cell.flags & ~kManyReaders);
             cell.read_block = block;
@@ -120,6 +114,13 @@ inline void check_cell(Thread& thread, const Shadow& shadow, Cell& cell, uint32_
         }
     } else if (__builtin_expect(cell.read_block >= first && cell.read_block != block, 0)) {
         if (!block_comes_before(checker, thread, cell, false, address)) report_race(thread, shadow, cell, false, access, address, pc);
+    }
+    if (__builtin_expect((cell.flags & kOtherBlocksRead) != 0, 0)) {
+        // Which blocks these were is not remembered: without an atomic in between it is a race whichever they were.
+        if (cell.read_block >= first && checker.acquired.empty()) {
+            cell.read_block = 0;
+            report_race(thread, shadow, cell, false, access, address, pc);
+        }
     }
     const bool many_writers = access == Access::kAtomic && (cell.flags & kAtomicWrite) != 0 && cell.write_block == block &&
                               ((cell.flags & kManyWriters) != 0 || !comes_before(worker, cell.writer, cell.write_time, thread));
@@ -196,23 +197,14 @@ inline void check_words(Thread& thread, const Shadow& shadow, const unsigned cha
 }
 
 void check_shared_bounds(const Worker& worker, const unsigned char* at, uint32_t bytes, Access access, const void* pc) {
-    if (at >= worker.dynamic_smem) {
-        if (at + bytes <= worker.dynamic_smem + worker.dynamic_smem_bytes) return;
-        fail(pc, "illegal shared %s of %u bytes: offset %zu of %u bytes of dynamic shared memory", verb(access), bytes,
-             static_cast<size_t>(at - worker.dynamic_smem), worker.dynamic_smem_bytes);
-    }
-    const StaticSmem* nearest = nullptr;
+    if (at >= worker.dynamic_smem && at + bytes <= worker.dynamic_smem + worker.dynamic_smem_bytes) return;
     for (uint32_t i = 0; i < worker.static_smem_count; i++) {
         const StaticSmem& array = worker.static_smem[i];
         if (at >= array.begin && at + bytes <= array.begin + array.bytes) return;
-        if (at >= array.begin) nearest = &array;
     }
-    if (at + kSmemHalf / 2 >= worker.dynamic_smem || nearest == nullptr) {
-        fail(pc, "illegal shared %s of %u bytes: offset %td, before the %u bytes of dynamic shared memory", verb(access), bytes,
-             at - worker.dynamic_smem, worker.dynamic_smem_bytes);
-    }
-    fail(pc, "illegal shared %s of %u bytes: offset %zu of a STATIC_SMEM array of %zu bytes", verb(access), bytes,
-         static_cast<size_t>(at - nearest->begin), nearest->bytes);
+    char place[200];
+    describe_shared(worker, at, place, sizeof place);
+    fail(pc, "illegal shared %s of %u bytes: %s", verb(access), bytes, place);
 }
 
 // Constants of the program are the only memory beside device memory and the thread's own variables that kernels may read.
@@ -242,6 +234,9 @@ void check_foreign(const Worker& worker, const unsigned char* at, uint32_t bytes
     if (stacks < kMaxThreads * kStackStride) {
         fail(pc, "illegal %s of %u bytes in the local variables of another thread", verb(access), bytes);
     }
+    // So far out is no array's neighbour any more.
+    constexpr ptrdiff_t kNear = 1 << 24;
+    if (at - worker.smem > -kNear && at - worker.smem < kNear) check_shared_bounds(worker, at, bytes, access, pc);
     if (access == Access::kRead && is_program(at)) return;
     fail(pc, "illegal %s of %u bytes at %p, which is not in device memory (a pointer of the host, or no pointer)", verb(access), bytes,
          static_cast<const void*>(at));
@@ -302,8 +297,6 @@ void begin_launch_checks(Machine& machine) {
     worker.checker->locations.clear();
 }
 
-void end_launch_checks(Machine&) {}
-
 void free_checks(Worker& worker) {
     if (worker.checker == nullptr) return;
     release(worker.checker->shared.written, kSmemWindow / 8 + 1);
@@ -330,23 +323,19 @@ void begin_block_checks(Worker& worker) {
     reset_fences(checker, worker);
 }
 
-void end_block_checks(Worker&) {}
-
 void block_synced(Worker& worker) {
-    if (!worker.check) return;
     if (worker.warp[0].syncs >= kMostSyncs) fail(nullptr, "more barriers in a block than the checks can count");
     barrier_publishes(*worker.checker, worker);
 }
 
-void warp_synced(Worker& worker, Warp& warp) {
-    if (worker.check && warp.syncs >= kMostSyncs) fail(nullptr, "more warp syncs in a block than the checks can count");
+void warp_synced(Worker&, Warp& warp) {
+    if (warp.syncs >= kMostSyncs) fail(nullptr, "more warp syncs in a block than the checks can count");
 }
 
 void static_smem_declared(Worker& worker, const StaticSmem& array) { forget_written(*worker.checker, array.begin, array.bytes); }
 
 void cp_async_issued(Thread& thread, unsigned char* to, const void* from, bool valid, const void* pc) {
     Worker& worker = *thread.worker;
-    if (!worker.check) return;
     if (valid) {
         if (static_cast<size_t>(static_cast<const unsigned char*>(from) - worker.smem) < kSmemWindow) {
             fail(pc, "cp_async16 reads from shared memory; its source is global memory");
@@ -377,11 +366,7 @@ void check_atomic(Thread& thread, void* address, uint32_t bytes, const void* pc)
 }
 
 void ldmatrix_row(Thread& thread, const void* row, const void* pc) {
-    if (thread.worker->check) check_access(thread, row, 16, Access::kRead, pc);
+    check_access(thread, row, 16, Access::kRead, pc);
 }
-
-void mma_done(Worker&, uint64_t, const void*) {}
-
-const void* trap_pc(const Thread&, const void* pc) { return pc; }
 
 }  // namespace simt

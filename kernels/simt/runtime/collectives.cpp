@@ -1,7 +1,7 @@
 // Shuffles, votes, reductions, atomics and shared memory.
 
 #include "check.hpp"
-#include "state.hpp"
+#include "stats.hpp"
 
 namespace simt {
 
@@ -128,13 +128,22 @@ void cp_async16(void* shared, const void* global, bool valid) {
     Worker& worker = *thread->worker;
     auto to = static_cast<unsigned char*>(shared);
     if (__builtin_expect(((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) & 15) != 0, 0)) {
-        fail(SIMT_CALLER, "misaligned cp_async16: from %p to offset %u of shared memory; both must be multiples of 16", global,
-             smem_offset(shared));
+        char place[200];
+        describe_shared(worker, shared, place, sizeof place);
+        fail(SIMT_CALLER, "misaligned cp_async16: from %p to %s; both must be multiples of 16", global, place);
     }
     if (__builtin_expect(static_cast<size_t>(to - worker.smem) >= kSmemWindow, 0)) {
-        fail(SIMT_CALLER, "cp_async16 writes to %p, which is not in shared memory", shared);
+        char place[200];
+        describe_shared(worker, shared, place, sizeof place);
+        fail(SIMT_CALLER, "illegal cp_async16 to %s", place);
     }
-    if (worker.check || worker.stats) cp_async_issued(*thread, to, global, valid, SIMT_CALLER);
+    // Where a trap below is due to.
+    thread->pc = SIMT_CALLER;
+    if (worker.check) cp_async_issued(*thread, to, global, valid, SIMT_CALLER);
+    if (worker.stats) {
+        if (valid) count_access(*thread, global, 16, SIMT_CALLER);
+        count_access(*thread, shared, 16, SIMT_CALLER);
+    }
     CopyQueue& queue = thread->copies;
     if (queue.begin == queue.end) queue.begin = queue.end = 0;
     if (queue.end == queue.capacity) {
@@ -185,6 +194,8 @@ uint32_t atomic_add32(void* address, uint32_t value) {
     if ((reinterpret_cast<uintptr_t>(address) & 3) != 0) fail(pc, "misaligned atomicAdd at %p", address);
     if (thread->worker->policy != Policy::kFixed) maybe_yield(thread);
     if (thread->worker->check) check_atomic(*thread, address, 4, pc);
+    if (thread->worker->stats) count_access(*thread, address, 4, pc);
+    thread->pc = pc;
     const uint32_t before = __atomic_fetch_add(static_cast<uint32_t*>(address), value, __ATOMIC_RELAXED);
     if (thread->worker->policy != Policy::kFixed) maybe_yield(thread);
     return before;
@@ -196,6 +207,8 @@ uint64_t atomic_add64(void* address, uint64_t value) {
     if ((reinterpret_cast<uintptr_t>(address) & 7) != 0) fail(pc, "misaligned atomicAdd at %p", address);
     if (thread->worker->policy != Policy::kFixed) maybe_yield(thread);
     if (thread->worker->check) check_atomic(*thread, address, 8, pc);
+    if (thread->worker->stats) count_access(*thread, address, 8, pc);
+    thread->pc = pc;
     const uint64_t before = __atomic_fetch_add(static_cast<uint64_t*>(address), value, __ATOMIC_RELAXED);
     if (thread->worker->policy != Policy::kFixed) maybe_yield(thread);
     return before;

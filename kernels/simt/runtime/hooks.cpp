@@ -2,6 +2,7 @@
 // with the sanitizer's own library they would look for races of OS threads, here they are the checks and counters of the emulator.
 
 #include "checker.hpp"
+#include "stats.hpp"
 
 namespace simt {
 namespace {
@@ -14,6 +15,7 @@ inline void on_access(const void* address, uint32_t bytes, Access access, const 
         fail(pc, "misaligned %u-byte access at %p; the address must be a multiple of %u", bytes, address, bytes);
     }
     if (thread->worker->check) check_access(*thread, address, bytes, access, pc);
+    if (thread->worker->stats) count_access(*thread, address, bytes, pc);
 }
 
 // Accesses that the compiler knows to be less aligned than their size, and copies of structs.
@@ -21,6 +23,7 @@ inline void on_bytes(const void* address, size_t bytes, Access access, const voi
     Thread* thread = current_thread();
     if (thread == nullptr) return;
     if (thread->worker->check) check_access(*thread, address, static_cast<uint32_t>(bytes), access, pc);
+    if (thread->worker->stats && bytes <= 16) count_access(*thread, address, static_cast<uint32_t>(bytes), pc);
 }
 
 }  // namespace
@@ -28,6 +31,11 @@ inline void on_bytes(const void* address, size_t bytes, Access access, const voi
 void checked_load16(void* to, const void* from) {
     on_access(from, 16, Access::kRead, SIMT_CALLER);
     memcpy(to, from, 16);
+}
+
+void checked_load8(void* to, const void* from) {
+    on_access(from, 8, Access::kRead, SIMT_CALLER);
+    memcpy(to, from, 8);
 }
 
 void checked_store16(void* to, const void* from) {

@@ -5,7 +5,7 @@
 
 #include "check.hpp"
 #include "memory.hpp"
-#include "state.hpp"
+#include "stats.hpp"
 
 // Defined by the translation units of the kernels; naming them makes the linker take those.
 extern "C" const int simt_fast_kernels;
@@ -61,6 +61,7 @@ void free_worker(Worker* worker) {
         if (worker->thread[i].copies.entries != nullptr) ::operator delete(worker->thread[i].copies.entries, std::align_val_t{16});
     }
     free_checks(*worker);
+    delete worker->statistics;
     if (worker->signal_stack != nullptr) release(worker->signal_stack, 64 * 1024);
     release(worker->thread, kMaxThreads * sizeof(Thread));
     release(worker->stacks, kMaxThreads * kStackStride);
@@ -211,8 +212,9 @@ int launch(Machine& machine, const Options& options, const char* symbol, const u
         machine.workers.push_back(worker);
     }
     begin_launch_checks(machine);
+    if (options.stats != 0 && machine.workers[0]->statistics == nullptr) machine.workers[0]->statistics = new Statistics;
     work_with_others(machine, count);
-    end_launch_checks(machine);
+    if (options.stats != 0) collect_counts(machine, *machine.workers[0]);
     if (flavour == kFast) mark_all_written(machine);
     for (uint32_t i = 0; i < count; i++) {
         if (machine.workers[i]->failure.set) {

@@ -86,6 +86,13 @@ void describe_address(const void* address, char* text, size_t size) {
         snprintf(text, size, "%p is not in device memory", address);
         return;
     }
+    if (at >= allocation->begin + allocation->bytes) {
+        // The next buffer begins in the first slot after this one's.
+        const unsigned char* past = allocation->mapping + allocation->mapping_bytes;
+        const Allocation* next = allocation_at(past + (kSlot - static_cast<size_t>(past - arena().begin) % kSlot));
+        const bool is_nearer = next != nullptr && next->begin - at < at - (allocation->begin + allocation->bytes);
+        if (is_nearer) allocation = next;
+    }
     const char* kind = allocation->freed ? "freed buffer" : "buffer";
     if (at < allocation->begin) {
         snprintf(text, size, "%zu bytes before a %s of %zu bytes", static_cast<size_t>(allocation->begin - at), kind, allocation->bytes);
@@ -199,6 +206,21 @@ void mark_written(Allocation& allocation, const void* address, size_t bytes) {
     const size_t whole = (end - at) / 8;
     if (at < end) memset(allocation.written + at / 8, 0xff, whole);
     for (at += whole * 8; at < end; at++) allocation.written[at / 8] |= static_cast<uint8_t>(1u << at % 8);
+}
+
+void mark_unwritten(Allocation& allocation, const void* address, size_t bytes) {
+    if (allocation.written == nullptr) return;
+    const auto begin = static_cast<size_t>(static_cast<const unsigned char*>(address) - allocation.begin);
+    for (size_t at = begin; at < begin + bytes;) {
+        if (at % 8 == 0 && begin + bytes - at >= 8) {
+            const size_t whole = (begin + bytes - at) / 8;
+            memset(allocation.written + at / 8, 0, whole);
+            at += whole * 8;
+        } else {
+            allocation.written[at / 8] &= static_cast<uint8_t>(~(1u << at % 8));
+            at++;
+        }
+    }
 }
 
 void mark_all_written(const Machine& machine) {

@@ -22,9 +22,8 @@ struct Allocation {
     Cell* bytes_of_words;
 };
 
-// Reserves addresses that cannot be accessed yet.
+// Reserves addresses that cannot be accessed yet; null if there are none.
 void* reserve(size_t bytes);
-void make_usable(void* begin, size_t bytes);
 void release(void* begin, size_t bytes);
 
 // The buffer whose pages hold `address`, or whose guard page does; freed ones too. Null outside of all device memory.
@@ -41,6 +40,7 @@ void deallocate_all(const Machine& machine);
 // The live buffer that holds all of [address, address + bytes), or null and a text.
 Allocation* buffer_for(const Machine& machine, const void* address, size_t bytes, std::string& error);
 void mark_written(Allocation& allocation, const void* address, size_t bytes);
+void mark_unwritten(Allocation& allocation, const void* address, size_t bytes);
 // After kernels ran without checks nothing is known of what they wrote.
 void mark_all_written(const Machine& machine);
 // Gives a buffer the memory of the checks.

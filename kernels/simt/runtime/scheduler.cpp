@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 
 #include "check.hpp"
-#include "state.hpp"
+#include "stats.hpp"
 
 namespace simt {
 
@@ -208,6 +208,7 @@ bool run_block(Worker& worker, uint64_t block) {
     worker.block_index = {static_cast<uint32_t>(block % launch.grid.x), static_cast<uint32_t>(row % launch.grid.y),
                           static_cast<uint32_t>(row / launch.grid.y)};
     choose_schedule(worker, block);
+    worker.is_special = worker.stats || worker.policy != Policy::kFixed;
     for (uint32_t i = 0; i < worker.warps; i++) {
         Warp& warp = worker.warp[i];
         warp.runnable = kFullWarp;
@@ -237,18 +238,22 @@ bool run_block(Worker& worker, uint64_t block) {
     switch_context(worker.host, first->context);
     current = nullptr;
     worker.in_kernel = false;
-    end_block_checks(worker);
+    for (uint32_t i = 0; i < worker.warps && worker.stats; i++) lanes_met(worker, i);
     return !worker.failure.set;
 }
 
-void describe_failure(Worker& worker, const Thread* thread, const void* pc, const char* text) {
+void describe_failure(Worker& worker, const Thread* thread, const void* pc, const char* text, const void* fallback) {
     if (worker.failure.set) return;
     worker.failure.set = true;
     const Dim3 b = worker.block_index;
     char who[64] = "";
     if (thread != nullptr) snprintf(who, sizeof who, ", thread %u", thread->index);
     char where[64] = "";
-    if (pc != nullptr) snprintf(where, sizeof where, ", <pc:%p>", pc);
+    if (fallback != nullptr) {
+        snprintf(where, sizeof where, ", <pc:%p %p>", pc, fallback);
+    } else if (pc != nullptr) {
+        snprintf(where, sizeof where, ", <pc:%p>", pc);
+    }
     snprintf(worker.failure.text, sizeof worker.failure.text, "kernel %s, block (%u, %u, %u)%s%s: %s", worker.kernel->symbol,
              b.x, b.y, b.z, who, where, text);
 }
@@ -262,6 +267,19 @@ void fail(const void* pc, const char* format, ...) {
     Thread* thread = current_thread();
     describe_failure(*thread->worker, thread, pc, text);
     leave_kernel(*thread->worker);
+}
+
+void describe_shared(const Worker& worker, const void* address, char* text, size_t size) {
+    const auto at = static_cast<const unsigned char*>(address);
+    const StaticSmem* nearest = nullptr;
+    for (uint32_t i = 0; i < worker.static_smem_count; i++) {
+        if (at >= worker.static_smem[i].begin) nearest = &worker.static_smem[i];
+    }
+    if (nearest != nullptr && static_cast<size_t>(at - nearest->begin) < kSmemHalf) {
+        snprintf(text, size, "offset %td of a STATIC_SMEM array of %zu bytes", at - nearest->begin, nearest->bytes);
+    } else {
+        snprintf(text, size, "offset %td of %u bytes of dynamic shared memory", at - worker.dynamic_smem, worker.dynamic_smem_bytes);
+    }
 }
 
 void describe_threads(const Worker& worker, const Thread* running, const void* pc, char* text, size_t size) {
@@ -332,14 +350,17 @@ void release_warp(Thread* thread) {
     Warp* warp = thread->warp;
     warp->arrived = 0;
     warp->runnable = kFullWarp;
-    if (__builtin_expect(thread->worker->policy != Policy::kFixed, 0)) maybe_yield(thread);
+    if (__builtin_expect(thread->worker->is_special, 0)) {
+        if (thread->worker->stats) lanes_met(*thread->worker, warp->index);
+        maybe_yield(thread);
+    }
 }
 
 void maybe_yield(Thread* thread) {
     Worker& worker = *thread->worker;
     Thread* next = thread;
     switch (worker.policy) {
-        case Policy::kFixed: return;
+        case Policy::kFixed: break;
         case Policy::kRandom:
             if (next_random(worker.random) % 16 == 0) next = pick_random(worker);
             break;
@@ -378,15 +399,18 @@ void barrier(int line) {
         worker.warp[i].syncs_at_barrier = ++worker.warp[i].syncs;
     }
     worker.runnable_warps = worker.warps == kMaxWarps ? kFullWarp : (1u << worker.warps) - 1;
-    if (worker.check || worker.stats) block_synced(worker);
-    if (__builtin_expect(worker.policy != Policy::kFixed, 0)) maybe_yield(thread);
+    if (worker.check) block_synced(worker);
+    if (__builtin_expect(worker.is_special, 0)) {
+        for (uint32_t i = 0; i < worker.warps && worker.stats; i++) lanes_met(worker, i);
+        maybe_yield(thread);
+    }
 }
 
 void sync_warp(int line) {
     Thread* thread = current_thread();
     if (!meet(thread, Op::kSyncWarp, 0, line, SIMT_CALLER)) return;
     thread->warp->syncs++;
-    if (thread->worker->check || thread->worker->stats) warp_synced(*thread->worker, *thread->warp);
+    if (thread->worker->check) warp_synced(*thread->worker, *thread->warp);
     release_warp(thread);
 }
 

@@ -33,8 +33,8 @@ enum class ThreadState : uint8_t { kUnstarted, kReady, kWaiting, kDone };
 struct Warp;
 struct Worker;
 struct Machine;
-struct LaunchCounters;
 struct Checker;
+struct Statistics;
 
 // A copy that cp_async16 started and no wait has landed yet.
 struct PendingCopy {
@@ -122,6 +122,8 @@ struct Worker : BlockView {
     const Kernel* kernel;
     const void* params;
     bool check, stats;
+    // More happens at meetings than in the plain fast mode.
+    bool is_special;
 
     Policy policy;
     uint64_t random;
@@ -156,7 +158,7 @@ struct Worker : BlockView {
 
     void* signal_stack;
     Checker* checker;
-    LaunchCounters* counters;
+    Statistics* statistics;
 };
 
 constexpr size_t kPage = 4096;
@@ -196,6 +198,24 @@ struct Launch {
     std::atomic<bool> stop;
 };
 
+// Sums over the accesses of one place in one kernel. The layout is that of counters.rs.
+struct Counts {
+    // Passes over the 32 banks of shared memory, and the least possible number.
+    uint64_t wavefronts, ideal_wavefronts;
+    // 32-byte pieces of global memory, and the least possible number.
+    uint64_t sectors, ideal_sectors;
+    // Bytes of global memory that threads asked for.
+    uint64_t global_bytes;
+    // Products of tiles, m16n8k16.
+    uint64_t mma;
+};
+
+struct PlaceCounts {
+    const Kernel* kernel;
+    const void* pc;
+    Counts counts;
+};
+
 struct Machine {
     // One launch at a time.
     std::mutex launching;
@@ -211,7 +231,7 @@ struct Machine {
     uint32_t wanted = 0, busy = 0;
     bool closing = false;
 
-    LaunchCounters* counters = nullptr;
+    std::vector<PlaceCounts> counts;
 };
 
 // ---- scheduler.cpp ----
@@ -219,13 +239,15 @@ struct Machine {
 bool run_block(Worker& worker, uint64_t block);
 // Ends the launch from inside a kernel. A place in the code is written as `place(pc)`; the text need not name the thread.
 [[noreturn]] void fail(const void* pc, const char* format, ...) __attribute__((format(printf, 2, 3)));
-// Fills worker.failure without leaving the kernel.
-void describe_failure(Worker& worker, const Thread* thread, const void* pc, const char* text);
+// Fills worker.failure without leaving the kernel. `fallback` is the place to name if `pc` is not in a kernel source.
+void describe_failure(Worker& worker, const Thread* thread, const void* pc, const char* text, const void* fallback = nullptr);
 // Waits for the other lanes. True for the last one to arrive: it does the work, then calls release_warp.
 bool meet(Thread* thread, Op op, uint32_t detail, int line, const void* pc);
 void release_warp(Thread* thread);
 // A point where a random schedule may go on elsewhere.
 void maybe_yield(Thread* thread);
+// "offset 40 of 1024 bytes of dynamic shared memory", for messages.
+void describe_shared(const Worker& worker, const void* address, char* text, size_t size);
 // One line per group of threads: what they wait for and where.
 void describe_threads(const Worker& worker, const Thread* running, const void* pc, char* text, size_t size);
 uint64_t next_random(uint64_t& state);

@@ -5,7 +5,7 @@
 // documented order and truncates differently: its results are compared with tolerances.
 
 #include "check.hpp"
-#include "state.hpp"
+#include "stats.hpp"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -192,12 +192,17 @@ void ldmatrix(uint32_t* r, const void* row, bool transposed, int line) {
     Worker& worker = *thread->worker;
     const char* pc = SIMT_CALLER;
     if (__builtin_expect((reinterpret_cast<uintptr_t>(row) & 15) != 0, 0)) {
-        fail(pc, "misaligned ldmatrix row at offset %u of shared memory; it must be a multiple of 16", smem_offset(row));
+        char place[200];
+        describe_shared(worker, row, place, sizeof place);
+        fail(pc, "misaligned ldmatrix row at %s; it must be a multiple of 16", place);
     }
     if (__builtin_expect(static_cast<size_t>(static_cast<const unsigned char*>(row) - worker.smem) >= kSmemWindow, 0)) {
-        fail(pc, "ldmatrix reads at %p, which is not in shared memory", row);
+        char place[200];
+        describe_shared(worker, row, place, sizeof place);
+        fail(pc, "illegal ldmatrix row at %s", place);
     }
-    if (worker.check || worker.stats) ldmatrix_row(*thread, row, pc);
+    if (worker.check) ldmatrix_row(*thread, row, pc);
+    if (worker.stats) count_access(*thread, row, 16, pc);
     Slot& own = thread->warp->slots[thread->index % kWarpSize];
     own.in = reinterpret_cast<uint64_t>(row);
     own.out = reinterpret_cast<uint64_t>(r);
@@ -223,7 +228,7 @@ void mma(float* d, const uint32_t* a, const uint32_t* b, int m, int n, int line)
         } else {
             multiply_plain(warp->slots, m, n, operands);
         }
-        if (thread->worker->stats) mma_done(*thread->worker, static_cast<uint64_t>(m) * static_cast<uint64_t>(n), SIMT_CALLER);
+        if (thread->worker->stats) count_mma(*thread->worker, static_cast<uint64_t>(m) * static_cast<uint64_t>(n), SIMT_CALLER);
         release_warp(thread);
     }
 }

@@ -69,7 +69,7 @@ void on_trap(int signal, siginfo_t* info, void* context) {
     const int saved = errno;
     char text[300];
     describe_trap(*worker, signal, info->si_addr, text, sizeof text);
-    describe_failure(*worker, current_thread(), trap_pc(*current_thread(), interrupted_pc(context)), text);
+    describe_failure(*worker, current_thread(), interrupted_pc(context), text, current_thread()->pc);
     worker->in_kernel = false;
     current = nullptr;
     errno = saved;
@@ -84,12 +84,12 @@ void on_time(int, siginfo_t*, void* context) {
         return;
     }
     const int saved = errno;
-    const void* pc = trap_pc(*current_thread(), interrupted_pc(context));
+    const void* pc = interrupted_pc(context);
     char threads[3000];
     describe_threads(*worker, current_thread(), pc, threads, sizeof threads);
     char text[3500];
     snprintf(text, sizeof text, "the time limit of %g s is over: %s", worker->machine->launch.options.watchdog_secs, threads);
-    describe_failure(*worker, current_thread(), pc, text);
+    describe_failure(*worker, current_thread(), pc, text, current_thread()->pc);
     worker->in_kernel = false;
     current = nullptr;
     errno = saved;

@@ -4,9 +4,13 @@
 #include "common/simt.cuh"
 
 #include "gemm.cuh"
+#include "primitives.cuh"
 #include "small.cuh"
 
 KERNEL(test_gemm, TestGemmParams, 256, 1) { gemm<kNone>(p); }
 KERNEL(test_add, TestAddParams, 256, 1) { add<kNone>(p); }
 KERNEL(test_norm, TestNormParams, 128, 1) { norm<kNone>(p); }
 KERNEL(test_transpose, TestTransposeParams, 128, 1) { transpose<kNone>(p); }
+KERNEL(test_last_row, TestRowsParams, 256, 1) { last_row<kNone>(p); }
+KERNEL(test_sum, TestSumParams, 128, 1) { sum<kNone>(p); }
+KERNEL(test_primitives, TestPrimitivesParams, 32, 1) { primitives(p); }

@@ -2,3 +2,4 @@
 #pragma once
 
 #include "clean.cuh"
+#include "mutants.cuh"

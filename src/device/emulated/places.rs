@@ -1,39 +1,49 @@
 //! Places in compiled kernels as `file:line`.
 
-/// Replaces every `<pc:0x...>` of a message by the place in the source.
+/// A line of a kernel source.
+pub type Place = (String, u32);
+
+/// Replaces every `<pc:0x... 0x...>` of a message by the first of these places that lies in a kernel source.
 pub(super) fn resolve_all(text: &str) -> String {
     let mut result = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("<pc:") {
+        let (places, after) = after.split_once('>').unwrap_or((after, ""));
         result.push_str(before);
-        let Some((address, after)) = after.split_once('>') else {
-            result.push_str("<pc:");
-            rest = after;
-            continue;
-        };
-        result.push_str(&place_of(address));
+        result.push_str(&first_known(places));
         rest = after;
     }
-    result.push_str(rest);
-    result
+    result + rest
 }
 
-fn place_of(address: &str) -> String {
-    let pc = usize::from_str_radix(address.trim_start_matches("0x"), 16).unwrap_or(0);
-    match resolve(pc) {
-        Some((file, line)) => format!("{file}:{line}"),
-        None => format!("an unknown place ({address})"),
+fn first_known(places: &str) -> String {
+    for address in places.split(' ') {
+        let pc = usize::from_str_radix(address.trim_start_matches("0x"), 16).unwrap_or(0);
+        let frames = frames(pc);
+        let Some((file, line)) = frames.first() else { continue };
+        // A line of a shared header says little without the line of the kernel that it was inlined into.
+        return match frames.iter().find(|frame| frame.0 != *file) {
+            Some((caller, from)) => format!("{file}:{line} (from {caller}:{from})"),
+            None => format!("{file}:{line}"),
+        };
     }
+    format!("an unknown place ({places})")
 }
 
-/// The innermost frame at `pc` that is in a kernel file, inlined ones included, as the name of the file and the line.
-pub(super) fn resolve(pc: usize) -> Option<(String, u32)> {
-    let mut found = None;
+/// The line of a kernel source at `pc`: of the innermost function that is in one.
+pub(super) fn place(pc: usize) -> Option<Place> {
+    frames(pc).into_iter().next()
+}
+
+/// The lines of kernel sources at `pc`, inlined functions first.
+fn frames(pc: usize) -> Vec<Place> {
+    let mut found = Vec::new();
     backtrace::resolve(std::ptr::without_provenance_mut(pc), |symbol| {
         let Some((path, line)) = symbol.filename().zip(symbol.lineno()) else { return };
-        let is_kernel = path.extension().is_some_and(|e| e == "cu" || e == "cuh");
-        if is_kernel && found.is_none() {
-            found = path.file_name().map(|name| (name.to_string_lossy().into_owned(), line));
+        if path.extension().is_some_and(|e| e == "cu" || e == "cuh")
+            && let Some(name) = path.file_name()
+        {
+            found.push((name.to_string_lossy().into_owned(), line));
         }
     });
     found

@@ -1,201 +1,60 @@
-//! The emulator on correct kernels (kernels/simt/tests/), against plain references, on shapes that fit no tile.
+//! Memory, launches and traps of the emulator, and its primitives one by one.
 
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
+use super::kernel_tests::{Task, download, numbers, upload};
 use super::{Emulator, EmulatorOptions, Schedule};
 use crate::device::kernels::DevicePtr;
 
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct GemmParams {
-    a: DevicePtr,
-    b: DevicePtr,
-    c: DevicePtr,
-    m: i32,
-    n: i32,
-    k: i32,
-    unused: i32,
+fn emulator(options: EmulatorOptions) -> Emulator {
+    Emulator::new(options).unwrap()
 }
 
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct AddParams {
-    x: DevicePtr,
-    y: DevicePtr,
-    z: DevicePtr,
-    count: i64,
+fn fast() -> EmulatorOptions {
+    EmulatorOptions { threads: 1, ..EmulatorOptions::default() }
 }
 
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct NormParams {
-    x: DevicePtr,
-    weight: DevicePtr,
-    y: DevicePtr,
-    rows: i32,
-    columns: i32,
-    eps: f32,
-    unused: i32,
+fn checked() -> EmulatorOptions {
+    EmulatorOptions { check: true, ..fast() }
 }
 
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-struct TransposeParams {
-    x: DevicePtr,
-    y: DevicePtr,
-    rows: i32,
-    columns: i32,
-}
+#[test]
+fn memory_is_fresh_aligned_and_bounded() {
+    let emulator = emulator(checked());
+    let buffer = emulator.alloc(100).unwrap();
+    assert_eq!(buffer.0 % 256, 0);
+    assert_eq!(download::<u8>(&emulator, buffer, 100), [0xff; 100]);
+    emulator.write(DevicePtr(buffer.0 + 10), &[1, 2, 3]).unwrap();
+    emulator.set(DevicePtr(buffer.0 + 12), 7, 2).unwrap();
+    assert_eq!(download::<u8>(&emulator, buffer, 100)[9..15], [0xff, 1, 2, 7, 7, 0xff]);
+    emulator.poison(buffer, 100).unwrap();
+    assert_eq!(download::<u8>(&emulator, buffer, 100), [0xff; 100]);
 
-fn upload<T: Pod>(emulator: &Emulator, values: &[T]) -> DevicePtr {
-    let buffer = emulator.alloc(size_of_val(values)).unwrap();
-    emulator.write(buffer, bytemuck::cast_slice(values)).unwrap();
-    buffer
-}
-
-fn download<T: Pod>(emulator: &Emulator, buffer: DevicePtr, len: usize) -> Vec<T> {
-    let mut values = vec![T::zeroed(); len];
-    emulator.read(buffer, bytemuck::cast_slice_mut(&mut values)).unwrap();
-    values
-}
-
-/// Numbers in [-1, 1) that differ.
-fn numbers(len: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    let refused = |result: crate::error::Result<()>, want: &str| {
+        let text = result.unwrap_err().to_string();
+        assert!(text.contains(want), "{text}");
     };
-    (0..len).map(|_| next()).collect()
-}
-
-fn halves(len: usize, seed: u32) -> Vec<bf16> {
-    numbers(len, seed).into_iter().map(bf16::from_f32).collect()
-}
-
-fn blocks(size: usize, tile: usize) -> u32 {
-    u32::try_from(size.div_ceil(tile)).unwrap()
-}
-
-/// Options of every mode that runs the correct kernels.
-fn modes() -> Vec<EmulatorOptions> {
-    let fast = EmulatorOptions::default();
-    vec![
-        fast,
-        EmulatorOptions { schedule: Schedule::Random(1), threads: 2, ..fast },
-        EmulatorOptions { check: true, ..fast },
-        EmulatorOptions { check: true, schedule: Schedule::Random(2), ..fast },
-    ]
-}
-
-fn run_gemm(emulator: &Emulator, [m, n, k]: [usize; 3]) -> Vec<bf16> {
-    let params = GemmParams {
-        a: upload(emulator, &halves(m * k, 1)),
-        b: upload(emulator, &halves(n * k, 2)),
-        c: emulator.alloc(m * n * 2).unwrap(),
-        m: i32::try_from(m).unwrap(),
-        n: i32::try_from(n).unwrap(),
-        k: i32::try_from(k).unwrap(),
-        unused: 0,
-    };
-    let grid = [blocks(n, 128), blocks(m, 128), 1];
-    emulator.launch("test_gemm", grid, 256, 3 * 16384, bytemuck::bytes_of(&params)).unwrap();
-    download(emulator, params.c, m * n)
-}
-
-#[test]
-fn products_match_on_ragged_shapes() {
-    for options in modes() {
-        for shape in [[128, 128, 32], [1, 8, 8], [130, 136, 72], [77, 131, 200], [257, 24, 96]] {
-            let [m, n, k] = shape;
-            let emulator = Emulator::new(options).unwrap();
-            let got = run_gemm(&emulator, shape);
-            let (a, b) = (halves(m * k, 1), halves(n * k, 2));
-            for (at, &got) in got.iter().enumerate() {
-                let (row, column) = (at / n, at % n);
-                let want: f64 = (0..k).map(|i| a[row * k + i].to_f64() * b[column * k + i].to_f64()).sum();
-                let limit = 0.004 * want.abs() + 1e-3;
-                assert!(
-                    (got.to_f64() - want).abs() < limit,
-                    "{shape:?} at {row}, {column}: {got} for {want}"
-                );
-            }
-        }
-    }
-}
-
-#[test]
-fn sums_match_bit_for_bit() {
-    for options in modes() {
-        for len in [1, 31, 256, 1000, 4097] {
-            let emulator = Emulator::new(options).unwrap();
-            let (x, y) = (numbers(len, 3), numbers(len, 4));
-            let z = emulator.alloc(len * 4).unwrap();
-            let params =
-                AddParams { x: upload(&emulator, &x), y: upload(&emulator, &y), z, count: len as i64 };
-            emulator
-                .launch("test_add", [blocks(len, 256), 1, 1], 256, 0, bytemuck::bytes_of(&params))
-                .unwrap();
-            let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
-            assert_eq!(download::<f32>(&emulator, z, len), want);
-        }
-    }
-}
-
-#[test]
-fn norms_match() {
-    for options in modes() {
-        for (rows, columns) in [(1, 8), (3, 1024), (5, 1032), (2, 4096)] {
-            let emulator = Emulator::new(options).unwrap();
-            let (x, weight) = (halves(rows * columns, 5), halves(columns, 6));
-            let params = NormParams {
-                x: upload(&emulator, &x),
-                weight: upload(&emulator, &weight),
-                y: emulator.alloc(rows * columns * 2).unwrap(),
-                rows: i32::try_from(rows).unwrap(),
-                columns: i32::try_from(columns).unwrap(),
-                eps: 1e-6,
-                unused: 0,
-            };
-            let grid = [blocks(rows, 1), 1, 1];
-            emulator.launch("test_norm", grid, 128, 0, bytemuck::bytes_of(&params)).unwrap();
-            let got = download::<bf16>(&emulator, params.y, rows * columns);
-            for (row, got) in got.chunks(columns).enumerate() {
-                let x = &x[row * columns..][..columns];
-                let mean = x.iter().map(|x| x.to_f64().powi(2)).sum::<f64>() / columns as f64;
-                for i in 0..columns {
-                    let want = x[i].to_f64() / (mean + 1e-6).sqrt() * weight[i].to_f64();
-                    assert!((got[i].to_f64() - want).abs() <= 0.004 * want.abs() + 1e-6, "{row}, {i}");
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn transposes_match() {
-    for options in modes() {
-        for (rows, columns) in [(32, 128), (1, 1), (45, 133), (100, 31)] {
-            let emulator = Emulator::new(options).unwrap();
-            let x = numbers(rows * columns, 7);
-            let params = TransposeParams {
-                x: upload(&emulator, &x),
-                y: emulator.alloc(rows * columns * 4).unwrap(),
-                rows: i32::try_from(rows).unwrap(),
-                columns: i32::try_from(columns).unwrap(),
-            };
-            let grid = [blocks(columns, 128), blocks(rows, 32), 1];
-            emulator.launch("test_transpose", grid, 128, 0, bytemuck::bytes_of(&params)).unwrap();
-            let got = download::<f32>(&emulator, params.y, rows * columns);
-            assert!((0..rows * columns).all(|at| got[at] == x[at % rows * columns + at / rows]));
-        }
-    }
+    refused(
+        emulator.write(DevicePtr(buffer.0 + 98), &[0; 3]),
+        "3 bytes at offset 98 of a buffer of 100 bytes",
+    );
+    refused(emulator.read(DevicePtr(buffer.0 + 101), &mut []), "1 bytes past the end of a buffer");
+    refused(emulator.set(DevicePtr(8), 0, 1), "not in device memory");
+    refused(emulator.free(DevicePtr(buffer.0 + 1)), "not the start of a buffer");
+    emulator.free(buffer).unwrap();
+    refused(emulator.free(buffer), "freed buffer");
+    refused(emulator.write(buffer, &[0]), "freed buffer of 100 bytes");
+    let next = emulator.alloc(100).unwrap();
+    assert!(next.0 > buffer.0, "addresses are used once");
+    let nothing = emulator.alloc(0).unwrap();
+    emulator.free(nothing).unwrap();
+    assert!(emulator.alloc(1 << 60).is_err());
 }
 
 #[test]
 fn launches_beyond_the_limits_are_refused() {
-    let emulator = Emulator::new(EmulatorOptions::default()).unwrap();
+    let emulator = emulator(fast());
     let params = [0_u8; 32];
     for (symbol, grid, threads, smem, params, want) in [
         ("test_nothing", [1, 1, 1], 256, 0, &params[..], "no kernel of this name"),
@@ -203,9 +62,163 @@ fn launches_beyond_the_limits_are_refused() {
         ("test_add", [1, 1, 1], 128, 0, &params, "launched with 128 threads, it is made for 256"),
         ("test_add", [0, 1, 1], 256, 0, &params, "grid of (0, 1, 1)"),
         ("test_add", [1, 65536, 1], 256, 0, &params, "grid of (1, 65536, 1)"),
-        ("test_add", [1, 1, 1], 256, 100 * 1024, &params, "102400 bytes of dynamic shared memory"),
+        ("test_add", [1, 1, 65536], 256, 0, &params, "grid of (1, 1, 65536)"),
+        ("test_add", [1, 1, 1], 256, 99 * 1024 + 1, &params, "101377 bytes of dynamic shared memory"),
+        ("test_norm", [1, 1, 1], 128, 99 * 1024, &[0; 40], "too much shared memory: 16 bytes static"),
     ] {
         let error = emulator.launch(symbol, grid, threads, smem, params).unwrap_err().to_string();
         assert!(error.contains(want) && error.contains(symbol), "{error}");
+    }
+}
+
+#[test]
+fn traps_and_loops_without_end_are_errors_without_checks_too() {
+    for schedule in [Schedule::Fixed, Schedule::Random(1), Schedule::Random(2)] {
+        let emulator = emulator(EmulatorOptions { schedule, watchdog_secs: 0.2, threads: 2, ..fast() });
+        for (name, task, want) in [
+            ("no_row_bound", Task::Gemm(64, 128, 64), "illegal access: "),
+            ("stage_beyond_end", Task::Gemm(128, 128, 160), "illegal cp_async16"),
+            ("divergent_mma", Task::Gemm(128, 128, 32), "all lanes must reach the same"),
+            ("one_before", Task::Add(1024), "4 bytes before a buffer"),
+            ("for_ever", Task::Add(1024), "the time limit of 0.2 s is over"),
+            ("division_by_zero", Task::Add(1024), "division by zero"),
+            ("deep_stack", Task::Add(1024), "stack overflow"),
+            ("divergent_barrier", Task::Norm(2, 1024), "wait for each other for ever"),
+            ("early_return", Task::Norm(2, 512), "64 threads"),
+            ("misaligned_vector", Task::Norm(2, 1024), "misaligned 16-byte access"),
+        ] {
+            let error = task.run(&emulator, &format!("bug_{name}")).unwrap_err().to_string();
+            assert!(error.contains(want) && error.contains(".cuh:"), "{name}: {error}");
+        }
+        // And the emulator still works.
+        assert!(Task::Gemm(130, 136, 72).run(&emulator, "test_gemm").unwrap().is_right);
+    }
+}
+
+#[test]
+fn emulators_run_side_by_side() {
+    std::thread::scope(|scope| {
+        for seed in 0..4 {
+            scope.spawn(move || {
+                let options = EmulatorOptions { check: seed % 2 == 0, threads: 2, ..fast() };
+                let emulator = emulator(options);
+                for _ in 0..10 {
+                    assert!(Task::Gemm(130, 136, 72).run(&emulator, "test_gemm").unwrap().is_right);
+                    assert!(Task::Norm(4, 64).run(&emulator, "bug_divergent_barrier").is_err());
+                    let text = Task::Add(1024).run(&emulator, "bug_one_before").unwrap_err().to_string();
+                    assert!(text.contains("bug_one_before"), "{text}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn one_emulator_serves_several_threads() {
+    let emulator = emulator(fast());
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                assert!(Task::Transpose(100, 131).run(&emulator, "test_transpose").unwrap().is_right)
+            });
+        }
+    });
+}
+
+#[test]
+fn the_same_seed_reports_the_same_thread() {
+    let report = || {
+        let emulator = emulator(EmulatorOptions { schedule: Schedule::Random(12), ..checked() });
+        let text = Task::Norm(3, 1544).run(&emulator, "bug_no_barrier").unwrap_err().to_string();
+        text.split(": ").next().unwrap().to_owned()
+    };
+    assert_eq!(report(), report());
+}
+
+#[test]
+fn checks_may_begin_late() {
+    let emulator = emulator(fast());
+    let task = Task::Norm(3, 1032);
+    let before = task.run(&emulator, "test_norm").unwrap();
+    let kept = upload(&emulator, &numbers(10, 1));
+    emulator.set_options(checked());
+    assert_eq!(task.run(&emulator, "test_norm").unwrap().bytes, before.bytes);
+    emulator.set_options(fast());
+    task.run(&emulator, "test_norm").unwrap();
+    assert_eq!(download::<f32>(&emulator, kept, 10), numbers(10, 1));
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct PrimitivesParams {
+    words: DevicePtr,
+    numbers: DevicePtr,
+    matrices: DevicePtr,
+    a: DevicePtr,
+    b: DevicePtr,
+    out: DevicePtr,
+}
+
+/// What lane `lane` gets from every primitive, from the tables of the PTX ISA (`ldmatrix`, `mma.m16n8k16`, `shfl`).
+fn expected(
+    lane: usize,
+    words: &[u32],
+    floats: &[f32],
+    matrices: &[bf16],
+    a: &[bf16],
+    b: &[bf16],
+) -> [u32; 24] {
+    let (group, of_four) = (lane / 4, lane % 4);
+    let pair = |low: bf16, high: bf16| u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
+    let matrix = |i: usize, row: usize, column: usize| matrices[i * 64 + row * 8 + column];
+    let product = |row: usize, column: usize| -> f32 {
+        (0..16).map(|k| a[row * 16 + k].to_f32() * b[k * 8 + column].to_f32()).sum()
+    };
+    let mut want = [0; 24];
+    want[0] = words[5];
+    want[1] = words[lane ^ 9];
+    want[2] = if lane + 3 < 32 { words[lane + 3] } else { words[lane] };
+    want[3] = (0..32).map(|i| (words[i] & 1) << i).sum();
+    want[4] = floats.iter().sum::<f32>().to_bits();
+    want[5] = floats.iter().copied().fold(f32::MIN, f32::max).to_bits();
+    want[6] = floats[group * 4..][..4].iter().sum::<f32>().to_bits();
+    want[7] = floats[group * 4..][..4].iter().copied().fold(f32::MIN, f32::max).to_bits();
+    for i in 0..4 {
+        want[8 + i] = pair(matrix(i, group, 2 * of_four), matrix(i, group, 2 * of_four + 1));
+        want[12 + i] = pair(matrix(i, 2 * of_four, group), matrix(i, 2 * of_four + 1, group));
+        let (row, column) = (group + i / 2 * 8, 2 * of_four + i % 2);
+        want[16 + i] = (product(row, column) + (i + 1) as f32).to_bits();
+        want[20 + i] = if lane % 2 == 0 { words[lane / 4 * 4 + i] } else { 0 };
+    }
+    want
+}
+
+#[test]
+fn primitives_do_what_the_instruction_set_says() {
+    // Integers, so that sums are exact in any order.
+    let integers = |len: usize, seed: u32| -> Vec<f32> {
+        numbers(len, seed).iter().map(|x| (x * 64.0).round()).collect()
+    };
+    let halves = |len, seed| -> Vec<bf16> { integers(len, seed).into_iter().map(bf16::from_f32).collect() };
+    let words: Vec<u32> = numbers(32, 1).iter().map(|x| x.to_bits()).collect();
+    let (floats, matrices, a, b) = (integers(32, 2), halves(256, 3), halves(256, 4), halves(128, 5));
+    for options in [fast(), checked(), EmulatorOptions { schedule: Schedule::Random(3), ..checked() }] {
+        let emulator = emulator(options);
+        let params = PrimitivesParams {
+            words: upload(&emulator, &words),
+            numbers: upload(&emulator, &floats),
+            matrices: upload(&emulator, &matrices),
+            a: upload(&emulator, &a),
+            b: upload(&emulator, &b),
+            out: emulator.alloc(24 * 32 * 4).unwrap(),
+        };
+        emulator.launch("test_primitives", [1, 1, 1], 32, 0, bytemuck::bytes_of(&params)).unwrap();
+        let out = download::<u32>(&emulator, params.out, 24 * 32);
+        for lane in 0..32 {
+            let want = expected(lane, &words, &floats, &matrices, &a, &b);
+            for (i, want) in want.into_iter().enumerate() {
+                assert_eq!(out[i * 32 + lane], want, "primitive {i}, lane {lane}");
+            }
+        }
     }
 }

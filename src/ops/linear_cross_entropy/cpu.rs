@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{Gradient, TargetScore, chunk_rows};
 use crate::batch::Target;
-use crate::device::{Device, Tensor};
+use crate::device::{Class, Device, Tensor};
 use crate::error::Result;
 use crate::ops::gemm::{Mat, MatMut, Write, axpy, gemm, par_gemm};
 use crate::ops::simd;
@@ -29,13 +29,14 @@ pub(super) fn forward<T: Real>(
     mut gradient: Option<Gradient<'_, T>>,
 ) -> Result<Vec<TargetScore>> {
     let mut scores = vec![TargetScore { logprob: 0.0, is_argmax: false }; targets.len()];
-    let chunk = chunk_rows::<T>(weight.rows()).min(x.rows());
+    let chunk = chunk_rows::<T>(device.machine(), weight.rows()).min(x.rows());
     if chunk == 0 {
         return Ok(scores);
     }
     let blocks = blocks(weight.rows());
+    let place = device.class(Class::Logits);
     let mut logits: Vec<Tensor<T>> =
-        blocks.iter().map(|b| device.empty(chunk, b.len())).collect::<Result<_>>()?;
+        blocks.iter().map(|b| place.empty(chunk, b.len())).collect::<Result<_>>()?;
     let mut partial: Vec<Tensor<T>> = match gradient {
         Some(_) => blocks.iter().map(|_| device.empty(chunk, x.cols())).collect::<Result<_>>()?,
         None => Vec::new(),

@@ -5,7 +5,7 @@ use half::bf16;
 use super::{Backward, Factors, Group, Layer, LayerAdapters, Rows, backward, forward};
 use crate::batch::AdapterRows;
 use crate::device::self_test::{Finding, Outcome};
-use crate::device::{Device, Target, Tensor};
+use crate::device::{Device, Machine, Tensor};
 use crate::error::Result;
 use crate::ops::gemm::Write;
 use crate::ops::lora_matmul::{self, Forward, Frozen, LayerBackward, Lora, LoraGrad, LoraMatmul};
@@ -26,7 +26,7 @@ const LIMIT: f64 = 4e-3;
 /// Errors of the device. Wrong results are findings.
 pub fn self_test(device: &Device) -> Result<Vec<Finding>> {
     let check = "LoRA matmul against f64";
-    if device.target() == Target::Cpu {
+    if device.machine() == Machine::Cpu {
         let detail = "the CPU runs no kernels".into();
         return Ok(vec![Finding { check, detail, outcome: Outcome::Skipped }]);
     }
