@@ -5,6 +5,7 @@
 //! the floor (operations over the peak rate, bytes over the bandwidth, whichever is longer), and where a cuBLASLt is found, how
 //! its products compare. Without a GPU everything is skipped, and the reason printed.
 
+#[allow(dead_code, reason = "rows and the CPU are for the other benchmarks")]
 mod common;
 
 #[path = "kernels/cublaslt.rs"]

@@ -30,8 +30,8 @@ fn main() -> Result<()> {
     };
     let adapter = Adapter::new(&device, &lora, &decoder.config, &decoder.weights, 0)?;
     let mut step = Step {
-        grads: vec![adapter.zeros_like(&device)],
-        optimizer: Optimizer::new(&device, &adapter),
+        grads: vec![adapter.zeros_like(&device)?],
+        optimizer: Optimizer::new(&device, &adapter)?,
         adapters: vec![adapter],
         device: &device,
         decoder: &decoder,

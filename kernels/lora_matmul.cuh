@@ -42,7 +42,8 @@ constexpr int kMaskColumns = 128;
 
 // Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) for the counter (call, position, sample, 0).
 DEVICE void dropout_bits(uint32_t (&word)[4], DropoutKey key, uint32_t call, const uint32_t* row_key) {
-    uint32_t c0 = call, c1 = row_key[1], c2 = row_key[0], c3 = 0;
+    const Vec8 row = load8(row_key);
+    uint32_t c0 = call, c1 = row.word[1], c2 = row.word[0], c3 = 0;
     uint32_t k0 = key.word[0], k1 = key.word[1];
     UNROLL for (int round = 0; round < 10; round++) {
         const uint32_t high0 = mul_hi(c0, 0xD2511F53u), low0 = c0 * 0xD2511F53u;

@@ -144,10 +144,11 @@ DEVICE void lora_matmul_down(const LoraMatmulDownParams& p) {
             }
         }
         __syncthreads();
+        // Eight lanes read one piece of eight rows, whose padding puts them into different banks.
         for (int i = threadIdx.x; i < kDownRows * kPieces; i += kDownWarps * 32) {
-            const int at = row + i / kPieces, c = i % kPieces * 8;
+            const int r = i / (8 * kPieces) * 8 + i % 8, at = row + r, c = i / 8 % kPieces * 8;
             if (at >= start && at < end && c < columns) {
-                store16(output + at * static_cast<int64_t>(p.stride) + c, load16(result + i / kPieces * kRowNumbers + c));
+                store16(output + at * static_cast<int64_t>(p.stride) + c, load16(result + r * kRowNumbers + c));
             }
         }
         // The next run writes `sums` again.

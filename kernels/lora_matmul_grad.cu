@@ -43,18 +43,19 @@ constexpr int kGradFeatures = 64;
 constexpr int kGradThreads = 128;
 constexpr int kGradStages = 4;
 
-// Sets the dropped elements of rows first_row.. of x in a tile to 0. Lanes take pairs of columns c, c + 1 with all c + 16 i, and
-// rows two apart: so the four rows of a warp lie in different places of the swizzle and no banks collide.
+// Sets the dropped elements of rows first_row.. of x in a tile to 0. Lanes take pairs of columns c, c + 1 with all c + 16 i, odd
+// rows in another order of i: so the four rows of a warp lie in different places of the swizzle and no banks collide.
 DEVICE void drop_tile(unsigned char* tile, const LoraMatmulGradParams& p, DropoutKey key, int first_row, int row_end, int column) {
     const int lane = lane_id(), warp = threadIdx.x / 32, c = lane % 8 * 2;
-    UNROLL for (int parity = 0; parity < 2; parity++) {
-        const int k = warp * 8 + lane / 8 * 2 + parity;
+    UNROLL for (int half = 0; half < 2; half++) {
+        const int k = warp * 8 + half * 4 + lane / 8;
         if (first_row + k >= row_end) continue;
         const uint32_t* row_key = p.dropout.row_keys + 2 * static_cast<int64_t>(first_row + k);
         const uint32_t call = column / kMaskColumns * 16 + c;
         const uint32_t low = dropout_kept(key, call, row_key, p.dropout.threshold);
         const uint32_t high = dropout_kept(key, call + 1, row_key, p.dropout.threshold);
-        UNROLL for (int i = 0; i < kGradFeatures / 16; i++) {
+        UNROLL for (int step = 0; step < kGradFeatures / 16; step++) {
+            const int i = step ^ (k % 2 * 2);
             const int bit = column % kMaskColumns / 16 + i;
             const uint32_t mask = ((low >> bit) & 1 ? 0x0000ffffu : 0) | ((high >> bit) & 1 ? 0xffff0000u : 0);
             uint32_t* at = reinterpret_cast<uint32_t*>(tile + columns_offset<kGradFeatures>(k, 2 * i + c / 8) + c % 8 * 2);

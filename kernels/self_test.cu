@@ -10,7 +10,7 @@ struct SelfTestParams {
     float addend;     // a small integer
     int64_t offset;   // added to every element
     uint32_t stride;  // words between the elements of a block in shared memory; odd
-    uint32_t fault;   // 0; another value makes every thread write far outside `y`
+    uint32_t fault;   // 0; 1 makes every thread write 16 GiB below `y`
 };
 
 // y[b, t] = z[b, 127 - t] ^ z[b, 127 - (t ^ 1)] with z = factor * x + addend + offset + b. Blocks are counted x first.
@@ -24,5 +24,5 @@ KERNEL(self_test, SelfTestParams, 128, 1) {
     __syncthreads();
     const uint32_t own = z[(127 - thread) * p.stride];
     const uint32_t other = shfl_xor(own, 1);
-    p.y[static_cast<int64_t>(block) * 128 + thread + (static_cast<int64_t>(p.fault) << 40)] = own ^ other;
+    p.y[static_cast<int64_t>(block) * 128 + thread - (static_cast<int64_t>(p.fault) << 32)] = own ^ other;
 }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use half::bf16;
-use tanren::device::card::{self, Card};
-use tanren::device::{Device, Tensor};
+use tanren::device::{Card, Device, Tensor};
 use tanren::error::Result;
 use tanren::rng::{Purpose, Stream};
 
@@ -25,7 +24,7 @@ pub(crate) struct Bench<'c> {
 
 impl<'c> Bench<'c> {
     pub(crate) fn new(criterion: &'c mut Criterion, device: &Device, name: &str) -> Self {
-        let card = card::of_label(device.label());
+        let card = Card::of_label(device.label());
         if card.is_none() {
             println!("no peak rates are known for {}: no floors are printed", device.label());
         }
@@ -69,7 +68,7 @@ impl<'c> Bench<'c> {
     fn print(&self, name: &str, cost: Cost, seconds: f64) {
         let rate = cost.flops as f64 / seconds / 1e12;
         let floor = self.card.map_or(String::new(), |card| {
-            let floor = card.floor_seconds(cost.flops, cost.bytes);
+            let floor = card.floor_secs(cost.flops, cost.bytes);
             format!(", {:5.1} % of the floor of {:.3} ms", 100.0 * floor / seconds, 1e3 * floor)
         });
         println!("{name:60} {:9.3} ms {rate:7.1} TFLOP/s{floor}", 1e3 * seconds);

@@ -77,8 +77,8 @@ impl Case {
                 dy: random(device, rows, out, 1.0, index + 2)?,
                 a: random(device, LORA_R, inputs, 0.02, index + 3)?,
                 b_t: random(device, LORA_R, out, 0.02, index + 4)?,
-                da: device.zeros(LORA_R, inputs),
-                db_t: device.zeros(LORA_R, out),
+                da: device.zeros(LORA_R, inputs)?,
+                db_t: device.zeros(LORA_R, out)?,
             })
         };
         Ok(Self {
@@ -120,11 +120,10 @@ impl Case {
             bytes: 2 * (self.rows * (self.inputs + columns) + self.inputs * columns) as u64,
         };
         let lora_flops = 2 * (self.rows * LORA_R * (self.inputs * self.outputs.len() + columns)) as u64;
-        let mut y: Vec<Tensor<bf16>> = self.outputs.iter().map(|&out| device.empty(self.rows, out)).collect();
-        let narrow =
-            || self.outputs.iter().map(|_| device.zeros::<bf16>(self.rows, LORA_R)).collect::<Vec<_>>();
-        let (mut none, mut xa) =
-            (self.outputs.iter().map(|_| device.empty(self.rows, 0)).collect::<Vec<_>>(), narrow());
+        let outputs = |cols: &dyn Fn(usize) -> usize| -> Result<Vec<Tensor<bf16>>> {
+            self.outputs.iter().map(|&out| device.zeros(self.rows, cols(out))).collect()
+        };
+        let (mut y, mut none, mut xa) = (outputs(&|out| out)?, outputs(&|_| 0)?, outputs(&|_| LORA_R)?);
 
         let plain_seconds = bench.run(&format!("forward plain {name}"), base, || {
             let (mut y, mut none) = (y.iter_mut().collect::<Vec<_>>(), none.iter_mut().collect::<Vec<_>>());
@@ -136,7 +135,7 @@ impl Case {
             forward(&device, &group(&adapted), &self.x, &mut y, &mut xa)
         })?;
         println!("  lora over plain: {:.3}", lora_seconds / plain_seconds);
-        let mut dx = device.empty(self.rows, self.inputs);
+        let mut dx = device.empty(self.rows, self.inputs)?;
         let dy: Vec<&Tensor<bf16>> = self.layers.iter().map(|l| &l.dy).collect();
         let all = Cost { flops: base.flops + 2 * lora_flops, bytes: 2 * base.bytes };
         bench.run(&format!("backward lora {name}"), all, || {

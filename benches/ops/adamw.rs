@@ -27,9 +27,11 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let tensors = || -> Result<Vec<Tensor<f32>>> {
             shapes.iter().map(|&[rows, cols]| random(device, rows, cols)).collect()
         };
-        let zeros = || shapes.iter().map(|&[rows, cols]| device.zeros(rows, cols)).collect();
+        let zeros = || -> Result<Vec<Tensor<f32>>> {
+            shapes.iter().map(|&[rows, cols]| device.zeros(rows, cols)).collect()
+        };
         let (mut params, grads) = (tensors()?, tensors()?);
-        let (mut exp_avg, mut exp_avg_sq): (Vec<Tensor<f32>>, Vec<Tensor<f32>>) = (zeros(), zeros());
+        let (mut exp_avg, mut exp_avg_sq) = (zeros()?, zeros()?);
         bench.bytes(&format!("{blocks} blocks, r 16"), || {
             let moments = exp_avg.iter_mut().zip(&mut exp_avg_sq);
             let mut trained: Vec<Trained<'_, f32>> = params

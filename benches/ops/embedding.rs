@@ -15,7 +15,7 @@ const VOCAB_SIZE: usize = 151_936;
 /// Random tokens: no row of the table is in a cache.
 pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let mut bench = Bench::new(criterion, device, "embedding");
-    let table = device.zeros::<f32>(VOCAB_SIZE, HIDDEN_SIZE);
+    let table = device.zeros::<f32>(VOCAB_SIZE, HIDDEN_SIZE)?;
     let mut stream = Stream::new(0, Purpose::Shuffle, 0);
     for tokens in [64, ROW, 4 * ROW] {
         let ids: Vec<u32> = (0..tokens).map(|_| stream.next_u32() % VOCAB_SIZE as u32).collect();

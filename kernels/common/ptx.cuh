@@ -68,6 +68,12 @@ DEVICE void store16(void* address, Vec16 value) {
     *static_cast<uint4*>(address) = make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
 }
 
+// Two words at an 8-byte aligned address.
+DEVICE Vec8 load8(const void* address) {
+    const uint2 v = *static_cast<const uint2*>(address);
+    return Vec8{{v.x, v.y}};
+}
+
 // Two f32 at an 8-byte aligned address.
 DEVICE void store8(float* address, float first, float second) {
     *reinterpret_cast<float2*>(address) = make_float2(first, second);

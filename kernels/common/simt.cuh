@@ -5,7 +5,7 @@
 // readings the same:
 //   * All 32 lanes of a warp reach every warp-wide call (masks are full); threads of a block are a multiple of 32.
 //   * Shared memory is declared with DYNAMIC_SMEM or STATIC_SMEM and with nothing else.
-//   * 16 bytes at a time move only through load16, store16 and cp_async16; no memcpy, no struct copies between memories.
+//   * 8 and 16 bytes at a time move only through load8, load16, store8, store16 and cp_async16; no memcpy, no struct copies between memories.
 //   * Products and sums that must round alike are written with fmaf: neither compiler contracts a * b + c by itself.
 //   * A kernel is KERNEL(symbol, Params, threads, min_blocks) { body using p }: one params struct, passed by value.
 //   * Params structs are plain: pointers, fixed-width integers, float, arrays of these, and structs of these. The build script
@@ -17,6 +17,11 @@
 // A bfloat16 number: the upper half of an f32. Own type, because the same code must compile without CUDA headers.
 struct bf16 {
     uint16_t bits;
+};
+
+// Eight bytes.
+struct alignas(8) Vec8 {
+    uint32_t word[2];
 };
 
 // Sixteen bytes: eight bf16 or four f32.

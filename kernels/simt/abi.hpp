@@ -87,6 +87,7 @@ void cp_async_wait(int pending);
 [[noreturn]] void misaligned(const void* address, uint32_t bytes);
 // Checked kernels move more than one number through these, because a compiler splits such copies before it instruments them.
 void checked_load16(void* to, const void* from);
+void checked_load8(void* to, const void* from);
 void checked_store16(void* to, const void* from);
 void checked_store8(void* to, const void* from);
 uint32_t atomic_add32(void* address, uint32_t value);

@@ -134,6 +134,17 @@ DEVICE void store16(void* address, Vec16 value) {
 #endif
 }
 
+DEVICE Vec8 load8(const void* address) {
+#if defined(SIMT_CHECK)
+    Vec8 value;
+    ::simt::checked_load8(&value, address);
+    return value;
+#else
+    if (__builtin_expect(reinterpret_cast<uintptr_t>(address) & 7, 0)) ::simt::misaligned(address, 8);
+    return *static_cast<const Vec8*>(address);
+#endif
+}
+
 DEVICE void store8(float* address, float first, float second) {
     const float pair[2] = {first, second};
 #if defined(SIMT_CHECK)

@@ -4,6 +4,7 @@
 //! typed as a TOML table, so that flags and files are the same kind of layer. Other names of options come from the one table
 //! in [`crate::config::aliases`], and the defaults in the help from the `Default` of the configuration types.
 
+mod plan;
 mod score;
 mod train;
 
@@ -15,6 +16,7 @@ use clap::{Arg, Args, Command as ClapCommand, CommandFactory, FromArgMatches, Pa
 use serde::Serialize;
 use toml::Table;
 
+pub use plan::PlanArgs;
 pub use score::ScoreArgs;
 pub use train::TrainArgs;
 
@@ -36,6 +38,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train an adapter for a model on rows of text.
+    #[command(after_help = train::EXAMPLES)]
     Train(Box<TrainArgs>),
     /// Compute log-probabilities of answers, or choose between them.
     Score(Box<ScoreArgs>),
@@ -67,8 +70,9 @@ pub enum InspectCommand {
     Data(DataArgs),
     /// Show the processor and the GPUs, and why a GPU cannot be used; test them with --self-test.
     Device(DeviceArgs),
-    /// Show steps, memory and cost of a training; takes the options of `train`, of which --output-dir may be left out.
-    Plan(Box<TrainArgs>),
+    /// Show memory, work and predicted speed of a training, here or on a card; takes the options of `train`, none required but
+    /// a model.
+    Plan(Box<PlanArgs>),
     /// Show the GPU kernels of this build: who compiled them, and what each takes of a multiprocessor.
     Kernels,
 }
@@ -225,7 +229,9 @@ pub fn command() -> ClapCommand {
         .mut_subcommand("score", |command| complete(command, aliases::SCORE, &score()))
         .mut_subcommand("inspect", |inspect| {
             inspect
-                .mut_subcommand("plan", |command| complete(command, aliases::TRAIN, &train()))
+                .mut_subcommand("plan", |command| {
+                    complete(command, aliases::TRAIN, &train()).mut_arg("dry_run", |arg| arg.hide(true))
+                })
                 .mut_subcommand("data", |command| complete(command, &[], &Table::new()))
         })
 }
@@ -249,13 +255,13 @@ pub fn normalise_args(args: impl IntoIterator<Item = OsString>) -> Vec<OsString>
             Some((name, value)) => (name.replace('_', "-"), Some(value.to_owned())),
             None => (flag.replace('_', "-"), None),
         };
-        let switch = SWITCHES.iter().find(|(switch, ..)| switch.replace('_', "-") == name);
+        let switch = SWITCHES.iter().find(|switch| switch.name.replace('_', "-") == name);
         match (switch, value) {
-            (Some((_, key, word)), value) => {
+            (Some(switch), value) => {
                 let next = || args.next_if(|next| next == "true" || next == "false");
                 let value = value.map(OsString::from).or_else(next);
-                if value.is_none_or(|value| value != "false") {
-                    result.push(format!("--{}={word}", key.replace('_', "-")).into());
+                if let Some(word) = switch.value(value.is_none_or(|value| value != "false")) {
+                    result.push(format!("--{}={word}", switch.option.replace('_', "-")).into());
                 }
             }
             (None, Some(value)) => result.push(format!("--{name}={value}").into()),

@@ -8,7 +8,7 @@ use super::console::{Console, Progress};
 use super::options::TrainArgs;
 use super::signals::Stop;
 use super::units::{bytes, count, seconds, shell_word};
-use super::{plan, table, template};
+use super::{inspect, plan, table, template};
 use crate::config::{Batching, Format, Resume, TargetModules, TrainConfig};
 use crate::data::routing::Routing;
 use crate::error::Result;
@@ -29,28 +29,32 @@ pub(super) fn run(args: &TrainArgs, console: &Arc<Console>) -> Result<()> {
     Ok(())
 }
 
-/// `tanren inspect plan`: the plan of `train` without an output folder.
+/// The plan of a run with its rows, for `tanren inspect plan`; as JSON, nothing else goes to standard output.
 ///
 /// # Errors
-/// As [`run`].
-pub(super) fn inspect(args: &TrainArgs, console: &Arc<Console>) -> Result<()> {
-    let mut flags = args.flags()?;
-    // A folder that cannot exist yet: nothing is written into it, and what another run left must not matter.
-    let nowhere = std::env::temp_dir().join(format!("tanren-plan-{}", std::process::id()));
-    if !flags.contains_key("output_dir") {
-        flags.insert("output_dir".into(), nowhere.to_string_lossy().into_owned().into());
+/// As [`run`], and that nothing fits.
+pub(super) fn planned(config: &TrainConfig, json: bool, console: &Arc<Console>) -> Result<()> {
+    match json {
+        false => watched(config, console).map(drop),
+        true => {
+            let (stop, context) = surroundings(console)?;
+            let summary = train::run(config, &context, &mut |event| {
+                stop.asked();
+                match event {
+                    Event::Planned(plan) => inspect::plan::json(plan, console),
+                    Event::Notice(notice) => console.notice(notice),
+                    _ => {}
+                }
+            });
+            console.clear();
+            summary.map(drop)
+        }
     }
-    flags.insert("dry_run".into(), true.into());
-    let config = TrainConfig::resolve(flags, args.config())?;
-    let shown = settings(&config).into_iter().filter(|(name, _)| *name != "output");
-    console.lines(table::pairs(&shown.collect::<Vec<_>>()));
-    watched(&config, console).map(drop)
 }
 
 /// Runs it and shows what happens.
 fn watched(config: &TrainConfig, console: &Arc<Console>) -> Result<Summary> {
-    let stop = Stop::install(console)?;
-    let context = Context { template_helper: Some(template::helper()?), stop: Some(stop.question()) };
+    let (stop, context) = surroundings(console)?;
     let mut view = View { config, console, first: 0, total: 0, start: Instant::now() };
     let summary = train::run(config, &context, &mut |event| {
         // Where the run does not ask often, the user still hears at once.
@@ -61,8 +65,15 @@ fn watched(config: &TrainConfig, console: &Arc<Console>) -> Result<Summary> {
     summary
 }
 
+/// What the run gets from outside, and who answers when it asks whether to stop.
+fn surroundings(console: &Arc<Console>) -> Result<(Stop, Context)> {
+    let stop = Stop::install(console)?;
+    let context = Context { template_helper: Some(template::helper()?), stop: Some(stop.question()) };
+    Ok((stop, context))
+}
+
 /// The options that decide most, as a table.
-fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
+pub(super) fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
     let lora = config.lora();
     let modules = match &lora.target_modules {
         TargetModules::AllLinear => "all linear layers".to_owned(),
@@ -98,7 +109,18 @@ fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
         ("batch", format!("{batch} x {} per optimizer step", config.gradient_accumulation_steps)),
         ("learning rate", format!("{:e}, {}", config.learning_rate, config.lr_scheduler)),
         ("length", format!("{length}, at most {} tokens per row", count(config.max_seq_length as u64))),
-        ("device", format!("{}, {}, base weights {}", config.device, config.dtype, quant(config))),
+        (
+            "device",
+            format!(
+                "{}, {}, base weights {}",
+                config
+                    .gpu
+                    .as_ref()
+                    .map_or_else(|| config.device.to_string(), |gpu| format!("{gpu} (planned)")),
+                config.dtype,
+                quant(config)
+            ),
+        ),
         ("seed", config.seed.to_string()),
         ("output", config.output_dir.display().to_string()),
     ]);
@@ -191,14 +213,13 @@ impl View<'_> {
                 console
                     .lines(audit.lines().into_iter().chain(routed(routing)).map(|line| format!("  {line}")));
             }
-            Event::Planned(planned) => {
-                console.heading("plan");
-                console.lines(plan::summary(planned));
-                if self.config.dry_run {
-                    console.heading("work of one optimizer step");
-                    console.lines(plan::by_op(planned));
+            Event::Planned(planned) => match self.config.dry_run {
+                true => inspect::plan::tables(planned, console),
+                false => {
+                    console.heading("plan");
+                    console.lines(plan::summary(planned));
                 }
-            }
+            },
             Event::Started { done, total, steps_per_epoch, .. } => {
                 (self.first, self.total, self.start) = (done, total, Instant::now());
                 let from = if done > 0 { format!(", {} done already", count(done)) } else { String::new() };

@@ -48,12 +48,38 @@ pub const SCORE: &[Alias] = &[
     ("quant", &["bnb-4bit-quant-type"]),
 ];
 
-/// A switch that stands for a value of an option: name (TOML spelling), option, value.
-pub const SWITCHES: &[(&str, &str, &str)] = &[
-    ("bf16", "dtype", "bf16"),
-    ("fp16", "dtype", "fp16"),
-    ("fp32", "dtype", "f32"),
-    ("load_in_4bit", "quant", "nf4"),
+/// A switch that stands for a value of an option.
+#[derive(Debug, Clone, Copy)]
+pub struct Switch {
+    /// Its name (TOML spelling).
+    pub name: &'static str,
+    /// The option it stands for (TOML spelling).
+    pub option: &'static str,
+    /// The value where it is on.
+    pub on: &'static str,
+    /// The value where it is off, if that says anything.
+    pub off: Option<&'static str>,
+}
+
+impl Switch {
+    /// What it means to switch it to `on`.
+    pub fn value(&self, on: bool) -> Option<&'static str> {
+        if on { Some(self.on) } else { self.off }
+    }
+}
+
+/// The switches of other tools.
+pub const SWITCHES: &[Switch] = &[
+    Switch { name: "bf16", option: "dtype", on: "bf16", off: None },
+    Switch { name: "fp16", option: "dtype", on: "fp16", off: None },
+    Switch { name: "fp32", option: "dtype", on: "f32", off: None },
+    Switch { name: "load_in_4bit", option: "quant", on: "nf4", off: None },
+    Switch {
+        name: "gradient_checkpointing",
+        option: "activation_policy",
+        on: "checkpoint",
+        off: Some("keep_all"),
+    },
 ];
 
 /// The option called `name`, directly or by an alias. `-` and `_` are the same.

@@ -101,6 +101,24 @@ impl TrainConfig {
     /// The rules of training; `layers` knows where each value was given.
     pub(super) fn check(&self, layers: &Layers) -> Result<()> {
         let check = Checker(layers);
+        self.check_shared(&check)?;
+        let files = !self.train_file.is_empty() && self.train_file.iter().all(|path| named(path));
+        check.required("train_file", files, "pass --train-file with a .jsonl or .csv file")?;
+        let fix = "pass --output-dir with a folder for the results";
+        check.required("output_dir", named(&self.output_dir), fix)?;
+        self.check_rest(&check)
+    }
+
+    /// The rules of a plan: those of training, except that there may be no rows yet and no place for results.
+    pub(super) fn check_plan(&self, layers: &Layers) -> Result<()> {
+        let check = Checker(layers);
+        self.check_shared(&check)?;
+        let files = self.train_file.iter().all(|path| named(path));
+        check.required("train_file", files, "name a .jsonl or .csv file, or leave out train_file")?;
+        self.check_rest(&check)
+    }
+
+    fn check_shared(&self, check: &Checker<'_>) -> Result<()> {
         check.shared(&Shared {
             model: &self.model,
             batch_size: self.batch_size,
@@ -108,23 +126,19 @@ impl TrainConfig {
             threads: self.threads,
             max_seq_length: self.max_seq_length,
             max_tokens_per_pass: self.max_tokens_per_pass,
-        })?;
-        self.check_files(&check)?;
-        self.check_numbers(&check)?;
+        })
+    }
+
+    fn check_rest(&self, check: &Checker<'_>) -> Result<()> {
+        self.check_files(check)?;
+        self.check_numbers(check)?;
         if let Some((key, fault)) = self.lora().fault() {
-            return Err(layers.locate(key, fault));
+            return Err(check.0.locate(key, fault));
         }
-        self.check_task(&check)
+        self.check_task(check)
     }
 
     fn check_files(&self, check: &Checker<'_>) -> Result<()> {
-        let files = !self.train_file.is_empty() && self.train_file.iter().all(|path| named(path));
-        check.required("train_file", files, "pass --train-file with a .jsonl or .csv file")?;
-        check.required(
-            "output_dir",
-            named(&self.output_dir),
-            "pass --output-dir with a folder for the results",
-        )?;
         check.exclusive(
             "eval_file",
             !self.eval_file.is_empty(),
@@ -134,6 +148,10 @@ impl TrainConfig {
         if let Some(part) = self.eval_fraction {
             let fix = "0.05 to 0.2 is usual";
             check.rule(part > 0.0 && part < 1.0, "eval_fraction", part, "above 0 and below 1", fix)?;
+        }
+        if let (Some(gpu), false) = (&self.gpu, self.dry_run) {
+            let error = check.0.error("gpu", "a training runs on the device it is on; a card is for plans");
+            return error.got(gpu).fix("add --dry-run, or leave out gpu").into();
         }
         if let Some(Resume::Dir(path)) = &self.resume {
             check.required("resume", named(path), "use auto or a checkpoint folder")?;

@@ -134,10 +134,12 @@ impl Layers {
 
     /// Adds one value after checking its name and type.
     fn insert<T: Options>(&mut self, name: &str, value: Value, origin: Origin) -> Result<()> {
-        let switch = SWITCHES.iter().find(|(switch, ..)| *switch == name.replace('-', "_"));
+        let switch = SWITCHES.iter().find(|switch| switch.name == name.replace('-', "_"));
         let (name, value) = match (switch, &value) {
-            (Some((_, key, word)), Value::Boolean(true)) => (*key, Value::String((*word).to_owned())),
-            (Some(_), Value::Boolean(false)) => return Ok(()),
+            (Some(switch), Value::Boolean(on)) => match switch.value(*on) {
+                Some(word) => (switch.option, Value::String(word.to_owned())),
+                None => return Ok(()),
+            },
             _ => (name, value),
         };
         let keys = keys_of::<T>();

@@ -15,6 +15,7 @@ pub mod lora;
 pub mod model;
 pub mod registry;
 pub mod score;
+pub mod size;
 pub mod train;
 pub mod values;
 pub mod variant;
@@ -23,8 +24,9 @@ pub use lora::{LoraConfig, TargetModules};
 pub use model::{Family, LINEAR_MODULES, ModelConfig};
 pub use registry::{Variant, matching_variant, variant, variants};
 pub use score::ScoreConfig;
+pub use size::MemorySize;
 pub use train::TrainConfig;
 pub use values::{
-    Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, ScoreMode, TargetShift, Task,
-    TrainMode, Truncation,
+    ActivationPolicy, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, ScoreMode,
+    TargetShift, Task, TrainMode, Truncation,
 };

@@ -9,9 +9,10 @@ use super::aliases::{self, Alias};
 use super::layers::{Layers, Options};
 use super::lora::{LoraConfig, TargetModules};
 use super::presets;
+use super::size::MemorySize;
 use super::values::{
-    Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, TargetShift, Task, TrainMode,
-    Truncation, paths,
+    ActivationPolicy, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, TargetShift,
+    Task, TrainMode, Truncation, paths,
 };
 use crate::error::{Error, Result};
 
@@ -51,6 +52,12 @@ pub struct TrainConfig {
     pub threads: Option<usize>,
     /// Most packed rows (tokens) computed at once; bounds memory, never changes results.
     pub max_tokens_per_pass: usize,
+    /// What blocks keep for the backward pass; never changes results.
+    pub activation_policy: ActivationPolicy,
+    /// Most bytes for weights, adapter, activations and optimizer; a part of what is free if absent.
+    pub memory_limit: Option<MemorySize>,
+    /// Card that a plan is for; plans only.
+    pub gpu: Option<String>,
     /// Times through the training rows; may be a fraction.
     pub num_epochs: f64,
     /// Optimizer steps; overrides `num_epochs`.
@@ -160,6 +167,9 @@ impl Default for TrainConfig {
             dtype: Dtype::F32,
             threads: None,
             max_tokens_per_pass: 4096,
+            activation_policy: ActivationPolicy::Auto,
+            memory_limit: None,
+            gpu: None,
             num_epochs: 3.0,
             max_steps: None,
             batch_size: Some(8),
@@ -224,7 +234,8 @@ impl TrainConfig {
     /// Lays defaults, the preset of the model, `file` and `flags` over each other, and checks the result.
     ///
     /// Keys of `flags` are option names or aliases. Of a preset, `quant` and `double_quant` apply to CUDA devices only: it is
-    /// the 10 GB of a card that asks for them. Relative paths start at the current folder, in the file too.
+    /// the 10 GB of a card that asks for them. Where no `dtype` is given, a GPU (also one that is only planned for) gets bf16.
+    /// Relative paths start at the current folder, in the file too.
     ///
     /// ```
     /// use tanren::config::TrainConfig;
@@ -241,6 +252,23 @@ impl TrainConfig {
     /// # Errors
     /// An input error of class `CONFIG` with file, line and option, or an I/O error if the file cannot be read.
     pub fn resolve(flags: Table, file: Option<&Path>) -> Result<Self> {
+        let (config, layers) = Self::laid_over(flags, file)?;
+        config.check(&layers)?;
+        Ok(config)
+    }
+
+    /// The same for a plan (`dry_run`), which needs neither rows nor an output folder.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::resolve`].
+    pub fn resolve_plan(mut flags: Table, file: Option<&Path>) -> Result<Self> {
+        flags.insert("dry_run".into(), true.into());
+        let (config, layers) = Self::laid_over(flags, file)?;
+        config.check_plan(&layers)?;
+        Ok(config)
+    }
+
+    fn laid_over(flags: Table, file: Option<&Path>) -> Result<(Self, Layers)> {
         let flags = Layers::from_flags::<Self>(flags)?;
         let given = match file {
             Some(path) => flags.over::<Self>(Layers::from_file::<Self>(path)?),
@@ -257,14 +285,18 @@ impl TrainConfig {
             }
             layers = Layers::from_preset::<Self>(variant.name, options)?.over::<Self>(layers);
         }
+        let has_dtype = given.text("dtype").is_some();
         let layers = given.over::<Self>(layers);
         let mut config: Self = layers.read()?;
+        let on_gpu = matches!(config.device, DeviceChoice::Cuda(_) | DeviceChoice::Emulated);
+        if !has_dtype && (on_gpu || config.gpu.is_some()) {
+            config.dtype = Dtype::Bf16;
+        }
         config.preset = preset.map_or("none", |variant| variant.name).to_owned();
         if !config.metric_for_best_model.starts_with("eval_") {
             config.metric_for_best_model.insert_str(0, "eval_");
         }
-        config.check(&layers)?;
-        Ok(config)
+        Ok((config, layers))
     }
 
     /// Checks every number and every pair of options that exclude each other.
@@ -334,7 +366,7 @@ impl TrainConfig {
             ("task", self.task.to_string(), &["causal"]),
             ("quant", self.quant.to_string(), &["none"]),
             ("device", self.device.to_string(), &["auto", "cpu"]),
-            ("dtype", self.dtype.to_string(), &["f32"]),
+            ("dtype", self.dtype.to_string(), if self.gpu.is_some() { &["bf16", "f32"] } else { &["f32"] }),
             ("format", self.format.to_string(), &["plain", "chat"]),
             ("loss", self.loss.to_string(), &["cross_entropy"]),
             ("target_shift", self.target_shift.to_string(), &["none"]),

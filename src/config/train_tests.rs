@@ -275,3 +275,47 @@ fn aliases_and_replacements_point_to_options() {
         assert!(keys.contains(&key), "{key}");
     }
 }
+
+#[test]
+fn memory_and_policy_have_their_words() {
+    use crate::config::{ActivationPolicy, MemorySize};
+    let config = resolve("").unwrap();
+    assert_eq!((config.activation_policy, config.memory_limit), (ActivationPolicy::Auto, None));
+    let config = resolve("activation_policy = \"drop-gate-up\"\nmemory_limit = \"9.3GiB\"").unwrap();
+    assert_eq!(config.activation_policy, ActivationPolicy::DropGateUp);
+    assert_eq!(config.memory_limit.map(MemorySize::bytes), Some(9_985_798_963));
+    assert_eq!(
+        resolve("memory_limit = 1000").unwrap().memory_limit,
+        resolve("memory_limit = \"1kB\"").unwrap().memory_limit
+    );
+    for (value, policy) in [("true", ActivationPolicy::Checkpoint), ("false", ActivationPolicy::KeepAll)] {
+        let config = resolve_file(&format!("gradient_checkpointing = {value}")).unwrap();
+        assert_eq!(config.activation_policy, policy);
+    }
+    let error = refused("memory_limit = \"much\"");
+    assert!(error.contains("memory_limit") && error.contains("9.3GiB"), "{error}");
+    assert!(refused("activation_policy = \"checkpiont\"").contains("did you mean \"checkpoint\"?"));
+    let error = resolve_file("gradient_checkpointing = true\nactivation_policy = \"auto\"").unwrap_err();
+    assert!(error.to_string().contains("given twice"), "{error}");
+}
+
+#[test]
+fn a_card_is_for_plans_and_computes_in_bf16() {
+    assert!(refused("gpu = \"rtx3080\"").contains("--dry-run"));
+    let config = resolve("gpu = \"rtx3080\"\ndry_run = true").unwrap();
+    assert_eq!(config.dtype, Dtype::Bf16);
+    config.check_supported().unwrap();
+    let config = resolve("gpu = \"rtx3080\"\ndry_run = true\ndtype = \"f32\"").unwrap();
+    assert_eq!(config.dtype, Dtype::F32);
+    assert!(resolve("dtype = \"bf16\"").unwrap().check_supported().is_err());
+}
+
+#[test]
+fn a_plan_needs_neither_rows_nor_a_folder() {
+    let plan = |text: &str| TrainConfig::resolve_plan(text.parse().unwrap(), None);
+    let config = plan("model = \"Qwen3-0.6B\"").unwrap();
+    assert!(config.dry_run && config.train_file.is_empty() && config.lora_r == 16);
+    assert!(plan("lora_r = 8").unwrap_err().to_string().contains("model"));
+    assert!(plan("model = \"m\"\nlora_r = 0").is_err());
+    assert!(plan("model = \"m\"\ntrain_file = \"\"").is_err());
+}

@@ -145,6 +145,20 @@ words!(
 );
 
 words!(
+    /// What blocks keep for the backward pass: memory against work. It changes no result.
+    ActivationPolicy {
+        /// What costs least work within the memory limit.
+        Auto = "auto",
+        /// Everything that is read again.
+        KeepAll = "keep_all" | "keep-all",
+        /// Everything but gate and up of the MLP.
+        DropGateUp = "drop_gate_up" | "drop-gate-up",
+        /// The input of every block.
+        Checkpoint = "checkpoint",
+    }
+);
+
+words!(
     /// What is computed for every row of a data file.
     ScoreMode {
         /// Log-probabilities of the supervised tokens.

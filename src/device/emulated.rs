@@ -14,13 +14,13 @@ mod places;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use counters::Counters;
+pub use counters::{Counters, Counts, KernelCounters};
+pub use places::Place;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use self::counters::Counts;
 use super::kernels::DevicePtr;
 use crate::error::{Error, Result};
 

@@ -151,7 +151,7 @@ impl Gpu {
     }
 
     /// Memory for `bytes` bytes of a tensor. In builds with debug assertions all its bits are set, which makes NaN of every real
-    /// number.
+    /// number; an emulator's own allocation comes that way, and counts as never written until somebody writes it.
     ///
     /// # Errors
     /// [`Error::Device`] with what is needed, what is free, and what to lower.
@@ -274,7 +274,10 @@ impl Gpu {
             #[cfg(feature = "cuda")]
             Driver::Cuda(cuda) => cuda.allocate(bytes),
             #[cfg(feature = "emulated")]
-            Driver::Emulated(emulator) => emulator.alloc(to_usize(bytes)),
+            Driver::Emulated(emulator) => emulator.alloc(to_usize(bytes)).map_err(|error| Error::Device {
+                what: format!("{}: out of memory: {bytes} bytes needed: {error}", self.label),
+                fix: LOWER.into(),
+            }),
             Driver::Dry => Err(Error::Device {
                 what: format!("{}: {bytes} bytes outside of the plan", self.label),
                 fix: "this is a mistake in tanren: please report the message and the command".into(),

@@ -5,6 +5,7 @@
 //! and ops and launches are recorded instead of run. So the plan of a step comes from the code that runs it.
 
 pub mod arch;
+pub mod card;
 pub mod gpus;
 pub mod kernels;
 pub mod self_test;
@@ -16,16 +17,19 @@ mod cuda;
 #[cfg(feature = "emulated")]
 mod emulated;
 mod gpu;
+mod host;
 mod launch;
 mod ledger;
 mod pool;
 mod tensor;
 
 pub use arena::ArenaUse;
+pub use card::Card;
 pub use class::{ByClass, Class};
 #[cfg(feature = "emulated")]
-pub use emulated::{EmulatorOptions, Schedule};
+pub use emulated::{Counters, Counts, EmulatorOptions, KernelCounters, Place, Schedule};
 pub use gpu::GpuMemory;
+pub use host::available_memory;
 pub use launch::Launch;
 pub use ledger::{Ledger, Work};
 pub use pool::MemoryUse;
@@ -54,14 +58,14 @@ pub enum Kind {
 
 /// Whose memory and work are counted, and whose code an op runs or plans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum Machine {
     /// The processor: buffers of any size, no launches.
     Cpu,
     /// A GPU: buffers in multiples of 256 bytes, and ops that keep their intermediate values on the chip.
     Gpu,
 }
 
-impl Target {
+impl Machine {
     /// Bytes that the size of a buffer is a multiple of.
     pub fn granularity(self) -> u64 {
         match self {
@@ -116,7 +120,7 @@ impl Device {
 
     /// A device that records what the CPU would do, and computes nothing.
     pub fn dry() -> Self {
-        Self::dry_for(Target::Cpu)
+        Self::dry_for(Machine::Cpu)
     }
 
     /// The kernels on the processor, under checks if `options` ask for them. Plans are those of an RTX 3080.
@@ -129,11 +133,25 @@ impl Device {
         Ok(Self::new(Kind::Emulated, Some(Gpu::emulated(emulator, Chip::RTX_3080))))
     }
 
-    /// A device that records what `target` would do, and computes nothing. A GPU is the smallest that is planned for.
-    pub fn dry_for(target: Target) -> Self {
-        match target {
-            Target::Cpu => Self::new(Kind::Dry, None),
-            Target::Gpu => Self::dry_gpu(Chip::RTX_3080),
+    /// Changes how later launches run, if this is an emulated device.
+    #[cfg(feature = "emulated")]
+    pub fn set_emulator_options(&self, options: EmulatorOptions) {
+        if let Some(emulator) = self.gpu.as_ref().and_then(|gpu| gpu.emulator()) {
+            emulator.set_options(options);
+        }
+    }
+
+    /// What the launches under [`EmulatorOptions::stats`] asked of memory since the last call; nothing on other devices.
+    #[cfg(feature = "emulated")]
+    pub fn take_counters(&self) -> Counters {
+        self.gpu.as_ref().and_then(|gpu| gpu.emulator()).map(|e| e.take_counters()).unwrap_or_default()
+    }
+
+    /// A device that records what `machine` would do, and computes nothing. A GPU is the smallest that is planned for.
+    pub fn dry_for(machine: Machine) -> Self {
+        match machine {
+            Machine::Cpu => Self::new(Kind::Dry, None),
+            Machine::Gpu => Self::dry_gpu(Chip::RTX_3080),
         }
     }
 
@@ -144,8 +162,8 @@ impl Device {
     }
 
     fn new(kind: Kind, gpu: Option<Gpu>) -> Self {
-        let target = if gpu.is_some() { Target::Gpu } else { Target::Cpu };
-        let pool = Arc::new(Pool::new(target.granularity()));
+        let machine = if gpu.is_some() { Machine::Gpu } else { Machine::Cpu };
+        let pool = Arc::new(Pool::new(machine.granularity()));
         let gpu = gpu.map(Arc::new);
         Self { kind, class: Class::Temporary, pool, ledger: Arc::default(), threads: None, gpu }
     }
@@ -156,8 +174,8 @@ impl Device {
     }
 
     /// Whose memory and work are counted, and whose code an op runs or plans.
-    pub fn target(&self) -> Target {
-        if self.gpu.is_some() { Target::Gpu } else { Target::Cpu }
+    pub fn machine(&self) -> Machine {
+        if self.gpu.is_some() { Machine::Gpu } else { Machine::Cpu }
     }
 
     /// What this device does with an op.
@@ -184,6 +202,15 @@ impl Device {
             what: format!("{}: the device runs no kernels", self.label()),
             fix: "this is a mistake in tanren: please report the message and the command".into(),
         })
+    }
+
+    /// True where launches run and have results: on the emulator, and on a GPU in a build with kernels.
+    pub fn runs_kernels(&self) -> bool {
+        match self.kind {
+            Kind::Cpu | Kind::Dry => false,
+            Kind::Cuda => kernels::FATBIN.is_some(),
+            Kind::Emulated => true,
+        }
     }
 
     /// What messages call it: `cpu`, `cuda:0 (NVIDIA GeForce RTX 3080)`.
@@ -213,7 +240,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Device`] if there is not so much memory, with what is needed and what is free.
-    pub fn try_empty<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
+    pub fn empty<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
         let mut tensor = Tensor::new(self, rows, cols)?;
         if cfg!(debug_assertions) {
             // Nothing on a GPU, where a block comes with its bits set.
@@ -226,23 +253,13 @@ impl Device {
     ///
     /// # Errors
     /// As [`Device::empty`].
-    pub fn try_zeros<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
+    pub fn zeros<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
         let mut tensor = Tensor::new(self, rows, cols)?;
         match tensor.block() {
             Some(block) => block.gpu().fill(block.ptr(), 0, tensor.bytes())?,
             None => tensor.data_mut().fill(T::zeroed()),
         }
         Ok(tensor)
-    }
-
-    /// Interim.
-    pub fn empty<T: Element>(&self, rows: usize, cols: usize) -> Tensor<T> {
-        self.try_empty(rows, cols).unwrap_or_else(|error| panic!("{error}"))
-    }
-
-    /// Interim.
-    pub fn zeros<T: Element>(&self, rows: usize, cols: usize) -> Tensor<T> {
-        self.try_zeros(rows, cols).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// A tensor `[rows, cols]` with the content of `values`.
@@ -380,7 +397,7 @@ impl Device {
 
     /// Notes that `op` ran with this cost. Launches count on a GPU only.
     pub fn record(&self, op: &'static str, work: Work) {
-        let launches = if self.target() == Target::Gpu { work.launches } else { 0 };
+        let launches = if self.machine() == Machine::Gpu { work.launches } else { 0 };
         self.lock().add(op, Work { launches, ..work });
     }
 

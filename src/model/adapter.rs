@@ -54,19 +54,19 @@ impl<T: Real> Adapter<T> {
             let mut params = [const { None }; 7];
             for module in Module::ALL.into_iter().filter(|m| targets.contains(&m.name())) {
                 let [out_features, in_features] = linear_shape(model, module);
-                let mut a = device.empty(config.r, in_features);
+                let mut a = device.empty(config.r, in_features)?;
                 let index = (layer * Module::ALL.len() + module as usize) as u32;
                 let mut stream = Stream::new(seed, Purpose::AdapterInit, index);
                 let bound = 1.0 / (in_features as f32).sqrt();
                 for value in a.data_mut() {
                     *value = T::from_f32((2.0 * stream.uniform() - 1.0) * bound);
                 }
-                let b = device.zeros(out_features, config.r);
+                let b = device.zeros(out_features, config.r)?;
                 let weight = &block.linears[module as usize].weight;
                 let magnitude = match config.use_dora {
                     true => {
                         let norm = lora_matmul::dora_norm(device, weight, &a, &b, T::Stat::ZERO)?;
-                        Some(to_param(device, &norm))
+                        Some(to_param(device, &norm)?)
                     }
                     false => None,
                 };
@@ -140,29 +140,40 @@ impl<T: Real> Adapter<T> {
     }
 
     /// An adapter of the same structure, all zero: for gradients and moments.
-    pub fn zeros_like(&self, device: &Device) -> Adapter<T::Stat> {
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is not so much memory.
+    pub fn zeros_like(&self, device: &Device) -> Result<Adapter<T::Stat>> {
         self.map(|tensor| device.zeros(tensor.rows(), tensor.cols()))
     }
 
     /// The same numbers in another type, rounded where it is narrower.
-    pub fn cast<U: Real>(&self, device: &Device) -> Adapter<U> {
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is not so much memory.
+    pub fn cast<U: Real>(&self, device: &Device) -> Result<Adapter<U>> {
         self.map(|tensor| {
-            let mut to = device.empty(tensor.rows(), tensor.cols());
+            let mut to = device.empty(tensor.rows(), tensor.cols())?;
             for (to, from) in to.data_mut().iter_mut().zip(tensor.data()) {
                 *to = U::from_f64(from.to_f64());
             }
-            to
+            Ok(to)
         })
     }
 
-    fn map<U: Real>(&self, to: impl Fn(&Tensor<T>) -> Tensor<U>) -> Adapter<U> {
-        let params = |p: &LoraParams<T>| LoraParams {
-            a: to(&p.a),
-            b: to(&p.b),
-            magnitude: p.magnitude.as_ref().map(&to),
-        };
-        let block = |b: &[Option<LoraParams<T>>; 7]| std::array::from_fn(|i| b[i].as_ref().map(params));
-        Adapter { config: self.config.clone(), blocks: self.blocks.iter().map(block).collect() }
+    fn map<U: Real>(&self, to: impl Fn(&Tensor<T>) -> Result<Tensor<U>>) -> Result<Adapter<U>> {
+        let mut blocks = Vec::new();
+        for block in &self.blocks {
+            let mut params = [const { None }; 7];
+            for (params, p) in
+                params.iter_mut().zip(block).filter_map(|(params, p)| Some((params, p.as_ref()?)))
+            {
+                let magnitude = p.magnitude.as_ref().map(&to).transpose()?;
+                *params = Some(LoraParams { a: to(&p.a)?, b: to(&p.b)?, magnitude });
+            }
+            blocks.push(params);
+        }
+        Ok(Adapter { config: self.config.clone(), blocks })
     }
 
     /// Rank, scale and targets.
@@ -254,12 +265,12 @@ impl<T: Real> Adapter<T> {
 }
 
 /// Norms as the first magnitudes.
-fn to_param<T: Real>(device: &Device, norm: &Tensor<T::Stat>) -> Tensor<T> {
-    let mut magnitude = device.empty(norm.rows(), norm.cols());
+fn to_param<T: Real>(device: &Device, norm: &Tensor<T::Stat>) -> Result<Tensor<T>> {
+    let mut magnitude = device.empty(norm.rows(), norm.cols())?;
     for (to, &from) in magnitude.data_mut().iter_mut().zip(norm.data()) {
         *to = T::from_stat(from);
     }
-    magnitude
+    Ok(magnitude)
 }
 
 /// Parts of a layer's adapter.

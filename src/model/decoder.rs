@@ -81,12 +81,12 @@ impl<T: Real> Decoder<T> {
         let pass = self.pass(device, batch, adapters, (dropout, Some((lowest, policies))))?;
         let Forward { mut saved, stream, rstd, normed } = self.forward(&pass, batch)?;
         let targets = renumbered(&batch.targets, &pass.target_rows);
-        let mut d_normed = device.empty(normed.rows(), normed.cols());
+        let mut d_normed = device.empty(normed.rows(), normed.cols())?;
         let gradient = Gradient { dx: &mut d_normed, scale };
         let head = self.weights.head();
         let scores = linear_cross_entropy::forward(device, &normed, head, &targets, Some(gradient))?;
         drop(normed);
-        let mut d_stream = device.zeros(stream.rows(), stream.cols());
+        let mut d_stream = device.zeros(stream.rows(), stream.cols())?;
         rms_norm::backward(device, &d_normed, &stream, &pass.final_norm(), &rstd, &mut d_stream)?;
         drop((d_normed, stream));
         let mut layer = self.weights.blocks.len();
@@ -152,7 +152,7 @@ impl<T: Real> Decoder<T> {
     /// Runs all blocks, and keeps what the backward pass needs of them.
     fn forward(&self, pass: &Pass<'_, T>, batch: &Batch) -> Result<Forward<T>> {
         let device = pass.device;
-        let mut x = pass.place_of_input(0).empty(batch.total_tokens(), self.config.hidden_size);
+        let mut x = pass.place_of_input(0).empty(batch.total_tokens(), self.config.hidden_size)?;
         embedding::forward(device, &self.weights.embed_tokens, &batch.input_ids, &mut x)?;
         let mut saved: Vec<Saved<T>> = Vec::new();
         // The stream of a block that does not keep it.
@@ -164,8 +164,8 @@ impl<T: Real> Decoder<T> {
             saved.extend(done.saved);
         }
         let residual = passing.as_ref().or_else(|| saved.last().and_then(Saved::x_mid));
-        let mut rstd = device.empty(x.rows(), 1);
-        let mut normed = device.empty(x.rows(), x.cols());
+        let mut rstd = device.empty(x.rows(), 1)?;
+        let mut normed = device.empty(x.rows(), x.cols())?;
         rms_norm::forward(device, &mut x, residual, &pass.final_norm(), &mut normed, &mut rstd)?;
         Ok(Forward { saved, stream: x, rstd, normed })
     }

@@ -16,7 +16,7 @@ use crate::tensor::Real;
 pub fn random<T: Real>(device: &Device, config: &ModelConfig, seed: u64) -> Result<Weights<T>> {
     let mut index = 0;
     Weights::build(config, |_, [rows, cols], role| {
-        let mut tensor = device.empty(rows, cols);
+        let mut tensor = device.empty(rows, cols)?;
         let mut stream = Stream::new(seed, Purpose::ModelInit, index);
         index += 1;
         let range = config.initializer_range as f32;
@@ -34,7 +34,7 @@ pub fn random<T: Real>(device: &Device, config: &ModelConfig, seed: u64) -> Resu
 /// Weights with shapes and no content, on a dry device: for plans.
 ///
 /// # Errors
-/// None of its own.
+/// None of its own; those of the device.
 pub fn dry<T: Real>(device: &Device, config: &ModelConfig) -> Result<Weights<T>> {
-    Weights::build(config, |_, [rows, cols], _| Ok(device.empty(rows, cols)))
+    Weights::build(config, |_, [rows, cols], _| device.empty(rows, cols))
 }

@@ -7,7 +7,7 @@ use crate::config::ModelConfig;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::model_folder::ModelFolder;
-use crate::tensor::Real;
+use crate::tensor::{DType, Real};
 
 /// Weights, and the tensors of the folder that the model does not use.
 #[derive(Debug)]
@@ -18,7 +18,8 @@ pub struct Loaded<T: Real> {
     pub unused: Vec<String>,
 }
 
-/// Reads the weights of `config` from `folder`. f32 tensors stay where the file is mapped; bf16 and f16 become f32.
+/// Reads the weights of `config` from `folder`. f32 tensors stay where the file is mapped; bf16 and f16 become f32. A dry device
+/// gets their shapes, and no number is read.
 ///
 /// `progress(done, total)` is called with bytes after every tensor.
 ///
@@ -51,7 +52,9 @@ pub fn load(
                 .into();
         }
         used.push(name.to_owned());
+        let is_real = matches!(view.dtype(), DType::F64 | DType::F32 | DType::F16 | DType::Bf16);
         let tensor = match view.mapped_f32() {
+            _ if device.is_dry() && is_real => device.empty(rows, cols)?,
             Some(mapped) => device.borrowed(rows, cols, Arc::new(mapped))?,
             None => device.tensor(rows, cols, &view.to_f32()?)?,
         };

@@ -127,7 +127,7 @@ fn named<'a>(
     Weights::<f32>::build(config, |name, [rows, cols], role| {
         let shape = if role == super::weights::Role::Matrix { vec![rows, cols] } else { vec![cols] };
         into.extend(data.next().map(|tensor| (name.to_owned(), shape, tensor.data())));
-        Ok(dry.empty(rows, cols))
+        dry.empty(rows, cols)
     })
     .map(drop)
 }

@@ -72,6 +72,11 @@ impl Policies {
         Self((0..blocks).map(of_block).collect())
     }
 
+    /// True if every block keeps all.
+    pub fn keep_all(&self) -> bool {
+        self.0.iter().all(|&policy| policy == Policy::KeepAll)
+    }
+
     /// By block.
     pub fn as_slice(&self) -> &[Policy] {
         &self.0

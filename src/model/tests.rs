@@ -90,7 +90,7 @@ fn loss_and_grads(
     adapters: &[Adapter<f64>],
     dropout: Option<DropoutStep>,
 ) -> (f64, Vec<Adapter<f64>>) {
-    let mut grads: Vec<_> = adapters.iter().map(|a| a.zeros_like(device)).collect();
+    let mut grads: Vec<_> = adapters.iter().map(|a| a.zeros_like(device).unwrap()).collect();
     let scores =
         model.score_and_backward(device, batch, adapters, &mut grads, options(0.25, dropout)).unwrap();
     let loss = scores.iter().zip(&batch.targets).map(|(s, t)| -s.logprob * f64::from(t.weight)).sum::<f64>();
@@ -200,7 +200,7 @@ fn packing_order_and_splitting_do_not_change_the_gradient() {
     let sequences = [(7, 0), (4, 0), (1, 0), (12, 0)];
     let (loss, grads) = loss_and_grads(&device, &model, &batch(&sequences), &adapters, None);
     let mut total = 0.0;
-    let mut summed = vec![adapters[0].zeros_like(&device)];
+    let mut summed = vec![adapters[0].zeros_like(&device).unwrap()];
     let whole = batch(&sequences);
     for segment in whole.segments.iter().rev() {
         let mut one = Batch::default();
@@ -236,7 +236,7 @@ fn work_below_the_lowest_adapter_is_skipped() {
     let batch = batch(&[(20, 0)]);
     let flops = |modules: &[&str], top_only: bool| {
         let adapter = adapter(&device, &model, &lora(modules, 0.0, false), 1);
-        let mut grads = vec![adapter.zeros_like(&device)];
+        let mut grads = vec![adapter.zeros_like(&device).unwrap()];
         assert_eq!(adapter.params(0, Module::Q).is_some(), !top_only);
         device.take_ledger();
         model.score_and_backward(&device, &batch, &[adapter], &mut grads, options(1.0, None)).unwrap();
@@ -283,9 +283,10 @@ fn what_blocks_keep_changes_memory_and_work_and_not_a_bit() {
         let adapters = [adapter(&device, &model, &lora(&modules, p, dora), 1)];
         let batch = shared_batch();
         let run = |policies: &[Policy]| {
-            let mut grads = vec![adapters[0].zeros_like(&device)];
+            let mut grads = vec![adapters[0].zeros_like(&device).unwrap()];
             let options = PassOptions { policies, ..options(0.25, dropout) };
-            (device.reset_peak(), device.take_ledger());
+            device.reset_peak();
+            device.take_ledger();
             let scores = model.score_and_backward(&device, &batch, &adapters, &mut grads, options).unwrap();
             let flops = device.take_ledger().total().flops;
             (scores, grads.remove(0), device.peak_by_class(), flops)
@@ -325,7 +326,7 @@ fn what_is_computed_again_leaves_out_the_down_projection() {
     // All rows carry loss, so that the last block is like the others.
     batch.targets = (0..20).map(|row| Target { row, token: 1, weight: 1.0 }).collect();
     let products = |policy: Policy| {
-        let mut grads = vec![adapters[0].zeros_like(&device)];
+        let mut grads = vec![adapters[0].zeros_like(&device).unwrap()];
         let options = PassOptions { policies: &[policy; 3], ..options(1.0, None) };
         device.take_ledger();
         model.score_and_backward(&device, &batch, &adapters, &mut grads, options).unwrap();
@@ -357,7 +358,7 @@ fn bf16_is_planned_in_half_the_bytes_and_refused_by_the_cpu() {
     fn peak<T: Real>() -> ByClass {
         let device = Device::dry();
         let (model, adapters) = parts::<T>(&device);
-        let mut grads = vec![adapters[0].zeros_like(&device.class(Class::Gradient))];
+        let mut grads = vec![adapters[0].zeros_like(&device.class(Class::Gradient)).unwrap()];
         model
             .score_and_backward(&device, &batch(&[(40, 0)]), &adapters, &mut grads, options(1.0, None))
             .unwrap();

@@ -205,7 +205,7 @@ mod tests {
             let mut count = 0;
             let weights = Weights::<f32>::build(&config, |_, [rows, cols], _| {
                 count += rows * cols;
-                Ok(device.empty(rows, cols))
+                device.empty(rows, cols)
             })
             .unwrap();
             assert_eq!(count as u64, config.parameter_count());

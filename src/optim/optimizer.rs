@@ -41,22 +41,28 @@ pub struct Update {
 
 impl<T: Real> Optimizer<T> {
     /// Zero moments for `adapter`; see [`Optimizer::with_master`] for one that is known in more digits.
-    pub fn new(device: &Device, adapter: &Adapter<T>) -> Self {
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Device`] if there is not so much memory.
+    pub fn new(device: &Device, adapter: &Adapter<T>) -> Result<Self> {
         let is_own_master = (adapter as &dyn Any).is::<Adapter<T::Stat>>();
-        Self {
-            master: (!is_own_master).then(|| adapter.cast(&device.class(Class::Master))),
-            exp_avg: adapter.zeros_like(&device.class(Class::Moments)),
-            exp_avg_sq: adapter.zeros_like(&device.class(Class::Moments)),
+        Ok(Self {
+            master: (!is_own_master).then(|| adapter.cast(&device.class(Class::Master))).transpose()?,
+            exp_avg: adapter.zeros_like(&device.class(Class::Moments))?,
+            exp_avg_sq: adapter.zeros_like(&device.class(Class::Moments))?,
             step: 0,
-        }
+        })
     }
 
     /// Zero moments for `master`, and the adapter to compute with.
-    pub fn with_master(device: &Device, master: Adapter<T::Stat>) -> (Self, Adapter<T>) {
-        let adapter = master.cast(&device.class(Class::Adapter));
-        let mut optimizer = Self::new(device, &adapter);
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Device`] if there is not so much memory.
+    pub fn with_master(device: &Device, master: Adapter<T::Stat>) -> Result<(Self, Adapter<T>)> {
+        let adapter = master.cast(&device.class(Class::Adapter))?;
+        let mut optimizer = Self::new(device, &adapter)?;
         optimizer.master = optimizer.master.map(|_| master);
-        (optimizer, adapter)
+        Ok((optimizer, adapter))
     }
 
     /// What is trained and belongs in files, where the adapter is a rounded copy of it; none where that is the adapter itself.
@@ -180,7 +186,7 @@ mod tests {
 
     /// An adapter of ones.
     fn ones(device: &Device, adapter: &Adapter<f32>) -> Adapter<f32> {
-        let mut ones = adapter.zeros_like(device);
+        let mut ones = adapter.zeros_like(device).unwrap();
         ones.tensors_mut().into_iter().for_each(|t| t.data_mut().fill(1.0));
         ones
     }
@@ -198,8 +204,9 @@ mod tests {
     fn a_rounded_adapter_is_trained_through_its_master() {
         let (device, mut wide) = adapter();
         let grads = ones(&device, &wide);
-        let (mut optimizer, mut narrow) = Optimizer::<bf16>::with_master(&device, wide.cast(&device));
-        let mut reference = Optimizer::<f32>::new(&device, &wide);
+        let (mut optimizer, mut narrow) =
+            Optimizer::<bf16>::with_master(&device, wide.cast(&device).unwrap()).unwrap();
+        let mut reference = Optimizer::<f32>::new(&device, &wide).unwrap();
         assert!(reference.master().is_none());
         for _ in 0..3 {
             reference.apply(&device, &UPDATE, 1.0, &mut wide, &grads).unwrap();
@@ -217,8 +224,8 @@ mod tests {
         let (_, adapter) = adapter();
         let numbers = adapter.num_params() as u64;
         let dry = Device::dry();
-        let narrow: Adapter<bf16> = adapter.cast(&dry.class(Class::Adapter));
-        let optimizer = Optimizer::new(&dry, &narrow);
+        let narrow: Adapter<bf16> = adapter.cast(&dry.class(Class::Adapter)).unwrap();
+        let optimizer = Optimizer::new(&dry, &narrow).unwrap();
         let peak = dry.peak_by_class();
         let bytes = [Class::Adapter, Class::Master, Class::Moments].map(|class| peak.get(class) / numbers);
         assert_eq!((bytes, optimizer.step()), ([2, 4, 8], 0));
@@ -227,12 +234,12 @@ mod tests {
     #[test]
     fn gradients_of_another_adapter_are_refused() {
         let (device, mut wide) = adapter();
-        let mut optimizer = Optimizer::new(&device, &wide);
+        let mut optimizer = Optimizer::new(&device, &wide).unwrap();
         let mut model = variant("qwen3-tiny").unwrap().model_config().unwrap();
         (model.num_hidden_layers, model.hidden_size, model.vocab_size) = (1, 8, 16);
         let weights = init::dry::<f32>(&Device::dry(), &model).unwrap();
         let other = Adapter::new(&device, wide.config(), &model, &weights, 1).unwrap();
-        let error = optimizer.apply(&device, &UPDATE, 1.0, &mut wide, &other.zeros_like(&device));
+        let error = optimizer.apply(&device, &UPDATE, 1.0, &mut wide, &other.zeros_like(&device).unwrap());
         assert!(error.unwrap_err().to_string().contains("grads"));
     }
 }

@@ -16,7 +16,7 @@ use crate::data::encode::{EncodeOptions, Encoder, Example};
 use crate::data::jsonl::Record;
 use crate::data::template::sandbox::HelperCommand;
 use crate::data::texts::{Texts, text_format};
-use crate::device::Device;
+use crate::device::{Class, Device};
 use crate::error::Result;
 use crate::model::open::{self, OpenModel};
 use crate::model::{Decoder, load};
@@ -140,7 +140,7 @@ impl Opened {
     /// An input error that names the tensor that is missing or has another shape.
     pub fn load(&self, device: &Device, notify: &mut dyn FnMut(Notice)) -> Result<Decoder<f32>> {
         let OpenModel { folder, config } = &self.model;
-        let loaded = load::load(device, config, folder, &|_, _| {})?;
+        let loaded = load::load(&device.class(Class::Weights), config, folder, &|_, _| {})?;
         let bytes = folder.total_bytes();
         notify(Notice::Loading { done: bytes, total: bytes });
         if !loaded.unused.is_empty() {

@@ -14,7 +14,8 @@ use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 
 /// Options that may differ between a run and its continuation.
-const FREE: [&str; 29] = [
+const FREE: [&str; 32] = [
+    "activation_policy",
     "device",
     "dry_run",
     "early_stopping_patience",
@@ -24,12 +25,14 @@ const FREE: [&str; 29] = [
     "eval_fraction",
     "eval_steps",
     "format",
+    "gpu",
     "greater_is_better",
     "init_adapter",
     "load_best_model_at_end",
     "logging_steps",
     "max_seq_length",
     "max_steps",
+    "memory_limit",
     "metric_for_best_model",
     "model",
     "num_epochs",

@@ -17,10 +17,11 @@ mod prepare;
 mod run;
 mod state;
 mod step;
+mod sums;
 
 pub use evaluate::EvalMetrics;
 pub use event::{Event, StepLog, Summary};
-pub use plan::{Plan, plan};
+pub use plan::{BytesOf, Capacity, Group, Limit, Plan, Prediction, WorkOf, Workload, plan, plan_workload};
 pub use prepare::{Prepared, Row, prepare};
 pub use run::run;
 pub use state::TrainerState;

@@ -27,6 +27,8 @@ pub struct Row {
 pub struct Prepared {
     /// Who computes.
     pub device: Device,
+    /// Where the weights are: there, or nowhere in a dry run, which looks at their names and shapes only.
+    pub weights_device: Device,
     /// The frozen model.
     pub decoder: Decoder<f32>,
     /// Rows to learn.
@@ -101,12 +103,13 @@ pub fn prepare(
         return Err(Error::Stopped { what: "stopped before the first step; nothing was written".into() });
     }
 
-    let decoder = opened.load(&device, &mut |notice| watch(notice.into()))?;
+    let weights_device = if config.dry_run { Device::dry() } else { device.clone() };
+    let decoder = opened.load(&weights_device, &mut |notice| watch(notice.into()))?;
     let model = opened.model;
     if let Some(variant) = matching_variant(&model.config) {
         watch(Event::Notice(Notice::Note(format!("the model has the shape of {}", variant.name))));
     }
-    Ok(Prepared { device, decoder, train, eval, model })
+    Ok(Prepared { device, weights_device, decoder, train, eval, model })
 }
 
 /// Every row must fit into a batch: found here, and not at an evaluation hours later.

@@ -12,11 +12,12 @@ use super::identity::{Identity, identity};
 use super::itinerary::Itinerary;
 use super::log::Log;
 use super::output::{check_output, checkpoint_to_resume, remove_old_run};
-use super::plan::planned;
+use super::plan::{chooses, planned};
 use super::plot;
 use super::prepare::{Prepared, Row, first_adapter, prepare};
 use super::state::TrainerState;
-use super::step::{StepResult, Stepper};
+use super::step::Stepper;
+use super::sums::Sums;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
@@ -46,8 +47,15 @@ pub fn run(config: &TrainConfig, context: &Context, watch: &mut dyn FnMut(Event<
     let itinerary = Itinerary::new(config, lengths)?;
     let planned = planned(config, &prepared, &itinerary)?;
     watch(Event::Planned(&planned));
+    planned.check_fits()?;
+    let policies = planned.activation_policy;
+    if chooses(config) && !policies.keep_all() {
+        let what =
+            format!("to stay within the memory limit, blocks keep less: {policies}; results are the same");
+        watch(Event::Notice(Notice::Note(what)));
+    }
     if lock.is_none() {
-        first_adapter(config, &prepared.device, &prepared.decoder)?;
+        first_adapter(config, &prepared.weights_device, &prepared.decoder)?;
         return Ok(Summary {
             global_step: 0,
             train_loss: None,
@@ -61,7 +69,7 @@ pub fn run(config: &TrainConfig, context: &Context, watch: &mut dyn FnMut(Event<
             peak_bytes: planned.peak_bytes,
         });
     }
-    let mut training = Training::start(config, context, &prepared, itinerary, watch)?;
+    let mut training = Training::start(config, context, &prepared, (itinerary, policies), watch)?;
     training.steps(watch)?;
     training.finish(watch)
 }
@@ -87,41 +95,13 @@ struct Training<'a> {
     since_log: Sums,
 }
 
-/// Sums over steps.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sums {
-    loss: f64,
-    steps: u64,
-    tokens: usize,
-    supervised: usize,
-    seconds: f64,
-}
-
-impl Sums {
-    fn add(&mut self, result: &StepResult, seconds: f64) {
-        self.loss += result.loss.unwrap_or(0.0);
-        self.steps += u64::from(result.loss.is_some());
-        self.tokens += result.num_tokens;
-        self.supervised += result.num_supervised_tokens;
-        self.seconds += seconds;
-    }
-
-    fn mean_loss(&self) -> Option<f64> {
-        (self.steps > 0).then(|| self.loss / self.steps as f64)
-    }
-
-    fn tokens_per_second(&self) -> f64 {
-        if self.seconds > 0.0 { self.tokens as f64 / self.seconds } else { 0.0 }
-    }
-}
-
 impl<'a> Training<'a> {
     /// A run at its first step, or where the checkpoint to resume from left it.
     fn start(
         config: &'a TrainConfig,
         context: &'a Context,
         prepared: &'a Prepared,
-        itinerary: Itinerary<'a>,
+        (itinerary, policies): (Itinerary<'a>, Policies),
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let device = &prepared.device;
@@ -131,9 +111,9 @@ impl<'a> Training<'a> {
             config,
             device,
             decoder: &prepared.decoder,
-            policies: Policies::default(),
-            grads: vec![adapter.zeros_like(device)],
-            optimizer: Optimizer::new(device, &adapter),
+            policies,
+            grads: vec![adapter.zeros_like(device)?],
+            optimizer: Optimizer::new(device, &adapter)?,
             adapters: vec![adapter],
         };
         let identity = identity(config, prepared);

@@ -12,26 +12,26 @@ use tempfile::TempDir;
 use crate::source::root;
 
 /// What a run of the program left.
-struct Outcome {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub(crate) struct Outcome {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
-fn program() -> Command {
+pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tanren"));
     command.current_dir(root()).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
     command
 }
 
-fn tanren(args: &[&str]) -> Outcome {
+pub(crate) fn tanren(args: &[&str]) -> Outcome {
     let output = program().args(args).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Outcome { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
 /// Runs `args`, which must fail with `code` and an error that holds all `parts` and a fix.
-fn refused(args: &[&str], code: i32, parts: &[&str]) {
+pub(crate) fn refused(args: &[&str], code: i32, parts: &[&str]) {
     let run = tanren(args);
     assert_eq!(run.code, Some(code), "{args:?}: {}", run.err);
     for part in parts.iter().chain(&["error[", "fix: "]) {
@@ -41,7 +41,7 @@ fn refused(args: &[&str], code: i32, parts: &[&str]) {
 }
 
 /// Runs `args`, which must end well, and gives its standard output, which must hold all `parts`.
-fn accepted(args: &[&str], parts: &[&str]) -> String {
+pub(crate) fn accepted(args: &[&str], parts: &[&str]) -> String {
     let run = tanren(args);
     assert_eq!(run.code, Some(0), "{args:?}: {}", run.err);
     for part in parts {

@@ -107,7 +107,7 @@ fn check(name: &str) {
     assert_eq!(target_rows, case.integers("label_rows"));
 
     // Six steps.
-    let mut optimizer = Optimizer::new(device, &adapters[0]);
+    let mut optimizer = Optimizer::new(device, &adapters[0]).unwrap();
     let number = |v: &Value| v.as_f64().unwrap();
     let settings = &case.json["schedule"];
     let schedule = Schedule {
@@ -122,7 +122,7 @@ fn check(name: &str) {
         assert!((learning_rate - number(&expected["lr"])).abs() < 1e-12);
         let scale = 1.0 / number(&expected["num_items"]);
         let options = PassOptions { scale, dropout: None, policies: &[] };
-        let mut grads = vec![adapters[0].zeros_like(device)];
+        let mut grads = vec![adapters[0].zeros_like(device).unwrap()];
         let mut loss = 0.0;
         for sequences in case.micro_batches(step) {
             let scores =

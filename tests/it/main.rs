@@ -1,10 +1,12 @@
 //! The integration tests: one binary, one module per file.
 
 mod cli;
+mod device;
 mod golden;
 mod kernel_table;
 mod kernels;
 mod kill;
+mod plan;
 mod score;
 mod source;
 mod tidy;

@@ -21,7 +21,7 @@ fn model() -> String {
 }
 
 /// `rows` rows of 5 to 30 tokens, the last few of each supervised.
-fn write_rows(path: &Path, rows: usize, seed: u64) {
+pub(crate) fn write_rows(path: &Path, rows: usize, seed: u64) {
     let mut stream = Stream::new(seed, Purpose::Split, 0);
     let mut text = String::new();
     for _ in 0..rows {
@@ -36,12 +36,12 @@ fn write_rows(path: &Path, rows: usize, seed: u64) {
 }
 
 /// A folder with rows, and the settings of a short run in it.
-struct Setup {
-    dir: tempfile::TempDir,
-    config: TrainConfig,
+pub(crate) struct Setup {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) config: TrainConfig,
 }
 
-fn setup(edit: impl FnOnce(&mut TrainConfig)) -> Setup {
+pub(crate) fn setup(edit: impl FnOnce(&mut TrainConfig)) -> Setup {
     let dir = tempfile::tempdir().unwrap();
     write_rows(&dir.path().join("train.jsonl"), 24, 1);
     write_rows(&dir.path().join("eval.jsonl"), 6, 2);
@@ -62,12 +62,12 @@ fn setup(edit: impl FnOnce(&mut TrainConfig)) -> Setup {
     Setup { dir, config }
 }
 
-fn train(config: &TrainConfig) -> Summary {
+pub(crate) fn train(config: &TrainConfig) -> Summary {
     run(config, &Context::default(), &mut |_| ()).unwrap()
 }
 
 /// Runs until `steps` steps are done in all, then asks to stop.
-fn train_until(config: &TrainConfig, steps: u64) -> Result<Summary, Error> {
+pub(crate) fn train_until(config: &TrainConfig, steps: u64) -> Result<Summary, Error> {
     let done = Arc::new(AtomicU64::new(0));
     let seen = done.clone();
     let stop: Arc<dyn Fn() -> bool + Send + Sync> = Arc::new(move || seen.load(Ordering::SeqCst) >= steps);

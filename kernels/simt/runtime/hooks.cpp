@@ -33,6 +33,11 @@ void checked_load16(void* to, const void* from) {
     memcpy(to, from, 16);
 }
 
+void checked_load8(void* to, const void* from) {
+    on_access(from, 8, Access::kRead, SIMT_CALLER);
+    memcpy(to, from, 8);
+}
+
 void checked_store16(void* to, const void* from) {
     on_access(to, 16, Access::kWrite, SIMT_CALLER);
     memcpy(to, from, 16);

@@ -14,8 +14,8 @@ use crate::ops::lora_matmul;
 /// A check of a device.
 type Check = fn(&Device) -> Result<Vec<Finding>>;
 
-/// What `--self-test` runs, in this order. Checks of ops come behind those of the device.
-const CHECKS: [Check; 2] = [self_test, lora_matmul::gpu::self_test];
+/// What `--self-test` runs behind [`self_test`], in this order, where kernels run.
+const KERNEL_CHECKS: [Check; 1] = [lora_matmul::gpu::self_test];
 
 /// Shows the devices that were asked for, and tests them with `--self-test`.
 ///
@@ -110,25 +110,27 @@ impl Tests<'_> {
         if !self.wanted {
             return Ok(());
         }
-        let mut failed = false;
-        let mut rows = Vec::new();
-        for check in CHECKS {
-            for Finding { check, detail, outcome } in check(device)? {
-                failed |= outcome == Outcome::Failed;
-                let word = match outcome {
-                    Outcome::Passed => "passed",
-                    Outcome::Failed => "FAILED",
-                    Outcome::Skipped => "skipped",
-                };
-                rows.push(vec![word.to_owned(), check.to_owned(), detail]);
-            }
-        }
-        self.console.heading(format_args!("self-test of {}", device.label()));
-        self.console.lines(table::columns(&["", "check", ""], &rows));
-        if failed {
+        let mut findings = self_test(device)?;
+        // What was found before an error is shown too.
+        let result = KERNEL_CHECKS.into_iter().filter(|_| device.runs_kernels()).try_for_each(|check| {
+            findings.extend(check(device)?);
+            Ok(())
+        });
+        if findings.iter().any(|finding| finding.outcome == Outcome::Failed) {
             self.failed.push(device.label().to_owned());
         }
-        Ok(())
+        let row = |Finding { check, detail, outcome }: Finding| {
+            let word = match outcome {
+                Outcome::Passed => "passed",
+                Outcome::Failed => "FAILED",
+                Outcome::Skipped => "skipped",
+            };
+            vec![word.to_owned(), check.to_owned(), detail]
+        };
+        let rows: Vec<_> = findings.into_iter().map(row).collect();
+        self.console.heading(format_args!("self-test of {}", device.label()));
+        self.console.lines(table::columns(&["", "check", ""], &rows));
+        result
     }
 
     fn finish(self) -> Result<()> {
@@ -157,7 +159,20 @@ fn show_cpu(console: &Console) -> Result<Device> {
     Ok(device)
 }
 
-fn show_emulated(_console: &Console) -> Result<Device> {
+#[cfg(feature = "emulated")]
+fn show_emulated(console: &Console) -> Result<Device> {
+    use crate::device::EmulatorOptions;
+    let device = Device::emulated(EmulatorOptions { check: true, ..EmulatorOptions::default() })?;
+    console.heading(device.label());
+    console.lines(table::pairs(&[
+        ("kernels", "run on the processor, and every access is checked".to_owned()),
+        ("usable", "for tests of kernels; not for training and scoring".to_owned()),
+    ]));
+    Ok(device)
+}
+
+#[cfg(not(feature = "emulated"))]
+fn show_emulated(_: &Console) -> Result<Device> {
     Err(Error::Device {
         what: "this build has no emulator of GPU kernels: it was made without the feature `emulated`".into(),
         fix: "build with --features emulated".into(),

@@ -4,13 +4,13 @@ mod data;
 mod device;
 mod kernels;
 mod model;
+pub(super) mod plan;
 mod tokenizer;
 
 use std::sync::Arc;
 
 use super::console::Console;
 use super::options::InspectCommand;
-use super::train;
 use crate::error::Result;
 
 /// Shows what was asked for.
@@ -29,7 +29,7 @@ pub(super) fn run(what: &InspectCommand, console: &Arc<Console>) -> Result<()> {
         InspectCommand::Tokenizer(args) => tokenizer::show(args, console),
         InspectCommand::Data(args) => data::show(args, console),
         InspectCommand::Device(args) => device::show(args, console),
-        InspectCommand::Plan(args) => train::inspect(args, console),
+        InspectCommand::Plan(args) => plan::show(args, console),
         InspectCommand::Kernels => {
             kernels::show(console);
             Ok(())

@@ -142,7 +142,7 @@ fn compare(config: &ModelConfig, folder: &ModelFolder) -> Result<(Vec<String>, V
     let mut needed = BTreeSet::new();
     Weights::<f32>::build(config, |name, [rows, cols], _| {
         needed.insert(name.to_owned());
-        Ok(device.empty(rows, cols))
+        device.empty(rows, cols)
     })?;
     let there: BTreeSet<String> = folder.tensor_names().into_iter().map(str::to_owned).collect();
     let less = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect();

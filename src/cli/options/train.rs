@@ -17,7 +17,7 @@ const OPTIMIZER: &str = "Optimizer";
 const OUTPUT: &str = "Output and evaluation";
 const MACHINE: &str = "Machine";
 
-const EXAMPLES: &str = "\
+pub(super) const EXAMPLES: &str = "\
 Examples:
   The smallest training:
     tanren train --model Qwen/Qwen3-0.6B --train-file train.jsonl --output-dir runs/first
@@ -40,7 +40,7 @@ the current folder.";
 
 /// `tanren train`: what was typed.
 #[derive(Debug, Default, Args, Serialize)]
-#[command(after_help = EXAMPLES, allow_negative_numbers = true)]
+#[command(allow_negative_numbers = true)]
 pub struct TrainArgs {
     /// TOML file with options.
     #[arg(long, value_name = "FILE")]
@@ -226,6 +226,15 @@ pub struct TrainArgs {
     /// Most tokens computed at once; bounds memory, never changes results.
     #[arg(long, value_name = "N", help_heading = MACHINE)]
     max_tokens_per_pass: Option<usize>,
+    /// What blocks keep for the backward pass: memory against work, never other results.
+    #[arg(long, value_parser = words(crate::config::ActivationPolicy::WORDS), help_heading = MACHINE)]
+    activation_policy: Option<String>,
+    /// Most memory for weights, adapter, activations and optimizer, such as 9.3GiB or 10GB [default: 80% of what is free].
+    #[arg(long, value_name = "SIZE", help_heading = MACHINE)]
+    memory_limit: Option<String>,
+    /// Plan for this card instead of this machine: rtx3080, rtx3090, rtx4090, a100, h100, h200; with --dry-run.
+    #[arg(long, value_name = "CARD", help_heading = MACHINE)]
+    gpu: Option<String>,
 }
 
 impl TrainArgs {

@@ -139,11 +139,10 @@ impl Cuda {
     pub(in crate::device) fn allocate(&self, bytes: u64) -> Result<DevicePtr> {
         let mut address = 0;
         let size = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let result = self.bind().and_then(|()| {
-            self.call("cuMemAlloc_v2", |driver| {
-                // SAFETY: writes the address that the pointer points to; the context is current.
-                unsafe { (driver.cuMemAlloc_v2)(&mut address, size) }
-            })
+        self.ours(|_| Ok(()))?;
+        let result = self.call("cuMemAlloc_v2", |driver| {
+            // SAFETY: writes the address that the pointer points to; the context is current.
+            unsafe { (driver.cuMemAlloc_v2)(&mut address, size) }
         });
         match result {
             Ok(()) => Ok(DevicePtr(address)),

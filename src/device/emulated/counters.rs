@@ -10,34 +10,34 @@ use super::places::Place;
 /// Sums over accesses. The layout is that of `simt::Counts`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
+pub struct Counts {
     /// Passes over the banks of shared memory.
-    pub(crate) wavefronts: u64,
+    pub wavefronts: u64,
     /// The least possible number of them.
-    pub(crate) ideal_wavefronts: u64,
+    pub ideal_wavefronts: u64,
     /// 32-byte sectors of global memory.
-    pub(crate) sectors: u64,
+    pub sectors: u64,
     /// The least possible number of them.
-    pub(crate) ideal_sectors: u64,
+    pub ideal_sectors: u64,
     /// Bytes of global memory that threads asked for, each as often as it was asked for.
-    pub(crate) global_bytes: u64,
+    pub global_bytes: u64,
     /// Tile products of the tensor cores, m16n8k16.
-    pub(crate) mma: u64,
+    pub mma: u64,
 }
 
 impl Counts {
     /// 1 without bank conflicts, 2 if accesses take twice as long as they need, and so on. 1 without any access.
-    pub(crate) fn shared_ratio(&self) -> f64 {
+    pub fn shared_ratio(&self) -> f64 {
         ratio(self.wavefronts, self.ideal_wavefronts)
     }
 
     /// 1 if all touched sectors are used in full, 2 if twice as many bytes move as are used, and so on.
-    pub(crate) fn sector_ratio(&self) -> f64 {
+    pub fn sector_ratio(&self) -> f64 {
         ratio(self.sectors, self.ideal_sectors)
     }
 
     /// Operations of the tensor cores; a multiply-add is two.
-    pub(crate) fn mma_flops(&self) -> u64 {
+    pub fn mma_flops(&self) -> u64 {
         self.mma * (2 * 16 * 8 * 16)
     }
 
@@ -57,35 +57,35 @@ fn ratio(count: u64, ideal: u64) -> f64 {
 
 /// Sums of one kernel, over all its launches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct KernelCounters {
+pub struct KernelCounters {
     /// Over all lines.
-    pub(crate) total: Counts,
+    pub total: Counts,
     /// By the line of the access.
-    pub(crate) lines: BTreeMap<Place, Counts>,
+    pub lines: BTreeMap<Place, Counts>,
 }
 
 impl KernelCounters {
     /// The largest [`Counts::shared_ratio`] of a line.
-    pub(crate) fn worst_shared_ratio(&self) -> f64 {
+    pub fn worst_shared_ratio(&self) -> f64 {
         self.lines.values().map(Counts::shared_ratio).fold(1.0, f64::max)
     }
 
     /// The largest [`Counts::sector_ratio`] of a line.
-    pub(crate) fn worst_sector_ratio(&self) -> f64 {
+    pub fn worst_sector_ratio(&self) -> f64 {
         self.lines.values().map(Counts::sector_ratio).fold(1.0, f64::max)
     }
 }
 
 /// Sums by the name of the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Counters {
+pub struct Counters {
     /// The kernels that ran.
-    pub(crate) kernels: BTreeMap<String, KernelCounters>,
+    pub kernels: BTreeMap<String, KernelCounters>,
 }
 
 impl Counters {
     /// The sums of a kernel; zeros if it did not run.
-    pub(crate) fn kernel(&self, symbol: &str) -> KernelCounters {
+    pub fn kernel(&self, symbol: &str) -> KernelCounters {
         self.kernels.get(symbol).cloned().unwrap_or_default()
     }
 

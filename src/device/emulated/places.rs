@@ -1,7 +1,7 @@
 //! Places in compiled kernels as `file:line`.
 
 /// A line of a kernel source.
-pub(crate) type Place = (String, u32);
+pub type Place = (String, u32);
 
 /// Replaces every `<pc:0x... 0x...>` of a message by the first of these places that lies in a kernel source.
 pub(super) fn resolve_all(text: &str) -> String {

@@ -47,13 +47,13 @@ impl<T: Real> Pass<'_, T> {
             None => self.gate_up_again(layer, &x_mid, &rstd_mid, &xa)?,
         };
         let down = Group { layer, modules: [Module::Down], set: self.queries(layer) };
-        let mut h = self.like(&gate);
+        let mut h = self.like(&gate)?;
         swiglu::forward(device, &gate, &up, &mut h)?;
         let xa_down = match xa_down {
             Some(xa_down) => xa_down,
             None => self.projection(&down, &h)?,
         };
-        let mut dh = self.like(&gate);
+        let mut dh = self.like(&gate)?;
         let dx = Some((&mut dh, Write::Overwrite));
         self.linears_backward(&down, &h, [(d_stream, &xa_down)], dx, grads)?;
         drop((h, xa_down));
@@ -61,9 +61,9 @@ impl<T: Real> Pass<'_, T> {
         drop(dh);
 
         let norm = self.post_attention_norm(layer);
-        let mut normed = self.like(&x_mid);
+        let mut normed = self.like(&x_mid)?;
         rms_norm::apply(device, &x_mid, &norm, &rstd_mid, &mut normed)?;
-        let mut d_normed = self.like(&x_mid);
+        let mut d_normed = self.like(&x_mid)?;
         let dx = Some((&mut d_normed, Write::Overwrite));
         let [xa_gate, xa_up] = &xa;
         let saved = [(&gate, xa_gate), (&up, xa_up)];
@@ -87,7 +87,7 @@ impl<T: Real> Pass<'_, T> {
         // In the lowest adapted block, what nobody trains need not be reached.
         let trains = |module| self.adapters.iter().any(|a| a.params(layer, module).is_some());
         let reaches_qkv = !lowest || [Module::Q, Module::K, Module::V].into_iter().any(trains);
-        let mut d_o = reaches_qkv.then(|| self.like(&o));
+        let mut d_o = reaches_qkv.then(|| self.like(&o)).transpose()?;
         let dx = d_o.as_mut().map(|d_o| (d_o, Write::Overwrite));
         let group = Group { layer, modules: [Module::O], set };
         self.linears_backward(&group, &o, [(&d_stream, &xa_o)], dx, grads)?;
@@ -95,7 +95,7 @@ impl<T: Real> Pass<'_, T> {
 
         let (q_rotated, k_rotated) = self.rotated(layer, &q, &k)?;
         let args = Attention { q: &q_rotated, k: &k_rotated, v: &v, heads: self.heads(), plan: &set.plan };
-        let (mut dq, mut dk, mut dv) = (self.like(&q), self.like(&k), self.like(&v));
+        let (mut dq, mut dk, mut dv) = (self.like(&q)?, self.like(&k)?, self.like(&v)?);
         let to = attention::Backward { d_o: &d_o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
         attention::backward(device, &args, to)?;
         drop((q_rotated, k_rotated, v, o, lse, d_o));
@@ -105,9 +105,9 @@ impl<T: Real> Pass<'_, T> {
         drop((q, k));
 
         let norm = self.input_norm(layer);
-        let mut normed = self.like(&x_in);
+        let mut normed = self.like(&x_in)?;
         rms_norm::apply(device, &x_in, &norm, &rstd_in, &mut normed)?;
-        let mut d_normed = (!lowest).then(|| self.like(&x_in));
+        let mut d_normed = (!lowest).then(|| self.like(&x_in)).transpose()?;
         let dx = d_normed.as_mut().map(|d| (d, Write::Overwrite));
         if !self.is_last(layer) {
             let group = Group { layer, modules: [Module::K, Module::V, Module::Q], set };
@@ -117,7 +117,7 @@ impl<T: Real> Pass<'_, T> {
             let group = Group { layer, modules: [Module::K, Module::V], set: &self.all };
             self.linears_backward(&group, &normed, [(&dk, &xa_k), (&dv, &xa_v)], dx, grads)?;
             let normed = rows::gather(device, &normed, &self.target_rows)?;
-            let mut d_rows = (!lowest).then(|| self.like(&normed));
+            let mut d_rows = (!lowest).then(|| self.like(&normed)).transpose()?;
             let dx = d_rows.as_mut().map(|d| (d, Write::Overwrite));
             let group = Group { layer, modules: [Module::Q], set };
             self.linears_backward(&group, &normed, [(&dq, &xa_q)], dx, grads)?;
@@ -128,7 +128,7 @@ impl<T: Real> Pass<'_, T> {
         let Some(d_normed) = d_normed else { return Ok(None) };
         let mut d_in = match self.is_last(layer) {
             true => {
-                let mut d_in = device.zeros(x_in.rows(), x_in.cols());
+                let mut d_in = device.zeros(x_in.rows(), x_in.cols())?;
                 rows::scatter_add(device, &d_stream, &self.target_rows, &mut d_in)?;
                 d_in
             }
@@ -138,7 +138,7 @@ impl<T: Real> Pass<'_, T> {
         Ok(Some(d_in))
     }
 
-    fn like(&self, tensor: &Tensor<T>) -> Tensor<T> {
+    fn like(&self, tensor: &Tensor<T>) -> Result<Tensor<T>> {
         self.device.empty(tensor.rows(), tensor.cols())
     }
 }

@@ -82,7 +82,7 @@ impl<T: Real> Pass<'_, T> {
         let (mut mlp, [gate, up]) = self.mlp_half(layer, &x, projected, keep)?;
         let x_in = keep.map(|_| x);
 
-        let mut h = device.empty(gate.rows(), gate.cols());
+        let mut h = device.empty(gate.rows(), gate.cols())?;
         swiglu::forward(device, &gate, &up, &mut h)?;
         mlp.gate_up = keep.is_some_and(|policy| policy.keeps(Class::GateUp)).then_some([gate, up]);
         let group = Group { layer, modules: [Module::Down], set: self.queries(layer) };
@@ -116,7 +116,7 @@ impl<T: Real> Pass<'_, T> {
         rstd_mid: &Tensor<T::Stat>,
         xa: &[Tensor<T>; 2],
     ) -> Result<[Tensor<T>; 2]> {
-        let mut normed = self.device.empty(x_mid.rows(), x_mid.cols());
+        let mut normed = self.device.empty(x_mid.rows(), x_mid.cols())?;
         rms_norm::apply(self.device, x_mid, &self.post_attention_norm(layer), rstd_mid, &mut normed)?;
         self.linears_again(&self.gate_and_up(layer), &normed, xa)
     }
@@ -138,8 +138,8 @@ impl<T: Real> Pass<'_, T> {
         let device = self.device;
         let set = self.queries(layer);
         let place = |class| self.place(keep, class);
-        let mut rstd_in = place(Class::Rstd).empty(x.rows(), 1);
-        let mut normed = device.empty(x.rows(), x.cols());
+        let mut rstd_in = place(Class::Rstd).empty(x.rows(), 1)?;
+        let mut normed = device.empty(x.rows(), x.cols())?;
         rms_norm::forward(device, x, residual, &self.input_norm(layer), &mut normed, &mut rstd_in)?;
         let places = || [place(Class::Qkv), place(Class::Xa)];
         // The order of the sums in the gradient of the input.
@@ -158,8 +158,8 @@ impl<T: Real> Pass<'_, T> {
 
         let (q_rotated, k_rotated) = self.rotated(layer, &q, &k)?;
         let args = Attention { q: &q_rotated, k: &k_rotated, v: &v, heads: self.heads(), plan: &set.plan };
-        let mut o = place(Class::OLse).empty(q.rows(), q.cols());
-        let mut lse = place(Class::OLse).empty(q.rows(), self.config.num_attention_heads);
+        let mut o = place(Class::OLse).empty(q.rows(), q.cols())?;
+        let mut lse = place(Class::OLse).empty(q.rows(), self.config.num_attention_heads)?;
         attention::forward(device, &args, &mut o, &mut lse)?;
         drop((q_rotated, k_rotated));
 
@@ -178,8 +178,8 @@ impl<T: Real> Pass<'_, T> {
     ) -> Result<(MlpHalf<T>, [Tensor<T>; 2])> {
         let device = self.device;
         let mut x_mid = projected;
-        let mut rstd_mid = self.place(keep, Class::Rstd).empty(x_mid.rows(), 1);
-        let mut normed = device.empty(x_mid.rows(), x_mid.cols());
+        let mut rstd_mid = self.place(keep, Class::Rstd).empty(x_mid.rows(), 1)?;
+        let mut normed = device.empty(x_mid.rows(), x_mid.cols())?;
         let picked = match self.is_last(layer) {
             true => Some(rows::gather(device, x_in, &self.target_rows)?),
             false => None,
@@ -202,8 +202,8 @@ impl<T: Real> Pass<'_, T> {
         k: &Tensor<T>,
     ) -> Result<(Tensor<T>, Tensor<T>)> {
         let (q_op, k_op) = self.qk_ops(layer);
-        let mut q_rotated = self.device.empty(q.rows(), q.cols());
-        let mut k_rotated = self.device.empty(k.rows(), k.cols());
+        let mut q_rotated = self.device.empty(q.rows(), q.cols())?;
+        let mut k_rotated = self.device.empty(k.rows(), k.cols())?;
         qk_norm_rope::forward(self.device, q, &q_op, &mut q_rotated)?;
         qk_norm_rope::forward(self.device, k, &k_op, &mut k_rotated)?;
         Ok((q_rotated, k_rotated))

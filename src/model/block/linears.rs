@@ -4,7 +4,7 @@ use super::super::adapter::Adapter;
 use super::super::weights::Module;
 use super::{Pass, RowSet};
 use crate::device::{Device, Tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::gemm::Write;
 use crate::ops::lora_matmul::{
     self, Dropout, Forward, Frozen, LayerBackward, Lora, LoraGrad, LoraMatmul, Recompute,
@@ -31,10 +31,10 @@ impl<T: Real> Pass<'_, T> {
     ) -> Result<[(Tensor<T>, Tensor<T>); N]> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let mut outputs = layers.each_ref().map(|layer| {
-            let y = y_place.empty(x.rows(), layer.frozen.weight.rows());
-            (y, xa_place.empty(x.rows(), layer.xa_cols(self.device)))
-        });
+        let mut outputs = try_map(&layers, |layer| {
+            let y = y_place.empty(x.rows(), layer.frozen.weight.rows())?;
+            Ok((y, xa_place.empty(x.rows(), layer.xa_cols(self.device))?))
+        })?;
         let mut args = outputs.each_mut().map(|(y, xa)| Forward { y, xa });
         lora_matmul::forward(self.device, x, &layers, &mut args)?;
         Ok(outputs)
@@ -49,7 +49,7 @@ impl<T: Real> Pass<'_, T> {
     ) -> Result<[Tensor<T>; N]> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let mut outputs = layers.each_ref().map(|l| self.device.empty(x.rows(), l.frozen.weight.rows()));
+        let mut outputs = try_map(&layers, |l| self.device.empty(x.rows(), l.frozen.weight.rows()))?;
         let args = outputs.iter_mut().zip(xa).map(|(y, xa)| Recompute { y, xa });
         lora_matmul::recompute(self.device, x, &layers, &mut args.collect::<Vec<_>>())?;
         Ok(outputs)
@@ -59,7 +59,7 @@ impl<T: Real> Pass<'_, T> {
     pub(super) fn projection(&self, group: &Group<'_, T, 1>, x: &Tensor<T>) -> Result<Tensor<T>> {
         let loras = self.loras(group);
         let [layer] = self.layers(group, &loras);
-        let mut xa = self.device.empty(x.rows(), layer.xa_cols(self.device));
+        let mut xa = self.device.empty(x.rows(), layer.xa_cols(self.device))?;
         lora_matmul::project(self.device, x, &layer, &mut xa)?;
         Ok(xa)
     }
@@ -126,4 +126,11 @@ impl<T: Real> Pass<'_, T> {
             }
         })
     }
+}
+
+/// What `make` makes of every item, or its first error.
+fn try_map<I, R, const N: usize>(items: &[I; N], make: impl FnMut(&I) -> Result<R>) -> Result<[R; N]> {
+    let made: Vec<R> = items.iter().map(make).collect::<Result<_>>()?;
+    // As many as items.
+    made.try_into().map_err(|made: Vec<R>| Error::shape("linears", "items", N, made.len()))
 }

@@ -43,6 +43,9 @@ pub(super) struct RowSet<T: Real> {
     plan: AttentionPlan,
 }
 
+/// Norms of DoRA by adapter, block and module.
+type DoraNorms<S> = Vec<Vec<[Option<Tensor<S>>; 7]>>;
+
 /// One pass over one batch: what is constant over the blocks.
 pub(super) struct Pass<'a, T: Real> {
     pub(super) device: &'a Device,
@@ -50,7 +53,7 @@ pub(super) struct Pass<'a, T: Real> {
     pub(super) weights: &'a Weights<T>,
     pub(super) adapters: &'a [Adapter<T>],
     /// Norms of DoRA by adapter, block and module.
-    dora_norms: Vec<Vec<[Option<Tensor<T::Stat>>; 7]>>,
+    dora_norms: DoraNorms<T::Stat>,
     all: RowSet<T>,
     /// The rows that the last block has to finish.
     supervised: RowSet<T>,
@@ -88,7 +91,7 @@ impl<'a, T: Real> Pass<'a, T> {
         let supervised = RowSet {
             adapter_rows: runs(target_rows.iter().map(adapter_of)),
             keys: all.keys.gather(&target_rows),
-            rope: all.rope.gather(&device_of_tables, &target_rows),
+            rope: all.rope.gather(&device_of_tables, &target_rows)?,
             plan: AttentionPlan::for_rows(segments, &target_rows),
         };
         let mut dora_norms = Vec::new();

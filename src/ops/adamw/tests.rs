@@ -20,7 +20,7 @@ fn update_one<T: Real<Stat = T>>(
 fn three_steps_follow_the_formula() {
     let device = cpu();
     let mut p = random::<f64>(&device, 3, 7, 0);
-    let (mut m, mut v) = (device.zeros(3, 7), device.zeros(3, 7));
+    let (mut m, mut v) = (device.zeros(3, 7).unwrap(), device.zeros(3, 7).unwrap());
     let (mut p1, mut m1, mut v1) = (p.data().to_vec(), vec![0.0; 21], vec![0.0; 21]);
     for step in 1..=3 {
         let grad = random::<f64>(&device, 3, 7, step as u32);
@@ -52,7 +52,7 @@ fn a_zero_learning_rate_moves_the_moments_only() {
     let mut p = random::<f32>(&device, 2, 2, 0);
     let before = p.data().to_vec();
     let grad = random::<f32>(&device, 2, 2, 1);
-    let (mut m, mut v) = (device.zeros(2, 2), device.zeros(2, 2));
+    let (mut m, mut v) = (device.zeros(2, 2).unwrap(), device.zeros(2, 2).unwrap());
     let adamw = AdamW {
         learning_rate: 0.0,
         beta1: 0.9,
@@ -72,9 +72,9 @@ fn a_shadow_follows_its_master_and_small_updates_are_not_lost() {
     use half::bf16;
     let device = cpu();
     let mut param = device.tensor(1, 2, &[1.0f32, -2.0]).unwrap();
-    let mut shadow = device.zeros::<bf16>(1, 2);
+    let mut shadow = device.zeros::<bf16>(1, 2).unwrap();
     let grad = device.tensor(1, 2, &[1.0f32, -1.0]).unwrap();
-    let (mut exp_avg, mut exp_avg_sq) = (device.zeros(1, 2), device.zeros(1, 2));
+    let (mut exp_avg, mut exp_avg_sq) = (device.zeros(1, 2).unwrap(), device.zeros(1, 2).unwrap());
     for step in 1..=20 {
         let adamw = AdamW {
             learning_rate: 1e-3,

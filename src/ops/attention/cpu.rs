@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::plan::{Group, KvRange, QueryTile};
 use super::{Attention, Backward};
 use crate::device::{Device, Tensor};
+use crate::error::Result;
 use crate::ops::gemm::{Mat, MatMut, Write, gemm};
 use crate::ops::simd;
 use crate::tensor::Real;
@@ -100,7 +101,11 @@ fn softmax<T: Real>(args: &Attention<'_, T>, tile: &QueryTile, i: usize, row: &m
 }
 
 /// See [`super::backward`]. A task is one key head of one group of tiles, which shares no key row with another task.
-pub(super) fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backward<'_, T>) {
+pub(super) fn backward<T: Real>(
+    device: &Device,
+    args: &Attention<'_, T>,
+    grads: Backward<'_, T>,
+) -> Result<()> {
     let Backward { d_o, o, lse, dq, dk, dv } = grads;
     let kv_heads = args.heads.num_key_value_heads;
     let (d, group_cols) = (args.heads.head_dim, args.heads.group() * args.heads.head_dim);
@@ -108,15 +113,15 @@ pub(super) fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads:
     for group in args.plan.groups() {
         for kv_head in 0..kv_heads {
             let local = [
-                device.empty(group.query_rows.len(), group_cols),
-                device.empty(group.key_rows.len(), d),
-                device.empty(group.key_rows.len(), d),
+                device.empty(group.query_rows.len(), group_cols)?,
+                device.empty(group.key_rows.len(), d)?,
+                device.empty(group.key_rows.len(), d)?,
             ];
             tasks.push((group, kv_head, local));
         }
     }
     if device.is_dry() {
-        return;
+        return Ok(());
     }
     let context = Context { args, d_o, o, lse };
     tasks.par_iter_mut().for_each_init(Scratch::default, |scratch, (group, kv_head, [dq, dk, dv])| {
@@ -133,6 +138,7 @@ pub(super) fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads:
         let width = if part == 0 { group_cols } else { d };
         scatter(whole, width, &tasks, part);
     }
+    Ok(())
 }
 
 /// Copies the columns of every task to their place.

@@ -22,7 +22,7 @@ mod tests;
 pub use plan::{AttentionPlan, KvRange, MaskKind, QueryTile};
 
 use super::check_shape;
-use crate::device::{Device, Tensor, Work};
+use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
@@ -84,13 +84,13 @@ impl<T: Real> Attention<'_, T> {
         check_shape(OP, "v", self.v, self.k.shape())
     }
 
-    fn record(&self, device: &Device, op: &'static str, products: u64) {
+    /// Notes `products` products of all pairs, and tensors like `q` and like `k` that are read or written once.
+    fn record(&self, device: &Device, op: &'static str, products: u64, [like_q, like_k]: [usize; 2]) {
         let pairs = self.plan.num_pairs() * self.heads.num_attention_heads as u64;
-        let numbers = (2 * self.q.len() + self.k.len() + self.v.len()) as u64;
-        device.record(
-            op,
-            Work::new(2 * products * pairs * self.heads.head_dim as u64, numbers * size_of::<T>() as u64),
-        );
+        let numbers = like_q * self.q.len() + like_k * self.k.len();
+        let statistics = self.q.rows() * self.heads.num_attention_heads;
+        let bytes = numbers * size_of::<T>() + statistics * size_of::<T::Stat>();
+        device.record(op, Work::new(2 * products * pairs * self.heads.head_dim as u64, bytes as u64));
     }
 }
 
@@ -107,7 +107,8 @@ pub fn forward<T: Real>(
     args.check()?;
     check_shape(OP, "o", o, args.q.shape())?;
     check_shape(OP, "lse", lse, [args.q.rows(), args.heads.num_attention_heads])?;
-    args.record(device, "attention.forward", 2);
+    // q and o; k and v.
+    args.record(device, "attention.forward", 2, [2, 2]);
     if !device.is_dry() {
         cpu::forward(args, o, lse);
     }
@@ -143,7 +144,14 @@ pub fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backwa
     check_shape(OP, "dq", grads.dq, args.q.shape())?;
     check_shape(OP, "dk", grads.dk, args.k.shape())?;
     check_shape(OP, "dv", grads.dv, args.v.shape())?;
-    args.record(device, "attention.backward", 5);
-    cpu::backward(device, args, grads);
+    // q, o, dO and dQ; k, v, dK and dV.
+    args.record(device, "attention.backward", 5, [4, 4]);
+    match device.machine() {
+        Machine::Cpu => cpu::backward(device, args, grads)?,
+        // D, which a kernel of its own computes first.
+        Machine::Gpu => {
+            drop(device.empty::<T::Stat>(args.q.rows(), args.heads.num_attention_heads)?);
+        }
+    }
     Ok(())
 }

@@ -50,6 +50,7 @@ pub struct AttentionPlan {
     /// Packed row of every query row.
     query_rows: Vec<usize>,
     num_key_rows: usize,
+    num_pairs: u64,
 }
 
 impl AttentionPlan {
@@ -69,6 +70,7 @@ impl AttentionPlan {
                 own.mask = MaskKind::Full;
             }
         }
+        plan.num_pairs = plan.count_pairs();
         plan
     }
 
@@ -79,6 +81,7 @@ impl AttentionPlan {
             groups: Vec::new(),
             query_rows: query_rows.to_vec(),
             num_key_rows: segments.last().map_or(0, |s| s.start + s.len),
+            num_pairs: 0,
         };
         let mut next = 0;
         for (i, segment) in segments.iter().enumerate() {
@@ -108,6 +111,7 @@ impl AttentionPlan {
             }
             plan.groups.push(group);
         }
+        plan.num_pairs = plan.count_pairs();
         plan
     }
 
@@ -142,6 +146,10 @@ impl AttentionPlan {
 
     /// Number of pairs of a query and a key it sees.
     pub fn num_pairs(&self) -> u64 {
+        self.num_pairs
+    }
+
+    fn count_pairs(&self) -> u64 {
         let of_tile = |tile: &QueryTile| -> u64 {
             tile.rows.clone().map(|q| tile.keys.iter().map(|r| self.visible(q, r) as u64).sum::<u64>()).sum()
         };

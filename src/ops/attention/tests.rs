@@ -49,8 +49,8 @@ fn case(query_rows: usize, key_rows: usize) -> Case {
 
 impl Case {
     fn forward(&self, plan: &AttentionPlan) -> (Tensor<f64>, Tensor<f64>) {
-        let mut o = self.device.empty(self.q.rows(), HEADS.q_cols());
-        let mut lse = self.device.empty(self.q.rows(), HEADS.num_attention_heads);
+        let mut o = self.device.empty(self.q.rows(), HEADS.q_cols()).unwrap();
+        let mut lse = self.device.empty(self.q.rows(), HEADS.num_attention_heads).unwrap();
         let args = Attention { q: &self.q, k: &self.k, v: &self.v, heads: HEADS, plan };
         forward(&self.device, &args, &mut o, &mut lse).unwrap();
         (o, lse)
@@ -58,7 +58,7 @@ impl Case {
 
     fn backward(&self, plan: &AttentionPlan, d_o: &Tensor<f64>) -> [Tensor<f64>; 3] {
         let (o, lse) = self.forward(plan);
-        let like = |t: &Tensor<f64>| self.device.empty(t.rows(), t.cols());
+        let like = |t: &Tensor<f64>| self.device.empty(t.rows(), t.cols()).unwrap();
         let (mut dq, mut dk, mut dv) = (like(&self.q), like(&self.k), like(&self.v));
         let args = Attention { q: &self.q, k: &self.k, v: &self.v, heads: HEADS, plan };
         let grads = Backward { d_o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
@@ -159,7 +159,8 @@ fn f32_stays_near_f64_with_large_scores() {
         heads: Heads,
         plan: &AttentionPlan,
     ) -> Tensor<T> {
-        let (mut o, mut lse) = (device.empty(q.rows(), q.cols()), device.empty(q.rows(), 2));
+        let (mut o, mut lse) =
+            (device.empty(q.rows(), q.cols()).unwrap(), device.empty(q.rows(), 2).unwrap());
         forward(device, &Attention { q, k, v, heads, plan }, &mut o, &mut lse).unwrap();
         o
     }

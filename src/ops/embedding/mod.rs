@@ -20,7 +20,7 @@ use crate::tensor::Real;
 /// ```
 /// let device = tanren::device::Device::cpu(1)?;
 /// let table = device.tensor(3, 2, &[0.0, 0.1, 1.0, 1.1, 2.0, 2.1f32])?;
-/// let mut y = device.empty(2, 2);
+/// let mut y = device.empty(2, 2)?;
 /// tanren::ops::embedding::forward(&device, &table, &[2, 0], &mut y)?;
 /// assert_eq!(y.data(), [2.0, 2.1, 0.0, 0.1]);
 /// # Ok::<(), tanren::error::Error>(())

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use super::{Gradient, TargetScore, chunk_rows};
 use crate::batch::Target;
-use crate::device::{Device, Tensor};
+use crate::device::{Class, Device, Tensor};
+use crate::error::Result;
 use crate::ops::gemm::{Mat, MatMut, Write, axpy, gemm, par_gemm};
 use crate::ops::simd;
 use crate::tensor::Real;
@@ -26,20 +27,22 @@ pub(super) fn forward<T: Real>(
     weight: &Tensor<T>,
     targets: &[Target],
     mut gradient: Option<Gradient<'_, T>>,
-) -> Vec<TargetScore> {
+) -> Result<Vec<TargetScore>> {
     let mut scores = vec![TargetScore { logprob: 0.0, is_argmax: false }; targets.len()];
-    let chunk = chunk_rows::<T>(weight.rows()).min(x.rows());
+    let chunk = chunk_rows::<T>(device.machine(), weight.rows()).min(x.rows());
     if chunk == 0 {
-        return scores;
+        return Ok(scores);
     }
     let blocks = blocks(weight.rows());
-    let mut logits: Vec<Tensor<T>> = blocks.iter().map(|b| device.empty(chunk, b.len())).collect();
+    let place = device.class(Class::Logits);
+    let mut logits: Vec<Tensor<T>> =
+        blocks.iter().map(|b| place.empty(chunk, b.len())).collect::<Result<_>>()?;
     let mut partial: Vec<Tensor<T>> = match gradient {
-        Some(_) => blocks.iter().map(|_| device.empty(chunk, x.cols())).collect(),
+        Some(_) => blocks.iter().map(|_| device.empty(chunk, x.cols())).collect::<Result<_>>()?,
         None => Vec::new(),
     };
     if device.is_dry() {
-        return scores;
+        return Ok(scores);
     }
     for start in (0..x.rows()).step_by(chunk) {
         let rows = start..x.rows().min(start + chunk);
@@ -52,7 +55,7 @@ pub(super) fn forward<T: Real>(
             head.gradient(&mut logits, &lse, gradient, &mut partial);
         }
     }
-    scores
+    Ok(scores)
 }
 
 /// See [`super::logits`].

@@ -11,7 +11,7 @@
 //! | `targets` | | sorted by row; several may share a row |
 //! | `dx` | `[rows, hidden_size]` | overwritten |
 //!
-//! Rows are taken in chunks whose logits fit [`LOGITS_BYTES`]; the logits are computed once (4 h V operations per row with the
+//! Rows are taken in chunks whose logits fit [`LOGITS_BYTES`] or [`GPU_LOGITS_BYTES`]; the logits are computed once (4 h V operations per row with the
 //! gradient, where recomputing them would take 6 h V). `scale` is one over the weight of the whole optimizer step.
 
 mod cpu;
@@ -20,14 +20,17 @@ mod tests;
 
 use super::check_shape;
 use crate::batch::Target;
-use crate::device::{Device, Tensor, Work};
+use crate::device::{Class, Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
 const OP: &str = "linear_cross_entropy";
 
-/// At most so many bytes of logits exist at once.
+/// At most so many bytes of logits exist at once on the CPU.
 pub const LOGITS_BYTES: usize = 512 << 20;
+
+/// The same on a GPU, where memory is scarce: 512 rows of Qwen's vocabulary in bf16.
+pub const GPU_LOGITS_BYTES: usize = 160 << 20;
 
 /// What the forward pass knows about one target.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -71,16 +74,26 @@ pub fn forward<T: Real>(
         }
         last = target.row;
     }
-    let products = if gradient.is_some() { 4 } else { 2 };
-    let chunks = x.rows().div_ceil(chunk_rows::<T>(weight.rows())) as u64;
-    device.record(
-        "linear_cross_entropy",
-        Work::new(
-            products * x.rows() as u64 * weight.len() as u64,
-            chunks * products / 2 * (weight.len() * size_of::<T>()) as u64,
-        ),
-    );
-    Ok(cpu::forward(device, x, weight, targets, gradient))
+    record(device, x, weight, gradient.is_some());
+    if device.machine() == Machine::Gpu {
+        let rows = chunk_rows::<T>(device.machine(), weight.rows()).min(x.rows());
+        let logits = device.class(Class::Logits).empty::<T>(rows, weight.rows())?;
+        // Largest logit, sum and logit of the target, by row.
+        drop((logits, device.empty::<T::Stat>(rows, 3)?));
+        return Ok(vec![TargetScore { logprob: 0.0, is_argmax: false }; targets.len()]);
+    }
+    cpu::forward(device, x, weight, targets, gradient)
+}
+
+/// The weight is read once per chunk and product. Logits are written and read, and with a gradient replaced and read again.
+fn record<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>, has_gradient: bool) {
+    let products = if has_gradient { 2 } else { 1 };
+    let chunks = x.rows().div_ceil(chunk_rows::<T>(device.machine(), weight.rows()));
+    let logits = 2 * products * x.rows() * weight.rows();
+    let numbers = chunks * products * weight.len() + logits + products * x.len();
+    let flops = 2 * products as u64 * x.rows() as u64 * weight.len() as u64;
+    let launches = (chunks * (2 * products)) as u64;
+    device.record(OP, Work { launches, ..Work::new(flops, (numbers * size_of::<T>()) as u64) });
 }
 
 /// The logits `x W^T`, `[rows, vocab_size]`: for tests and for the few rows that generation looks at.
@@ -89,7 +102,7 @@ pub fn forward<T: Real>(
 /// [`Error::Shape`] if the shapes do not fit each other.
 pub fn logits<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>) -> Result<Tensor<T>> {
     check_shape(OP, "weight", weight, [weight.rows(), x.cols()])?;
-    let mut z = device.empty(x.rows(), weight.rows());
+    let mut z = device.empty(x.rows(), weight.rows())?;
     if !device.is_dry() {
         cpu::logits(x, weight, &mut z);
     }
@@ -97,6 +110,10 @@ pub fn logits<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>) -> Re
 }
 
 /// Rows whose logits exist at once.
-fn chunk_rows<T: Real>(vocab_size: usize) -> usize {
-    (LOGITS_BYTES / size_of::<T>() / vocab_size.max(1) / 64 * 64).clamp(16, 1024)
+fn chunk_rows<T: Real>(machine: Machine, vocab_size: usize) -> usize {
+    let bytes = match machine {
+        Machine::Cpu => LOGITS_BYTES,
+        Machine::Gpu => GPU_LOGITS_BYTES,
+    };
+    (bytes / size_of::<T>() / vocab_size.max(1) / 64 * 64).clamp(16, 1024)
 }

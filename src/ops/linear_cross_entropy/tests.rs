@@ -41,7 +41,7 @@ fn dx_is_the_gradient() {
     let device = cpu();
     let (x, w) = (random::<f64>(&device, 9, 6, 0), random::<f64>(&device, 700, 6, 1));
     let targets = targets(9, 700);
-    let mut dx = device.empty(9, 6);
+    let mut dx = device.empty(9, 6).unwrap();
     let gradient = Gradient { dx: &mut dx, scale: 0.125 };
     forward(&device, &x, &w, &targets, Some(gradient)).unwrap();
     check_gradient(&device, "x", &x, dx.data(), |x| {
@@ -58,7 +58,7 @@ fn chunks_do_not_change_the_result_and_f32_stays_near_f64() {
     let (x, w) = (random::<f32>(&device, 1100, 8, 0), random::<f32>(&device, 333, 8, 1));
     let targets = targets(1100, 333);
     fn run<T: Real>(device: &Device, x: &Tensor<T>, w: &Tensor<T>, targets: &[Target]) -> (f64, Tensor<T>) {
-        let mut dx = device.empty(x.rows(), x.cols());
+        let mut dx = device.empty(x.rows(), x.cols()).unwrap();
         let scores = forward(device, x, w, targets, Some(Gradient { dx: &mut dx, scale: 1.0 })).unwrap();
         (loss(&scores, targets), dx)
     }
@@ -72,9 +72,9 @@ fn chunks_do_not_change_the_result_and_f32_stays_near_f64() {
 fn no_rows_and_bad_targets() {
     let device = cpu();
     let w = random::<f32>(&device, 4, 2, 0);
-    assert!(forward(&device, &device.zeros(0, 2), &w, &[], None).unwrap().is_empty());
+    assert!(forward(&device, &device.zeros(0, 2).unwrap(), &w, &[], None).unwrap().is_empty());
     let target = |row, token| Target { row, token, weight: 1.0 };
-    let x = device.zeros(2, 2);
+    let x = device.zeros(2, 2).unwrap();
     for bad in [vec![target(2, 0)], vec![target(0, 4)], vec![target(1, 0), target(0, 0)]] {
         assert!(forward(&device, &x, &w, &bad, None).is_err(), "{bad:?}");
     }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::{LayerBackward, Lora, LoraGrad, LoraMatmul};
 use crate::device::{Device, Tensor};
+use crate::error::Result;
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
 use crate::ops::simd;
 use crate::tensor::Real;
@@ -19,14 +20,14 @@ pub(super) fn project<T: Real>(
     x: &Tensor<T>,
     layer: &LoraMatmul<'_, T>,
     xa: &mut Tensor<T>,
-) {
+) -> Result<()> {
     let rank = xa.cols();
     if !device.is_dry() {
         // Rows without an adapter, and columns beyond an adapter's rank, are read by nobody but must be defined.
         xa.data_mut().fill(T::ZERO);
     }
     for (_, lora, rows) in layer.runs() {
-        let dropped = dropped_input(device, layer, x, &rows);
+        let dropped = dropped_input(device, layer, x, &rows)?;
         if device.is_dry() {
             continue;
         }
@@ -36,6 +37,7 @@ pub(super) fn project<T: Real>(
         let product = MatMut::strided(xa, rows.len(), r, rank);
         par_gemm(product, Write::Overwrite, T::ONE, input, whole(lora.a).t());
     }
+    Ok(())
 }
 
 /// Writes `y`, given `xa`.
@@ -45,7 +47,7 @@ pub(super) fn apply<T: Real>(
     layer: &LoraMatmul<'_, T>,
     xa: &Tensor<T>,
     y: &mut Tensor<T>,
-) {
+) -> Result<()> {
     let weight = layer.frozen.weight;
     let (rank, out_features) = (xa.cols(), y.cols());
     if !device.is_dry() {
@@ -54,10 +56,10 @@ pub(super) fn apply<T: Real>(
     for (_, lora, rows) in layer.runs() {
         // Only DoRA multiplies the dropped-out input with the frozen weight.
         let dropped = match lora.dora {
-            Some(_) => dropped_input(device, layer, x, &rows),
+            Some(_) => dropped_input(device, layer, x, &rows)?,
             None => None,
         };
-        let base = dropped.as_ref().map(|_| device.empty::<T>(rows.len(), out_features));
+        let base = dropped.as_ref().map(|_| device.empty::<T>(rows.len(), out_features)).transpose()?;
         if device.is_dry() {
             continue;
         }
@@ -91,6 +93,7 @@ pub(super) fn apply<T: Real>(
     if let (Some(bias), false) = (layer.frozen.bias, device.is_dry()) {
         each_row(y.data_mut(), bias.data(), |y, bias| *y += bias);
     }
+    Ok(())
 }
 
 /// One layer of [`super::backward`].
@@ -100,7 +103,7 @@ pub(super) fn backward<T: Real>(
     x: &Tensor<T>,
     args: &mut LayerBackward<'_, '_, T>,
     mut dx: Option<(&mut Tensor<T>, Write)>,
-) {
+) -> Result<()> {
     let LayerBackward { dy, xa, grads } = args;
     let (dy, xa) = (*dy, *xa);
     let weight = layer.frozen.weight;
@@ -109,13 +112,13 @@ pub(super) fn backward<T: Real>(
     }
     for (adapter, lora, rows) in layer.runs() {
         let Some(grad) = &mut grads[adapter] else { continue };
-        let dropped = dropped_input(device, layer, x, &rows);
-        let mut dxa = device.empty::<T>(rows.len(), lora.a.rows());
-        let mut db = device.empty::<T>(lora.a.rows(), weight.rows());
+        let dropped = dropped_input(device, layer, x, &rows)?;
+        let mut dxa = device.empty::<T>(rows.len(), lora.a.rows())?;
+        let mut db = device.empty::<T>(lora.a.rows(), weight.rows())?;
         // The gradient of x~ goes straight into dx, unless the mask has to be applied to it.
         let masked = layer.dropout.is_some() && dx.is_some();
-        let mut dx_dropped = masked.then(|| device.zeros::<T>(rows.len(), weight.cols()));
-        let scaled = lora.dora.map(|_| device.empty::<T>(rows.len(), weight.rows()));
+        let mut dx_dropped = masked.then(|| device.zeros::<T>(rows.len(), weight.cols())).transpose()?;
+        let scaled = lora.dora.map(|_| device.empty::<T>(rows.len(), weight.rows())).transpose()?;
         if device.is_dry() {
             continue;
         }
@@ -159,6 +162,7 @@ pub(super) fn backward<T: Real>(
             dropout.apply(rows.start, cols, dropped.data(), dx, true);
         }
     }
+    Ok(())
 }
 
 /// The rows of one adapter with DoRA in the backward pass.
@@ -243,14 +247,14 @@ fn dropped_input<T: Real>(
     layer: &LoraMatmul<'_, T>,
     x: &Tensor<T>,
     rows: &Range<usize>,
-) -> Option<Tensor<T>> {
-    let dropout = layer.dropout.as_ref()?;
-    let mut dropped = device.empty(rows.len(), x.cols());
+) -> Result<Option<Tensor<T>>> {
+    let Some(dropout) = &layer.dropout else { return Ok(None) };
+    let mut dropped = device.empty(rows.len(), x.cols())?;
     if !device.is_dry() {
         let x_rows = &x.data()[rows.start * x.cols()..rows.end * x.cols()];
         dropout.apply(rows.start, x.cols(), x_rows, dropped.data_mut(), false);
     }
-    Some(dropped)
+    Ok(Some(dropped))
 }
 
 fn input<'a, T: Real>(x: &'a Tensor<T>, dropped: Option<&'a Tensor<T>>, rows: &Range<usize>) -> Mat<'a, T> {

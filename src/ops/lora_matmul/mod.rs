@@ -34,7 +34,7 @@ pub use dropout::{Dropout, RowKeys};
 
 use super::check_shape;
 use crate::batch::AdapterRows;
-use crate::device::{Device, Target, Tensor, Work};
+use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
@@ -94,9 +94,9 @@ impl<T: Real> LoraMatmul<'_, T> {
 
     /// Columns of `xa`: the largest rank, on a GPU rounded up to whole fragments of its tensor cores.
     pub fn xa_cols(&self, device: &Device) -> usize {
-        match device.target() {
-            Target::Cpu => self.max_rank(),
-            Target::Gpu => self.max_rank().next_multiple_of(plan::RANK_UNIT),
+        match device.machine() {
+            Machine::Cpu => self.max_rank(),
+            Machine::Gpu => self.max_rank().next_multiple_of(plan::RANK_UNIT),
         }
     }
 
@@ -192,9 +192,12 @@ pub fn forward<T: Real>(
         layer.check_forward(device, x, out.y, out.xa)?;
     }
     work::record_forward(device, ["lora_matmul.forward", "lora_matmul.forward.lora"], x.rows(), layers, true);
+    if device.machine() == Machine::Gpu {
+        return Ok(());
+    }
     for (layer, out) in layers.iter().zip(outputs) {
-        cpu::project(device, x, layer, out.xa);
-        cpu::apply(device, x, layer, out.xa, out.y);
+        cpu::project(device, x, layer, out.xa)?;
+        cpu::apply(device, x, layer, out.xa, out.y)?;
     }
     Ok(())
 }
@@ -224,8 +227,11 @@ pub fn recompute<T: Real>(
     }
     let names = ["lora_matmul.recompute", "lora_matmul.recompute.lora"];
     work::record_forward(device, names, x.rows(), layers, false);
+    if device.machine() == Machine::Gpu {
+        return Ok(());
+    }
     for (layer, out) in layers.iter().zip(outputs) {
-        cpu::apply(device, x, layer, out.xa, out.y);
+        cpu::apply(device, x, layer, out.xa, out.y)?;
     }
     Ok(())
 }
@@ -243,7 +249,9 @@ pub fn project<T: Real>(
     check_shape(OP, "x", x, [x.rows(), layer.frozen.weight.cols()])?;
     layer.check(device, x.rows(), xa)?;
     work::record_project(device, x.rows(), layer);
-    cpu::project(device, x, layer, xa);
+    if device.machine() == Machine::Cpu {
+        return cpu::project(device, x, layer, xa);
+    }
     Ok(())
 }
 
@@ -288,12 +296,12 @@ pub fn backward<T: Real>(
         layer.check_grads(args.grads)?;
     }
     work::record_backward(device, x.rows(), layers, dx.as_ref().map(|(_, write)| *write));
-    if device.target() == Target::Gpu {
+    if device.machine() == Machine::Gpu {
         drop(work::gpu_temporaries(device, x.rows(), layers)?);
         return Ok(());
     }
     for (layer, args) in layers.iter().zip(of_layers) {
-        cpu::backward(device, layer, x, args, dx.as_mut().map(|(dx, write)| (&mut **dx, *write)));
+        cpu::backward(device, layer, x, args, dx.as_mut().map(|(dx, write)| (&mut **dx, *write)))?;
         // The layers after the first one add to what it left.
         dx = dx.map(|(dx, _)| (dx, super::gemm::Write::Add));
     }
@@ -321,7 +329,7 @@ pub fn dora_norm<T: Real>(
 ) -> Result<Tensor<T::Stat>> {
     check_shape(OP, "lora_a", a, [a.rows(), weight.cols()])?;
     check_shape(OP, "lora_b", b, [weight.rows(), a.rows()])?;
-    let mut norm = device.empty(1, weight.rows());
+    let mut norm = device.empty(1, weight.rows())?;
     device.record(
         "lora_matmul.dora_norm",
         Work::new(2 * (weight.len() * (a.rows() + 1)) as u64, (weight.len() * size_of::<T>()) as u64),

@@ -94,8 +94,8 @@ impl Case {
 
     fn forward(&self, norms: &[Option<Tensor<f64>>]) -> (Tensor<f64>, Tensor<f64>) {
         self.with_layer(norms, |layer| {
-            let mut y = self.device.empty(self.x.rows(), OUT);
-            let mut xa = self.device.empty(self.x.rows(), layer.max_rank());
+            let mut y = self.device.empty(self.x.rows(), OUT).unwrap();
+            let mut xa = self.device.empty(self.x.rows(), layer.max_rank()).unwrap();
             forward_one(&self.device, &self.x, layer, &mut y, &mut xa).unwrap();
             (y, xa)
         })
@@ -105,7 +105,7 @@ impl Case {
     fn backward(&self, norms: &[Option<Tensor<f64>>]) -> (Tensor<f64>, Vec<Option<Adapter>>) {
         let mut grads = zero_grads(self);
         let xa = self.forward(norms).1;
-        let mut dx = self.device.empty(self.x.rows(), IN);
+        let mut dx = self.device.empty(self.x.rows(), IN).unwrap();
         self.with_layer(norms, |layer| {
             let mut views: Vec<_> = grads.iter_mut().map(view).collect();
             let one = LayerBackward { dy: &self.dy, xa: &xa, grads: &mut views };
@@ -199,19 +199,19 @@ fn adapters_in_one_batch_equal_adapters_one_by_one() {
     let (dx, grads) = case.backward(&norms);
     for run in &case.rows {
         let only = std::slice::from_ref(run);
-        let (mut y1, mut dx1) = (case.device.empty(11, OUT), case.device.empty(11, IN));
-        let zeros = |t: &Tensor<f64>| case.device.zeros(t.rows(), t.cols());
+        let (mut y1, mut dx1) = (case.device.empty(11, OUT).unwrap(), case.device.empty(11, IN).unwrap());
+        let zeros = |t: &Tensor<f64>| case.device.zeros(t.rows(), t.cols()).unwrap();
         let adapter = case.adapters[run.adapter].as_ref().unwrap();
         let (mut da, mut db) = (zeros(&adapter.a), zeros(&adapter.b));
         case.with_layer(&norms, |layer| {
             let layer = LoraMatmul { rows: only, ..*layer };
-            let mut xa = case.device.empty(11, layer.max_rank());
+            let mut xa = case.device.empty(11, layer.max_rank()).unwrap();
             forward_one(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
             let mut views: Vec<_> = (0..3).map(|_| None).collect();
             views[run.adapter] = Some(LoraGrad { a: &mut da, b: &mut db, magnitude: None });
             let loras: Vec<_> = (0..3).map(|i| layer.loras[i].filter(|_| i == run.adapter)).collect();
             let layer = LoraMatmul { loras: &loras, ..layer };
-            let mut xa = case.device.empty(11, layer.max_rank());
+            let mut xa = case.device.empty(11, layer.max_rank()).unwrap();
             forward_one(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
             let one = LayerBackward { dy: &case.dy, xa: &xa, grads: &mut views };
             let dx = Some((&mut dx1, Write::Overwrite));
@@ -239,7 +239,7 @@ fn f32_stays_near_f64() {
         a: &Tensor<T>,
         b: &Tensor<T>,
     ) -> Tensor<T> {
-        let (mut y, mut xa) = (device.empty(65, 300), device.empty(65, 16));
+        let (mut y, mut xa) = (device.empty(65, 300).unwrap(), device.empty(65, 16).unwrap());
         let loras = [Some(Lora { a, b, scaling: T::Stat::from_f64(0.5), dora: None })];
         let layer = LoraMatmul {
             frozen: Frozen { weight: w, bias: None },
@@ -260,11 +260,11 @@ fn f32_stays_near_f64() {
 fn wrong_ranks_and_rows_are_refused() {
     let case = case([4, 2, 3], false, 0.0);
     case.with_layer(&case.norms(), |layer| {
-        let mut y = case.device.empty(11, OUT);
-        let mut narrow = case.device.empty(11, 3);
+        let mut y = case.device.empty(11, OUT).unwrap();
+        let mut narrow = case.device.empty(11, 3).unwrap();
         assert!(forward_one(&case.device, &case.x, layer, &mut y, &mut narrow).is_err());
         let beyond = [AdapterRows { adapter: 0, rows: 0..12 }];
-        let mut xa = case.device.empty(11, 4);
+        let mut xa = case.device.empty(11, 4).unwrap();
         let layer = LoraMatmul { rows: &beyond, ..*layer };
         assert!(forward_one(&case.device, &case.x, &layer, &mut y, &mut xa).is_err());
     });
@@ -283,8 +283,11 @@ fn a_group_is_its_layers_one_after_the_other() {
         first.with_layer(&norms, |one| {
             second.with_layer(&other_norms, |two| {
                 let layers = [*one, *two];
-                let outputs =
-                    || layers.each_ref().map(|l| (device.empty(11, OUT), device.empty(11, l.max_rank())));
+                let outputs = || {
+                    layers
+                        .each_ref()
+                        .map(|l| (device.empty(11, OUT).unwrap(), device.empty(11, l.max_rank()).unwrap()))
+                };
                 let (mut got, mut again) = (outputs(), outputs());
                 let mut args = got.each_mut().map(|(y, xa)| Forward { y, xa });
                 device.take_ledger();
@@ -312,7 +315,7 @@ fn a_group_is_its_layers_one_after_the_other() {
                     LayerBackward { dy: &first.dy, xa: &got[0].1, grads: g1 },
                     LayerBackward { dy: &second.dy, xa: &got[1].1, grads: g2 },
                 ];
-                let mut sum = device.empty(11, IN);
+                let mut sum = device.empty(11, IN).unwrap();
                 let to = Some((&mut sum, Write::Overwrite));
                 backward(device, &layers, Backward { x: &first.x, dx: to, layers: &mut of_layers }).unwrap();
                 let expected: Vec<f64> = dx.data().iter().zip(other_dx.data()).map(|(a, b)| a + b).collect();
@@ -328,7 +331,7 @@ fn a_group_is_its_layers_one_after_the_other() {
 
 /// Gradients of zero for the adapters of a case.
 fn zero_grads(case: &Case) -> Vec<Option<Adapter>> {
-    let zeros = |t: &Tensor<f64>| case.device.zeros(t.rows(), t.cols());
+    let zeros = |t: &Tensor<f64>| case.device.zeros(t.rows(), t.cols()).unwrap();
     let of =
         |l: &Adapter| Adapter { a: zeros(&l.a), b: zeros(&l.b), magnitude: l.magnitude.as_ref().map(zeros) };
     case.adapters.iter().map(|l| l.as_ref().map(of)).collect()

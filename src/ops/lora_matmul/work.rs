@@ -7,7 +7,7 @@
 
 use super::plan::{self, Problem};
 use super::{Frozen, LoraMatmul};
-use crate::device::{Device, Target, Tensor, Work};
+use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::Result;
 use crate::ops::gemm::Write;
 use crate::tensor::Real;
@@ -88,7 +88,7 @@ pub(super) fn record_forward<T: Real>(
             adapters.flops += layer.base_flops(layer.dora_rows());
         }
     }
-    if device.target() == Target::Gpu {
+    if device.machine() == Machine::Gpu {
         // xa has a launch of its own; the product with B is part of the launch of the frozen layers.
         adapters.launches = u64::from(projects);
         adapters.bytes += if projects { input } else { 0 };
@@ -116,7 +116,7 @@ pub(super) fn record_backward<T: Real>(
 ) {
     let input = layers.first().map_or(0, |l| rows * l.frozen.weight.cols()) as u64;
     let (mut frozen, mut adapters) = (Work::new(0, 0), Work { launches: 3, ..Work::default() });
-    let on_gpu = device.target() == Target::Gpu;
+    let on_gpu = device.machine() == Machine::Gpu;
     let mut statistics = 0;
     for layer in layers {
         let [out_features, in_features] = layer.frozen.weight.shape();
@@ -173,7 +173,8 @@ pub(super) fn gpu_temporaries<T: Real>(
     layers: &[LoraMatmul<'_, T>],
 ) -> Result<(Vec<Tensor<T>>, Option<Tensor<T::Stat>>)> {
     let stride = problem(rows, layers).rank_stride();
-    let dxa = layers.iter().map(|_| device.empty(rows, stride)).collect();
-    let partial = gradient_plan(device, rows, layers)?.map(|plan| device.empty(1, plan.workspace));
+    let dxa = layers.iter().map(|_| device.empty(rows, stride)).collect::<Result<_>>()?;
+    let partial =
+        gradient_plan(device, rows, layers)?.map(|plan| device.empty(1, plan.workspace)).transpose()?;
     Ok((dxa, partial))
 }

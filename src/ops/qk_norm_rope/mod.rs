@@ -36,14 +36,14 @@ impl<T: Real> RopeTable<T> {
     /// 1000 one rounding more or less is an angle of 6e-5. In f64 nothing is rounded.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `head_dim` is odd.
+    /// [`Error::Shape`] if `head_dim` is odd; else errors of the device.
     pub fn new(device: &Device, positions: &[usize], head_dim: usize, theta: f64) -> Result<Self> {
         if !head_dim.is_multiple_of(2) || head_dim == 0 {
             return Err(Error::shape("qk_norm_rope", "head_dim", "an even number", head_dim));
         }
         let half = head_dim / 2;
         let mut table =
-            Self { cos: device.empty(positions.len(), half), sin: device.empty(positions.len(), half) };
+            Self { cos: device.empty(positions.len(), half)?, sin: device.empty(positions.len(), half)? };
         if device.is_dry() {
             return Ok(table);
         }
@@ -63,17 +63,20 @@ impl<T: Real> RopeTable<T> {
     }
 
     /// The same table for some of its rows.
-    pub fn gather(&self, device: &Device, rows: &[usize]) -> Self {
-        let pick = |from: &Tensor<T>| {
-            let mut to = device.empty(rows.len(), from.cols());
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn gather(&self, device: &Device, rows: &[usize]) -> Result<Self> {
+        let pick = |from: &Tensor<T>| -> Result<Tensor<T>> {
+            let mut to = device.empty(rows.len(), from.cols())?;
             if !device.is_dry() {
                 for (i, &row) in rows.iter().enumerate() {
                     to.data_mut()[i * from.cols()..(i + 1) * from.cols()].copy_from_slice(from.row(row));
                 }
             }
-            to
+            Ok(to)
         };
-        Self { cos: pick(&self.cos), sin: pick(&self.sin) }
+        Ok(Self { cos: pick(&self.cos)?, sin: pick(&self.sin)? })
     }
 }
 

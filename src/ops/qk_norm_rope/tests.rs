@@ -10,7 +10,7 @@ fn position_0_changes_nothing_and_scores_depend_on_the_distance_only() {
     let x = random::<f64>(&device, 1, 8, 0);
     let at = |position: usize| {
         let table = RopeTable::new(&device, &[position], 8, 10_000.0).unwrap();
-        let mut y = device.empty(1, 8);
+        let mut y = device.empty(1, 8).unwrap();
         forward(&device, &x, &QkNormRope { norm: None, table: &table, head_dim: 8 }, &mut y).unwrap();
         y
     };
@@ -31,7 +31,7 @@ fn backward_is_the_gradient() {
         let mut dx = cast(&device, &dy);
         backward(&device, &x, &op, &mut dx).unwrap();
         check_gradient(&device, "x", &x, dx.data(), |x: &Tensor<f64>| {
-            let mut y = device.empty(3, 12);
+            let mut y = device.empty(3, 12).unwrap();
             forward(&device, x, &op, &mut y).unwrap();
             inner(y.data(), dy.data())
         });
@@ -41,7 +41,7 @@ fn backward_is_the_gradient() {
 #[test]
 fn a_gathered_table_is_that_of_the_gathered_positions() {
     let device = cpu();
-    let table = RopeTable::<f32>::new(&device, &[4, 7, 9], 4, 1e6).unwrap().gather(&device, &[2, 0]);
+    let table = RopeTable::<f32>::new(&device, &[4, 7, 9], 4, 1e6).unwrap().gather(&device, &[2, 0]).unwrap();
     let direct = RopeTable::<f32>::new(&device, &[9, 4], 4, 1e6).unwrap();
     assert_eq!(table.cos.data(), direct.cos.data());
     assert_eq!(table.sin.data(), direct.sin.data());

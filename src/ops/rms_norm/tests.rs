@@ -12,7 +12,7 @@ fn forward_follows_the_formula_and_apply_repeats_it() {
         let weight = random(&device, 1, cols, 2);
         let before = x.data().to_vec();
         let norm = Norm { weight: &weight, eps: 1e-6 };
-        let (mut y, mut rstd) = (device.empty(rows, cols), device.empty(rows, 1));
+        let (mut y, mut rstd) = (device.empty(rows, cols).unwrap(), device.empty(rows, 1).unwrap());
         forward(&device, &mut x, Some(&residual), &norm, &mut y, &mut rstd).unwrap();
         for t in 0..rows {
             let s: Vec<f64> = (0..cols).map(|i| before[t * cols + i] + residual.row(t)[i]).collect();
@@ -22,7 +22,7 @@ fn forward_follows_the_formula_and_apply_repeats_it() {
             }
             assert_eq!(x.row(t), s);
         }
-        let mut again = device.empty(rows, cols);
+        let mut again = device.empty(rows, cols).unwrap();
         apply(&device, &x, &norm, &rstd, &mut again).unwrap();
         assert_eq!(again.data(), y.data());
     }
@@ -36,7 +36,7 @@ fn backward_is_the_gradient_and_accumulates() {
     let norm = Norm { weight: &weight, eps: 1e-5 };
     let run = |x: &Tensor<f64>| {
         let mut x = cast(&device, x);
-        let (mut y, mut rstd) = (device.empty(3, 21), device.empty(3, 1));
+        let (mut y, mut rstd) = (device.empty(3, 21).unwrap(), device.empty(3, 1).unwrap());
         forward(&device, &mut x, None, &norm, &mut y, &mut rstd).unwrap();
         (y, rstd)
     };
@@ -52,11 +52,11 @@ fn f32_stays_near_f64() {
     let device = cpu();
     let x = random::<f32>(&device, 7, 2048, 0);
     let weight = random::<f32>(&device, 1, 2048, 1);
-    let (mut y, mut rstd) = (device.empty(7, 2048), device.empty(7, 1));
+    let (mut y, mut rstd) = (device.empty(7, 2048).unwrap(), device.empty(7, 1).unwrap());
     let norm = Norm { weight: &weight, eps: 1e-6 };
     forward(&device, &mut cast(&device, &x), None, &norm, &mut y, &mut rstd).unwrap();
     let (wide, mut y64, mut rstd64) =
-        (cast::<f32, f64>(&device, &weight), device.empty(7, 2048), device.empty(7, 1));
+        (cast::<f32, f64>(&device, &weight), device.empty(7, 2048).unwrap(), device.empty(7, 1).unwrap());
     let norm = Norm { weight: &wide, eps: 1e-6 };
     forward(&device, &mut cast(&device, &x), None, &norm, &mut y64, &mut rstd64).unwrap();
     let error = relative_rms(y.data(), y64.data());
@@ -66,11 +66,18 @@ fn f32_stays_near_f64() {
 #[test]
 fn a_wrong_shape_names_the_argument() {
     let device = cpu();
-    let weight = device.zeros::<f32>(1, 4);
+    let weight = device.zeros::<f32>(1, 4).unwrap();
     let norm = Norm { weight: &weight, eps: 1e-6 };
-    let mut x = device.zeros(2, 5);
-    let error =
-        forward(&device, &mut x, None, &norm, &mut device.empty(2, 5), &mut device.empty(2, 1)).unwrap_err();
+    let mut x = device.zeros(2, 5).unwrap();
+    let error = forward(
+        &device,
+        &mut x,
+        None,
+        &norm,
+        &mut device.empty(2, 5).unwrap(),
+        &mut device.empty(2, 1).unwrap(),
+    )
+    .unwrap_err();
     assert!(
         error.to_string().contains("rms_norm: argument \"weight\": got [1, 4], expected [1, 5]"),
         "{error}"

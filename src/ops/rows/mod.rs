@@ -17,7 +17,7 @@ use crate::tensor::Real;
 /// [`Error::Shape`] if `rows` is not ascending or leaves `x`.
 pub fn gather<T: Real>(device: &Device, x: &Tensor<T>, rows: &[usize]) -> Result<Tensor<T>> {
     check_rows(rows, x.rows())?;
-    let mut y = device.empty(rows.len(), x.cols());
+    let mut y = device.empty(rows.len(), x.cols())?;
     device.record("rows.gather", Work::new(0, 2 * (y.len() * size_of::<T>()) as u64));
     if !device.is_dry() {
         cpu::gather(x, rows, &mut y);

@@ -8,7 +8,7 @@ fn scatter_is_the_transpose_of_gather() {
     let device = cpu();
     let (x, y) = (random::<f64>(&device, 6, 5, 0), random::<f64>(&device, 3, 5, 1));
     let rows = [0, 3, 5];
-    let mut back = device.zeros(6, 5);
+    let mut back = device.zeros(6, 5).unwrap();
     scatter_add(&device, &y, &rows, &mut back).unwrap();
     let picked = gather(&device, &x, &rows).unwrap();
     assert_eq!(picked.row(1), x.row(3));

@@ -12,7 +12,7 @@ fn backward_is_the_gradient() {
     let (mut dgate, mut dup) = (cast(&device, &gate), cast(&device, &up));
     backward(&device, &dh, &mut dgate, &mut dup).unwrap();
     let loss = |gate: &Tensor<f64>, up: &Tensor<f64>| {
-        let mut h = device.empty(3, 11);
+        let mut h = device.empty(3, 11).unwrap();
         forward(&device, gate, up, &mut h).unwrap();
         inner(h.data(), dh.data())
     };
@@ -25,7 +25,7 @@ fn f32_stays_near_f64_and_far_values_stay_finite() {
     let device = cpu();
     let (mut gate, up) = (random::<f32>(&device, 9, 5003, 0), random::<f32>(&device, 9, 5003, 1));
     gate.data_mut()[..4].copy_from_slice(&[-1e4, 1e4, -90.0, 90.0]);
-    let mut h = device.empty(9, 5003);
+    let mut h = device.empty(9, 5003).unwrap();
     forward(&device, &gate, &up, &mut h).unwrap();
     let expected: Vec<f64> = gate
         .data()

@@ -40,8 +40,11 @@ pub fn backward(device: &Device, group: &Group<'_>, args: Backward<'_>) -> Resul
     if problem.rows == 0 {
         return Ok(());
     }
-    let dxa: Vec<Tensor<bf16>> =
-        group.layers.iter().map(|_| device.empty(problem.rows, problem.rank_stride())).collect();
+    let dxa: Vec<Tensor<bf16>> = group
+        .layers
+        .iter()
+        .map(|_| device.empty(problem.rows, problem.rank_stride()))
+        .collect::<Result<_>>()?;
     let layers = || group.layers.iter().zip(args.dy).zip(&dxa);
     let adapted = layers().filter_map(|((layer, dy), dxa)| {
         let factors = layer.adapters.filter(|a| a.max_rank > 0)?.b_t.ptr();
@@ -126,7 +129,7 @@ fn gradients(
     }
     let slab_table = upload(device, &slabs)?;
     let partial: Tensor<f32> =
-        device.empty(slabs.len() * problem.rank_stride(), features.iter().sum::<usize>());
+        device.empty(slabs.len() * problem.rank_stride(), features.iter().sum::<usize>())?;
     let (mut first_block, mut offset) = (0, 0);
     for (job, features) in jobs.iter_mut().zip(&features) {
         job.partial = DevicePtr(partial.ptr().0 + offset);

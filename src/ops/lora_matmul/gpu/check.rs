@@ -5,7 +5,7 @@ use half::bf16;
 use super::{Backward, Factors, Group, Layer, LayerAdapters, Rows, backward, forward};
 use crate::batch::AdapterRows;
 use crate::device::self_test::{Finding, Outcome};
-use crate::device::{Device, Target, Tensor};
+use crate::device::{Device, Machine, Tensor};
 use crate::error::Result;
 use crate::ops::gemm::Write;
 use crate::ops::lora_matmul::{self, Forward, Frozen, LayerBackward, Lora, LoraGrad, LoraMatmul};
@@ -26,7 +26,7 @@ const LIMIT: f64 = 4e-3;
 /// Errors of the device. Wrong results are findings.
 pub fn self_test(device: &Device) -> Result<Vec<Finding>> {
     let check = "LoRA matmul against f64";
-    if device.target() == Target::Cpu {
+    if device.machine() == Machine::Cpu {
         let detail = "the CPU runs no kernels".into();
         return Ok(vec![Finding { check, detail, outcome: Outcome::Skipped }]);
     }
@@ -110,9 +110,9 @@ impl Operands {
         let rows = [AdapterRows { adapter: 0, rows: 0..ROWS }];
         let frozen = Frozen { weight: &weight, bias: None };
         let layers = [LoraMatmul { frozen, loras: &loras, rows: &rows, dropout: None }];
-        let (mut y, mut dx) = (cpu.zeros(ROWS, OUT_FEATURES), cpu.zeros(ROWS, IN_FEATURES));
-        let mut xa = cpu.zeros(ROWS, RANK);
-        let (mut da, mut db) = (cpu.zeros(RANK, IN_FEATURES), cpu.zeros(OUT_FEATURES, RANK));
+        let (mut y, mut dx) = (cpu.zeros(ROWS, OUT_FEATURES)?, cpu.zeros(ROWS, IN_FEATURES)?);
+        let mut xa = cpu.zeros(ROWS, RANK)?;
+        let (mut da, mut db) = (cpu.zeros(RANK, IN_FEATURES)?, cpu.zeros(OUT_FEATURES, RANK)?);
         lora_matmul::forward(&cpu, &x, &layers, &mut [Forward { y: &mut y, xa: &mut xa }])?;
         let mut grads = [Some(LoraGrad { a: &mut da, b: &mut db, magnitude: None })];
         let args = lora_matmul::Backward {

@@ -76,6 +76,19 @@ impl Case {
         }
     }
 
+    /// The same with other numbers for `in_features` columns.
+    fn widen_input(&mut self, in_features: usize) {
+        self.in_features = in_features;
+        let mut index = 1000;
+        self.x = random(self.rows * in_features, 1.0, &mut index);
+        for (layer, &out) in self.layers.iter_mut().zip(&self.out_features) {
+            layer.weight = random(out * in_features, 0.1, &mut index);
+            for ((a, _), r) in layer.factors.iter_mut().zip(self.ranks) {
+                *a = random(r * in_features, 0.1, &mut index);
+            }
+        }
+    }
+
     fn dropout(&self, layer: usize) -> Option<Dropout<'_>> {
         Dropout::new(self.p, 5, 9, layer as u32, &self.keys)
     }
@@ -217,9 +230,9 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
     let x = upload(&case.x, case.rows)?;
     let stride = group.problem().rank_stride();
     let mut y: Vec<Tensor<bf16>> =
-        case.out_features.iter().map(|&out| device.empty(case.rows, out)).collect();
+        case.out_features.iter().map(|&out| device.empty(case.rows, out).unwrap()).collect();
     let mut xa: Vec<Tensor<bf16>> =
-        case.out_features.iter().map(|_| device.empty(case.rows, stride)).collect();
+        case.out_features.iter().map(|_| device.empty(case.rows, stride).unwrap()).collect();
     forward(
         device,
         &group,
@@ -227,7 +240,7 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
         &mut y.iter_mut().collect::<Vec<_>>(),
         &mut xa.iter_mut().collect::<Vec<_>>(),
     )?;
-    let mut dx = device.empty(case.rows, case.in_features);
+    let mut dx = device.empty(case.rows, case.in_features).unwrap();
     let args = Backward {
         dy: &dy.iter().collect::<Vec<_>>(),
         x: &x,
@@ -305,5 +318,46 @@ fn schedules_do_not_change_a_bit() {
     let first = run(&case, &emulator(false, 0)).unwrap();
     for seed in 1..250 {
         assert_eq!(run(&case, &emulator(false, seed)).unwrap(), first, "schedule {seed}");
+    }
+}
+
+/// Every kernel once, at features that are whole sectors. What is allowed beyond 1: see the comments.
+#[test]
+fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
+    let mut seen = std::collections::BTreeSet::new();
+    for (rank, p, tile) in [
+        (16, 0.0, [128, 128]),
+        (32, 0.0, [128, 256]),
+        (64, 0.0, [64, 64]),
+        (16, 0.25, [128, 128]),
+        (32, 0.25, [64, 64]),
+        (64, 0.25, [128, 128]),
+    ] {
+        let mut case = Case::new(256, [rank; 3], p, &[256, 128], Some(tile));
+        case.widen_input(256);
+        let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
+        run(&case, &device).unwrap();
+        for (symbol, counters) in device.take_counters().kernels {
+            let total = counters.total;
+            println!(
+                "{symbol:40} conflicts {:.3} sectors {:.3} wavefronts/mma {:.2} flops/byte {:.1}",
+                total.shared_ratio(),
+                total.sector_ratio(),
+                total.wavefronts as f64 / total.mma.max(1) as f64,
+                total.mma_flops() as f64 / total.global_bytes.max(1) as f64
+            );
+            for ((file, line), counts) in &counters.lines {
+                if counts.shared_ratio() > 1.0 || counts.sector_ratio() > 1.05 {
+                    println!("    {file}:{line} {:.3} {:.3} {counts:?}", counts.shared_ratio(), counts.sector_ratio());
+                }
+            }
+            assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
+            assert!(total.sector_ratio() <= 1.05, "{symbol}: {counters:?}");
+            seen.insert(symbol);
+        }
+    }
+    let lora = |k: &&crate::device::kernels::Kernel| k.symbol().starts_with("lora_matmul");
+    for kernel in crate::device::kernels::Kernel::ALL.iter().filter(lora) {
+        assert!(seen.contains(kernel.symbol()), "{} was not measured", kernel.symbol());
     }
 }

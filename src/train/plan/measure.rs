@@ -1,0 +1,100 @@
+//! A step on a device that computes nothing: the code that trains, with sizes instead of numbers.
+
+use half::bf16;
+
+use crate::batch::Batch;
+use crate::config::{Dtype, ModelConfig, TrainConfig};
+use crate::device::{ByClass, Class, Device, Ledger, Machine};
+use crate::error::Result;
+use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, init};
+use crate::optim::{Optimizer, Update};
+use crate::tensor::Real;
+
+/// Whose step is planned, and where it would run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setup<'a> {
+    pub(super) config: &'a TrainConfig,
+    pub(super) model: &'a ModelConfig,
+    pub(super) machine: Machine,
+}
+
+/// What a step takes.
+#[derive(Debug, Clone)]
+pub(super) struct Measured {
+    /// Bytes by class when the most is in use.
+    pub(super) peak: ByClass,
+    /// Bytes of weights, adapter and optimizer.
+    pub(super) weights_bytes: u64,
+    pub(super) adapter_bytes: u64,
+    /// Numbers that are trained.
+    pub(super) trainable: usize,
+    pub(super) num_tokens: usize,
+    pub(super) largest_pass_tokens: usize,
+    pub(super) ledger: Ledger,
+}
+
+impl Measured {
+    /// Floating-point operations of the step.
+    pub(super) fn flops(&self) -> u64 {
+        self.ledger.total().flops
+    }
+}
+
+impl Setup<'_> {
+    /// One optimizer step of these passes.
+    ///
+    /// # Errors
+    /// As the step itself: an input error if a row does not fit the model.
+    pub(super) fn measure(&self, passes: &[Batch], policies: &Policies) -> Result<Measured> {
+        match self.config.dtype {
+            Dtype::F32 => self.measure_as::<f32>(passes, policies),
+            Dtype::Bf16 => self.measure_as::<bf16>(passes, policies),
+        }
+    }
+
+    fn measure_as<T: Real>(&self, passes: &[Batch], policies: &Policies) -> Result<Measured> {
+        let Self { config, model, machine } = *self;
+        let device = Device::dry_for(machine);
+        let weights = init::dry::<T>(&device.class(Class::Weights), model)?;
+        let decoder = Decoder { config: model.clone(), weights };
+        let weights_bytes = device.memory().live_bytes;
+        let of_adapter = device.class(Class::Adapter);
+        let mut adapters =
+            vec![Adapter::new(&of_adapter, &config.lora(), model, &decoder.weights, config.seed)?];
+        let trainable = adapters[0].num_params();
+        let mut grads = vec![adapters[0].zeros_like(&device.class(Class::Gradient))?];
+        let mut optimizer = Optimizer::new(&device, &adapters[0])?;
+        let adapter_bytes = device.memory().live_bytes - weights_bytes;
+        device.reset_peak();
+        device.take_ledger();
+        let dropout = Some(DropoutStep { seed: config.seed, step: 0 });
+        let options = PassOptions { scale: 1.0, dropout, policies: policies.as_slice() };
+        for batch in passes {
+            decoder.score_and_backward(&device, batch, &adapters, &mut grads, options)?;
+        }
+        let norm = optimizer.grad_norm(&device, &grads[0]);
+        optimizer.apply(&device, &update(config), norm, &mut adapters[0], &grads[0])?;
+        let tokens = || passes.iter().map(Batch::total_tokens);
+        Ok(Measured {
+            peak: device.peak_by_class(),
+            weights_bytes,
+            adapter_bytes,
+            trainable,
+            num_tokens: tokens().sum(),
+            largest_pass_tokens: tokens().max().unwrap_or(0),
+            ledger: device.take_ledger(),
+        })
+    }
+}
+
+/// An update; its numbers cost nothing.
+fn update(config: &TrainConfig) -> Update {
+    Update {
+        learning_rate: 0.0,
+        beta1: config.adam_beta1,
+        beta2: config.adam_beta2,
+        epsilon: config.adam_epsilon,
+        weight_decay: config.weight_decay,
+        max_grad_norm: None,
+    }
+}

@@ -1,0 +1,309 @@
+//! What a training will cost, before it starts: the same code on a device that computes nothing.
+//!
+//! A plan is for this machine or for a named card, for the rows of a run or for a [`Workload`] that nobody has yet. It says what
+//! every kind of buffer takes, what blocks keep for the backward pass so that it fits, and the work of a step; for a card also
+//! the time that a roofline predicts.
+
+mod choose;
+mod measure;
+#[cfg(test)]
+mod tests;
+mod work;
+mod workload;
+
+pub use work::{Group, WorkOf};
+pub use workload::Workload;
+
+use serde::Serialize;
+
+use self::choose::asked;
+use self::measure::{Measured, Setup};
+use super::itinerary::Itinerary;
+use super::prepare::{Prepared, Row};
+use super::step::{packed, passes};
+use crate::batch::Batch;
+use crate::config::{Dtype, ModelConfig, TrainConfig};
+use crate::device::card::CARDS;
+use crate::device::{Card, Class, Machine, available_memory};
+use crate::error::{Error, Result};
+use crate::model::{Policies, Policy};
+
+/// Part of the free memory of this machine that a run may take unless told otherwise: the rest is for rows, the tokenizer, and
+/// other programs.
+const DEFAULT_PART: f64 = 0.8;
+
+/// Memory and work of one optimizer step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// `cpu`, or the card that is planned for.
+    pub device: String,
+    /// Type of weights and activations.
+    pub dtype: Dtype,
+    /// What blocks keep for the backward pass, by block.
+    pub activation_policy: Policies,
+    /// Frozen weights.
+    pub weights_bytes: u64,
+    /// Adapter, its gradient and its two moments; where weights are bf16, also its master in f32.
+    pub adapter_bytes: u64,
+    /// Activations and temporary tensors of the largest pass.
+    pub activation_bytes: u64,
+    /// The most memory that tensors take at once.
+    pub peak_bytes: u64,
+    /// Bytes by use when the most is in use.
+    pub peak_by_use: Vec<BytesOf>,
+    /// What it has to fit into, if anything says so.
+    pub memory_limit: Option<Limit>,
+    /// False if it does not fit.
+    pub fits: bool,
+    /// Tokens of the pass with the most.
+    pub largest_pass_tokens: usize,
+    /// Tokens of one step.
+    pub step_tokens: usize,
+    /// Numbers that are trained.
+    pub trainable: usize,
+    /// Floating-point operations of one step.
+    pub step_flops: u64,
+    /// Work of one step by group.
+    pub groups: Vec<WorkOf<Group>>,
+    /// Work of one step by op.
+    pub ops: Vec<WorkOf<String>>,
+    /// What the card is predicted to do; none on the CPU.
+    pub prediction: Option<Prediction>,
+    /// The most tokens that fit at once, by policy; empty unless asked for.
+    pub capacity: Vec<Capacity>,
+}
+
+/// Bytes of one kind of buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct BytesOf {
+    /// What the buffers are for.
+    #[serde(rename = "use")]
+    pub class: &'static str,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Most memory for tensors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Limit {
+    /// Bytes.
+    pub bytes: u64,
+    /// Who says so.
+    pub source: String,
+}
+
+/// A roofline's answer, not a measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Prediction {
+    /// Seconds of one step.
+    pub step_secs: f64,
+    /// Tokens of the step per second.
+    pub tokens_per_second: f64,
+}
+
+/// How much fits under one policy for all blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Capacity {
+    /// The policy.
+    pub activation_policy: Policy,
+    /// Tokens; none if not even one fits.
+    pub tokens: Option<usize>,
+}
+
+/// Where a plan is for.
+struct Place {
+    card: Option<&'static Card>,
+    limit: Option<Limit>,
+}
+
+impl Place {
+    /// The card that the configuration names, or this machine; and the memory there.
+    fn of(config: &TrainConfig) -> Result<Self> {
+        let card = match &config.gpu {
+            None => None,
+            Some(name) => match Card::find(name) {
+                Some(card) => Some(card),
+                None => {
+                    return Error::input("CONFIG", "no such card")
+                        .field("gpu")
+                        .got(name)
+                        .expected(CARDS.map(|card| card.name).join(", "))
+                        .fix("choose the card that is most like yours, and set memory_limit")
+                        .into();
+                }
+            },
+        };
+        let limit = |bytes, source| Some(Limit { bytes, source });
+        let limit = match (config.memory_limit, card) {
+            (Some(size), _) => limit(size.bytes(), "memory_limit".to_owned()),
+            (None, Some(card)) => {
+                limit(card.tensor_bytes(), format!("{}, less what is not for tensors", card.title))
+            }
+            (None, None) => available_memory().and_then(|bytes| {
+                let source = format!("{:.0}% of the memory that is free", 100.0 * DEFAULT_PART);
+                limit((bytes as f64 * DEFAULT_PART) as u64, source)
+            }),
+        };
+        Ok(Self { card, limit })
+    }
+
+    fn setup<'a>(&self, config: &'a TrainConfig, model: &'a ModelConfig) -> Setup<'a> {
+        let machine = if self.card.is_some() { Machine::Gpu } else { Machine::Cpu };
+        Setup { config, model, machine }
+    }
+
+    /// The plan of a step whose memory is that of `memory` and whose work is that of `work`.
+    fn plan(&self, setup: &Setup<'_>, policies: Policies, memory: &Measured, work: &Measured) -> Plan {
+        let peak_bytes = memory.peak.total();
+        // The kernels that are planned compute in bf16; nothing is known about others.
+        let timed = self.card.filter(|_| setup.config.dtype == Dtype::Bf16);
+        let (ops, groups) = work::of(&work.ledger, timed);
+        let secs: Option<f64> = groups.iter().map(|group| group.predicted_secs).sum();
+        let prediction = secs
+            .filter(|secs| timed.is_some() && *secs > 0.0)
+            .map(|step_secs| Prediction { step_secs, tokens_per_second: work.num_tokens as f64 / step_secs });
+        let bytes_of = |(class, bytes): (Class, u64)| BytesOf { class: class.name(), bytes };
+        Plan {
+            device: self.card.map_or("cpu", |card| card.name).to_owned(),
+            dtype: setup.config.dtype,
+            activation_policy: policies,
+            weights_bytes: memory.weights_bytes,
+            adapter_bytes: memory.adapter_bytes,
+            activation_bytes: peak_bytes - memory.weights_bytes - memory.adapter_bytes,
+            peak_bytes,
+            peak_by_use: memory.peak.iter().map(bytes_of).collect(),
+            fits: self.limit.as_ref().is_none_or(|limit| peak_bytes <= limit.bytes),
+            memory_limit: self.limit.clone(),
+            largest_pass_tokens: memory.largest_pass_tokens,
+            step_tokens: work.num_tokens,
+            trainable: memory.trainable,
+            step_flops: work.flops(),
+            groups,
+            ops,
+            prediction,
+            capacity: Vec::new(),
+        }
+    }
+
+    /// The most tokens that fit at once, by policy.
+    fn capacity(&self, setup: &Setup<'_>, workload: &Workload) -> Result<Vec<Capacity>> {
+        let Some(limit) = &self.limit else { return Ok(Vec::new()) };
+        let batch = |tokens| Workload { tokens, ..*workload }.batch();
+        let of = |activation_policy| -> Result<Capacity> {
+            let tokens = setup.capacity(activation_policy, limit.bytes, batch)?;
+            Ok(Capacity { activation_policy, tokens })
+        };
+        Policy::ALL.into_iter().map(of).collect()
+    }
+}
+
+impl Plan {
+    /// Fails if the plan does not fit.
+    ///
+    /// # Errors
+    /// An input error with the largest number of tokens that would fit, if [`Plan::capacity`] knows it.
+    pub fn check_fits(&self) -> Result<()> {
+        let (false, Some(limit)) = (self.fits, &self.memory_limit) else { return Ok(()) };
+        let most =
+            self.capacity.iter().filter_map(|c| Some((c.tokens?, c.activation_policy))).max_by_key(|c| c.0);
+        let held = self.weights_bytes + self.adapter_bytes;
+        let fix = match most {
+            _ if held > limit.bytes => {
+                "weights and adapter alone are more: take a smaller model, or a machine with more memory"
+                    .to_owned()
+            }
+            Some((tokens, policy)) => format!(
+                "compute at most {tokens} tokens at once (max_tokens_per_pass, and rows no longer than that), which fits with activation_policy {}; a smaller lora_r saves little",
+                policy.name()
+            ),
+            None => "compute fewer tokens at once (max_tokens_per_pass, shorter rows)".to_owned(),
+        };
+        let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+        Error::input("CONFIG", "the training does not fit into the memory")
+            .field("memory_limit")
+            .got(format!("{} with activation_policy {}", gib(self.peak_bytes), self.activation_policy))
+            .expected(format!("at most {} ({})", gib(limit.bytes), limit.source))
+            .fix(fix)
+            .into()
+    }
+}
+
+/// Plans the step of `micro_batches`: its memory is that of its largest pass.
+///
+/// # Errors
+/// As the step itself: an input error if a row does not fit the model; or if the card is unknown.
+pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row>]) -> Result<Plan> {
+    let place = Place::of(config)?;
+    let setup = place.setup(config, model);
+    let passes = passes_of(config, micro_batches);
+    let limit = place.limit.as_ref().map(|limit| limit.bytes);
+    let (policies, measured) = setup.choose(&passes, limit)?;
+    Ok(place.plan(&setup, policies, &measured, &measured))
+}
+
+/// Plans a step of one pass over rows that nobody has yet.
+///
+/// # Errors
+/// An input error if the workload does not fit the model, or the card is unknown.
+pub fn plan_workload(config: &TrainConfig, model: &ModelConfig, workload: &Workload) -> Result<Plan> {
+    workload.check(model)?;
+    let place = Place::of(config)?;
+    let setup = place.setup(config, model);
+    let limit = place.limit.as_ref().map(|limit| limit.bytes);
+    let (policies, measured) = setup.choose(&[workload.batch()], limit)?;
+    let plan = place.plan(&setup, policies, &measured, &measured);
+    Ok(Plan { capacity: place.capacity(&setup, workload)?, ..plan })
+}
+
+/// The plan of a run: memory of the longest rows that could meet in a batch, work of the first step.
+pub(super) fn planned(config: &TrainConfig, prepared: &Prepared, itinerary: &Itinerary<'_>) -> Result<Plan> {
+    let mut longest: Vec<&Row> = prepared.train.iter().collect();
+    longest.sort_by_key(|row| std::cmp::Reverse(row.example.len()));
+    longest.truncate(config.batch_size.unwrap_or(usize::MAX));
+    let mut tokens = 0;
+    let budget = config.tokens_per_batch.unwrap_or(usize::MAX);
+    let fits = longest.iter().take_while(|row| {
+        tokens += row.example.len();
+        tokens <= budget.min(config.max_tokens_per_pass)
+    });
+    let longest = longest[..fits.count().max(1)].to_vec();
+    let place = Place::of(config)?;
+    let setup = place.setup(config, &prepared.model.config);
+    let limit = place.limit.as_ref().map(|limit| limit.bytes);
+    let (policies, memory) = setup.choose(&passes_of(config, std::slice::from_ref(&longest)), limit)?;
+    let first: Vec<Vec<&Row>> = itinerary
+        .epoch(0)?
+        .first()
+        .map(|step| step.iter().map(|b| b.iter().map(|&i| &prepared.train[i]).collect()).collect())
+        .unwrap_or_default();
+    let work = setup.measure(&passes_of(config, &first), &policies)?;
+    let mut plan = place.plan(&setup, policies, &memory, &work);
+    if config.dry_run || !plan.fits {
+        plan.capacity = place.capacity(&setup, &like(&longest))?;
+    }
+    Ok(plan)
+}
+
+/// A workload of rows like these.
+fn like(rows: &[&Row]) -> Workload {
+    let sum = |of: fn(&Row) -> usize| rows.iter().map(|row| of(row)).sum::<usize>();
+    let (tokens, supervised) = (sum(|r| r.example.len()), sum(|r| r.example.supervised()));
+    let longest = rows.iter().map(|row| row.example.len()).max().unwrap_or(1);
+    Workload {
+        tokens: tokens.max(1),
+        sequence_length: longest.max(1),
+        supervised_share: supervised as f64 / tokens.max(1) as f64,
+    }
+}
+
+/// The passes of a step.
+fn passes_of(config: &TrainConfig, micro_batches: &[Vec<&Row>]) -> Vec<Batch> {
+    let cut = |rows| passes(rows, config.max_tokens_per_pass);
+    let pack = |pass: &[&Row]| packed(pass, config.share_prefix, 0);
+    micro_batches.iter().flat_map(|rows| cut(rows).map(pack)).collect()
+}
+
+/// Whether a run of this configuration chooses by itself what blocks keep.
+pub(super) fn chooses(config: &TrainConfig) -> bool {
+    asked(config.activation_policy).is_none()
+}

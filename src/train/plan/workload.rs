@@ -1,0 +1,78 @@
+//! Rows that nobody has yet, for plans before there is data: their number and length decide memory and work, not their words.
+
+use serde::Serialize;
+
+use crate::batch::{Batch, Target};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+
+/// The tokens of one pass: sequences of one length, each with its last tokens supervised.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Workload {
+    /// Tokens that are computed at once.
+    pub tokens: usize,
+    /// Tokens of a sequence; the last one may be shorter.
+    pub sequence_length: usize,
+    /// Part of the tokens that carry loss, above 0 and up to 1; at least one of every sequence.
+    pub supervised_share: f64,
+}
+
+impl Workload {
+    /// Checks every number against the model.
+    ///
+    /// # Errors
+    /// An input error that names the option.
+    pub(super) fn check(&self, model: &ModelConfig) -> Result<()> {
+        let rule = |good: bool, field: &str, got: &dyn std::fmt::Display, expected: String| match good {
+            true => Ok(()),
+            false => Error::input("CONFIG", "out of range")
+                .field(field)
+                .got(got)
+                .expected(expected)
+                .fix("plan for rows that the model can take")
+                .into(),
+        };
+        let (tokens, length, share) = (self.tokens, self.sequence_length, self.supervised_share);
+        rule((1..=MAX_TOKENS).contains(&tokens), "tokens", &tokens, format!("1 to {MAX_TOKENS}"))?;
+        let longest = model.max_position_embeddings;
+        let fits = (1..=longest).contains(&length);
+        rule(fits, "sequence_length", &length, format!("1 to {longest}, the positions of the model"))?;
+        rule(share > 0.0 && share <= 1.0, "supervised_share", &share, "above 0 and at most 1".to_owned())
+    }
+
+    /// The pass.
+    pub(super) fn batch(&self) -> Batch {
+        let mut batch = Batch::default();
+        let ids = vec![0; self.sequence_length.min(self.tokens)];
+        while batch.total_tokens() < self.tokens {
+            let start = batch.total_tokens();
+            let len = self.sequence_length.min(self.tokens - start);
+            batch.push_segment(&ids[..len], None, 0);
+            let supervised = ((len as f64 * self.supervised_share).round() as usize).clamp(1, len);
+            let rows = start + len - supervised..start + len;
+            batch.targets.extend(rows.map(|row| Target { row, token: 0, weight: 1.0 }));
+        }
+        batch
+    }
+}
+
+/// More tokens at once than any machine holds.
+const MAX_TOKENS: usize = 1 << 22;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_tile_the_tokens_and_end_with_their_targets() {
+        let workload = Workload { tokens: 250, sequence_length: 100, supervised_share: 0.1 };
+        let batch = workload.batch();
+        batch.validate(1, 100, 0).unwrap();
+        let lengths: Vec<usize> = batch.segments.iter().map(|s| s.len).collect();
+        assert_eq!((lengths, batch.targets.len()), (vec![100, 100, 50], 25));
+        assert_eq!((batch.targets[0].row, batch.targets[24].row), (90, 249));
+        let all = Workload { supervised_share: 1.0, tokens: 3, ..workload }.batch();
+        assert_eq!(all.target_rows(), [0, 1, 2]);
+        assert_eq!(Workload { supervised_share: 1e-9, ..workload }.batch().targets.len(), 3);
+    }
+}

@@ -1,0 +1,394 @@
+//! Devices from outside: the real program with no CUDA driver, with a bad one, and with one that fails at every call.
+//!
+//! The driver is a stub (`stub_cuda/libcuda.c`) that the program finds before any real one. It writes down every call, which shows
+//! that nothing is asked of a driver after a sticky error.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tanren::device::kernels::FATBIN;
+use tempfile::TempDir;
+
+use crate::source::root;
+
+/// The results of cuda.h 13.0 that a driver gives for good: nothing may be asked of it afterwards.
+const STICKY: &[u32] =
+    &[4, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 916, 999];
+
+/// All other results of cuda.h 13.0.
+const PASSING: &[u32] = &[
+    1, 2, 3, 5, 6, 7, 8, 34, 36, 46, 100, 101, 102, 200, 201, 202, 205, 206, 207, 208, 209, 210, 211, 212,
+    213, 215, 216, 217, 218, 219, 221, 222, 223, 224, 225, 300, 301, 302, 303, 304, 400, 401, 402, 500, 600,
+    701, 703, 704, 705, 708, 711, 712, 713, 720, 800, 801, 802, 803, 804, 805, 806, 807, 808, 809, 811, 812,
+    900, 901, 902, 903, 904, 905, 906, 907, 908, 909, 910, 912, 913, 914, 915,
+];
+
+/// Shows the GPU and tests it. How that ends on the stub: [`stub_code`].
+const SELF_TEST: [&str; 5] = ["inspect", "device", "--device", "cuda:0", "--self-test"];
+
+/// The exit code of a self-test in which no call fails. The stub computes one kernel; the others have wrong results.
+fn stub_code() -> i32 {
+    if FATBIN.is_some() { 5 } else { 0 }
+}
+
+/// Compiles the stub and gives the folder that holds it under the names of a driver.
+fn compile(name: &str, flags: &[&str]) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&dir).unwrap();
+    // Another test run may be using it: the new one takes the place of the old one in one step.
+    let library = dir.join(format!("new-{}", std::process::id()));
+    let source = root().join("tests/it/stub_cuda/libcuda.c");
+    let mut cc = Command::new("cc");
+    cc.args(["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source);
+    let output = cc.args(flags).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fs::rename(library, dir.join("libcuda.so.1")).unwrap();
+    let _ = std::os::unix::fs::symlink("libcuda.so.1", dir.join("libcuda.so"));
+    dir
+}
+
+/// What a run of the program left.
+#[derive(Debug)]
+struct Outcome {
+    code: Option<i32>,
+    out: String,
+    err: String,
+    /// The functions of the driver that were called; a failing one ends in ` -> CODE`.
+    calls: Vec<String>,
+}
+
+impl Outcome {
+    /// Demands an exit code, parts of what was printed, and the form of an error where there is one.
+    fn expect(&self, code: i32, parts: &[&str]) -> &Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        let all = format!("{}{}", self.out, self.err);
+        for part in parts {
+            assert!(all.contains(part), "no {part:?} in {self:#?}");
+        }
+        if code != 0 {
+            assert!(self.err.contains("error[") && self.err.contains("fix: "), "{self:#?}");
+        }
+        assert!(
+            !all.contains("panicked") && !all.contains("please report the command that led"),
+            "{self:#?}"
+        );
+        self
+    }
+
+    /// Calls behind the first one that failed.
+    fn calls_after_failure(&self) -> &[String] {
+        let failed = self.calls.iter().position(|call| call.contains(" -> "));
+        failed.map_or(&[], |at| &self.calls[at + 1..])
+    }
+}
+
+/// Runs the program with the driver of the folder `driver` and some variables of the stub.
+fn tanren(driver: &Path, args: &[&str], variables: &[(&str, &str)]) -> Outcome {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let log = std::env::temp_dir().join(format!(
+        "tanren-stub-{}-{}",
+        std::process::id(),
+        RUNS.fetch_add(1, Ordering::Relaxed)
+    ));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tanren"));
+    command.current_dir(root()).stdin(Stdio::null()).args(args).env_remove("RUST_BACKTRACE");
+    command.env("LD_LIBRARY_PATH", driver).env("STUB_LOG", &log);
+    let output = command.envs(variables.iter().copied()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let calls = fs::read_to_string(&log).unwrap_or_default();
+    let _ = fs::remove_file(&log);
+    Outcome {
+        code: output.status.code(),
+        out: text(output.stdout),
+        err: text(output.stderr),
+        calls: calls.lines().map(str::to_owned).filter(|line| !line.starts_with("exit: ")).collect(),
+    }
+}
+
+/// Runs with the stub.
+fn with_stub(args: &[&str], variables: &[(&str, &str)]) -> Outcome {
+    static STUB: OnceLock<PathBuf> = OnceLock::new();
+    tanren(STUB.get_or_init(|| compile("stub_cuda", &[])), args, variables)
+}
+
+/// Runs `cases` on a few threads: most of a case is waiting for the program.
+fn in_parallel<T: Sync>(cases: &[T], run: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    run(case);
+                }
+            });
+        }
+    });
+}
+
+/// A folder with files of a driver's names that are no libraries, which also hides a driver of the machine.
+fn no_driver() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        fs::write(dir.path().join(name), "").unwrap();
+    }
+    dir
+}
+
+/// A small model, rows, and the arguments of a dry run and of a scoring with them.
+fn small() -> (TempDir, [Vec<String>; 2]) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let init = ["init", "--variant", "qwen3-tiny", "--output-dir", &path("tiny"), "--seed", "1"];
+    with_stub(&init, &[]).expect(0, &[]);
+    fs::write(
+        path("rows.jsonl"),
+        "{\"input\":\"2+2?\",\"output\":\"4\"}\n{\"input\":\"1+1?\",\"output\":\"2\"}\n",
+    )
+    .unwrap();
+    let common = ["--model".to_owned(), path("tiny")];
+    let train = ["train", "--dry-run", "--train-file", &path("rows.jsonl"), "--output-dir", &path("out")]
+        .map(str::to_owned);
+    let score =
+        ["score", "--mode", "logprob", "--data-file", &path("rows.jsonl"), "--output", &path("scores")]
+            .map(str::to_owned);
+    (dir, [[&common[..0], &train, &common].concat(), [&common[..0], &score, &common].concat()])
+}
+
+/// `args` with a device.
+fn on<'a>(args: &'a [String], device: &'a str) -> Vec<&'a str> {
+    args.iter().map(String::as_str).chain(["--device", device]).collect()
+}
+
+#[test]
+fn without_a_driver_auto_takes_the_cpu_and_cuda_is_an_error() {
+    let nothing = no_driver();
+    let run = |args: &[&str]| tanren(nothing.path(), args, &[]);
+    let missing = ["error[DEVICE] no CUDA driver found", "install the NVIDIA driver"];
+    run(&["inspect", "device"]).expect(0, &["cpu", "no CUDA driver found", "fix: install"]);
+    run(&["inspect", "device", "--device", "auto"])
+        .expect(0, &["device: cpu (no CUDA driver found)", "threads"]);
+    run(&["inspect", "device", "--device", "cuda"]).expect(5, &missing);
+    run(&["inspect", "device", "--device", "cpu", "--self-test"]).expect(0, &["passed", "copies"]);
+    let wrong = run(&["inspect", "device", "--device", "tpu"]);
+    assert!(wrong.code == Some(2) && wrong.err.contains("must be all, auto"), "{wrong:?}");
+    let (_dir, commands) = small();
+    for args in &commands {
+        run(&on(args, "cuda")).expect(5, &missing);
+        let auto = run(&on(args, "auto"));
+        auto.expect(0, &["device: cpu (no CUDA driver found)"]);
+        assert_eq!(auto.err.matches("CUDA").count(), 1, "{auto:?}");
+        assert!(!run(&on(args, "cpu")).err.contains("CUDA"));
+    }
+}
+
+#[test]
+fn a_gpu_is_opened_before_training_on_it_is_refused() {
+    let (_dir, commands) = small();
+    for args in &commands {
+        with_stub(&on(args, "cuda"), &[("STUB_CODE", "999"), ("STUB_CALL", "1")]).expect(5, &["999"]);
+        with_stub(&on(args, "cuda:1"), &[]).expect(5, &["there is no GPU cuda:1, only cuda:0"]);
+        let (emulated, parts) = match cfg!(feature = "emulated") {
+            true => (2, ["do not run on the emulator yet", "--device cpu"]),
+            false => (5, ["this build has no emulator", "--features emulated"]),
+        };
+        with_stub(&on(args, "emulated"), &[]).expect(emulated, &parts);
+        if FATBIN.is_none() {
+            with_stub(&on(args, "cuda"), &[])
+                .expect(5, &["this build has no kernels", "build again with an nvcc"]);
+            continue;
+        }
+        let parts =
+            ["do not run on cuda:0 (Stub GPU) yet", "only `tanren inspect device` uses it", "--device cpu"];
+        let refused = with_stub(&on(args, "cuda"), &[]);
+        assert!(refused.expect(2, &parts).calls.contains(&"cuModuleLoadData".to_owned()), "{refused:?}");
+        with_stub(&on(args, "auto"), &[]).expect(
+            0,
+            &["device: cpu (cuda:0 (Stub GPU) is there, but training and scoring do not run on GPUs yet"],
+        );
+    }
+}
+
+#[test]
+fn a_healthy_gpu_passes_its_self_test_and_gets_everything_back() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let run = with_stub(&SELF_TEST, &[("STUB_LOG", log.path().to_str().unwrap())]);
+    let parts = [
+        "cuda:0 (Stub GPU)",
+        "compute capability  8.6",
+        "68, 99.0 KiB",
+        "4.00 GiB",
+        "passed  copies",
+        "passed  memory",
+    ];
+    run.expect(stub_code(), &parts);
+    assert_eq!(run.out.contains("passed  kernel"), FATBIN.is_some(), "{run:?}");
+    assert_eq!(run.err.contains("the self-test failed on cuda:0"), FATBIN.is_some(), "{run:?}");
+    let failed = run.out.lines().filter(|line| line.contains("FAILED"));
+    assert!(failed.into_iter().all(|line| line.contains("LoRA matmul")), "{run:?}");
+    let log = fs::read_to_string(log.path()).unwrap();
+    let last = log.lines().last().unwrap();
+    assert_eq!(last, "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0");
+    with_stub(&["inspect", "device", "--device", "auto"], &[]).expect(0, &["cuda:0 (Stub GPU)"]);
+    let two = with_stub(&["inspect", "device"], &[("STUB_DEVICES", "2")]);
+    two.expect(0, &["cpu", "cuda:0 (Stub GPU)", "cuda:1 (Stub GPU)"]);
+}
+
+#[test]
+fn old_drivers_and_foreign_gpus_are_named() {
+    let show = &["inspect", "device", "--device", "cuda"];
+    let old = compile("stub_cuda_old", &["-DOLD"]);
+    tanren(&old, show, &[]).expect(5, &["too old", "has no function cuMemHostAlloc", "driver 580"]);
+    with_stub(show, &[("STUB_VERSION", "11080")]).expect(5, &["too old: it is for CUDA 11.8", "need 1"]);
+    with_stub(show, &[("STUB_DEVICES", "0")]).expect(5, &["shows no GPU", "CUDA_VISIBLE_DEVICES"]);
+    with_stub(&["inspect", "device"], &[("STUB_VERSION", "11080")]).expect(0, &["usable  no:", "11.8"]);
+    let auto = &["inspect", "device", "--device", "auto"];
+    with_stub(auto, &[("STUB_DEVICES", "0")]).expect(0, &["device: cpu (the CUDA driver shows no GPU)"]);
+    if FATBIN.is_some() {
+        let parts = ["it is for CUDA 12.8", "need 13.0", "sm_86", "compute_80"];
+        with_stub(show, &[("STUB_VERSION", "12080")]).expect(5, &parts);
+        let parts = ["compute capability 7.5 is older", "sm_80, sm_86", "8.0 or newer"];
+        with_stub(show, &[("STUB_MAJOR", "7"), ("STUB_MINOR", "5")]).expect(5, &parts);
+        with_stub(show, &[("STUB_MAJOR", "12"), ("STUB_MINOR", "0")])
+            .expect(0, &["compute_80, compiled by the driver"]);
+    }
+}
+
+#[test]
+fn the_name_of_a_card_cannot_steer_a_terminal() {
+    let run = with_stub(&["inspect", "device"], &[("STUB_NAME", "\u{1b}[2JCard")]);
+    assert!(run.expect(0, &["Card"]).out.lines().all(|line| !line.contains('\u{1b}')), "{run:?}");
+}
+
+#[test]
+fn too_little_memory_is_an_error_with_numbers() {
+    let parts = ["out of memory", "bytes needed in one piece", "of 20000000 free", "--max-tokens-per-pass"];
+    with_stub(&SELF_TEST, &[("STUB_MEMORY", "20000000")]).expect(5, &parts);
+}
+
+/// What must hold when the driver fails with `code`: exit code, message, and silence after a sticky error.
+fn check_failure(run: &Outcome, code: u32, calls: &[String]) {
+    let Some(at) = run.calls.iter().position(|call| call.contains(" -> ")) else {
+        panic!("no call failed: {run:#?}");
+    };
+    // Giving something back may fail and harms nobody: memory of a tensor, and everything behind the last answer.
+    let end = calls.iter().rposition(|call| call == "cuEventSynchronize").unwrap();
+    let frees =
+        calls[at..].iter().find(|call| *call != "cuCtxSetCurrent").is_some_and(|call| call == "cuMemFree_v2");
+    let out_of_memory = code == 2 && run.calls[at].starts_with("cuMemAlloc_v2");
+    let said = if out_of_memory { "out of memory".to_owned() } else { format!("({code})") };
+    match at > end || frees {
+        // A sticky one comes out of the next call, if there is one.
+        true if PASSING.contains(&code) || !run.err.contains(&said) => run.expect(stub_code(), &[]),
+        _ => run.expect(5, &["error[DEVICE]", &said]),
+    };
+    if !PASSING.contains(&code) {
+        assert_eq!(run.calls_after_failure(), [""; 0], "{code}: {run:#?}");
+    }
+}
+
+#[test]
+fn every_result_of_the_driver_is_an_error_that_names_it() {
+    // The first call, one while the GPU is looked at, and one while it works. Numbers that no header has are sticky.
+    let functions = ["cuInit", "cuDeviceGetName", "cuMemcpyHtoDAsync_v2"];
+    let clean = with_stub(&SELF_TEST, &[]).calls;
+    let codes = STICKY.iter().chain(PASSING).chain(&[9, 722, 1234, 99_999]);
+    let cases: Vec<(u32, &str)> =
+        codes.flat_map(|&code| functions.map(|function| (code, function))).collect();
+    in_parallel(&cases, |&(code, function)| {
+        let number = code.to_string();
+        let failing = [("STUB_CODE", number.as_str()), ("STUB_CALL", "1"), ("STUB_FUNCTION", function)];
+        let run = with_stub(&SELF_TEST, &failing);
+        check_failure(&run, code, &clean);
+        assert!(run.err.contains(function), "{run:#?}");
+    });
+}
+
+#[test]
+fn auto_falls_back_to_the_cpu_whatever_the_driver_says() {
+    let cases: Vec<u32> = STICKY.iter().chain(PASSING).step_by(7).copied().collect();
+    in_parallel(&cases, |code| {
+        let number = code.to_string();
+        let failing = [("STUB_CODE", number.as_str()), ("STUB_CALL", "2")];
+        let run = with_stub(&["inspect", "device", "--device", "auto"], &failing);
+        run.expect(0, &["device: cpu (", &format!("({code})")]);
+        assert!(PASSING.contains(code) || run.calls_after_failure().is_empty(), "{run:#?}");
+    });
+}
+
+#[test]
+fn a_failure_of_any_call_ends_the_run_and_a_sticky_one_all_calls() {
+    let clean = with_stub(&SELF_TEST, &[]).calls;
+    let mut first: BTreeMap<&str, usize> = BTreeMap::new();
+    for (at, call) in clean.iter().enumerate() {
+        first.entry(call).or_insert(at);
+    }
+    // The first call of every function with three results; with one, the beginning, the end, and some of the many in between.
+    let last = clean.len();
+    let mut cases: Vec<(usize, u32)> =
+        first.into_values().flat_map(|at| [700, 2, 1].map(|code| (at, code))).collect();
+    let more = (0..30).chain(last - 15..last).chain((30..last).step_by(last / 12));
+    cases.extend(more.map(|at| (at, 700)));
+    cases.sort_unstable();
+    cases.dedup();
+    in_parallel(&cases, |&(at, code)| {
+        let (call, number) = ((at + 1).to_string(), code.to_string());
+        let run = with_stub(&SELF_TEST, &[("STUB_CODE", &number), ("STUB_CALL", &call)]);
+        assert_eq!(run.calls[..at], clean[..at], "the calls before {at} are always the same");
+        check_failure(&run, code, &clean);
+    });
+}
+
+#[test]
+fn an_error_in_a_kernel_names_the_last_launch() {
+    if FATBIN.is_none() {
+        return;
+    }
+    // Kernels fail while they run, and the driver says so at a later call: here at the copy that waits for the kernel.
+    let clean = with_stub(&SELF_TEST, &[]).calls;
+    let launch = clean.iter().position(|call| call == "cuLaunchKernel").unwrap();
+    let wait = launch + clean[launch..].iter().position(|call| call == "cuEventSynchronize").unwrap();
+    let run = with_stub(&SELF_TEST, &[("STUB_CODE", "700"), ("STUB_CALL", &(wait + 1).to_string())]);
+    let parts =
+        ["CUDA_ERROR_ILLEGAL_ADDRESS (700)", "last kernel started was self_test (1 x 1 x 1 blocks", "Xid"];
+    run.expect(5, &parts);
+    assert!(run.calls_after_failure().is_empty(), "{run:#?}");
+}
+
+#[test]
+fn the_stub_knows_what_the_program_calls() {
+    // A function that only a rare path uses would else be found missing on the day it is needed.
+    let source = fs::read_to_string(root().join("tests/it/stub_cuda/libcuda.c")).unwrap();
+    let program = fs::read_to_string(root().join("src/device/cuda.rs")).unwrap();
+    let table = program.split_once("\nfunctions! {\n").unwrap().1.split_once("\n}\n").unwrap().0;
+    let names: Vec<&str> =
+        table.lines().filter_map(|line| line.trim().split_once('(').map(|(name, _)| name)).collect();
+    assert!(names.len() > 25 && names.contains(&"cuLaunchKernel"), "{names:?}");
+    for name in names {
+        assert!(source.contains(&format!("\nint {name}(")), "{name}");
+    }
+}
+
+/// The header that the numbers above are from, where it was installed.
+#[test]
+fn the_numbers_are_those_of_the_header() {
+    let header: PathBuf = root().join(".cuda/include/cuda.h");
+    let Ok(text) = fs::read_to_string(header) else { return };
+    let results =
+        text.split_once("typedef enum cudaError_enum").unwrap().1.split_once("} CUresult;").unwrap().0;
+    let mut numbers: Vec<u32> = results
+        .lines()
+        .filter(|line| line.trim().starts_with("CUDA_ERROR_"))
+        .map(|line| line.split_once('=').unwrap().1.trim().trim_end_matches(',').parse().unwrap())
+        .collect();
+    let mut known = [STICKY, PASSING].concat();
+    numbers.sort_unstable();
+    known.sort_unstable();
+    assert_eq!(known, numbers);
+}

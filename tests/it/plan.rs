@@ -1,0 +1,273 @@
+//! Plans and policies from outside: what blocks keep changes no byte, plans hold in real runs, and what a plan says.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests, and what they measured")]
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use tanren::config::{ActivationPolicy, Dtype, MemorySize, Resume, TrainConfig, Variant, variant};
+use tanren::error::Error;
+use tanren::model::Policy;
+use tanren::model::open::write_random;
+use tanren::train::{Context, Event, Plan, run};
+
+use crate::cli::{accepted, program, refused, tanren};
+use crate::train::{Setup, setup, train, train_until, write_rows};
+
+/// Writes a random model whose activations are larger than everything else.
+fn wide_model(dir: &Path) -> String {
+    let shape = Variant {
+        hidden_size: 64,
+        intermediate_size: 192,
+        num_hidden_layers: 6,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 16,
+        vocab_size: 311,
+        ..*variant("qwen3-tiny").unwrap()
+    };
+    let path = dir.join("model");
+    write_random(&shape, &path, 3, Dtype::F32).unwrap();
+    path.display().to_string()
+}
+
+/// A short run of that model, all rows at once.
+fn wide(edit: impl FnOnce(&mut TrainConfig)) -> Setup {
+    setup(|c| {
+        c.model = wide_model(c.train_file[0].parent().unwrap());
+        (c.batch_size, c.max_steps) = (Some(24), Some(2));
+        edit(c);
+    })
+}
+
+/// The plan of a run that is not done.
+fn planned(config: &TrainConfig) -> Plan {
+    let mut found = None;
+    let config = TrainConfig { dry_run: true, ..config.clone() };
+    run(&config, &Context::default(), &mut |event| {
+        if let Event::Planned(plan) = event {
+            found = Some(plan.clone());
+        }
+    })
+    .unwrap();
+    found.unwrap()
+}
+
+/// Adapter and optimizer after the last step.
+fn result(config: &TrainConfig, step: u64) -> [Vec<u8>; 2] {
+    let dir = config.output_dir.join(format!("checkpoint-{step}"));
+    ["adapter_model.safetensors", "optimizer.safetensors"].map(|name| std::fs::read(dir.join(name)).unwrap())
+}
+
+#[test]
+fn what_blocks_keep_changes_no_byte_and_takes_the_planned_memory() {
+    let kinds: [fn(&mut TrainConfig); 3] = [
+        |c| c.lora_dropout = 0.2,
+        |c| (c.lora_dropout, c.use_dora) = (0.1, true),
+        |c| (c.lora_dropout, c.share_prefix, c.max_tokens_per_pass) = (0.1, true, 200),
+    ];
+    for (i, kind) in kinds.into_iter().enumerate() {
+        let with = |policy: ActivationPolicy, limit: Option<u64>| {
+            let setup = wide(|c| {
+                kind(c);
+                (c.activation_policy, c.memory_limit) = (policy, limit.map(MemorySize::from_bytes));
+            });
+            let plan = planned(&setup.config);
+            let summary = train(&setup.config);
+            if setup.config.max_tokens_per_pass > 200 {
+                // The longest pass of the plan is that of the run.
+                assert_eq!(summary.peak_bytes, plan.peak_bytes, "{policy}: {plan:?}");
+            }
+            (result(&setup.config, 2), plan)
+        };
+        let (expected, keep_all) = with(ActivationPolicy::KeepAll, None);
+        let mut peaks = vec![keep_all.peak_bytes];
+        for policy in [ActivationPolicy::DropGateUp, ActivationPolicy::Checkpoint] {
+            let (bytes, plan) = with(policy, None);
+            assert!(bytes == expected, "{policy}, kind {i}");
+            assert!(plan.step_flops > keep_all.step_flops, "{policy}");
+            peaks.push(plan.peak_bytes);
+        }
+        assert!(peaks[0] > peaks[1] && peaks[1] > peaks[2], "{peaks:?}");
+        // A limit between two policies makes blocks differ, and is kept.
+        let limit = (peaks[0] + peaks[2]) / 2;
+        let (bytes, plan) = with(ActivationPolicy::Auto, Some(limit));
+        assert!(bytes == expected, "auto, kind {i}");
+        assert!(plan.fits && plan.peak_bytes <= limit, "{plan:?}");
+        let policies = plan.activation_policy.as_slice();
+        assert!(policies[0] != Policy::KeepAll && policies[5] == Policy::KeepAll, "{policies:?}");
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_policy() {
+    let whole = wide(|c| (c.max_steps, c.lora_dropout) = (Some(3), 0.1));
+    train(&whole.config);
+    let mut part = wide(|c| {
+        (c.max_steps, c.lora_dropout) = (Some(3), 0.1);
+        c.activation_policy = ActivationPolicy::Checkpoint;
+    });
+    part.config.train_file = whole.config.train_file.clone();
+    part.config.model = whole.config.model.clone();
+    assert!(matches!(train_until(&part.config, 1), Err(Error::Interrupted { step: 1, .. })));
+    part.config.resume = Some(Resume::Auto);
+    part.config.activation_policy = ActivationPolicy::DropGateUp;
+    part.config.memory_limit = Some(MemorySize::from_bytes(1 << 40));
+    train(&part.config);
+    assert!(result(&whole.config, 3) == result(&part.config, 3));
+    assert!(whole.dir.path().exists());
+}
+
+#[test]
+fn a_limit_that_nothing_fits_ends_the_run_before_its_first_step() {
+    let setup = wide(|c| c.memory_limit = Some(MemorySize::from_bytes(2 << 20)));
+    let mut shown = false;
+    let error = run(&setup.config, &Context::default(), &mut |event| {
+        shown |= matches!(event, Event::Planned(plan) if !plan.fits);
+    });
+    let error = error.unwrap_err();
+    assert!(shown && error.exit_code() == 2, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("memory_limit") && text.contains("tokens at once"), "{text}");
+    assert!(!setup.config.output_dir.join("checkpoint-2").exists());
+}
+
+#[test]
+fn a_plan_for_a_card_needs_no_files() {
+    let plan = ["inspect", "plan", "--variant", "Qwen3-0.6B", "--gpu", "rtx3080"];
+    let out = accepted(
+        &plan,
+        &[
+            "bf16",
+            "keep_all",
+            "GeForce RTX 3080 10 GB",
+            "not a measurement",
+            "tokens/s",
+            "it fits",
+            "adapter master",
+        ],
+    );
+    assert!(out.contains("most tokens that fit at once") && out.contains("base linears"), "{out}");
+    let json = accepted(&[&plan[..], &["--json", "--tokens", "9000"]].concat(), &[]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["device"], &json["fits"]), (&"rtx3080".into(), &true.into()));
+    assert_eq!(
+        (&json["largest_pass_tokens"], &json["capacity"][0]["activation_policy"]),
+        (&9000.into(), &"keep_all".into())
+    );
+    assert!(json["prediction"]["tokens_per_second"].as_f64().unwrap() > 10_000.0);
+    let sum: u64 =
+        json["peak_by_use"].as_array().unwrap().iter().map(|of| of["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(json["peak_bytes"].as_u64(), Some(sum));
+    // What does not fit is shown too, and is an error with what would.
+    let run = tanren(&["inspect", "plan", "--variant", "Qwen3-4B", "--gpu", "rtx3080", "--tokens", "8192"]);
+    assert_eq!(run.code, Some(2), "{}", run.err);
+    assert!(run.out.contains("does NOT fit"), "{}", run.out);
+    assert!(run.err.contains("at most") && run.err.contains("tokens at once"), "{}", run.err);
+    refused(&["inspect", "plan", "--variant", "Qwen3-9B"], 2, &["variant", "Qwen3-8B"]);
+    refused(&["inspect", "plan", "--variant", "Qwen3-4B", "--gpu", "rtx2"], 2, &["gpu", "h200"]);
+    refused(&["inspect", "plan"], 2, &["model"]);
+}
+
+#[test]
+fn the_plan_of_a_run_is_for_its_rows_here_or_on_a_card() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, rows) = (wide_model(dir.path()), dir.path().join("rows.jsonl"));
+    write_rows(&rows, 24, 1);
+    let options = ["--model", &model, "--train-file", rows.to_str().unwrap(), "--lora-r", "3"];
+    let out = accepted(
+        &[&["inspect", "plan"], &options[..]].concat(),
+        &["r 3,", "blocks keep", "% of the memory that is free", "saved gate, up", "tokens that fit"],
+    );
+    assert!(!out.contains("predicted"), "{out}");
+    let out = dir.path().join("out");
+    let train = [&["train", "--dry-run", "--output-dir", out.to_str().unwrap()], &options[..]].concat();
+    accepted(&[&train[..], &["--gpu", "h200"]].concat(), &["H200 SXM", "bf16", "nothing was trained"]);
+    accepted(&[&train[..], &["--gradient-checkpointing"]].concat(), &["checkpoint"]);
+    accepted(&[&train[..], &["--activation-policy", "drop_gate_up"]].concat(), &["drop_gate_up"]);
+    refused(&[&train[..], &["--memory-limit", "1MB"]].concat(), 2, &["memory_limit", "smaller model"]);
+    refused(&[&train[..], &["--memory-limit", "lots"]].concat(), 2, &["memory_limit", "9.3GiB"]);
+    let json = accepted(&[&["inspect", "plan", "--json"], &options[..]].concat(), &[]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["device"], "cpu");
+    assert!(!out.exists());
+}
+
+/// Peak resident memory of the program with these arguments, in bytes, as the kernel counts it.
+#[cfg(target_os = "linux")]
+fn peak_memory(args: &[&str]) -> u64 {
+    let mut child = program().args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let path = PathBuf::from(format!("/proc/{}/status", child.id()));
+    let mut peak = 0;
+    while child.try_wait().unwrap().is_none() {
+        // The high-water mark only grows; the last one before the end counts.
+        let status = std::fs::read_to_string(&path).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line
+            .and_then(|line| line.trim().strip_suffix(" kB"))
+            .and_then(|kib| kib.trim().parse::<u64>().ok());
+        peak = peak.max(1024 * kib.unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(child.wait().unwrap().success());
+    peak
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_planned_peak_is_that_of_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = Variant {
+        hidden_size: 384,
+        intermediate_size: 1152,
+        num_hidden_layers: 6,
+        num_attention_heads: 6,
+        num_key_value_heads: 3,
+        vocab_size: 20_000,
+        ..*variant("qwen3-tiny").unwrap()
+    };
+    let model = dir.path().join("model");
+    write_random(&shape, &model, 3, Dtype::F32).unwrap();
+    let rows = dir.path().join("rows.jsonl");
+    let row: Vec<u32> = (0..512).map(|i| i * 7 % 311).collect();
+    let labels: Vec<i64> =
+        row.iter().enumerate().map(|(i, &id)| if i < 480 { -100 } else { i64::from(id) }).collect();
+    let line = serde_json::json!({ "input_ids": row, "labels": labels });
+    std::fs::write(&rows, format!("{line}\n{line}\n")).unwrap();
+    for policy in ["keep_all", "checkpoint"] {
+        let out = dir.path().join(policy);
+        let args = [
+            "train",
+            "--model",
+            model.to_str().unwrap(),
+            "--train-file",
+            rows.to_str().unwrap(),
+            "--output-dir",
+            out.to_str().unwrap(),
+            "--batch-size",
+            "2",
+            "--max-steps",
+            "1",
+            "--threads",
+            "2",
+            "--preset",
+            "none",
+            "--activation-policy",
+            policy,
+        ];
+        // What the program itself takes: the same run up to its first step, without weights.
+        let dry = [&args[..], &["--dry-run"]].concat();
+        let fixed = peak_memory(&dry);
+        let taken = peak_memory(&args) - fixed;
+        let plan: Value = {
+            let inspect = [&["inspect", "plan", "--json"], &args[1..5], &args[7..]].concat();
+            serde_json::from_str(&accepted(&inspect, &[])).unwrap()
+        };
+        let planned = plan["peak_bytes"].as_u64().unwrap();
+        let difference = taken as f64 / planned as f64 - 1.0;
+        println!("{policy}: planned {planned}, taken {taken} ({:+.1}%), fixed {fixed}", 100.0 * difference);
+        assert!(difference.abs() < 0.05, "{policy}: planned {planned}, taken {taken}");
+    }
+}
