@@ -234,9 +234,10 @@ void check_foreign(const Worker& worker, const unsigned char* at, uint32_t bytes
     if (stacks < kMaxThreads * kStackStride) {
         fail(pc, "illegal %s of %u bytes in the local variables of another thread", verb(access), bytes);
     }
-    // So far out is no array's neighbour any more.
-    constexpr ptrdiff_t kNear = 1 << 24;
-    if (at - worker.smem > -kNear && at - worker.smem < kNear) check_shared_bounds(worker, at, bytes, access, pc);
+    // An index into shared memory that is far off.
+    constexpr ptrdiff_t kNear = 1 << 20;
+    const bool has_smem = worker.dynamic_smem_bytes + worker.static_smem_bytes > 0;
+    if (has_smem && at - worker.smem > -kNear && at - worker.smem < kNear) check_shared_bounds(worker, at, bytes, access, pc);
     if (access == Access::kRead && is_program(at)) return;
     fail(pc, "illegal %s of %u bytes at %p, which is not in device memory (a pointer of the host, or no pointer)", verb(access), bytes,
          static_cast<const void*>(at));

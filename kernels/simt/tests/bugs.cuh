@@ -30,7 +30,7 @@ enum Bug {
     kOnePast,            // i <= count
     kNoBound,            // every thread of the last block
     kOneBefore,          // writes z[-1] too
-    kFarWrite,           // 2^40 elements away
+    kFarWrite,           // 2^44 elements away
     kSameElement,        // two threads of a block write the same value to one place
     kSameElementAcrossBlocks,
     kInPlace,            // x is changed while other blocks read it

@@ -21,7 +21,7 @@ DEVICE void add(const TestAddParams& p) {
     if (kBug == kOnePast ? i > p.count : kBug != kNoBound && i >= p.count) return;
     float sum = p.x[i] + p.y[i];
     if (kBug == kOneBefore && i == 0) p.z[-1] = sum;
-    if (kBug == kFarWrite) p.z[int64_t{1} << 40] = sum;
+    if (kBug == kFarWrite) p.z[int64_t{1} << 44] = sum;
     if (kBug == kSameElement) p.z[i / 2] = 1;
     if (kBug == kSameElementAcrossBlocks) p.z[threadIdx.x] = 1;
     if (kBug == kInPlace) const_cast<float*>(p.x)[i] = sum + p.x[(i + 256) % p.count];

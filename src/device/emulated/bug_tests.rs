@@ -83,7 +83,7 @@ const BUGS: [(&str, Task, Found); 54] = [
     ("shared_far", NORM, Checks(&[SMEM])),
     ("no_syncwarp", TRANSPOSE, Checks(&[UNWRITTEN, RACE])),
     ("no_syncwarp_in_loop", TRANSPOSE, Checks(&[RACE])),
-    ("unpadded", TRANSPOSE, Shared(32.0)),
+    ("unpadded", TRANSPOSE, Shared(16.0)),
     ("no_tile", TRANSPOSE, Sectors(8.0)),
     ("no_release_fence", SUM, Checks(&[ACROSS])),
     ("no_acquire_fence", SUM, Checks(&[ACROSS])),
