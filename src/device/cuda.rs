@@ -137,7 +137,9 @@ impl Fault {
     fn error(self, label: &str) -> Error {
         let Self { function, code, last_launch } = self;
         let known = codes::lookup(code);
-        let mut what = format!("{label}: {function} failed: CUDA_ERROR_{} ({code})", known.name);
+        let name =
+            if known.name.is_empty() { "unknown error" } else { &format!("CUDA_ERROR_{}", known.name) };
+        let mut what = format!("{label}: {function} failed: {name} ({code})");
         if !known.meaning.is_empty() {
             what += &format!(": {}", known.meaning);
         }

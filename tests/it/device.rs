@@ -1,17 +1,13 @@
 //! Devices from outside: the real program with no CUDA driver, with a bad one, and with one that fails at every call.
 //!
-//! The driver is a stub (`stub_cuda/libcuda.c`) that the program finds before any real one. It writes down every call, which shows
-//! that nothing is asked of a driver after a sticky error.
+//! The driver is a stub (`stub_cuda.rs`) that writes down every call, which shows that nothing is asked of a driver after a sticky
+//! error.
 
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", feature = "cuda"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::bf16;
 use tanren::batch::{Batch, Target};
@@ -23,6 +19,7 @@ use tanren::model::{Adapter, Decoder, PassOptions, init};
 use tempfile::TempDir;
 
 use crate::source::root;
+use crate::stub_cuda::{Outcome, compile, in_parallel, no_driver, tanren, with_stub};
 
 /// The results of cuda.h 13.0 that a driver gives for good: nothing may be asked of it afterwards.
 const STICKY: &[u32] =
@@ -42,109 +39,6 @@ const SELF_TEST: [&str; 5] = ["inspect", "device", "--device", "cuda:0", "--self
 /// The exit code of a self-test in which no call fails. The stub computes one kernel; the others have wrong results.
 fn stub_code() -> i32 {
     if FATBIN.is_some() { 5 } else { 0 }
-}
-
-/// Compiles the stub and gives the folder that holds it under the names of a driver.
-fn compile(name: &str, flags: &[&str]) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    fs::create_dir_all(&dir).unwrap();
-    // Another test run may be using it: the new one takes the place of the old one in one step.
-    let library = dir.join(format!("new-{}", std::process::id()));
-    let source = root().join("tests/it/stub_cuda/libcuda.c");
-    let mut cc = Command::new("cc");
-    cc.args(["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source);
-    let output = cc.args(flags).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    fs::rename(library, dir.join("libcuda.so.1")).unwrap();
-    let _ = std::os::unix::fs::symlink("libcuda.so.1", dir.join("libcuda.so"));
-    dir
-}
-
-/// What a run of the program left.
-#[derive(Debug)]
-struct Outcome {
-    code: Option<i32>,
-    out: String,
-    err: String,
-    /// The functions of the driver that were called; a failing one ends in ` -> CODE`.
-    calls: Vec<String>,
-}
-
-impl Outcome {
-    /// Demands an exit code, parts of what was printed, and the form of an error where there is one.
-    fn expect(&self, code: i32, parts: &[&str]) -> &Self {
-        assert_eq!(self.code, Some(code), "{self:#?}");
-        let all = format!("{}{}", self.out, self.err);
-        for part in parts {
-            assert!(all.contains(part), "no {part:?} in {self:#?}");
-        }
-        if code != 0 {
-            assert!(self.err.contains("error[") && self.err.contains("fix: "), "{self:#?}");
-        }
-        assert!(
-            !all.contains("panicked") && !all.contains("please report the command that led"),
-            "{self:#?}"
-        );
-        self
-    }
-
-    /// Calls behind the first one that failed.
-    fn calls_after_failure(&self) -> &[String] {
-        let failed = self.calls.iter().position(|call| call.contains(" -> "));
-        failed.map_or(&[], |at| &self.calls[at + 1..])
-    }
-}
-
-/// Runs the program with the driver of the folder `driver` and some variables of the stub.
-fn tanren(driver: &Path, args: &[&str], variables: &[(&str, &str)]) -> Outcome {
-    static RUNS: AtomicUsize = AtomicUsize::new(0);
-    let log = std::env::temp_dir().join(format!(
-        "tanren-stub-{}-{}",
-        std::process::id(),
-        RUNS.fetch_add(1, Ordering::Relaxed)
-    ));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tanren"));
-    command.current_dir(root()).stdin(Stdio::null()).args(args).env_remove("RUST_BACKTRACE");
-    command.env("LD_LIBRARY_PATH", driver).env("STUB_LOG", &log);
-    let output = command.envs(variables.iter().copied()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    let calls = fs::read_to_string(&log).unwrap_or_default();
-    let _ = fs::remove_file(&log);
-    Outcome {
-        code: output.status.code(),
-        out: text(output.stdout),
-        err: text(output.stderr),
-        calls: calls.lines().map(str::to_owned).filter(|line| !line.starts_with("exit: ")).collect(),
-    }
-}
-
-/// Runs with the stub.
-fn with_stub(args: &[&str], variables: &[(&str, &str)]) -> Outcome {
-    static STUB: OnceLock<PathBuf> = OnceLock::new();
-    tanren(STUB.get_or_init(|| compile("stub_cuda", &[])), args, variables)
-}
-
-/// Runs `cases` on a few threads: most of a case is waiting for the program.
-fn in_parallel<T: Sync>(cases: &[T], run: impl Fn(&T) + Sync) {
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    run(case);
-                }
-            });
-        }
-    });
-}
-
-/// A folder with files of a driver's names that are no libraries, which also hides a driver of the machine.
-fn no_driver() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for name in ["libcuda.so", "libcuda.so.1"] {
-        fs::write(dir.path().join(name), "").unwrap();
-    }
-    dir
 }
 
 /// A small model, rows, and the arguments of a dry run and of a scoring with them.
@@ -239,6 +133,8 @@ fn a_healthy_gpu_passes_its_self_test_and_gets_everything_back() {
     let failed = run.out.lines().filter(|line| line.contains("FAILED"));
     assert!(failed.into_iter().all(|line| line.contains("LoRA matmul")), "{run:?}");
     let log = fs::read_to_string(log.path()).unwrap();
+    // All launches and copies are in one order.
+    assert_eq!(log.matches("cuStreamCreate").count(), 1);
     let last = log.lines().last().unwrap();
     assert_eq!(last, "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0");
     with_stub(&["inspect", "device", "--device", "auto"], &[]).expect(0, &["cuda:0 (Stub GPU)"]);
@@ -384,8 +280,7 @@ fn the_stub_knows_what_the_program_calls() {
 /// The header that the numbers above are from, where it was installed.
 #[test]
 fn the_numbers_are_those_of_the_header() {
-    let header: PathBuf = root().join(".cuda/include/cuda.h");
-    let Ok(text) = fs::read_to_string(header) else { return };
+    let Ok(text) = fs::read_to_string(root().join(".cuda/include/cuda.h")) else { return };
     let results =
         text.split_once("typedef enum cudaError_enum").unwrap().1.split_once("} CUresult;").unwrap().0;
     let mut numbers: Vec<u32> = results

@@ -9,6 +9,7 @@ mod kill;
 mod plan;
 mod score;
 mod source;
+mod stub_cuda;
 mod tidy;
 mod tidy_kernels;
 mod train;

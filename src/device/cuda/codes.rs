@@ -9,7 +9,7 @@ use Advice::{Driver, Hardware, Memory, Mps, NoDevice, Ours, Restart, Shared};
 /// What is known about a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Code {
-    /// As in cuda.h, without `CUDA_ERROR_`.
+    /// As in cuda.h, without `CUDA_ERROR_`; empty for an unknown number.
     pub(super) name: &'static str,
     /// Whether nothing more may be asked of the driver in this process.
     pub(super) sticky: bool,
@@ -69,10 +69,10 @@ pub(super) fn lookup(code: u32) -> Code {
     let known = CODES.binary_search_by_key(&code, |row| row.0).ok().map(|i| CODES[i]);
     let (_, name, sticky, advice, meaning) = known.unwrap_or((
         code,
-        "of a newer driver",
+        "",
         true,
         Restart,
-        "a number that this program does not know",
+        "the driver is newer than this program, which does not know the number",
     ));
     Code { name, sticky, meaning, advice }
 }
