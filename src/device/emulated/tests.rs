@@ -188,7 +188,7 @@ fn expected(
         want[12 + i] = pair(matrix(i, 2 * of_four, group), matrix(i, 2 * of_four + 1, group));
         let (row, column) = (group + i / 2 * 8, 2 * of_four + i % 2);
         want[16 + i] = (product(row, column) + (i + 1) as f32).to_bits();
-        want[20 + i] = if lane % 2 == 0 { words[lane / 4 * 4 + i] } else { 0 };
+        want[20 + i] = if lane.is_multiple_of(2) { words[lane / 4 * 4 + i] } else { 0 };
     }
     want
 }

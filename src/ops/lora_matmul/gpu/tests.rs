@@ -348,7 +348,11 @@ fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
             );
             for ((file, line), counts) in &counters.lines {
                 if counts.shared_ratio() > 1.0 || counts.sector_ratio() > 1.05 {
-                    println!("    {file}:{line} {:.3} {:.3} {counts:?}", counts.shared_ratio(), counts.sector_ratio());
+                    println!(
+                        "    {file}:{line} {:.3} {:.3} {counts:?}",
+                        counts.shared_ratio(),
+                        counts.sector_ratio()
+                    );
                 }
             }
             assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
