@@ -1,8 +1,8 @@
 // ldmatrix and mma: the last lane to arrive moves and multiplies for all 32.
 //
-// Order of sums in mma: every element of d adds its products one by one, k = 0, 1, ..., 15, each by a fused multiply-add in f32.
-// Products of two bf16 numbers are exact in f32, so all code paths here give the same bits. The hardware adds in another, not
-// documented order and truncates differently: its results are compared with tolerances.
+// Order of sums in mma: every element of d adds its products one by one, k = 0, 1, ..., 15, each by a fused
+// multiply-add in f32. Products of two bf16 numbers are exact in f32, so all code paths here give the same bits. The
+// hardware adds in another, not documented order and truncates differently: its results are compared with tolerances.
 
 #include "check.hpp"
 #include "stats.hpp"
@@ -74,26 +74,32 @@ void multiply_plain(const Slot* slots, int m, int n, const Operands& operands) {
 // Registers cannot be indexed: loops over them have to go.
 #define SIMT_UNROLL _Pragma("GCC unroll 8")
 
-// Rows g and g + 8 of up to kN neighbouring 16x8 tiles stay in registers; a row of d is spread over the four lanes of a quad.
+// Rows g and g + 8 of up to kN neighbouring 16x8 tiles stay in registers; a row of d is spread over the four lanes of a
+// quad.
 template <int kN>
 __attribute__((target("avx2,fma"))) inline void multiply_rows(const Slot* quad, int fragment, const float* upper,
                                                               const float* lower, const float (*b)[16][8]) {
     __m256 top[kN], bottom[kN];
-    SIMT_UNROLL for (int j = 0; j < kN; j++) {
-        const __m128 q0 = _mm_loadu_ps(d_of(quad[0]) + fragment + 4 * j), q1 = _mm_loadu_ps(d_of(quad[1]) + fragment + 4 * j);
-        const __m128 q2 = _mm_loadu_ps(d_of(quad[2]) + fragment + 4 * j), q3 = _mm_loadu_ps(d_of(quad[3]) + fragment + 4 * j);
+    SIMT_UNROLL
+    for (int j = 0; j < kN; j++) {
+        const __m128 q0 = _mm_loadu_ps(d_of(quad[0]) + fragment + 4 * j),
+                     q1 = _mm_loadu_ps(d_of(quad[1]) + fragment + 4 * j);
+        const __m128 q2 = _mm_loadu_ps(d_of(quad[2]) + fragment + 4 * j),
+                     q3 = _mm_loadu_ps(d_of(quad[3]) + fragment + 4 * j);
         top[j] = _mm256_set_m128(_mm_movelh_ps(q2, q3), _mm_movelh_ps(q0, q1));
         bottom[j] = _mm256_set_m128(_mm_movehl_ps(q3, q2), _mm_movehl_ps(q1, q0));
     }
     for (int k = 0; k < 16; k++) {
         const __m256 u = _mm256_broadcast_ss(upper + k), l = _mm256_broadcast_ss(lower + k);
-        SIMT_UNROLL for (int j = 0; j < kN; j++) {
+        SIMT_UNROLL
+        for (int j = 0; j < kN; j++) {
             const __m256 column = _mm256_load_ps(b[j][k]);
             top[j] = _mm256_fmadd_ps(u, column, top[j]);
             bottom[j] = _mm256_fmadd_ps(l, column, bottom[j]);
         }
     }
-    SIMT_UNROLL for (int j = 0; j < kN; j++) {
+    SIMT_UNROLL
+    for (int j = 0; j < kN; j++) {
         const __m128 t0 = _mm256_castps256_ps128(top[j]), t1 = _mm256_extractf128_ps(top[j], 1);
         const __m128 b0 = _mm256_castps256_ps128(bottom[j]), b1 = _mm256_extractf128_ps(bottom[j], 1);
         _mm_storeu_ps(d_of(quad[0]) + fragment + 4 * j, _mm_movelh_ps(t0, b0));
@@ -228,7 +234,8 @@ void mma(float* d, const uint32_t* a, const uint32_t* b, int m, int n, int line)
         } else {
             multiply_plain(warp->slots, m, n, operands);
         }
-        if (thread->worker->stats) count_mma(*thread->worker, static_cast<uint64_t>(m) * static_cast<uint64_t>(n), SIMT_CALLER);
+        if (thread->worker->stats)
+            count_mma(*thread->worker, static_cast<uint64_t>(m) * static_cast<uint64_t>(n), SIMT_CALLER);
         release_warp(thread);
     }
 }
