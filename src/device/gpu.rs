@@ -124,9 +124,9 @@ impl Gpu {
         if let Some(old) = region.as_ref().filter(|old| !old.arena.is_empty()) {
             return Err(Error::Device {
                 what: format!(
-                    "{}: cannot reserve memory while tensors take {} bytes of what is reserved already",
+                    "{}: cannot reserve memory while tensors take {} of what is reserved already",
                     self.label,
-                    old.arena.usage().used_bytes
+                    size(old.arena.usage().used_bytes)
                 ),
                 fix: "this is a mistake in tanren: please report the message and the command".into(),
             });
@@ -161,8 +161,12 @@ impl Gpu {
             Some(Region { base, arena }) => {
                 let offset = arena.take(bytes).map_err(|full| Error::Device {
                     what: format!(
-                        "{}: out of reserved memory: {} bytes needed, {} free ({} in one piece) of {}",
-                        self.label, full.needed, full.free, full.largest, full.capacity
+                        "{}: out of reserved memory: {} needed in one piece, the largest free piece is {}, {} of {} are free",
+                        self.label,
+                        size(full.needed),
+                        size(full.largest),
+                        size(full.free),
+                        size(full.capacity)
                     ),
                     fix: LOWER.into(),
                 })?;
@@ -275,7 +279,7 @@ impl Gpu {
             Driver::Cuda(cuda) => cuda.allocate(bytes),
             #[cfg(feature = "emulated")]
             Driver::Emulated(emulator) => emulator.alloc(to_usize(bytes)).map_err(|error| Error::Device {
-                what: format!("{}: out of memory: {bytes} bytes needed: {error}", self.label),
+                what: format!("{}: out of memory: {} needed: {error}", self.label, size(bytes)),
                 fix: LOWER.into(),
             }),
             Driver::Dry => Err(Error::Device {
@@ -306,6 +310,14 @@ impl Gpu {
 /// What needs less memory.
 pub(super) const LOWER: &str =
     "lower --max-tokens-per-pass, --max-seq-length or --lora-r, or choose a smaller model";
+
+/// Bytes for messages: exact where they are few, else in MiB, rounded up.
+pub(super) fn size(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{bytes} bytes"),
+        _ => format!("{} MiB", bytes.div_ceil(1 << 20)),
+    }
+}
 
 /// A size for the emulator, which fails on sizes that are no memory.
 #[cfg(feature = "emulated")]

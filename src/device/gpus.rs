@@ -142,13 +142,14 @@ impl fmt::Display for Image {
 }
 
 impl GpuInfo {
-    /// The architecture that plans of kernels go by: its own, or for a GPU that this program does not know the newest one that
-    /// has no more shared memory, since that decides what fits.
+    /// The architecture that plans of kernels go by: its own, or for a GPU that this program does not know the one with the most
+    /// shared memory that it has too, since that decides what fits; the newest of equal ones.
     pub fn arch(&self) -> Arch {
         let (major, minor) = self.compute_capability;
         let fits = |arch: &&Arch| arch.limits().smem_per_block <= self.smem_per_block;
+        let most = |arch: &&Arch| (arch.limits().smem_per_block, arch.number());
         Arch::of(major, minor)
-            .or_else(|| Arch::ALL.iter().filter(fits).max_by_key(|arch| arch.number()).copied())
+            .or_else(|| Arch::ALL.iter().filter(fits).max_by_key(most).copied())
             .unwrap_or(Arch::Sm86)
     }
 

@@ -119,7 +119,12 @@ fn a_plan_has_the_addresses_and_the_size_of_the_arena() {
     drop((b, c));
     dry.reserve(512).unwrap();
     let error = dry.empty::<u8>(3, 256).unwrap_err().to_string();
-    for part in ["768 bytes needed", "512 free", "of 512", "fix: lower"] {
+    for part in [
+        "768 bytes needed",
+        "largest free piece is 512 bytes",
+        "512 bytes of 512 bytes are free",
+        "fix: lower",
+    ] {
         assert!(error.contains(part), "{part}: {error}");
     }
     assert_eq!(Device::dry().arena(), None);
@@ -259,6 +264,15 @@ mod emulated {
         assert!(text.contains("self_test.cu"), "{text}");
         // The emulator goes on, unlike a GPU.
         assert_eq!(CASE.run(&device, &x, 0).unwrap(), CASE.expected(&x));
+    }
+
+    #[test]
+    fn content_that_was_never_written_is_noticed() {
+        let device = device();
+        let [x, y] = [0, 1].map(|_| device.empty(1, CASE.len()).unwrap());
+        let (launch, params) = CASE.launch(&x, &y, 0);
+        let error = device.launch(&launch, &params).unwrap_err().to_string();
+        assert!(error.contains("never written") || error.contains("uninitialised"), "{error}");
     }
 
     #[test]

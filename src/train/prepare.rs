@@ -1,7 +1,7 @@
 //! Everything a training needs before its first step: the model, rows as tokens, the adapter it starts from.
 
 use super::event::Event;
-use crate::config::{Batching, TrainConfig, matching_variant};
+use crate::config::{Batching, DeviceChoice, TrainConfig, matching_variant};
 use crate::data::encode::Example;
 use crate::data::jsonl::{Record, read_files};
 use crate::data::packing::split_eval;
@@ -48,7 +48,12 @@ pub fn prepare(
     context: &Context,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Prepared> {
-    let device = session::open_device(config.device, config.threads, &mut |notice| watch(notice.into()))?;
+    let choice = match (config.device, &config.gpu) {
+        // A plan for a card that is not here: who computes means nothing.
+        (DeviceChoice::Auto, Some(_)) => DeviceChoice::Cpu,
+        (choice, _) => choice,
+    };
+    let device = session::open_device(choice, config.threads, &mut |notice| watch(notice.into()))?;
     config.check_supported()?;
     // Rows first: they are quick to read, and most mistakes are in them.
     let (train_records, routing) = select(read_files(&config.train_file)?, config.train_mode)?;

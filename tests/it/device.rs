@@ -13,7 +13,13 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use half::bf16;
+use tanren::batch::{Batch, Target};
+use tanren::config::{LoraConfig, TargetModules, variant};
+use tanren::device::Device;
+use tanren::device::arch::Chip;
 use tanren::device::kernels::FATBIN;
+use tanren::model::{Adapter, Decoder, PassOptions, init};
 use tempfile::TempDir;
 
 use crate::source::root;
@@ -268,7 +274,7 @@ fn the_name_of_a_card_cannot_steer_a_terminal() {
 
 #[test]
 fn too_little_memory_is_an_error_with_numbers() {
-    let parts = ["out of memory", "bytes needed in one piece", "of 20000000 free", "--max-tokens-per-pass"];
+    let parts = ["out of memory", "needed in one piece", "of 20 MiB are free", "--max-tokens-per-pass"];
     with_stub(&SELF_TEST, &[("STUB_MEMORY", "20000000")]).expect(5, &parts);
 }
 
@@ -391,4 +397,32 @@ fn the_numbers_are_those_of_the_header() {
     numbers.sort_unstable();
     known.sort_unstable();
     assert_eq!(known, numbers);
+}
+
+/// A whole step of Qwen3-0.6B in bf16, with passes of different lengths: what the arena needs beyond the tensors.
+#[test]
+fn a_planned_step_fits_into_hardly_more_than_its_tensors() {
+    let device = Device::dry_gpu(Chip::RTX_3080);
+    let model = variant("Qwen3-0.6B").unwrap().model_config().unwrap();
+    let decoder = Decoder { weights: init::dry::<bf16>(&device, &model).unwrap(), config: model };
+    let lora = LoraConfig {
+        r: 16,
+        alpha: 32.0,
+        dropout: 0.0,
+        target_modules: TargetModules::AllLinear,
+        use_rslora: false,
+        use_dora: false,
+    };
+    let adapters = vec![Adapter::new(&device, &lora, &decoder.config, &decoder.weights, 0).unwrap()];
+    let mut grads = vec![adapters[0].zeros_like(&device).unwrap()];
+    let options = PassOptions { scale: 1.0, dropout: None, policies: &[] };
+    for tokens in [2176, 1500, 2176, 700, 33, 2000] {
+        let mut batch = Batch::default();
+        batch.push_segment(&vec![1; tokens], None, 0);
+        batch.targets = (0..tokens - 1).map(|row| Target { row, token: 1, weight: 1.0 }).collect();
+        decoder.score_and_backward(&device, &batch, &adapters, &mut grads, options).unwrap();
+    }
+    let (arena, peak) = (device.arena().unwrap(), device.memory().peak_bytes);
+    let waste = arena.high_water_bytes as f64 / peak as f64 - 1.0;
+    assert!(waste < 0.01, "{:.2}% of {peak} bytes", 100.0 * waste);
 }

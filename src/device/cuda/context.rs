@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use super::staging::Staging;
 use super::{Fault, Functions, Handle, Library, OUT_OF_MEMORY, devices};
 use crate::device::arch::{Arch, Chip, Limits};
-use crate::device::gpu::{GpuMemory, LOWER};
+use crate::device::gpu::{GpuMemory, LOWER, size};
 use crate::device::gpus::GpuInfo;
 use crate::device::kernels::{DevicePtr, FATBIN, Kernel, NVCC};
 use crate::device::launch::Launch;
@@ -153,11 +153,11 @@ impl Cuda {
 
     fn out_of_memory(&self, needed: u64) -> Error {
         let state = match self.memory() {
-            Ok(memory) => format!("{} of {} free", memory.free_bytes, memory.total_bytes),
-            Err(_) => format!("{} in all", self.info.total_bytes),
+            Ok(memory) => format!("{} of {} are free", size(memory.free_bytes), size(memory.total_bytes)),
+            Err(_) => format!("{} in all", size(self.info.total_bytes)),
         };
         Error::Device {
-            what: format!("{}: out of memory: {needed} bytes needed in one piece, {state}", self.label),
+            what: format!("{}: out of memory: {} needed in one piece, {state}", self.label, size(needed)),
             fix: format!("close other programs on the GPU (nvidia-smi lists them), or {LOWER}"),
         }
     }

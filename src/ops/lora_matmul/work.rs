@@ -163,7 +163,15 @@ fn record(device: &Device, op: &'static str, work: Work, size: usize) {
     }
 }
 
-/// What a GPU holds during the backward pass of a group: `dxa` of every layer, and the partial sums of `dA` and `dB`.
+/// What a GPU holds during the backward pass of a group.
+pub(super) struct Temporaries<T: Real> {
+    /// Of every layer.
+    _dxa: Vec<Tensor<T>>,
+    /// Partial sums of `dA` and `dB`.
+    _partial: Option<Tensor<T::Stat>>,
+}
+
+/// Takes the memory that a GPU holds during the backward pass of a group.
 ///
 /// # Errors
 /// [`crate::error::Error::Device`] if the device runs no kernels.
@@ -171,10 +179,10 @@ pub(super) fn gpu_temporaries<T: Real>(
     device: &Device,
     rows: usize,
     layers: &[LoraMatmul<'_, T>],
-) -> Result<(Vec<Tensor<T>>, Option<Tensor<T::Stat>>)> {
+) -> Result<Temporaries<T>> {
     let stride = problem(rows, layers).rank_stride();
     let dxa = layers.iter().map(|_| device.empty(rows, stride)).collect::<Result<_>>()?;
     let partial =
         gradient_plan(device, rows, layers)?.map(|plan| device.empty(1, plan.workspace)).transpose()?;
-    Ok((dxa, partial))
+    Ok(Temporaries { _dxa: dxa, _partial: partial })
 }

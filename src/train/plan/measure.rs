@@ -4,7 +4,8 @@ use half::bf16;
 
 use crate::batch::Batch;
 use crate::config::{Dtype, ModelConfig, TrainConfig};
-use crate::device::{ByClass, Class, Device, Ledger, Machine};
+use crate::device::arch::Chip;
+use crate::device::{ByClass, Class, Device, Ledger};
 use crate::error::Result;
 use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, init};
 use crate::optim::{Optimizer, Update};
@@ -15,7 +16,8 @@ use crate::tensor::Real;
 pub(super) struct Setup<'a> {
     pub(super) config: &'a TrainConfig,
     pub(super) model: &'a ModelConfig,
-    pub(super) machine: Machine,
+    /// The GPU that kernels are planned for; none on the cpu.
+    pub(super) chip: Option<Chip>,
 }
 
 /// What a step takes.
@@ -53,8 +55,8 @@ impl Setup<'_> {
     }
 
     fn measure_as<T: Real>(&self, passes: &[Batch], policies: &Policies) -> Result<Measured> {
-        let Self { config, model, machine } = *self;
-        let device = Device::dry_for(machine);
+        let Self { config, model, chip } = *self;
+        let device = chip.map_or_else(Device::dry, Device::dry_gpu);
         let weights = init::dry::<T>(&device.class(Class::Weights), model)?;
         let decoder = Decoder { config: model.clone(), weights };
         let weights_bytes = device.memory().live_bytes;

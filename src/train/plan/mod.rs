@@ -22,9 +22,10 @@ use super::itinerary::Itinerary;
 use super::prepare::{Prepared, Row};
 use super::step::{packed, passes};
 use crate::batch::Batch;
-use crate::config::{Dtype, ModelConfig, TrainConfig};
+use crate::config::{DeviceChoice, Dtype, ModelConfig, TrainConfig};
+use crate::device::arch::Chip;
 use crate::device::card::CARDS;
-use crate::device::{Card, Class, Machine, available_memory};
+use crate::device::{Card, Class, available_memory};
 use crate::error::{Error, Result};
 use crate::model::{Policies, Policy};
 
@@ -112,6 +113,8 @@ pub struct Capacity {
 
 /// Where a plan is for.
 struct Place {
+    /// The GPU that kernels are planned for; none on the cpu.
+    chip: Option<Chip>,
     card: Option<&'static Card>,
     limit: Option<Limit>,
 }
@@ -133,23 +136,39 @@ impl Place {
                 }
             },
         };
+        let on_gpu = matches!(config.device, DeviceChoice::Cuda(_) | DeviceChoice::Emulated);
+        let chip = card.map(Card::chip).or(on_gpu.then_some(Chip::RTX_3080));
         let limit = |bytes, source| Some(Limit { bytes, source });
         let limit = match (config.memory_limit, card) {
             (Some(size), _) => limit(size.bytes(), "memory_limit".to_owned()),
             (None, Some(card)) => {
                 limit(card.tensor_bytes(), format!("{}, less what is not for tensors", card.title))
             }
+            // The memory of a GPU is not that of this machine.
+            (None, None) if on_gpu => None,
             (None, None) => available_memory().and_then(|bytes| {
                 let source = format!("{:.0}% of the memory that is free", 100.0 * DEFAULT_PART);
                 limit((bytes as f64 * DEFAULT_PART) as u64, source)
             }),
         };
-        Ok(Self { card, limit })
+        Ok(Self { chip, card, limit })
     }
 
     fn setup<'a>(&self, config: &'a TrainConfig, model: &'a ModelConfig) -> Setup<'a> {
-        let machine = if self.card.is_some() { Machine::Gpu } else { Machine::Cpu };
-        Setup { config, model, machine }
+        Setup { config, model, chip: self.chip }
+    }
+
+    fn limit_bytes(&self) -> Option<u64> {
+        self.limit.as_ref().map(|limit| limit.bytes)
+    }
+
+    /// The card, or the device of the run.
+    fn name(&self, config: &TrainConfig) -> String {
+        match (self.card, self.chip) {
+            (Some(card), _) => card.name.to_owned(),
+            (None, None) => DeviceChoice::Cpu.to_string(),
+            (None, Some(_)) => config.device.to_string(),
+        }
     }
 
     /// The plan of a step whose memory is that of `memory` and whose work is that of `work`.
@@ -159,12 +178,13 @@ impl Place {
         let timed = self.card.filter(|_| setup.config.dtype == Dtype::Bf16);
         let (ops, groups) = work::of(&work.ledger, timed);
         let secs: Option<f64> = groups.iter().map(|group| group.predicted_secs).sum();
-        let prediction = secs
-            .filter(|secs| timed.is_some() && *secs > 0.0)
-            .map(|step_secs| Prediction { step_secs, tokens_per_second: work.num_tokens as f64 / step_secs });
+        let prediction = secs.map(|step_secs| Prediction {
+            step_secs,
+            tokens_per_second: work.num_tokens as f64 / step_secs.max(f64::MIN_POSITIVE),
+        });
         let bytes_of = |(class, bytes): (Class, u64)| BytesOf { class: class.name(), bytes };
         Plan {
-            device: self.card.map_or("cpu", |card| card.name).to_owned(),
+            device: self.name(setup.config),
             dtype: setup.config.dtype,
             activation_policy: policies,
             weights_bytes: memory.weights_bytes,
@@ -218,12 +238,13 @@ impl Plan {
             ),
             None => "compute fewer tokens at once (max_tokens_per_pass, shorter rows)".to_owned(),
         };
+        let more = if self.device == "cpu" { "; or raise memory_limit, if there is more" } else { "" };
         let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
         Error::input("CONFIG", "the training does not fit into the memory")
             .field("memory_limit")
             .got(format!("{} with activation_policy {}", gib(self.peak_bytes), self.activation_policy))
             .expected(format!("at most {} ({})", gib(limit.bytes), limit.source))
-            .fix(fix)
+            .fix(fix + more)
             .into()
     }
 }
@@ -236,8 +257,7 @@ pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row
     let place = Place::of(config)?;
     let setup = place.setup(config, model);
     let passes = passes_of(config, micro_batches);
-    let limit = place.limit.as_ref().map(|limit| limit.bytes);
-    let (policies, measured) = setup.choose(&passes, limit)?;
+    let (policies, measured) = setup.choose(&passes, place.limit_bytes())?;
     Ok(place.plan(&setup, policies, &measured, &measured))
 }
 
@@ -249,28 +269,20 @@ pub fn plan_workload(config: &TrainConfig, model: &ModelConfig, workload: &Workl
     workload.check(model)?;
     let place = Place::of(config)?;
     let setup = place.setup(config, model);
-    let limit = place.limit.as_ref().map(|limit| limit.bytes);
-    let (policies, measured) = setup.choose(&[workload.batch()], limit)?;
+    let (policies, measured) = setup.choose(&[workload.batch()], place.limit_bytes())?;
     let plan = place.plan(&setup, policies, &measured, &measured);
     Ok(Plan { capacity: place.capacity(&setup, workload)?, ..plan })
 }
 
-/// The plan of a run: memory of the longest rows that could meet in a batch, work of the first step.
+/// The plan of a run: memory of the largest passes that could come, work of the first step.
 pub(super) fn planned(config: &TrainConfig, prepared: &Prepared, itinerary: &Itinerary<'_>) -> Result<Plan> {
-    let mut longest: Vec<&Row> = prepared.train.iter().collect();
-    longest.sort_by_key(|row| std::cmp::Reverse(row.example.len()));
-    longest.truncate(config.batch_size.unwrap_or(usize::MAX));
-    let mut tokens = 0;
-    let budget = config.tokens_per_batch.unwrap_or(usize::MAX);
-    let fits = longest.iter().take_while(|row| {
-        tokens += row.example.len();
-        tokens <= budget.min(config.max_tokens_per_pass)
-    });
-    let longest = longest[..fits.count().max(1)].to_vec();
     let place = Place::of(config)?;
     let setup = place.setup(config, &prepared.model.config);
-    let limit = place.limit.as_ref().map(|limit| limit.bytes);
-    let (policies, memory) = setup.choose(&passes_of(config, std::slice::from_ref(&longest)), limit)?;
+    let longest = fullest(config, &prepared.train, |row| row.example.len());
+    // The head and the last block work for supervised tokens only: short rows with many of them may take more.
+    let supervised = fullest(config, &prepared.train, |row| row.example.supervised());
+    let (policies, memory) =
+        setup.choose(&passes_of(config, &[longest.clone(), supervised]), place.limit_bytes())?;
     let first: Vec<Vec<&Row>> = itinerary
         .epoch(0)?
         .first()
@@ -282,6 +294,22 @@ pub(super) fn planned(config: &TrainConfig, prepared: &Prepared, itinerary: &Iti
         plan.capacity = place.capacity(&setup, &like(&longest))?;
     }
     Ok(plan)
+}
+
+/// The rows with the most of `measure` that could meet in one pass, at least one.
+fn fullest<'a>(config: &TrainConfig, rows: &'a [Row], measure: fn(&Row) -> usize) -> Vec<&'a Row> {
+    let mut rows: Vec<&Row> = rows.iter().collect();
+    rows.sort_by_key(|row| std::cmp::Reverse((measure(row), row.example.len())));
+    rows.truncate(config.batch_size.unwrap_or(usize::MAX));
+    let mut tokens = 0;
+    let budget = config.tokens_per_batch.unwrap_or(usize::MAX).min(config.max_tokens_per_pass);
+    let fits = rows.iter().take_while(|row| {
+        tokens += row.example.len();
+        tokens <= budget
+    });
+    let count = fits.count().max(1).min(rows.len());
+    rows.truncate(count);
+    rows
 }
 
 /// A workload of rows like these.

@@ -88,7 +88,16 @@ pub fn backward(device: &Device, group: &Group<'_>, args: Backward<'_>) -> Resul
         }
         device.launch(&tiled(&plan), &params)?;
     }
-    gradients(device, group, &problem, &args.dy.iter().zip(args.xa).zip(&dxa).collect::<Vec<_>>(), args.x)
+    let tensors = args.dy.iter().zip(args.xa).zip(&dxa);
+    let tensors: Vec<_> = tensors.map(|((dy, xa), dxa)| LayerTensors { dy, xa, dxa }).collect();
+    gradients(device, group, &problem, &tensors, args.x)
+}
+
+/// What the gradients of one layer's factors are made of, beside x.
+struct LayerTensors<'a> {
+    dy: &'a Tensor<bf16>,
+    xa: &'a Tensor<bf16>,
+    dxa: &'a Tensor<bf16>,
 }
 
 /// Adds `dA` and `dB` of every adapted layer: sums by slab of rows, then their sum in order.
@@ -96,19 +105,19 @@ fn gradients(
     device: &Device,
     group: &Group<'_>,
     problem: &Problem,
-    tensors: &[((&&Tensor<bf16>, &&Tensor<bf16>), &Tensor<bf16>)],
+    tensors: &[LayerTensors<'_>],
     x: &Tensor<bf16>,
 ) -> Result<()> {
     // All dB first: then the dA, which read the same x, are neighbours.
     let adapted = || group.layers.iter().zip(tensors).filter_map(|(l, t)| Some((l, l.adapters?, t)));
-    let db = adapted().map(|(layer, adapters, ((dy, xa), _))| LoraGradJob {
+    let db = adapted().map(|(layer, adapters, LayerTensors { dy, xa, .. })| LoraGradJob {
         wide: dy.ptr(),
         narrow: xa.ptr(),
         factors: adapters.b_t.ptr(),
         features: layer.weight.rows() as i32,
         ..bytemuck::Zeroable::zeroed()
     });
-    let da = adapted().map(|(layer, adapters, (_, dxa))| LoraGradJob {
+    let da = adapted().map(|(layer, adapters, LayerTensors { dxa, .. })| LoraGradJob {
         wide: x.ptr(),
         narrow: dxa.ptr(),
         factors: adapters.a.ptr(),

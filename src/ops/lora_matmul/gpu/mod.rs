@@ -7,7 +7,7 @@
 mod backward;
 mod check;
 mod tables;
-#[cfg(all(test, feature = "emulated"))]
+#[cfg(test)]
 mod tests;
 
 pub use backward::{Backward, backward};
