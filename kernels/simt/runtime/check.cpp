@@ -240,7 +240,7 @@ bool is_program(const void* address) {
     return query.found;
 }
 
-void check_foreign(const Worker& worker, const unsigned char* at, uint32_t bytes, Access access, const void* pc) {
+void check_foreign(Worker& worker, const unsigned char* at, uint32_t bytes, Access access, const void* pc) {
     const auto params = static_cast<const unsigned char*>(worker.params);
     if (access == Access::kRead && at >= params && at + bytes <= params + worker.kernel->params_size) return;
     const auto stacks = static_cast<size_t>(at - worker.stacks);
@@ -252,7 +252,13 @@ void check_foreign(const Worker& worker, const unsigned char* at, uint32_t bytes
     const bool has_smem = worker.dynamic_smem_bytes + worker.static_smem_bytes > 0;
     if (has_smem && at - worker.smem > -kNear && at - worker.smem < kNear)
         check_shared_bounds(worker, at, bytes, access, pc);
-    if (access == Access::kRead && is_program(at)) return;
+    if (access == Access::kRead) {
+        // Takes a lock of the loader.
+        worker.uninterruptible++;
+        const bool is_constant = is_program(at);
+        worker.uninterruptible--;
+        if (is_constant) return;
+    }
     fail(pc, "illegal %s of %u bytes at %p, which is not in device memory (a pointer of the host, or no pointer)",
          verb(access), bytes, static_cast<const void*>(at));
 }
@@ -265,7 +271,7 @@ int32_t pack_pc(const void* pc) {
 const void* unpack_pc(int32_t packed) { return reinterpret_cast<const char*>(&op_name) + packed; }
 
 void check_access(Thread& thread, const void* address, uint32_t bytes, Access access, const void* pc) {
-    const Worker& worker = *thread.worker;
+    Worker& worker = *thread.worker;
     const auto at = static_cast<const unsigned char*>(address);
     if (static_cast<size_t>(at - worker.smem) < kSmemWindow) {
         check_shared_bounds(worker, at, bytes, access, pc);
@@ -290,7 +296,7 @@ void check_access(Thread& thread, const void* address, uint32_t bytes, Access ac
     if (allocation->words == nullptr) {
         // Made before checks were asked for: what it holds counts as written.
         add_shadow(*allocation, true);
-        if (allocation->words == nullptr) return;
+        if (allocation->words == nullptr) fail(pc, "the system gives no memory for the checks of a buffer");
     }
     const Shadow shadow{allocation->begin, allocation->written, allocation->words, allocation->bytes_of_words, false};
     check_words(thread, shadow, at, bytes, access, pc);

@@ -35,12 +35,14 @@ void describe_failure(Worker& worker, const Thread* thread, const void* pc, cons
 }
 
 void fail(const void* pc, const char* format, ...) {
+    Thread* thread = current_thread();
+    // The time limit must not cut the message short.
+    thread->worker->uninterruptible++;
     char text[4000];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    Thread* thread = current_thread();
     describe_failure(*thread->worker, thread, pc, text);
     leave_kernel(*thread->worker);
 }

@@ -119,6 +119,7 @@ inline void go_on_with(Worker& worker, Thread* from, Thread* to) {
 }
 
 [[noreturn]] void fail_where_all_wait(Worker& worker) {
+    worker.uninterruptible++;
     // Any waiting thread names the place; those in a warp-wide call say more than those at a barrier.
     const Thread* example = nullptr;
     for (uint32_t i = 0; i < worker.threads; i++) {
