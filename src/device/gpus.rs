@@ -16,6 +16,7 @@ pub struct Version {
 }
 
 /// The oldest driver that can be asked anything: the functions that are used are all in it.
+#[cfg(feature = "cuda")]
 const OLDEST_DRIVER: Version = Version { major: 12, minor: 0 };
 
 impl Version {
