@@ -5,6 +5,8 @@
 //! the floor (operations over the peak rate, bytes over the bandwidth, whichever is longer), and where a cuBLASLt is found, how
 //! its products compare. Without a GPU everything is skipped, and the reason printed.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints what it found")]
+
 #[allow(dead_code, reason = "rows and the CPU are for the other benchmarks")]
 mod common;
 

@@ -106,14 +106,9 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
     // Issues run ahead of the arithmetic by kStages - 1 tiles: first those of the extension, then k of every layer.
     DxExtension ahead, here;
     bool extending = ahead.settle(p, row, row_end);
-    int fill = 0, use = 0;
-    const auto next_fill = [&] {
-        unsigned char* stage = smem + fill * kStageBytes;
-        fill = fill + 1 == kStages ? 0 : fill + 1;
-        return stage;
-    };
+    StageRing<kStages, kStageBytes> ring = {smem};
     const auto issue_main = [&] {
-        unsigned char* stage = next_fill();
+        unsigned char* stage = ring.fill();
         if (left > 0) {
             load_dy.load(stage, left);
             load_w.load(stage + kBytesA, left);
@@ -124,7 +119,7 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
     };
     const auto issue = [&] {
         if (extending) {
-            unsigned char* stage = next_fill();
+            unsigned char* stage = ring.fill();
             const LoraRun& run = p.runs[ahead.run];
             const LoraDxLayer& layer = p.layers[ahead.layer];
             const LoraFactor& factor = layer.factors[run.adapter];
@@ -142,21 +137,12 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
             issue_main();
         }
     };
-    const auto next_use = [&]() -> const unsigned char* {
-        const unsigned char* stage = smem + use * kStageBytes;
-        use = use + 1 == kStages ? 0 : use + 1;
-        return stage;
-    };
-    const auto landed = [&] {
-        cp_async_wait<kStages - 2>();
-        __syncthreads();
-    };
 
     UNROLL for (int i = 0; i < kStages - 1; i++) issue();
     while (here.settle(p, row, row_end)) {
-        landed();
+        ring.landed();
         issue();
-        const unsigned char* stage = next_use();
+        const unsigned char* stage = ring.use();
         const LoraDxLayer& layer = p.layers[here.layer];
         const int ranks = layer.factors[p.runs[here.run].adapter].r - here.rank;
         uint32_t kept = 0;
@@ -187,9 +173,9 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
     NO_UNROLL for (int number = 0; number < p.num_layers; number++) {
         const int end = static_cast<int>(p.layers[number].out_features);
         NO_UNROLL for (int k = 0; k < end; k += kStepK) {
-            landed();
+            ring.landed();
             issue_main();
-            const unsigned char* stage = next_use();
+            const unsigned char* stage = ring.use();
             UNROLL for (int slice = 0; slice < 2; slice++) {
                 Tile::load_a(a, stage, slice);
                 Tile::load_b_columns(b, stage + kBytesA, slice);

@@ -77,14 +77,10 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
     // Issues run ahead of the arithmetic by kStages - 1 tiles: first those of the extension, then k.
     FwdExtension ahead, here;
     bool extending = layer.factors != nullptr && ahead.settle(p, layer, row, row_end);
-    int left = p.in_features, fill = 0, use = 0;
-    const auto next_fill = [&] {
-        unsigned char* stage = smem + fill * kStageBytes;
-        fill = fill + 1 == kStages ? 0 : fill + 1;
-        return stage;
-    };
+    int left = p.in_features;
+    StageRing<kStages, kStageBytes> ring = {smem};
     const auto issue_main = [&] {
-        unsigned char* stage = next_fill();
+        unsigned char* stage = ring.fill();
         if (left > 0) {
             load_x.load(stage, left);
             load_w.load(stage + kBytesA, left);
@@ -94,7 +90,7 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
     };
     const auto issue = [&] {
         if (extending) {
-            unsigned char* stage = next_fill();
+            unsigned char* stage = ring.fill();
             const LoraRun& run = p.runs[ahead.run];
             const LoraFactor& factor = layer.factors[run.adapter];
             RowsLoader<kM, Tile::kThreads> load_xa;
@@ -112,22 +108,13 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
             issue_main();
         }
     };
-    const auto next_use = [&]() -> const unsigned char* {
-        const unsigned char* stage = smem + use * kStageBytes;
-        use = use + 1 == kStages ? 0 : use + 1;
-        return stage;
-    };
-    const auto landed = [&] {
-        cp_async_wait<kStages - 2>();
-        __syncthreads();
-    };
 
     UNROLL for (int i = 0; i < kStages - 1; i++) issue();
     if (layer.factors != nullptr) {
         while (here.settle(p, layer, row, row_end)) {
-            landed();
+            ring.landed();
             issue();
-            const unsigned char* stage = next_use();
+            const unsigned char* stage = ring.use();
             const int ranks = layer.factors[p.runs[here.run].adapter].r - here.rank;
             NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < ranks; slice++) {
                 Tile::load_a(a, stage, slice);
@@ -139,9 +126,9 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
     }
     // By now every tile of the extension has been issued.
     NO_UNROLL for (int k = 0; k < p.in_features; k += kStepK) {
-        landed();
+        ring.landed();
         issue_main();
-        const unsigned char* stage = next_use();
+        const unsigned char* stage = ring.use();
         UNROLL for (int slice = 0; slice < 2; slice++) {
             Tile::load_a(a, stage, slice);
             Tile::load_b_rows(b, stage + kBytesA, slice);

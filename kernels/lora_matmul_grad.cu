@@ -84,25 +84,24 @@ DEVICE void lora_matmul_grad(const LoraMatmulGradParams& p) {
     load_narrow.start(job.narrow + above * p.stride, p.stride, first_rank, p.rank_stride);
 
     float acc[kMmaM][2][4] = {};
-    int left = slab.row_end - slab.row_start, fill = 0, use = 0;
+    int left = slab.row_end - slab.row_start;
+    StageRing<kGradStages, kStageBytes> ring = {smem};
     const auto issue = [&] {
+        unsigned char* const stage = ring.fill();
         if (left > 0) {
-            load_wide.load(smem + fill * kStageBytes, left);
-            load_narrow.load(smem + fill * kStageBytes + kWideBytes, left);
+            load_wide.load(stage, left);
+            load_narrow.load(stage + kWideBytes, left);
             left -= kStepK;
         }
-        fill = fill + 1 == kGradStages ? 0 : fill + 1;
         cp_async_commit();
     };
     UNROLL for (int i = 0; i < kGradStages - 1; i++) issue();
 
     const int lane = lane_id(), warp = threadIdx.x / 32;
     NO_UNROLL for (int row = slab.row_start; row < slab.row_end; row += kStepK) {
-        cp_async_wait<kGradStages - 2>();
-        __syncthreads();
+        ring.landed();
         issue();
-        unsigned char* stage = smem + use * kStageBytes;
-        use = use + 1 == kGradStages ? 0 : use + 1;
+        unsigned char* const stage = ring.use();
         if constexpr (kDropout) {
             if (job.key != nullptr) {
                 drop_tile(stage, p, *job.key, row, slab.row_end, column);

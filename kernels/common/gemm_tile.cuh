@@ -94,6 +94,35 @@ struct ColumnsLoader {
     }
 };
 
+// The ring of stages that copies run ahead in. A step is: landed(), copies into fill() and a commit, arithmetic on use().
+template <int kStages, int kStageBytes>
+struct StageRing {
+    unsigned char* const smem;
+    int next_fill = 0;
+    int next_use = 0;
+
+    // The stage to copy to.
+    DEVICE unsigned char* fill() {
+        unsigned char* const stage = smem + next_fill * kStageBytes;
+        next_fill = next_fill + 1 == kStages ? 0 : next_fill + 1;
+        return stage;
+    }
+
+    // The stage to compute with.
+    DEVICE unsigned char* use() {
+        unsigned char* const stage = smem + next_use * kStageBytes;
+        next_use = next_use + 1 == kStages ? 0 : next_use + 1;
+        return stage;
+    }
+
+    // Waits for the oldest copies of all threads. Behind the barrier nobody reads the stage before any more, which is the next
+    // to be filled.
+    static DEVICE void landed() {
+        cp_async_wait<kStages - 2>();
+        __syncthreads();
+    }
+};
+
 // One warp's share of the tile: kMmaM * 16 rows and kMmaN * 8 columns, accumulated in f32.
 template <int kM, int kN, int kWarpsM, int kWarpsN>
 struct WarpTile {

@@ -1,7 +1,8 @@
 // What a compiled kernel calls of the emulator. Declarations and plain data only.
 //
-// The kernels are compiled twice, fast and checked, and both end in one binary together with the runtime. An inline function
-// here would be merged across the three by the linker, and the fast kernels could run instrumented code; so there is none.
+// The kernels are compiled twice, fast and checked, and both end in one binary together with the runtime. An inline
+// function here would be merged across the three by the linker, and the fast kernels could run instrumented code; so
+// there is none.
 #pragma once
 
 // The system headers that host.hpp needs, included before the kernels' namespace opens.
@@ -34,8 +35,8 @@ struct ThreadView {
 // The thread that runs on this OS thread. Plain data with the fast access model: it is read at every threadIdx.
 extern __thread ThreadView* current __attribute__((tls_model("initial-exec")));
 
-// For instrumented code, where reading `current` itself would be reported as an access: the values never change for a thread,
-// which `const` tells the compiler.
+// For instrumented code, where reading `current` itself would be reported as an access: the values never change for a
+// thread, which `const` tells the compiler.
 __attribute__((const)) Dim3 thread_index();
 __attribute__((const)) Dim3 block_index();
 __attribute__((const)) Dim3 block_size();
@@ -47,7 +48,6 @@ enum Flavour { kFast = 0, kChecked = 1 };
 
 struct Kernel {
     const char* symbol;
-    const char* file;
     void (*run)(const void* params);
     uint32_t params_size;
     uint32_t threads;
@@ -85,7 +85,8 @@ void cp_async16(void* shared, const void* global, bool valid);
 void cp_async_commit();
 void cp_async_wait(int pending);
 [[noreturn]] void misaligned(const void* address, uint32_t bytes);
-// Checked kernels move more than one number through these, because a compiler splits such copies before it instruments them.
+// Checked kernels move more than one number through these, because a compiler splits such copies before it instruments
+// them.
 void checked_load16(void* to, const void* from);
 void checked_load8(void* to, const void* from);
 void checked_store16(void* to, const void* from);

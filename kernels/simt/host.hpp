@@ -1,24 +1,25 @@
 // The emulator's side of simt.cuh: the twins of ptx.cuh, on top of the runtime.
 //
-// Included inside the namespace that the generated translation unit opens around all kernels, one for the fast and one for the
-// checked compilation, so that no function here is merged across the two. The runtime's own part is abi.hpp, included before.
+// Included inside the namespace that the generated translation unit opens around all kernels, one for the fast and one
+// for the checked compilation, so that no function here is merged across the two. The runtime's own part is abi.hpp,
+// included before.
 #pragma once
 
 #if !defined(SIMT_FLAVOUR)
 #error "kernels are compiled for the emulator through the file that build/emulated.rs generates"
 #endif
 
-#define KERNEL(symbol, Params, threads, min_blocks)                                            \
-    static void symbol(const Params p);                                                        \
-    static ::simt::Kernel simt_kernel_##symbol = {                                             \
-        #symbol,                                                                               \
-        __FILE__,                                                                              \
-        [](const void* params) { symbol(*static_cast<const Params*>(params)); },               \
-        sizeof(Params),                                                                        \
-        threads,                                                                               \
-        nullptr};                                                                              \
-    [[maybe_unused]] static const bool simt_registered_##symbol =                              \
-        ::simt::register_kernel(::simt::SIMT_FLAVOUR, &simt_kernel_##symbol);                  \
+#define KERNEL(symbol, Params, threads, min_blocks) \
+    static void symbol(const Params p); \
+    static ::simt::Kernel simt_kernel_##symbol = { \
+        #symbol, \
+        [](const void* params) { symbol(*static_cast<const Params*>(params)); }, \
+        sizeof(Params), \
+        threads, \
+        nullptr, \
+    }; \
+    [[maybe_unused]] static const bool simt_registered_##symbol = \
+        ::simt::register_kernel(::simt::SIMT_FLAVOUR, &simt_kernel_##symbol); \
     static_assert((threads) % 32 == 0 && (threads) <= 1024 && (min_blocks) > 0, "launch bounds"); \
     static void symbol(const Params p)
 
@@ -28,8 +29,8 @@
 #define NO_UNROLL
 
 #define DYNAMIC_SMEM(name) unsigned char* const name = ::simt::dynamic_smem()
-#define STATIC_SMEM(type, name, count)                                                              \
-    static const char simt_site_##name = 0;                                                         \
+#define STATIC_SMEM(type, name, count) \
+    static const char simt_site_##name = 0; \
     type(&name)[count] = *static_cast<type(*)[count]>(::simt::static_smem(&simt_site_##name, sizeof(type) * (count)))
 
 // ---- built-in names of CUDA ----
@@ -108,9 +109,7 @@ DEVICE float fast_exp2(float x) {
     return result < FLT_MIN ? 0.0f : result;
 }
 
-DEVICE uint32_t mul_hi(uint32_t a, uint32_t b) {
-    return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
-}
+DEVICE uint32_t mul_hi(uint32_t a, uint32_t b) { return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32); }
 
 // ---- memory ----
 
@@ -215,6 +214,7 @@ DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 template <int kM, int kN>
 DEVICE void mma_tile(float (&d)[kM][kN][4], const uint32_t (&a)[kM][4], const uint32_t (&b)[kN][2],
                      int line = __builtin_LINE()) {
-    static_assert(kM <= ::simt::kMaxTileM && kN <= ::simt::kMaxTileN, "the emulator's scratch is smaller than this tile");
+    static_assert(kM <= ::simt::kMaxTileM && kN <= ::simt::kMaxTileN,
+                  "the emulator's scratch is smaller than this tile");
     ::simt::mma(&d[0][0][0], &a[0][0], &b[0][0], kM, kN, line);
 }

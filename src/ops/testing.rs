@@ -38,12 +38,14 @@ pub(crate) fn relative_rms<A: Real, B: Real>(got: &[A], expected: &[B]) -> f64 {
 }
 
 /// Values rounded to bf16, as f64.
+#[cfg(feature = "emulated")]
 pub(crate) fn rounded(values: &[f64]) -> Vec<f64> {
     values.iter().map(|&x| half::bf16::from_f64(x).to_f64()).collect()
 }
 
 /// The rule for kernels that compute with bf16: their error, largest and root mean square, is at most `k` times that of
 /// `reference`, the same formula rounded wherever PyTorch would round, plus one unit in the last place of the largest number.
+#[cfg(feature = "emulated")]
 pub(crate) fn assert_as_good(name: &str, got: &[f64], exact: &[f64], reference: &[f64], k: f64) {
     assert_eq!((got.len(), reference.len()), (exact.len(), exact.len()), "{name}");
     let worst = |of: &[f64]| {

@@ -1,8 +1,9 @@
-// What orders blocks of one launch: an atomic operation after a fence in one, and a fence after an atomic operation in the other.
+// What orders blocks of one launch: an atomic operation after a fence in one, and a fence after an atomic operation in
+// the other.
 //
-// "The last block adds up": every block writes its part, fences, and takes a ticket with atomicAdd; the block with the last ticket
-// fences and reads all parts. Without the fences the parts may arrive after the ticket. A fence covers what comes before it: the
-// thread's own accesses, those of its warp before a sync, and those of the block before a barrier.
+// "The last block adds up": every block writes its part, fences, and takes a ticket with atomicAdd; the block with the
+// last ticket fences and reads all parts. Without the fences the parts may arrive after the ticket. A fence covers what
+// comes before it: the thread's own accesses, those of its warp before a sync, and those of the block before a barrier.
 
 #include "checker.hpp"
 
@@ -56,7 +57,8 @@ namespace {
 Release released_by(const Checker& checker, const Thread& thread) {
     const Worker& worker = *thread.worker;
     Release release{checker.block, checker.published_intervals, std::vector<uint32_t>(worker.threads)};
-    const bool fenced_here = checker.fence_time[thread.index] != 0 && checker.fence_interval[thread.index] == checker.barriers;
+    const bool fenced_here =
+        checker.fence_time[thread.index] != 0 && checker.fence_interval[thread.index] == checker.barriers;
     const auto raise = [&](uint32_t index, uint32_t time) {
         if (release.bound[index] < time) release.bound[index] = time;
     };
@@ -101,7 +103,8 @@ void atomic_synchronises(Checker& checker, Thread& thread, const void* address) 
     thread.worker->uninterruptible--;
 }
 
-bool block_comes_before(const Checker& checker, const Thread& thread, const Cell& cell, bool is_write, const void* address) {
+bool block_comes_before(const Checker& checker, const Thread& thread, const Cell& cell, bool is_write,
+                        const void* address) {
     const uint32_t block = is_write ? cell.write_block : cell.read_block;
     for (const Acquired& acquired : checker.acquired) {
         if (!comes_before(*thread.worker, acquired.thread, acquired.time, thread) &&
@@ -117,7 +120,9 @@ bool block_comes_before(const Checker& checker, const Thread& thread, const Cell
                 if (cell.write_time < release.intervals) return true;
                 continue;
             }
-            const uint32_t who = is_write ? cell.writer : cell.read_warp * kWarpSize + static_cast<uint32_t>(__builtin_ctz(cell.read_lanes));
+            const uint32_t who =
+                is_write ? cell.writer
+                         : cell.read_warp * kWarpSize + static_cast<uint32_t>(__builtin_ctz(cell.read_lanes));
             const uint32_t time = is_write ? cell.write_time : cell.read_time;
             if (who < release.bound.size() && time < release.bound[who]) return true;
         }

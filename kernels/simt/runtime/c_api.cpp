@@ -92,8 +92,8 @@ bool simt_counts(const Machine* machine, size_t index, const char** symbol, cons
 
 void simt_clear_counts(Machine* machine) { machine->counts.clear(); }
 
-int simt_launch(Machine* machine, const simt::Options* options, const char* symbol, const uint32_t* grid, uint32_t threads,
-                uint32_t dynamic_smem, const void* params, size_t params_size) {
+int simt_launch(Machine* machine, const simt::Options* options, const char* symbol, const uint32_t* grid,
+                uint32_t threads, uint32_t dynamic_smem, const void* params, size_t params_size) {
     std::string error;
     const int code = simt::launch(*machine, *options, symbol, grid, threads, dynamic_smem, params, params_size, error);
     return code == 0 ? 0 : fail_with(error);

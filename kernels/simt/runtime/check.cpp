@@ -1,9 +1,10 @@
 // The checks of instrumented kernels: bounds, alignment, unwritten reads, copies under way, races.
 //
-// Every access is compared with what is remembered of its bytes: the latest writer and the readers since. Two accesses are in
-// order if one thread makes both, or if a barrier (or, within a warp, a __syncwarp) lies between them; shuffles, ldmatrix and mma
-// order nothing, as CUDA specifies. So a missing barrier is found in every schedule, also where the values happen to be right.
-// Memory is remembered by words of 4 bytes; a word whose parts are used apart gets a record for each byte.
+// Every access is compared with what is remembered of its bytes: the latest writer and the readers since. Two accesses
+// are in order if one thread makes both, or if a barrier (or, within a warp, a __syncwarp) lies between them; shuffles,
+// ldmatrix and mma order nothing, as CUDA specifies. So a missing barrier is found in every schedule, also where the
+// values happen to be right. Memory is remembered by words of 4 bytes; a word whose parts are used apart gets a record
+// for each byte.
 
 #include "check.hpp"
 
@@ -40,8 +41,8 @@ void describe_place(const Worker& worker, const Shadow& shadow, const void* addr
     }
 }
 
-[[noreturn]] void report_race(const Thread& thread, const Shadow& shadow, const Cell& cell, bool with_writer, Access access,
-                              const void* address, const void* pc) {
+[[noreturn]] void report_race(const Thread& thread, const Shadow& shadow, const Cell& cell, bool with_writer,
+                              Access access, const void* address, const void* pc) {
     const Worker& worker = *thread.worker;
     char place[200];
     describe_place(worker, shadow, address, place, sizeof place);
@@ -49,8 +50,11 @@ void describe_place(const Worker& worker, const Shadow& shadow, const void* addr
     const void* other_pc = unpack_pc(with_writer ? cell.write_pc : cell.read_pc);
     const char* what = with_writer ? (cell.flags & kAtomicWrite) != 0 ? "atomic" : "write" : "read";
     if (block != worker.checker->block) {
-        fail(pc, "race between blocks: this %s and the %s of another block at <pc:%p>, at %s; blocks are ordered only by an atomic "
-                 "with __threadfence before it in the one and after it in the other", verb(access), what, other_pc, place);
+        fail(pc,
+             "race between blocks: this %s and the %s of another block at <pc:%p>, at %s; blocks are ordered only by "
+             "an atomic "
+             "with __threadfence before it in the one and after it in the other",
+             verb(access), what, other_pc, place);
     }
     const uint32_t warp = with_writer ? cell.writer / kWarpSize : cell.read_warp;
     char who[64];
@@ -61,13 +65,13 @@ void describe_place(const Worker& worker, const Shadow& shadow, const void* addr
         const uint32_t others = lanes != 0 ? lanes : cell.read_lanes;
         snprintf(who, sizeof who, "thread %u", warp * kWarpSize + static_cast<uint32_t>(__builtin_ctz(others)));
     }
-    fail(pc, "race: this %s and the %s of %s at <pc:%p>, at %s, with no %s between them", verb(access), what, who, other_pc, place,
-         warp == thread.warp->index ? "__syncwarp or __syncthreads" : "__syncthreads");
+    fail(pc, "race: this %s and the %s of %s at <pc:%p>, at %s, with no %s between them", verb(access), what, who,
+         other_pc, place, warp == thread.warp->index ? "__syncwarp or __syncthreads" : "__syncthreads");
 }
 
 // The rules for one record. `first` is the earliest block whose accesses still matter.
-inline void check_cell(Thread& thread, const Shadow& shadow, Cell& cell, uint32_t first, Access access, const void* address,
-                       const void* pc) {
+inline void check_cell(Thread& thread, const Shadow& shadow, Cell& cell, uint32_t first, Access access,
+                       const void* address, const void* pc) {
     const Worker& worker = *thread.worker;
     const Checker& checker = *worker.checker;
     const uint32_t block = checker.block, warp = thread.warp->index;
@@ -84,8 +88,8 @@ inline void check_cell(Thread& thread, const Shadow& shadow, Cell& cell, uint32_
         if (__builtin_expect(!in_order, 0)) report_race(thread, shadow, cell, true, access, address, pc);
     }
 
-    const bool read_in_interval = cell.read_block == block &&
-                                  cell.read_time >> kFenceBits >= worker.warp[cell.read_warp].syncs_at_barrier;
+    const bool read_in_interval =
+        cell.read_block == block && cell.read_time >> kFenceBits >= worker.warp[cell.read_warp].syncs_at_barrier;
     if (access == Access::kRead) {
         if (read_in_interval && cell.read_warp == warp && cell.read_time >> kFenceBits == thread.warp->syncs) {
             cell.read_lanes |= thread.lane_bit;
@@ -109,11 +113,13 @@ inline void check_cell(Thread& thread, const Shadow& shadow, Cell& cell, uint32_
     if (read_in_interval) {
         const bool same_sync = cell.read_warp == warp && cell.read_time >> kFenceBits == thread.warp->syncs;
         if (__builtin_expect((cell.flags & kManyReaders) != 0 || cell.read_warp != warp ||
-                                 (same_sync && (cell.read_lanes & ~thread.lane_bit) != 0), 0)) {
+                                 (same_sync && (cell.read_lanes & ~thread.lane_bit) != 0),
+                             0)) {
             report_race(thread, shadow, cell, false, access, address, pc);
         }
     } else if (__builtin_expect(cell.read_block >= first && cell.read_block != block, 0)) {
-        if (!block_comes_before(checker, thread, cell, false, address)) report_race(thread, shadow, cell, false, access, address, pc);
+        if (!block_comes_before(checker, thread, cell, false, address))
+            report_race(thread, shadow, cell, false, access, address, pc);
     }
     if (__builtin_expect((cell.flags & kOtherBlocksRead) != 0, 0)) {
         // Which blocks these were is not remembered: without an atomic in between it is a race whichever they were.
@@ -122,8 +128,9 @@ inline void check_cell(Thread& thread, const Shadow& shadow, Cell& cell, uint32_
             report_race(thread, shadow, cell, false, access, address, pc);
         }
     }
-    const bool many_writers = access == Access::kAtomic && (cell.flags & kAtomicWrite) != 0 && cell.write_block == block &&
-                              ((cell.flags & kManyWriters) != 0 || !comes_before(worker, cell.writer, cell.write_time, thread));
+    const bool many_writers =
+        access == Access::kAtomic && (cell.flags & kAtomicWrite) != 0 && cell.write_block == block &&
+        ((cell.flags & kManyWriters) != 0 || !comes_before(worker, cell.writer, cell.write_time, thread));
     cell.flags &= static_cast<uint8_t>(kSplit | kInFlight);
     if (access == Access::kAtomic) cell.flags |= kAtomicWrite;
     if (many_writers) cell.flags |= kManyWriters;
@@ -134,23 +141,26 @@ inline void check_cell(Thread& thread, const Shadow& shadow, Cell& cell, uint32_
     cell.read_block = 0;
 }
 
-[[noreturn]] void report_unwritten(const Thread& thread, const Shadow& shadow, const void* address, uint32_t bytes, const void* pc) {
+[[noreturn]] void report_unwritten(const Thread& thread, const Shadow& shadow, const void* address, uint32_t bytes,
+                                   const void* pc) {
     char place[200];
     describe_place(*thread.worker, shadow, address, place, sizeof place);
     fail(pc, "read of %u bytes that were never written, at %s", bytes, place);
 }
 
-[[noreturn]] void report_in_flight(const Thread& thread, const Shadow& shadow, const Cell& cell, Access access, const void* address,
-                                   const void* pc) {
+[[noreturn]] void report_in_flight(const Thread& thread, const Shadow& shadow, const Cell& cell, Access access,
+                                   const void* address, const void* pc) {
     char place[200];
     describe_place(*thread.worker, shadow, address, place, sizeof place);
-    fail(pc, "%s while the cp_async16 of thread %u at <pc:%p> is under way, at %s: a cp_async_wait that covers it, and a barrier, are missing",
+    fail(pc,
+         "%s while the cp_async16 of thread %u at <pc:%p> is under way, at %s: a cp_async_wait that covers it, and a "
+         "barrier, are missing",
          verb(access), cell.writer, unpack_pc(cell.write_pc), place);
 }
 
 // The 4 bytes at word `index`, or those of them in `mask`.
-inline void check_word(Thread& thread, const Shadow& shadow, size_t index, uint32_t mask, Access access, const void* address,
-                       uint32_t bytes, const void* pc) {
+inline void check_word(Thread& thread, const Shadow& shadow, size_t index, uint32_t mask, Access access,
+                       const void* address, uint32_t bytes, const void* pc) {
     Cell& cell = shadow.words[index];
     const Checker& checker = *thread.worker->checker;
     const uint32_t first = shadow.is_shared ? checker.block : checker.first_block;
@@ -181,7 +191,8 @@ inline void check_word(Thread& thread, const Shadow& shadow, size_t index, uint3
     if (mask == 0xf && access != Access::kRead) cell = parts[0];
 }
 
-inline void check_words(Thread& thread, const Shadow& shadow, const unsigned char* at, uint32_t bytes, Access access, const void* pc) {
+inline void check_words(Thread& thread, const Shadow& shadow, const unsigned char* at, uint32_t bytes, Access access,
+                        const void* pc) {
     auto offset = static_cast<size_t>(at - shadow.begin);
     if (offset % 4 == 0 && bytes % 4 == 0) {
         for (uint32_t i = 0; i < bytes / 4; i++) check_word(thread, shadow, offset / 4 + i, 0xf, access, at, bytes, pc);
@@ -207,7 +218,8 @@ void check_shared_bounds(const Worker& worker, const unsigned char* at, uint32_t
     fail(pc, "illegal shared %s of %u bytes: %s", verb(access), bytes, place);
 }
 
-// Constants of the program are the only memory beside device memory and the thread's own variables that kernels may read.
+// Constants of the program are the only memory beside device memory and the thread's own variables that kernels may
+// read.
 bool is_program(const void* address) {
     struct Query {
         uintptr_t address;
@@ -219,7 +231,8 @@ bool is_program(const void* address) {
             for (int i = 0; i < info->dlpi_phnum && !q.found; i++) {
                 const auto& segment = info->dlpi_phdr[i];
                 const uintptr_t begin = info->dlpi_addr + segment.p_vaddr;
-                q.found = segment.p_type == PT_LOAD && (segment.p_flags & PF_W) == 0 && q.address - begin < segment.p_memsz;
+                q.found =
+                    segment.p_type == PT_LOAD && (segment.p_flags & PF_W) == 0 && q.address - begin < segment.p_memsz;
             }
             return q.found ? 1 : 0;
         },
@@ -227,7 +240,7 @@ bool is_program(const void* address) {
     return query.found;
 }
 
-void check_foreign(const Worker& worker, const unsigned char* at, uint32_t bytes, Access access, const void* pc) {
+void check_foreign(Worker& worker, const unsigned char* at, uint32_t bytes, Access access, const void* pc) {
     const auto params = static_cast<const unsigned char*>(worker.params);
     if (access == Access::kRead && at >= params && at + bytes <= params + worker.kernel->params_size) return;
     const auto stacks = static_cast<size_t>(at - worker.stacks);
@@ -237,10 +250,17 @@ void check_foreign(const Worker& worker, const unsigned char* at, uint32_t bytes
     // An index into shared memory that is far off.
     constexpr ptrdiff_t kNear = 1 << 20;
     const bool has_smem = worker.dynamic_smem_bytes + worker.static_smem_bytes > 0;
-    if (has_smem && at - worker.smem > -kNear && at - worker.smem < kNear) check_shared_bounds(worker, at, bytes, access, pc);
-    if (access == Access::kRead && is_program(at)) return;
-    fail(pc, "illegal %s of %u bytes at %p, which is not in device memory (a pointer of the host, or no pointer)", verb(access), bytes,
-         static_cast<const void*>(at));
+    if (has_smem && at - worker.smem > -kNear && at - worker.smem < kNear)
+        check_shared_bounds(worker, at, bytes, access, pc);
+    if (access == Access::kRead) {
+        // Takes a lock of the loader.
+        worker.uninterruptible++;
+        const bool is_constant = is_program(at);
+        worker.uninterruptible--;
+        if (is_constant) return;
+    }
+    fail(pc, "illegal %s of %u bytes at %p, which is not in device memory (a pointer of the host, or no pointer)",
+         verb(access), bytes, static_cast<const void*>(at));
 }
 
 }  // namespace
@@ -251,21 +271,23 @@ int32_t pack_pc(const void* pc) {
 const void* unpack_pc(int32_t packed) { return reinterpret_cast<const char*>(&op_name) + packed; }
 
 void check_access(Thread& thread, const void* address, uint32_t bytes, Access access, const void* pc) {
-    const Worker& worker = *thread.worker;
+    Worker& worker = *thread.worker;
     const auto at = static_cast<const unsigned char*>(address);
     if (static_cast<size_t>(at - worker.smem) < kSmemWindow) {
         check_shared_bounds(worker, at, bytes, access, pc);
         check_words(thread, worker.checker->shared, at, bytes, access, pc);
         return;
     }
-    if (static_cast<size_t>(at - worker.stacks - static_cast<size_t>(thread.stack) * kStackStride) < kStackStride) return;
+    if (static_cast<size_t>(at - worker.stacks - static_cast<size_t>(thread.stack) * kStackStride) < kStackStride)
+        return;
     Allocation* allocation = allocation_at(address);
     if (allocation == nullptr) {
         check_foreign(worker, at, bytes, access, pc);
         return;
     }
-    if (__builtin_expect(at < allocation->begin || at + bytes > allocation->begin + allocation->bytes || allocation->freed ||
-                             allocation->machine != worker.machine, 0)) {
+    if (__builtin_expect(at < allocation->begin || at + bytes > allocation->begin + allocation->bytes ||
+                             allocation->freed || allocation->machine != worker.machine,
+                         0)) {
         char place[200];
         describe_address(address, place, sizeof place);
         fail(pc, "illegal global %s of %u bytes: %s%s", verb(access), bytes, place,
@@ -274,7 +296,7 @@ void check_access(Thread& thread, const void* address, uint32_t bytes, Access ac
     if (allocation->words == nullptr) {
         // Made before checks were asked for: what it holds counts as written.
         add_shadow(*allocation, true);
-        if (allocation->words == nullptr) return;
+        if (allocation->words == nullptr) fail(pc, "the system gives no memory for the checks of a buffer");
     }
     const Shadow shadow{allocation->begin, allocation->written, allocation->words, allocation->bytes_of_words, false};
     check_words(thread, shadow, at, bytes, access, pc);
@@ -333,7 +355,9 @@ void warp_synced(Worker&, Warp& warp) {
     if (warp.syncs >= kMostSyncs) fail(nullptr, "more warp syncs in a block than the checks can count");
 }
 
-void static_smem_declared(Worker& worker, const StaticSmem& array) { forget_written(*worker.checker, array.begin, array.bytes); }
+void static_smem_declared(Worker& worker, const StaticSmem& array) {
+    forget_written(*worker.checker, array.begin, array.bytes);
+}
 
 void cp_async_issued(Thread& thread, unsigned char* to, const void* from, bool valid, const void* pc) {
     Worker& worker = *thread.worker;
@@ -366,8 +390,6 @@ void check_atomic(Thread& thread, void* address, uint32_t bytes, const void* pc)
     atomic_synchronises(*thread.worker->checker, thread, address);
 }
 
-void ldmatrix_row(Thread& thread, const void* row, const void* pc) {
-    check_access(thread, row, 16, Access::kRead, pc);
-}
+void ldmatrix_row(Thread& thread, const void* row, const void* pc) { check_access(thread, row, 16, Access::kRead, pc); }
 
 }  // namespace simt

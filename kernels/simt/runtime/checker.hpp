@@ -18,7 +18,8 @@ struct Shadow {
     bool is_shared;
 };
 
-// What a block had published when one of its threads did an atomic operation after a fence: accesses of thread u before bound[u].
+// What a block had published when one of its threads did an atomic operation after a fence: accesses of thread u before
+// bound[u].
 struct Release {
     uint32_t block;
     // Barrier intervals whose atomics by many threads are covered.
@@ -31,7 +32,8 @@ struct Location {
     std::vector<Release> releases;
 };
 
-// A thread has read an atomic and fenced afterwards: the first `count` releases happened before what it does from then on.
+// A thread has read an atomic and fenced afterwards: the first `count` releases happened before what it does from then
+// on.
 struct Acquired {
     const Location* location;
     const void* address;
@@ -74,8 +76,8 @@ struct Checker {
 // The time of a thread, for cells.
 inline uint32_t time_of(const Thread& thread) { return thread.warp->syncs << kFenceBits | thread.fences; }
 
-// Whether what thread `other` of this block did at `time` comes before what `thread` does now: in its own order, by a sync of
-// their warp, or by a barrier of the block.
+// Whether what thread `other` of this block did at `time` comes before what `thread` does now: in its own order, by a
+// sync of their warp, or by a barrier of the block.
 inline bool comes_before(const Worker& worker, uint32_t other, uint32_t time, const Thread& thread) {
     if (other == thread.index) return true;
     const Warp& warp = worker.warp[other / kWarpSize];
@@ -91,7 +93,8 @@ void check_access(Thread& thread, const void* address, uint32_t bytes, Access ac
 void reset_fences(Checker& checker, const Worker& worker);
 void barrier_publishes(Checker& checker, const Worker& worker);
 // Whether what another block of this launch did comes before what `thread` does now.
-bool block_comes_before(const Checker& checker, const Thread& thread, const Cell& cell, bool is_write, const void* address);
+bool block_comes_before(const Checker& checker, const Thread& thread, const Cell& cell, bool is_write,
+                        const void* address);
 void atomic_synchronises(Checker& checker, Thread& thread, const void* address);
 
 // Places in the code as 32 bits: relative to a function of the runtime.

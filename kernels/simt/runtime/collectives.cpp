@@ -148,7 +148,8 @@ void cp_async16(void* shared, const void* global, bool valid) {
     if (queue.begin == queue.end) queue.begin = queue.end = 0;
     if (queue.end == queue.capacity) {
         if (queue.begin > 0) {
-            memmove(static_cast<void*>(queue.entries), queue.entries + queue.begin, (queue.end - queue.begin) * sizeof(PendingCopy));
+            memmove(static_cast<void*>(queue.entries), queue.entries + queue.begin,
+                    (queue.end - queue.begin) * sizeof(PendingCopy));
             queue.end -= queue.begin;
             queue.begin = 0;
         } else {
@@ -173,7 +174,8 @@ void cp_async_wait(int pending) {
     Thread* thread = current_thread();
     CopyQueue& queue = thread->copies;
     // Group numbers below this have landed after the call.
-    const uint32_t landed = queue.group > static_cast<uint32_t>(pending) ? queue.group - static_cast<uint32_t>(pending) : 0;
+    const uint32_t landed =
+        queue.group > static_cast<uint32_t>(pending) ? queue.group - static_cast<uint32_t>(pending) : 0;
     const bool checks = thread->worker->check;
     while (queue.begin < queue.end && queue.entries[queue.begin].group < landed) {
         const PendingCopy& copy = queue.entries[queue.begin++];

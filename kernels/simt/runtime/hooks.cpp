@@ -1,5 +1,6 @@
-// The callbacks of instrumented kernels. The compiler inserts a call before every access to memory that other threads might see;
-// with the sanitizer's own library they would look for races of OS threads, here they are the checks and counters of the emulator.
+// The callbacks of instrumented kernels. The compiler inserts a call before every access to memory that other threads
+// might see; with the sanitizer's own library they would look for races of OS threads, here they are the checks and
+// counters of the emulator.
 
 #include "checker.hpp"
 #include "stats.hpp"
@@ -50,11 +51,15 @@ void checked_store8(void* to, const void* from) {
 
 }  // namespace simt
 
-#define SIMT_HOOKS(bytes)                                                                                          \
-    void __tsan_read##bytes(void* address) { simt::on_access(address, bytes, simt::Access::kRead, SIMT_CALLER); }  \
+#define SIMT_HOOKS(bytes) \
+    void __tsan_read##bytes(void* address) { simt::on_access(address, bytes, simt::Access::kRead, SIMT_CALLER); } \
     void __tsan_write##bytes(void* address) { simt::on_access(address, bytes, simt::Access::kWrite, SIMT_CALLER); } \
-    void __tsan_unaligned_read##bytes(void* address) { simt::on_bytes(address, bytes, simt::Access::kRead, SIMT_CALLER); } \
-    void __tsan_unaligned_write##bytes(void* address) { simt::on_bytes(address, bytes, simt::Access::kWrite, SIMT_CALLER); }
+    void __tsan_unaligned_read##bytes(void* address) { \
+        simt::on_bytes(address, bytes, simt::Access::kRead, SIMT_CALLER); \
+    } \
+    void __tsan_unaligned_write##bytes(void* address) { \
+        simt::on_bytes(address, bytes, simt::Access::kWrite, SIMT_CALLER); \
+    }
 
 extern "C" {
 
@@ -64,10 +69,16 @@ SIMT_HOOKS(4)
 SIMT_HOOKS(8)
 SIMT_HOOKS(16)
 
-void __tsan_read_range(void* address, size_t bytes) { simt::on_bytes(address, bytes, simt::Access::kRead, SIMT_CALLER); }
-void __tsan_write_range(void* address, size_t bytes) { simt::on_bytes(address, bytes, simt::Access::kWrite, SIMT_CALLER); }
+void __tsan_read_range(void* address, size_t bytes) {
+    simt::on_bytes(address, bytes, simt::Access::kRead, SIMT_CALLER);
+}
+void __tsan_write_range(void* address, size_t bytes) {
+    simt::on_bytes(address, bytes, simt::Access::kWrite, SIMT_CALLER);
+}
 void __tsan_vptr_read(void** address) { simt::on_bytes(address, sizeof *address, simt::Access::kRead, SIMT_CALLER); }
-void __tsan_vptr_update(void** address, void*) { simt::on_bytes(address, sizeof *address, simt::Access::kWrite, SIMT_CALLER); }
+void __tsan_vptr_update(void** address, void*) {
+    simt::on_bytes(address, sizeof *address, simt::Access::kWrite, SIMT_CALLER);
+}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}

@@ -28,8 +28,10 @@ const Kernel* find_kernel(Flavour flavour, const char* symbol) {
 }
 
 Worker* make_worker(Machine& machine) {
-    auto worker = static_cast<Worker*>(mmap(nullptr, sizeof(Worker), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    auto threads = mmap(nullptr, kMaxThreads * sizeof(Thread), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    auto worker =
+        static_cast<Worker*>(mmap(nullptr, sizeof(Worker), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    auto threads =
+        mmap(nullptr, kMaxThreads * sizeof(Thread), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     auto stacks = static_cast<unsigned char*>(reserve(kMaxThreads * kStackStride));
     auto smem = static_cast<unsigned char*>(reserve(kSmemWindow + kPage));
     if (worker == MAP_FAILED || threads == MAP_FAILED || stacks == nullptr || smem == nullptr) return nullptr;
@@ -58,7 +60,8 @@ Worker* make_worker(Machine& machine) {
 
 void free_worker(Worker* worker) {
     for (uint32_t i = 0; i < kMaxThreads; i++) {
-        if (worker->thread[i].copies.entries != nullptr) ::operator delete(worker->thread[i].copies.entries, std::align_val_t{16});
+        if (worker->thread[i].copies.entries != nullptr)
+            ::operator delete(worker->thread[i].copies.entries, std::align_val_t{16});
     }
     free_checks(*worker);
     delete worker->statistics;
@@ -97,7 +100,8 @@ void work(Machine& machine, Worker& worker) {
     while (!launch.stop.load(std::memory_order_relaxed)) {
         const uint64_t i = launch.next.fetch_add(1, std::memory_order_relaxed);
         if (i >= launch.blocks) break;
-        const auto block = static_cast<uint64_t>((launch.first + static_cast<unsigned __int128>(i) * launch.step) % launch.blocks);
+        const auto block =
+            static_cast<uint64_t>((launch.first + static_cast<unsigned __int128>(i) * launch.step) % launch.blocks);
         if (!run_block(worker, block)) launch.stop.store(true, std::memory_order_relaxed);
     }
     leave_worker(worker);
@@ -107,7 +111,8 @@ void pool_thread(Machine& machine, uint32_t index) {
     uint64_t seen = 0;
     std::unique_lock lock(machine.pool_lock);
     for (;;) {
-        machine.wake.wait(lock, [&] { return machine.closing || (machine.generation != seen && index < machine.wanted); });
+        machine.wake.wait(lock,
+                          [&] { return machine.closing || (machine.generation != seen && index < machine.wanted); });
         if (machine.closing) return;
         seen = machine.generation;
         lock.unlock();
@@ -180,8 +185,10 @@ int launch(Machine& machine, const Options& options, const char* symbol, const u
     if (params_size != kernel->params_size) {
         return refuse("called with %zu bytes of params, it takes %u", params_size, kernel->params_size);
     }
-    if (threads != kernel->threads) return refuse("launched with %u threads, it is made for %u", threads, kernel->threads);
-    if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[0] > kMaxGridX || grid[1] > kMaxGridYZ || grid[2] > kMaxGridYZ) {
+    if (threads != kernel->threads)
+        return refuse("launched with %u threads, it is made for %u", threads, kernel->threads);
+    if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[0] > kMaxGridX || grid[1] > kMaxGridYZ ||
+        grid[2] > kMaxGridYZ) {
         return refuse("a grid of (%u, %u, %u); the limits are 1 to (%u, %u, %u)", grid[0], grid[1], grid[2], kMaxGridX,
                       kMaxGridYZ, kMaxGridYZ);
     }
@@ -202,7 +209,9 @@ int launch(Machine& machine, const Options& options, const char* symbol, const u
     choose_block_order(launch);
 
     // The checks keep one record of all memory: one OS thread writes it.
-    uint32_t count = flavour == kChecked ? 1 : options.threads != 0 ? options.threads : std::thread::hardware_concurrency();
+    uint32_t count = flavour == kChecked    ? 1
+                     : options.threads != 0 ? options.threads
+                                            : std::thread::hardware_concurrency();
     if (count > launch.blocks) count = static_cast<uint32_t>(launch.blocks);
     if (count > 64) count = 64;
     if (count == 0) count = 1;
@@ -212,7 +221,8 @@ int launch(Machine& machine, const Options& options, const char* symbol, const u
         machine.workers.push_back(worker);
     }
     begin_launch_checks(machine);
-    if (options.stats != 0 && machine.workers[0]->statistics == nullptr) machine.workers[0]->statistics = new Statistics;
+    if (options.stats != 0 && machine.workers[0]->statistics == nullptr)
+        machine.workers[0]->statistics = new Statistics;
     work_with_others(machine, count);
     if (options.stats != 0) collect_counts(machine, *machine.workers[0]);
     if (flavour == kFast) mark_all_written(machine);

@@ -33,8 +33,9 @@ Arena& arena() {
     static Arena* const arena = [] {
         auto made = new Arena;
         made->begin = static_cast<unsigned char*>(reserve(kArena));
-        made->slots = static_cast<Allocation**>(mmap(nullptr, kArena / kSlot * sizeof(Allocation*), PROT_READ | PROT_WRITE,
-                                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        made->slots =
+            static_cast<Allocation**>(mmap(nullptr, kArena / kSlot * sizeof(Allocation*), PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
         return made;
     }();
     return *arena;
@@ -51,7 +52,8 @@ size_t words_of(const Allocation& allocation) { return (allocation.bytes + 3) / 
 
 void drop(Allocation& allocation) {
     // The addresses stay reserved: whoever still uses them traps.
-    mmap(allocation.mapping, allocation.mapping_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    mmap(allocation.mapping, allocation.mapping_bytes, PROT_NONE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     if (allocation.words != nullptr) {
         release(allocation.written, words_of(allocation) / 2 + 1);
         release(allocation.words, words_of(allocation) * sizeof(Cell));
@@ -95,12 +97,14 @@ void describe_address(const void* address, char* text, size_t size) {
     }
     const char* kind = allocation->freed ? "freed buffer" : "buffer";
     if (at < allocation->begin) {
-        snprintf(text, size, "%zu bytes before a %s of %zu bytes", static_cast<size_t>(allocation->begin - at), kind, allocation->bytes);
+        snprintf(text, size, "%zu bytes before a %s of %zu bytes", static_cast<size_t>(allocation->begin - at), kind,
+                 allocation->bytes);
     } else if (at >= allocation->begin + allocation->bytes) {
         snprintf(text, size, "%zu bytes past the end of a %s of %zu bytes",
                  static_cast<size_t>(at - allocation->begin) - allocation->bytes, kind, allocation->bytes);
     } else {
-        snprintf(text, size, "offset %zu of a %s of %zu bytes", static_cast<size_t>(at - allocation->begin), kind, allocation->bytes);
+        snprintf(text, size, "offset %zu of a %s of %zu bytes", static_cast<size_t>(at - allocation->begin), kind,
+                 allocation->bytes);
     }
 }
 
@@ -124,7 +128,8 @@ unsigned char* allocate(const Machine& machine, size_t bytes, bool checks, std::
         allocation->mapping = all.begin + all.used;
         all.used += region;
         for (size_t i = 0; i < region / kSlot; i++) {
-            __atomic_store_n(&all.slots[static_cast<size_t>(allocation->mapping - all.begin) / kSlot + i], allocation, __ATOMIC_RELEASE);
+            __atomic_store_n(&all.slots[static_cast<size_t>(allocation->mapping - all.begin) / kSlot + i], allocation,
+                             __ATOMIC_RELEASE);
         }
         allocation->mapping_bytes = mapping_bytes;
         allocation->begin = allocation->mapping + mapping_bytes - padded;
@@ -174,8 +179,8 @@ void deallocate_all(const Machine& machine) {
 Allocation* buffer_for(const Machine& machine, const void* address, size_t bytes, std::string& error) {
     Allocation* allocation = allocation_at(address);
     const auto at = static_cast<const unsigned char*>(address);
-    const bool inside = allocation != nullptr && !allocation->freed && allocation->machine == &machine && at >= allocation->begin &&
-                        static_cast<size_t>(at - allocation->begin) <= allocation->bytes &&
+    const bool inside = allocation != nullptr && !allocation->freed && allocation->machine == &machine &&
+                        at >= allocation->begin && static_cast<size_t>(at - allocation->begin) <= allocation->bytes &&
                         bytes <= allocation->bytes - static_cast<size_t>(at - allocation->begin);
     if (inside) return allocation;
     char text[200];

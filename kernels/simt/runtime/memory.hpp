@@ -1,4 +1,5 @@
-// Device memory of the emulator: every buffer in fresh addresses that are never used again, its end next to a guard page.
+// Device memory of the emulator: every buffer in fresh addresses that are never used again, its end next to a guard
+// page.
 #pragma once
 
 #include "state.hpp"
@@ -16,14 +17,14 @@ struct Allocation {
     // The mapping that can be accessed.
     unsigned char* mapping;
     size_t mapping_bytes;
-    // Of the checks: one bit per byte that was written; cells of 4 bytes each; cells of single bytes. Null without checks.
+    // Of the checks: one bit per byte that was written; cells of 4 bytes each; cells of single bytes. Null without
+    // checks.
     uint8_t* written;
     Cell* words;
     Cell* bytes_of_words;
 };
 
-// Reserves addresses that cannot be accessed yet; null if there are none.
-void* reserve(size_t bytes);
+// Gives addresses back to the system.
 void release(void* begin, size_t bytes);
 
 // The buffer whose pages hold `address`, or whose guard page does; freed ones too. Null outside of all device memory.

@@ -1,11 +1,9 @@
 // Runs the threads of a block as fibers: who goes on, who waits, and what to say when nobody can.
 //
-// A thread runs until it has to wait for others. A meeting of a warp is one pass over its lanes: each leaves what it brings and
-// waits, the last one does the work for all and goes on without a switch. Stacks are handed out at the first run of a thread and
-// taken back at its end, so a thread that never waits costs no switch at all.
+// A thread runs until it has to wait for others. A meeting of a warp is one pass over its lanes: each leaves what it
+// brings and waits, the last one does the work for all and goes on without a switch. Stacks are handed out at the first
+// run of a thread and taken back at its end, so a thread that never waits costs no switch at all.
 
-#include <sched.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <sys/mman.h>
 
@@ -21,19 +19,20 @@ Dim3 block_index() { return current->block->block_index; }
 Dim3 block_size() { return current->block->block_size; }
 Dim3 grid_size() { return current->block->grid_size; }
 
-const char* op_name(Op op) {
-    static const char* const kNames[] = {"nothing", "__syncthreads", "__syncwarp", "a shuffle", "ballot",
-                                         "a warp reduction", "ldmatrix_x4", "ldmatrix_x4_trans", "mma"};
-    static_assert(sizeof(kNames) / sizeof(kNames[0]) == static_cast<size_t>(Op::kCount), "a name for each");
-    return kNames[static_cast<uint32_t>(op)];
-}
-
 uint64_t next_random(uint64_t& state) {
     // SplitMix64.
     uint64_t z = state += 0x9e3779b97f4a7c15u;
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
     z = (z ^ z >> 27) * 0x94d049bb133111ebu;
     return z ^ z >> 31;
+}
+
+void leave_kernel(Worker& worker) {
+    Context abandoned;
+    worker.in_kernel = false;
+    current = nullptr;
+    switch_context(abandoned, worker.host);
+    __builtin_unreachable();
 }
 
 namespace {
@@ -57,14 +56,16 @@ Thread* thread_at(Worker& worker, uint32_t warp, uint32_t lane) { return &worker
 Thread* pick_random(Worker& worker) {
     uint64_t random = next_random(worker.random);
     const uint32_t warps = worker.runnable_warps;
-    const uint32_t warp = nth_bit(warps, static_cast<uint32_t>(random) % static_cast<uint32_t>(__builtin_popcount(warps)));
+    const uint32_t warp =
+        nth_bit(warps, static_cast<uint32_t>(random) % static_cast<uint32_t>(__builtin_popcount(warps)));
     random >>= 32;
     uint32_t lanes = worker.warp[warp].runnable;
     if (worker.policy == Policy::kStarved) {
         const uint32_t others = lanes & ~(1u << worker.starved_lane);
         if (others != 0) lanes = others;
     }
-    return thread_at(worker, warp, nth_bit(lanes, static_cast<uint32_t>(random) % static_cast<uint32_t>(__builtin_popcount(lanes))));
+    return thread_at(worker, warp,
+                     nth_bit(lanes, static_cast<uint32_t>(random) % static_cast<uint32_t>(__builtin_popcount(lanes))));
 }
 
 Thread* pick_by_priority(Worker& worker) {
@@ -72,7 +73,8 @@ Thread* pick_by_priority(Worker& worker) {
         const uint32_t warp = worker.warp_order[i];
         if ((worker.runnable_warps >> warp & 1) == 0) continue;
         for (uint32_t j = 0; j < kWarpSize; j++) {
-            if (worker.warp[warp].runnable >> worker.lane_order[j] & 1) return thread_at(worker, warp, worker.lane_order[j]);
+            if (worker.warp[warp].runnable >> worker.lane_order[j] & 1)
+                return thread_at(worker, warp, worker.lane_order[j]);
         }
     }
     return nullptr;
@@ -93,14 +95,6 @@ inline void suspend(Thread* thread) {
     Warp* warp = thread->warp;
     warp->runnable &= ~thread->lane_bit;
     if (warp->runnable == 0) thread->worker->runnable_warps &= ~warp->bit;
-}
-
-[[noreturn]] void leave_kernel(Worker& worker) {
-    Context abandoned;
-    worker.in_kernel = false;
-    current = nullptr;
-    switch_context(abandoned, worker.host);
-    __builtin_unreachable();
 }
 
 void run_threads();
@@ -125,6 +119,7 @@ inline void go_on_with(Worker& worker, Thread* from, Thread* to) {
 }
 
 [[noreturn]] void fail_where_all_wait(Worker& worker) {
+    worker.uninterruptible++;
     // Any waiting thread names the place; those in a warp-wide call say more than those at a barrier.
     const Thread* example = nullptr;
     for (uint32_t i = 0; i < worker.threads; i++) {
@@ -135,7 +130,8 @@ inline void go_on_with(Worker& worker, Thread* from, Thread* to) {
     char threads[3000];
     describe_threads(worker, nullptr, nullptr, threads, sizeof threads);
     char text[4000];
-    snprintf(text, sizeof text, "threads wait for each other for ever (a barrier or warp-wide call that not all reach): %s", threads);
+    snprintf(text, sizeof text,
+             "threads wait for each other for ever (a barrier or warp-wide call that not all reach): %s", threads);
     describe_failure(worker, example, example == nullptr ? nullptr : example->pc, text);
     leave_kernel(worker);
 }
@@ -242,91 +238,6 @@ bool run_block(Worker& worker, uint64_t block) {
     return !worker.failure.set;
 }
 
-void describe_failure(Worker& worker, const Thread* thread, const void* pc, const char* text, const void* fallback) {
-    if (worker.failure.set) return;
-    worker.failure.set = true;
-    const Dim3 b = worker.block_index;
-    char who[64] = "";
-    if (thread != nullptr) snprintf(who, sizeof who, ", thread %u", thread->index);
-    char where[64] = "";
-    if (fallback != nullptr) {
-        snprintf(where, sizeof where, ", <pc:%p %p>", pc, fallback);
-    } else if (pc != nullptr) {
-        snprintf(where, sizeof where, ", <pc:%p>", pc);
-    }
-    snprintf(worker.failure.text, sizeof worker.failure.text, "kernel %s, block (%u, %u, %u)%s%s: %s", worker.kernel->symbol,
-             b.x, b.y, b.z, who, where, text);
-}
-
-void fail(const void* pc, const char* format, ...) {
-    char text[4000];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    Thread* thread = current_thread();
-    describe_failure(*thread->worker, thread, pc, text);
-    leave_kernel(*thread->worker);
-}
-
-void describe_shared(const Worker& worker, const void* address, char* text, size_t size) {
-    const auto at = static_cast<const unsigned char*>(address);
-    const StaticSmem* nearest = nullptr;
-    for (uint32_t i = 0; i < worker.static_smem_count; i++) {
-        if (at >= worker.static_smem[i].begin) nearest = &worker.static_smem[i];
-    }
-    if (nearest != nullptr && static_cast<size_t>(at - nearest->begin) < kSmemHalf) {
-        snprintf(text, size, "offset %td of a STATIC_SMEM array of %zu bytes", at - nearest->begin, nearest->bytes);
-    } else {
-        snprintf(text, size, "offset %td of %u bytes of dynamic shared memory", at - worker.dynamic_smem, worker.dynamic_smem_bytes);
-    }
-}
-
-void describe_threads(const Worker& worker, const Thread* running, const void* pc, char* text, size_t size) {
-    struct Group {
-        ThreadState state;
-        Op op;
-        const void* pc;
-        uint32_t count, first;
-    } groups[12];
-    uint32_t used = 0, left_out = 0;
-    for (uint32_t i = 0; i < worker.threads; i++) {
-        const Thread& thread = worker.thread[i];
-        const bool waits = thread.state == ThreadState::kWaiting && (thread.warp->runnable & thread.lane_bit) == 0;
-        Group group{waits || thread.state != ThreadState::kWaiting ? thread.state : ThreadState::kReady, waits ? thread.op : Op::kNone, waits ? thread.pc : nullptr, 1, i};
-        if (&thread == running) group.pc = pc;
-        uint32_t at = 0;
-        while (at < used && (groups[at].state != group.state || groups[at].op != group.op || groups[at].pc != group.pc)) at++;
-        if (at < used) {
-            groups[at].count++;
-        } else if (used < 12) {
-            groups[used++] = group;
-        } else {
-            left_out++;
-        }
-    }
-    size_t length = 0;
-    text[0] = 0;
-    const auto add = [&](const char* format, auto... values) {
-        if (length < size) length += static_cast<size_t>(snprintf(text + length, size - length, format, values...));
-    };
-    for (uint32_t i = 0; i < used; i++) {
-        const Group& group = groups[i];
-        add("%s%u thread%s (%s%u) ", i == 0 ? "" : ", ", group.count, group.count == 1 ? "" : "s",
-            group.count == 1 ? "" : "first: ", group.first);
-        if (group.state == ThreadState::kWaiting) {
-            add("in %s at <pc:%p>", op_name(group.op), group.pc);
-        } else if (group.state == ThreadState::kDone) {
-            add("returned");
-        } else if (group.pc != nullptr) {
-            add("at <pc:%p>", group.pc);
-        } else {
-            add(group.state == ThreadState::kUnstarted ? "not started" : "ready to go on");
-        }
-    }
-    if (left_out > 0) add(", %u others", left_out);
-}
-
 bool meet(Thread* thread, Op op, uint32_t detail, int line, const void* pc) {
     Warp* warp = thread->warp;
     thread->op = op;
@@ -386,8 +297,8 @@ void barrier(int line) {
             const Thread& candidate = worker.thread[i];
             if (candidate.state == ThreadState::kWaiting && candidate.op == Op::kBarrier) other = &candidate;
         }
-        fail(pc, "this is not the __syncthreads that thread %u waits in, at <pc:%p>", other == nullptr ? 0 : other->index,
-             other == nullptr ? nullptr : other->pc);
+        fail(pc, "this is not the __syncthreads that thread %u waits in, at <pc:%p>",
+             other == nullptr ? 0 : other->index, other == nullptr ? nullptr : other->pc);
     }
     if (++worker.at_barrier < worker.threads) {
         wait(thread);

@@ -1,7 +1,7 @@
 // What the runtime knows of a running block: threads, warps, the worker that runs them, and the machine they belong to.
 //
-// A worker is an OS thread that runs one block at a time, with one fiber per CUDA thread. Everything a kernel touches is reached
-// from `current`, so that several emulators can run at once.
+// A worker is an OS thread that runs one block at a time, with one fiber per CUDA thread. Everything a kernel touches
+// is reached from `current`, so that several emulators can run at once.
 #pragma once
 
 #include <atomic>
@@ -24,9 +24,17 @@ constexpr uint32_t kFullWarp = 0xffffffffu;
 constexpr uint32_t kMaxSmemBytes = 99 * 1024;
 
 enum class Op : uint32_t {
-    kNone, kBarrier, kSyncWarp, kShuffle, kBallot, kReduce, kLdmatrix, kLdmatrixTrans, kMma, kCount,
+    kNone,
+    kBarrier,
+    kSyncWarp,
+    kShuffle,
+    kBallot,
+    kReduce,
+    kLdmatrix,
+    kLdmatrixTrans,
+    kMma,
+    kCount,
 };
-const char* op_name(Op op);
 
 enum class ThreadState : uint8_t { kUnstarted, kReady, kWaiting, kDone };
 
@@ -133,9 +141,8 @@ struct Worker : BlockView {
 
     // True while a fiber of this worker runs. Signal handlers look here first.
     volatile bool in_kernel;
-    // Set by the time limit when it cannot stop the fiber where it is.
-    volatile bool out_of_time;
-    // Above 0 while the runtime does what must not be cut short (allocates, holds a lock).
+    // Above 0 while the runtime does what must not be cut short (allocates): the time limit then waits for its next
+    // tick.
     volatile int uninterruptible;
     Failure failure;
 
@@ -170,9 +177,7 @@ constexpr size_t kSmemDynamic = kSmemHalf + kPage;
 constexpr size_t kSmemWindow = kSmemDynamic + kSmemHalf;
 constexpr size_t kStaticGap = 128;
 
-inline Worker* current_worker() {
-    return current == nullptr ? nullptr : static_cast<Thread*>(current)->worker;
-}
+inline Worker* current_worker() { return current == nullptr ? nullptr : static_cast<Thread*>(current)->worker; }
 inline Thread* current_thread() { return static_cast<Thread*>(current); }
 
 // What the caller of a launch chooses; the layout is that of emulated.rs.
@@ -221,7 +226,6 @@ struct Machine {
     std::mutex launching;
     std::vector<Worker*> workers;
     Launch launch;
-    std::string error;
 
     // The other OS threads of the fast mode.
     std::mutex pool_lock;
@@ -237,20 +241,27 @@ struct Machine {
 // ---- scheduler.cpp ----
 // Runs one block; false if it failed, with the reason in worker.failure.
 bool run_block(Worker& worker, uint64_t block);
-// Ends the launch from inside a kernel. A place in the code is written as `place(pc)`; the text need not name the thread.
-[[noreturn]] void fail(const void* pc, const char* format, ...) __attribute__((format(printf, 2, 3)));
-// Fills worker.failure without leaving the kernel. `fallback` is the place to name if `pc` is not in a kernel source.
-void describe_failure(Worker& worker, const Thread* thread, const void* pc, const char* text, const void* fallback = nullptr);
+// Ends the block from inside one of its threads.
+[[noreturn]] void leave_kernel(Worker& worker);
 // Waits for the other lanes. True for the last one to arrive: it does the work, then calls release_warp.
 bool meet(Thread* thread, Op op, uint32_t detail, int line, const void* pc);
 void release_warp(Thread* thread);
 // A point where a random schedule may go on elsewhere.
 void maybe_yield(Thread* thread);
+uint64_t next_random(uint64_t& state);
+
+// ---- failure.cpp ----
+const char* op_name(Op op);
+// Ends the launch from inside a kernel. The text says what is wrong; kernel, block, thread and
+// place are put in front of it.
+[[noreturn]] void fail(const void* pc, const char* format, ...) __attribute__((format(printf, 2, 3)));
+// Fills worker.failure without leaving the kernel. `fallback` is the place to name if `pc` is not in a kernel source.
+void describe_failure(Worker& worker, const Thread* thread, const void* pc, const char* text,
+                      const void* fallback = nullptr);
 // "offset 40 of 1024 bytes of dynamic shared memory", for messages.
 void describe_shared(const Worker& worker, const void* address, char* text, size_t size);
 // One line per group of threads: what they wait for and where.
 void describe_threads(const Worker& worker, const Thread* running, const void* pc, char* text, size_t size);
-uint64_t next_random(uint64_t& state);
 
 // ---- launch.cpp ----
 int launch(Machine& machine, const Options& options, const char* symbol, const uint32_t grid[3], uint32_t threads,
@@ -264,6 +275,7 @@ void enter_worker(Worker& worker, double seconds);
 void leave_worker(Worker& worker);
 
 // ---- memory.cpp ----
+// Addresses that cannot be accessed yet; null if there are none.
 void* reserve(size_t bytes);
 void make_usable(void* begin, size_t bytes);
 

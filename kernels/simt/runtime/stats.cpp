@@ -1,11 +1,12 @@
 // The counters of shared and global memory traffic.
 //
-// Shared memory: 32 banks of 4 bytes; one pass serves any words in different banks, and lanes that read one word share it.
-// Accesses of up to 4 bytes go together for the whole warp, 8 bytes by half warps, 16 bytes (and ldmatrix) by quarter warps.
-// Global memory: a warp's access costs the 32-byte sectors that it touches. This is the textbook model, not the hardware.
+// Shared memory: 32 banks of 4 bytes; one pass serves any words in different banks, and lanes that read one word share
+// it. Accesses of up to 4 bytes go together for the whole warp, 8 bytes by half warps, 16 bytes (and ldmatrix) by
+// quarter warps. Global memory: a warp's access costs the 32-byte sectors that it touches. This is the textbook model,
+// not the hardware.
 //
-// Lanes run one after another here, so an access of the warp is put together afterwards: the n-th access of every lane at one
-// place since the lanes met last.
+// Lanes run one after another here, so an access of the warp is put together afterwards: the n-th access of every lane
+// at one place since the lanes met last.
 
 #include "stats.hpp"
 
@@ -37,7 +38,8 @@ void count_shared(const Group& group, uint32_t bytes, const unsigned char* smem,
         for (uint32_t lane = first; lane < first + at_once; lane++) {
             if ((group.lanes >> lane & 1) == 0) continue;
             const uint64_t offset = group.address[lane] - reinterpret_cast<uint64_t>(smem);
-            for (uint64_t word = offset / 4; word <= (offset + bytes - 1) / 4 && count < kWarpSize; word++) words[count++] = word;
+            for (uint64_t word = offset / 4; word <= (offset + bytes - 1) / 4 && count < kWarpSize; word++)
+                words[count++] = word;
         }
         if (count == 0) continue;
         counts.wavefronts += passes(words, count);
@@ -81,7 +83,8 @@ void count_group(Worker& worker, const Site& site, const Group& group) {
 
 // Accesses of one place may differ in size and memory (a copy reads global and writes shared memory).
 const void* key_of(const void* pc, uint32_t bytes, bool is_shared) {
-    const uint64_t mixed = reinterpret_cast<uint64_t>(pc) ^ static_cast<uint64_t>(bytes) << 56 ^ static_cast<uint64_t>(is_shared) << 55;
+    const uint64_t mixed =
+        reinterpret_cast<uint64_t>(pc) ^ static_cast<uint64_t>(bytes) << 56 ^ static_cast<uint64_t>(is_shared) << 55;
     return reinterpret_cast<const void*>(mixed);
 }
 
@@ -96,7 +99,8 @@ void count_access(Thread& thread, const void* address, uint32_t bytes, const voi
     Statistics& statistics = *worker.statistics;
     const uint32_t warp = thread.warp->index, lane = thread.index % kWarpSize;
     std::vector<Site>& sites = statistics.sites[warp];
-    const auto [entry, is_new] = statistics.index[warp].try_emplace(key_of(pc, bytes, is_shared), static_cast<uint32_t>(sites.size()));
+    const auto [entry, is_new] =
+        statistics.index[warp].try_emplace(key_of(pc, bytes, is_shared), static_cast<uint32_t>(sites.size()));
     if (is_new) sites.push_back({pc, bytes, is_shared, {}, {}});
     Site& site = sites[entry->second];
     const uint32_t n = site.seen[lane]++;

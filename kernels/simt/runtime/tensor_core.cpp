@@ -1,8 +1,8 @@
 // ldmatrix and mma: the last lane to arrive moves and multiplies for all 32.
 //
-// Order of sums in mma: every element of d adds its products one by one, k = 0, 1, ..., 15, each by a fused multiply-add in f32.
-// Products of two bf16 numbers are exact in f32, so all code paths here give the same bits. The hardware adds in another, not
-// documented order and truncates differently: its results are compared with tolerances.
+// Order of sums in mma: every element of d adds its products one by one, k = 0, 1, ..., 15, each by a fused
+// multiply-add in f32. Products of two bf16 numbers are exact in f32, so all code paths here give the same bits. The
+// hardware adds in another, not documented order and truncates differently: its results are compared with tolerances.
 
 #include "check.hpp"
 #include "stats.hpp"
@@ -31,7 +31,7 @@ struct Operands {
     alignas(64) float b[kMaxTileN][16][8];
 };
 
-void unpack(const Slot* slots, int m, int n, Operands& operands) {
+void unpack_plain(const Slot* slots, int m, int n, Operands& operands) {
     for (int lane = 0; lane < 32; lane++) {
         const int g = lane / 4, q = lane % 4;
         const uint32_t* a = a_of(slots[lane]);
@@ -71,29 +71,87 @@ void multiply_plain(const Slot* slots, int m, int n, const Operands& operands) {
 
 #if defined(__x86_64__)
 
+// Turns four rows of four words into four columns.
+void turn(__m128i (&v)[4]) {
+    const __m128i t0 = _mm_unpacklo_epi32(v[0], v[1]), t1 = _mm_unpacklo_epi32(v[2], v[3]);
+    const __m128i t2 = _mm_unpackhi_epi32(v[0], v[1]), t3 = _mm_unpackhi_epi32(v[2], v[3]);
+    v[0] = _mm_unpacklo_epi64(t0, t1);
+    v[1] = _mm_unpackhi_epi64(t0, t1);
+    v[2] = _mm_unpacklo_epi64(t2, t3);
+    v[3] = _mm_unpackhi_epi64(t2, t3);
+}
+
+__m128i load_words(const uint32_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
+void store_floats(float* to, __m128i bits) { _mm_store_ps(to, _mm_castsi128_ps(bits)); }
+
+// As unpack_plain for even n, four lanes at a time.
+void unpack_sse(const Slot* slots, int m, int n, Operands& operands) {
+    const __m128i zero = _mm_setzero_si128(), upper = _mm_set1_epi32(static_cast<int>(0xffff0000u));
+    for (int g = 0; g < 8; g++) {
+        for (int i = 0; i < m; i++) {
+            __m128i v[4];
+            for (int q = 0; q < 4; q++) v[q] = load_words(a_of(slots[4 * g + q]) + 4 * i);
+            turn(v);
+            for (int part = 0; part < 4; part++) {
+                float* to = &operands.a[i][g + part % 2 * 8][part / 2 * 8];
+                store_floats(to, _mm_unpacklo_epi16(zero, v[part]));
+                store_floats(to + 4, _mm_unpackhi_epi16(zero, v[part]));
+            }
+        }
+    }
+    for (int q = 0; q < 4; q++) {
+        for (int first = 0; first < 8; first += 4) {
+            for (int i = 0; i < n; i += 2) {
+                __m128i v[4];
+                for (int g = 0; g < 4; g++) v[g] = load_words(b_of(slots[4 * (first + g) + q]) + 2 * i);
+                turn(v);
+                for (int part = 0; part < 4; part++) {
+                    float* to = &operands.b[i + part / 2][2 * q + part % 2 * 8][first];
+                    store_floats(to, _mm_slli_epi32(v[part], 16));
+                    store_floats(to + 8, _mm_and_si128(v[part], upper));
+                }
+            }
+        }
+    }
+}
+
+void unpack(const Slot* slots, int m, int n, Operands& operands) {
+    if (n % 2 == 0) {
+        unpack_sse(slots, m, n, operands);
+    } else {
+        unpack_plain(slots, m, n, operands);
+    }
+}
+
 // Registers cannot be indexed: loops over them have to go.
 #define SIMT_UNROLL _Pragma("GCC unroll 8")
 
-// Rows g and g + 8 of up to kN neighbouring 16x8 tiles stay in registers; a row of d is spread over the four lanes of a quad.
+// Rows g and g + 8 of up to kN neighbouring 16x8 tiles stay in registers; a row of d is spread over the four lanes of a
+// quad.
 template <int kN>
 __attribute__((target("avx2,fma"))) inline void multiply_rows(const Slot* quad, int fragment, const float* upper,
                                                               const float* lower, const float (*b)[16][8]) {
     __m256 top[kN], bottom[kN];
-    SIMT_UNROLL for (int j = 0; j < kN; j++) {
-        const __m128 q0 = _mm_loadu_ps(d_of(quad[0]) + fragment + 4 * j), q1 = _mm_loadu_ps(d_of(quad[1]) + fragment + 4 * j);
-        const __m128 q2 = _mm_loadu_ps(d_of(quad[2]) + fragment + 4 * j), q3 = _mm_loadu_ps(d_of(quad[3]) + fragment + 4 * j);
+    SIMT_UNROLL
+    for (int j = 0; j < kN; j++) {
+        const __m128 q0 = _mm_loadu_ps(d_of(quad[0]) + fragment + 4 * j),
+                     q1 = _mm_loadu_ps(d_of(quad[1]) + fragment + 4 * j);
+        const __m128 q2 = _mm_loadu_ps(d_of(quad[2]) + fragment + 4 * j),
+                     q3 = _mm_loadu_ps(d_of(quad[3]) + fragment + 4 * j);
         top[j] = _mm256_set_m128(_mm_movelh_ps(q2, q3), _mm_movelh_ps(q0, q1));
         bottom[j] = _mm256_set_m128(_mm_movehl_ps(q3, q2), _mm_movehl_ps(q1, q0));
     }
     for (int k = 0; k < 16; k++) {
         const __m256 u = _mm256_broadcast_ss(upper + k), l = _mm256_broadcast_ss(lower + k);
-        SIMT_UNROLL for (int j = 0; j < kN; j++) {
+        SIMT_UNROLL
+        for (int j = 0; j < kN; j++) {
             const __m256 column = _mm256_load_ps(b[j][k]);
             top[j] = _mm256_fmadd_ps(u, column, top[j]);
             bottom[j] = _mm256_fmadd_ps(l, column, bottom[j]);
         }
     }
-    SIMT_UNROLL for (int j = 0; j < kN; j++) {
+    SIMT_UNROLL
+    for (int j = 0; j < kN; j++) {
         const __m128 t0 = _mm256_castps256_ps128(top[j]), t1 = _mm256_extractf128_ps(top[j], 1);
         const __m128 b0 = _mm256_castps256_ps128(bottom[j]), b1 = _mm256_extractf128_ps(bottom[j], 1);
         _mm_storeu_ps(d_of(quad[0]) + fragment + 4 * j, _mm_movelh_ps(t0, b0));
@@ -120,14 +178,9 @@ __attribute__((target("avx2,fma"))) void multiply_avx2(const Slot* slots, int m,
 const bool kHasAvx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 
 // Lane 4g + q takes word q of row g of each of the four matrices.
-void spread(const __m128i (&rows)[4], const Slot* quad) {
-    const __m128i t0 = _mm_unpacklo_epi32(rows[0], rows[1]), t1 = _mm_unpacklo_epi32(rows[2], rows[3]);
-    const __m128i t2 = _mm_unpackhi_epi32(rows[0], rows[1]), t3 = _mm_unpackhi_epi32(rows[2], rows[3]);
-    const auto to = [&](int q) { return reinterpret_cast<__m128i*>(quad[q].out); };
-    _mm_storeu_si128(to(0), _mm_unpacklo_epi64(t0, t1));
-    _mm_storeu_si128(to(1), _mm_unpackhi_epi64(t0, t1));
-    _mm_storeu_si128(to(2), _mm_unpacklo_epi64(t2, t3));
-    _mm_storeu_si128(to(3), _mm_unpackhi_epi64(t2, t3));
+void spread(__m128i (&rows)[4], const Slot* quad) {
+    turn(rows);
+    for (int q = 0; q < 4; q++) _mm_storeu_si128(reinterpret_cast<__m128i*>(quad[q].out), rows[q]);
 }
 
 __m128i row_of(const Slot* slots, int matrix, int row) {
@@ -166,6 +219,7 @@ void load_matrices(const Slot* slots, bool transposed) {
 
 const bool kHasAvx2 = false;
 void multiply_avx2(const Slot*, int, int, const Operands&) {}
+void unpack(const Slot* slots, int m, int n, Operands& operands) { unpack_plain(slots, m, n, operands); }
 
 void load_matrices(const Slot* slots, bool transposed) {
     uint16_t matrices[4][8][8];
@@ -228,7 +282,8 @@ void mma(float* d, const uint32_t* a, const uint32_t* b, int m, int n, int line)
         } else {
             multiply_plain(warp->slots, m, n, operands);
         }
-        if (thread->worker->stats) count_mma(*thread->worker, static_cast<uint64_t>(m) * static_cast<uint64_t>(n), SIMT_CALLER);
+        if (thread->worker->stats)
+            count_mma(*thread->worker, static_cast<uint64_t>(m) * static_cast<uint64_t>(n), SIMT_CALLER);
         release_warp(thread);
     }
 }

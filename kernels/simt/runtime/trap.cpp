@@ -1,7 +1,7 @@
 // Turns traps of kernels and the time limit into errors of the launch.
 //
-// The handlers run on a stack of their own, because a trap may be the end of a fiber's stack. Outside of kernels they pass the
-// signal on to whoever handled it before.
+// The handlers run on a stack of their own, because a trap may be the end of a fiber's stack. Outside of kernels they
+// pass the signal on to whoever handled it before.
 
 #include <errno.h>
 #include <signal.h>
@@ -88,7 +88,8 @@ void on_time(int, siginfo_t*, void* context) {
     char threads[3000];
     describe_threads(*worker, current_thread(), pc, threads, sizeof threads);
     char text[3500];
-    snprintf(text, sizeof text, "the time limit of %g s is over: %s", worker->machine->launch.options.watchdog_secs, threads);
+    snprintf(text, sizeof text, "the time limit of %g s is over: %s", worker->machine->launch.options.watchdog_secs,
+             threads);
     describe_failure(*worker, current_thread(), pc, text, current_thread()->pc);
     worker->in_kernel = false;
     current = nullptr;

@@ -41,8 +41,9 @@ DEVICE void gemm_load(const TestGemmParams& p, unsigned char* stage, int tile_m,
         const int column = step * kGemmDepth + chunk * 8;
         const bool valid = at < (is_b || kBug == kNoRowBound ? p.n : p.m) && column < p.k;
         const bf16* from = is_b ? p.b : p.a;
-        cp_async16(stage + (is_b ? kGemmOperandBytes : 0) + gemm_offset<kBug>(row, chunk),
-                   (valid ? from + static_cast<int64_t>(at) * p.k + column : from) + (kBug == kMisalignedCopy ? 4 : 0), valid);
+        if (valid) from += static_cast<int64_t>(at) * p.k + column;
+        if (kBug == kMisalignedCopy) from += 4;
+        cp_async16(stage + (is_b ? kGemmOperandBytes : 0) + gemm_offset<kBug>(row, chunk), from, valid);
     }
 }
 
@@ -61,11 +62,12 @@ DEVICE void gemm(const TestGemmParams& p) {
     }
     NO_UNROLL for (int step = 0; step < steps; step++) {
         const int ahead = step + kGemmStages - 1;
-        const int to = kBug == kPrefetchIntoRead ? step % kGemmStages : kBug == kStageBeyondEnd ? ahead : ahead % kGemmStages;
-        if (kBug == kPrefetchBeforeBarrier && ahead < steps) gemm_load<kBug>(p, smem + to * kGemmStageBytes, tile_m, tile_n, ahead);
+        const int free = kBug == kPrefetchIntoRead ? step : ahead;
+        unsigned char* const to = smem + (kBug == kStageBeyondEnd ? free : free % kGemmStages) * kGemmStageBytes;
+        if (kBug == kPrefetchBeforeBarrier && ahead < steps) gemm_load<kBug>(p, to, tile_m, tile_n, ahead);
         cp_async_wait<kGemmStages - 2 + (kBug == kWaitOffByOne)>();
         if (kBug != kNoLoopBarrier) __syncthreads();
-        if (kBug != kPrefetchBeforeBarrier && ahead < steps) gemm_load<kBug>(p, smem + to * kGemmStageBytes, tile_m, tile_n, ahead);
+        if (kBug != kPrefetchBeforeBarrier && ahead < steps) gemm_load<kBug>(p, to, tile_m, tile_n, ahead);
         if (kBug != kNoCommit) cp_async_commit();
 
         const unsigned char* const a_stage = smem + step % kGemmStages * kGemmStageBytes;
@@ -84,7 +86,8 @@ DEVICE void gemm(const TestGemmParams& p) {
             }
             UNROLL for (int j = 0; j < 4; j += 2) {
                 uint32_t r[4];
-                ldmatrix_x4(r, b_stage + gemm_offset<kBug>(warp_n + j * 8 + lane % 8 + lane / 16 * 8, slice * 2 + lane / 8 % 2));
+                const int row = warp_n + j * 8 + lane % 8 + lane / 16 * 8;
+                ldmatrix_x4(r, b_stage + gemm_offset<kBug>(row, slice * 2 + lane / 8 % 2));
                 b[j][0] = r[kBug == kSwappedFragments ? 1 : 0];
                 b[j][1] = r[kBug == kSwappedFragments ? 0 : 1];
                 b[j + 1][0] = r[2];
@@ -109,7 +112,8 @@ DEVICE void gemm(const TestGemmParams& p) {
                 const uint32_t pair = pack_bf16(d[i][j][2 * half], d[i][j][2 * half + 1]);
                 if (kBug == kDirectStores) {
                     const int at = tile_m * kGemmTile + row, first = tile_n * kGemmTile + column;
-                    if (at < p.m && first < p.n) *reinterpret_cast<uint32_t*>(p.c + static_cast<int64_t>(at) * p.n + first) = pair;
+                    bf16* const to = p.c + static_cast<int64_t>(at) * p.n + first;
+                    if (at < p.m && first < p.n) *reinterpret_cast<uint32_t*>(to) = pair;
                 } else {
                     *reinterpret_cast<uint32_t*>(out + row * kGemmOutRow + column) = pair;
                 }

@@ -1,5 +1,5 @@
-// Every warp-wide primitive once, on raw bits: what the emulator does can be compared with the tables of the PTX ISA, and one day
-// with a GPU.
+// Every warp-wide primitive once, on raw bits: what the emulator does can be compared with the tables of the PTX ISA,
+// and one day with a GPU.
 #pragma once
 
 #include "common/simt.cuh"

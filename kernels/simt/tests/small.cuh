@@ -37,7 +37,8 @@ DEVICE void add(const TestAddParams& p) {
         for (int j = 0; j < 20000; j++) local[j] = sum;
         sum = local[static_cast<int>(i)];
     }
-    if (kBug == kMisalignedWord) sum = *reinterpret_cast<const float*>(reinterpret_cast<const unsigned char*>(p.x + i) - (i > 0 ? 2 : 0));
+    const bf16* const half = reinterpret_cast<const bf16*>(p.x + i) - (i > 0);
+    if (kBug == kMisalignedWord) sum = *reinterpret_cast<const float*>(half);
     p.z[i] = sum;
 }
 
@@ -73,7 +74,8 @@ DEVICE void norm(const TestNormParams& p) {
     const bf16* const x = p.x + static_cast<int64_t>(blockIdx.x) * p.columns;
     float sum = 0;
     if (kBug == kEarlyReturn && static_cast<int>(threadIdx.x) * 8 >= p.columns) return;
-    for (int i = static_cast<int>(threadIdx.x) * 8; kBug == kLoopOnePast ? i <= p.columns : i < p.columns; i += 128 * 8) {
+    const int end = kBug == kLoopOnePast ? p.columns + 1 : p.columns;
+    for (int i = static_cast<int>(threadIdx.x) * 8; i < end; i += 128 * 8) {
         const Vec16 v = load16_constant(x + i + (kBug == kMisalignedVector ? 1 : 0));
         if (kBug == kBarrierPerTrip) __syncthreads();
         for (int j = 0; j < 4; j++) {
@@ -82,7 +84,9 @@ DEVICE void norm(const TestNormParams& p) {
         }
     }
     if (kBug != kDivergentShuffle || lane_id() < 24) sum = warp_sum(sum);
-    const int slot = static_cast<int>(threadIdx.x / 32) + (kBug == kSharedOnePast ? 1 : kBug == kSharedFar ? 4096 * p.rows : 0);
+    int slot = static_cast<int>(threadIdx.x / 32);
+    if (kBug == kSharedOnePast) slot++;
+    if (kBug == kSharedFar) slot += 4096 * p.rows;
     if (lane_id() == 0 && (kBug != kUnwrittenSlot || slot < 3)) partial[slot] = sum;
     if (kBug == kTwoBarriers && threadIdx.x < 64) {
         __syncthreads();
@@ -134,7 +138,8 @@ DEVICE void transpose(const TestTransposeParams& p) {
         if (kBug != kNoSyncwarp) __syncwarp();
         for (int i = 0; i < 32 && kBug != kNoTile; i++) {
             const int row = first_row + lane, column = first_column + i;
-            if (row < p.rows && column < p.columns) p.y[static_cast<int64_t>(column) * p.rows + row] = tile[lane * kRow + i];
+            if (row >= p.rows || column >= p.columns) continue;
+            p.y[static_cast<int64_t>(column) * p.rows + row] = tile[lane * kRow + i];
         }
         if (kBug != kNoSyncwarpInLoop) __syncwarp();
     }
@@ -154,9 +159,8 @@ DEVICE void sum(const TestSumParams& p) {
     STATIC_SMEM(float, parts, 4);
     STATIC_SMEM(uint32_t, ticket, 1);
     float own = 0;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * 128 + threadIdx.x; i < p.count; i += static_cast<int64_t>(gridDim.x) * 128) {
-        own += p.x[i];
-    }
+    const int64_t step = static_cast<int64_t>(gridDim.x) * 128;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * 128 + threadIdx.x; i < p.count; i += step) own += p.x[i];
     if (kBug == kPlainTotalInBlock && blockIdx.x == 0) *p.total = *p.total + own;
     own = warp_sum(own);
     if (kBug == kPlainSharedTotal) {

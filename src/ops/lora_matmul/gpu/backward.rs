@@ -30,7 +30,7 @@ pub struct Backward<'a> {
 /// Writes `dx` and adds to the gradients of the layers' adapters.
 ///
 /// # Errors
-/// [`Error::Shape`] if shapes do not fit; errors of the device.
+/// [`crate::error::Error::Shape`] if shapes do not fit; errors of the device.
 pub fn backward(device: &Device, group: &Group<'_>, args: Backward<'_>) -> Result<()> {
     let problem = group.problem();
     group.check(&problem)?;
