@@ -27,6 +27,10 @@ pub(super) fn summary(plan: &Plan) -> Vec<String> {
         ),
         ("peak", bytes(plan.peak_bytes)),
     ];
+    if let Some(arena) = plan.arena_bytes {
+        let gaps = 100.0 * arena.saturating_sub(plan.peak_bytes) as f64 / plan.peak_bytes.max(1) as f64;
+        rows.push(("arena", format!("{} in one block ({gaps:.2}% gaps between tensors)", bytes(arena))));
+    }
     if let Some(limit) = &plan.memory_limit {
         let fits = if plan.fits { "it fits" } else { "it does NOT fit" };
         rows.push(("limit", format!("{} ({}): {fits}", bytes(limit.bytes), limit.source)));

@@ -29,7 +29,7 @@ impl Setup<'_> {
             let measured = self.measure(passes, &policies)?;
             return Ok((policies, measured));
         }
-        let fits = |measured: &Measured| limit.is_none_or(|limit| measured.peak.total() <= limit);
+        let fits = |measured: &Measured| limit.is_none_or(|limit| measured.needed_bytes() <= limit);
         let run = |checkpoint: usize, drop_gate_up: usize| -> Result<(Policies, Measured)> {
             let policies = Policies::lowest(checkpoint, drop_gate_up, blocks);
             let measured = self.measure(passes, &policies)?;
@@ -49,7 +49,7 @@ impl Setup<'_> {
             let mut found = None;
             loop {
                 let one = run(checkpoint, dropped)?;
-                if one.1.peak.total() < least.1.peak.total() {
+                if one.1.needed_bytes() < least.1.needed_bytes() {
                     least = one.clone();
                 }
                 if !fits(&one.1) {
@@ -88,7 +88,7 @@ impl Setup<'_> {
     ) -> Result<Option<usize>> {
         let policies = Policies::uniform(policy, self.model.num_hidden_layers);
         let peak =
-            |tokens: usize| -> Result<u64> { Ok(self.measure(&[batch(tokens)], &policies)?.peak.total()) };
+            |tokens: usize| -> Result<u64> { Ok(self.measure(&[batch(tokens)], &policies)?.needed_bytes()) };
         let (mut low, mut low_peak) = (1, peak(1)?);
         if low_peak > limit {
             return Ok(None);

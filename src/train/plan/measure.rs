@@ -25,6 +25,8 @@ pub(super) struct Setup<'a> {
 pub(super) struct Measured {
     /// Bytes by class when the most is in use.
     pub(super) peak: ByClass,
+    /// The block that holds all tensors of a GPU, at their places; none on the cpu.
+    pub(super) arena_bytes: Option<u64>,
     /// Bytes of weights, adapter and optimizer.
     pub(super) weights_bytes: u64,
     pub(super) adapter_bytes: u64,
@@ -36,6 +38,11 @@ pub(super) struct Measured {
 }
 
 impl Measured {
+    /// Bytes that must be there: the peak, on a GPU with the gaps between tensors.
+    pub(super) fn needed_bytes(&self) -> u64 {
+        self.arena_bytes.unwrap_or_else(|| self.peak.total())
+    }
+
     /// Floating-point operations of the step.
     pub(super) fn flops(&self) -> u64 {
         self.ledger.total().flops
@@ -79,6 +86,7 @@ impl Setup<'_> {
         let tokens = || passes.iter().map(Batch::total_tokens);
         Ok(Measured {
             peak: device.peak_by_class(),
+            arena_bytes: device.arena().map(|arena| arena.high_water_bytes),
             weights_bytes,
             adapter_bytes,
             trainable,

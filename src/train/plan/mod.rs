@@ -50,6 +50,8 @@ pub struct Plan {
     pub activation_bytes: u64,
     /// The most memory that tensors take at once.
     pub peak_bytes: u64,
+    /// The one block that holds all tensors on a GPU: the peak, and gaps between tensors. None on the cpu.
+    pub arena_bytes: Option<u64>,
     /// Bytes by use when the most is in use.
     pub peak_by_use: Vec<BytesOf>,
     /// What it has to fit into, if anything says so.
@@ -191,8 +193,9 @@ impl Place {
             adapter_bytes: memory.adapter_bytes,
             activation_bytes: peak_bytes - memory.weights_bytes - memory.adapter_bytes,
             peak_bytes,
+            arena_bytes: memory.arena_bytes,
             peak_by_use: memory.peak.iter().map(bytes_of).collect(),
-            fits: self.limit.as_ref().is_none_or(|limit| peak_bytes <= limit.bytes),
+            fits: self.limit.as_ref().is_none_or(|limit| memory.needed_bytes() <= limit.bytes),
             memory_limit: self.limit.clone(),
             largest_pass_tokens: memory.largest_pass_tokens,
             step_tokens: work.num_tokens,
@@ -242,7 +245,11 @@ impl Plan {
         let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
         Error::input("CONFIG", "the training does not fit into the memory")
             .field("memory_limit")
-            .got(format!("{} with activation_policy {}", gib(self.peak_bytes), self.activation_policy))
+            .got(format!(
+                "{} with activation_policy {}",
+                gib(self.arena_bytes.unwrap_or(self.peak_bytes)),
+                self.activation_policy
+            ))
             .expected(format!("at most {} ({})", gib(limit.bytes), limit.source))
             .fix(fix + more)
             .into()
