@@ -20,7 +20,7 @@ pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use crate::device::Tensor;
+use crate::device::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::tensor::Element;
 
@@ -32,4 +32,53 @@ fn check_shape<T: Element>(
     expected: [usize; 2],
 ) -> Result<()> {
     if tensor.shape() == expected { Ok(()) } else { Err(Error::shape(op, arg, expected, tensor.shape())) }
+}
+
+/// Whether `op` computes on this device; a dry one only records.
+///
+/// # Errors
+/// [`Error::Device`] on a device that runs kernels: the op has none behind this door, and must not pass for done.
+fn computes(device: &Device, op: &'static str) -> Result<bool> {
+    match device.kind() {
+        Kind::Cpu => Ok(true),
+        Kind::Dry => Ok(false),
+        Kind::Cuda | Kind::Emulated => Err(Error::Device {
+            what: format!("{}: {op} does not run there yet", device.label()),
+            fix: "compute on the cpu".into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(feature = "emulated")]
+    #[test]
+    fn an_op_without_kernels_is_refused_and_not_skipped() {
+        use super::{lora_matmul, swiglu};
+        use crate::device::{Device, EmulatorOptions};
+
+        let device = Device::emulated(EmulatorOptions::default()).unwrap();
+        let tensor = || device.zeros::<half::bf16>(4, 16).unwrap();
+        let (mut gate, mut up, mut h) = (tensor(), tensor(), tensor());
+        let error = swiglu::forward(&device, &gate, &up, &mut h).unwrap_err();
+        assert!(error.exit_code() == 5 && error.to_string().contains("swiglu"), "{error}");
+        assert!(swiglu::backward(&device, &h, &mut gate, &mut up).is_err());
+        let layer = lora_matmul::LoraMatmul {
+            frozen: lora_matmul::Frozen { weight: &up, bias: None },
+            loras: &[],
+            rows: &[],
+            dropout: None,
+        };
+        let (mut y, mut xa) = (device.zeros(4, 4).unwrap(), device.zeros(4, 0).unwrap());
+        let out = lora_matmul::Forward { y: &mut y, xa: &mut xa };
+        assert!(lora_matmul::forward(&device, &gate, &[layer], &mut [out]).is_err());
+    }
+
+    #[test]
+    fn the_cpu_computes_and_a_dry_device_does_not() {
+        use crate::device::{Device, Machine};
+
+        assert!(super::computes(&Device::cpu(1).unwrap(), "swiglu").unwrap());
+        assert!(!super::computes(&Device::dry_for(Machine::Gpu), "swiglu").unwrap());
+    }
 }

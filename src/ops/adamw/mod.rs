@@ -9,7 +9,7 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use super::check_shape;
+use super::{check_shape, computes};
 use crate::device::{Device, Tensor, Work};
 use crate::error::Result;
 use crate::tensor::Real;
@@ -67,7 +67,7 @@ pub fn update<T: Real>(device: &Device, adamw: &AdamW, trained: &mut [Trained<'_
     }
     let bytes = 7 * numbers * size_of::<T::Stat>() + rounded * size_of::<T>();
     device.record("adamw", Work::new(14 * numbers as u64, bytes as u64));
-    if !device.is_dry() {
+    if computes(device, "adamw")? {
         for one in trained {
             cpu::update(adamw, one);
         }

@@ -21,7 +21,7 @@ mod tests;
 
 pub use plan::{AttentionPlan, KvRange, MaskKind, QueryTile};
 
-use super::check_shape;
+use super::{check_shape, computes};
 use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
@@ -109,7 +109,7 @@ pub fn forward<T: Real>(
     check_shape(OP, "lse", lse, [args.q.rows(), args.heads.num_attention_heads])?;
     // q and o; k and v.
     args.record(device, "attention.forward", 2, [2, 2]);
-    if !device.is_dry() {
+    if computes(device, OP)? {
         cpu::forward(args, o, lse);
     }
     Ok(())
@@ -146,6 +146,7 @@ pub fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backwa
     check_shape(OP, "dv", grads.dv, args.v.shape())?;
     // q, o, dO and dQ; k, v, dK and dV.
     args.record(device, "attention.backward", 5, [4, 4]);
+    computes(device, OP)?;
     match device.machine() {
         Machine::Cpu => cpu::backward(device, args, grads)?,
         // D, which a kernel of its own computes first.

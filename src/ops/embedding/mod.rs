@@ -10,7 +10,7 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use super::check_shape;
+use super::{check_shape, computes};
 use crate::device::{Device, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
@@ -39,7 +39,7 @@ pub fn forward<T: Real>(
         return Err(Error::shape("embedding", "input_ids", format!("below {}", table.rows()), id));
     }
     device.record("embedding", Work::new(0, 2 * (y.len() * size_of::<T>()) as u64));
-    if !device.is_dry() {
+    if computes(device, "embedding")? {
         cpu::forward(table, input_ids, y);
     }
     Ok(())

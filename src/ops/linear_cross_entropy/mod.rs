@@ -18,7 +18,7 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use super::check_shape;
+use super::{check_shape, computes};
 use crate::batch::Target;
 use crate::device::{Class, Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
@@ -75,6 +75,7 @@ pub fn forward<T: Real>(
         last = target.row;
     }
     record(device, x, weight, gradient.is_some());
+    computes(device, OP)?;
     if device.machine() == Machine::Gpu {
         let rows = chunk_rows::<T>(device.machine(), weight.rows()).min(x.rows());
         let logits = device.class(Class::Logits).empty::<T>(rows, weight.rows())?;
@@ -103,7 +104,7 @@ fn record<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>, has_gradi
 pub fn logits<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>) -> Result<Tensor<T>> {
     check_shape(OP, "weight", weight, [weight.rows(), x.cols()])?;
     let mut z = device.empty(x.rows(), weight.rows())?;
-    if !device.is_dry() {
+    if computes(device, OP)? {
         cpu::logits(x, weight, &mut z);
     }
     Ok(z)

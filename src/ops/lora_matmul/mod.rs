@@ -32,7 +32,7 @@ mod work;
 
 pub use dropout::{Dropout, RowKeys};
 
-use super::check_shape;
+use super::{check_shape, computes};
 use crate::batch::AdapterRows;
 use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
@@ -192,6 +192,7 @@ pub fn forward<T: Real>(
         layer.check_forward(device, x, out.y, out.xa)?;
     }
     work::record_forward(device, ["lora_matmul.forward", "lora_matmul.forward.lora"], x.rows(), layers, true);
+    computes(device, OP)?;
     if device.machine() == Machine::Gpu {
         return Ok(());
     }
@@ -227,6 +228,7 @@ pub fn recompute<T: Real>(
     }
     let names = ["lora_matmul.recompute", "lora_matmul.recompute.lora"];
     work::record_forward(device, names, x.rows(), layers, false);
+    computes(device, OP)?;
     if device.machine() == Machine::Gpu {
         return Ok(());
     }
@@ -249,6 +251,7 @@ pub fn project<T: Real>(
     check_shape(OP, "x", x, [x.rows(), layer.frozen.weight.cols()])?;
     layer.check(device, x.rows(), xa)?;
     work::record_project(device, x.rows(), layer);
+    computes(device, OP)?;
     if device.machine() == Machine::Cpu {
         return cpu::project(device, x, layer, xa);
     }
@@ -296,6 +299,7 @@ pub fn backward<T: Real>(
         layer.check_grads(args.grads)?;
     }
     work::record_backward(device, x.rows(), layers, dx.as_ref().map(|(_, write)| *write));
+    computes(device, OP)?;
     if device.machine() == Machine::Gpu {
         drop(work::gpu_temporaries(device, x.rows(), layers)?);
         return Ok(());
@@ -334,7 +338,7 @@ pub fn dora_norm<T: Real>(
         "lora_matmul.dora_norm",
         Work::new(2 * (weight.len() * (a.rows() + 1)) as u64, (weight.len() * size_of::<T>()) as u64),
     );
-    if !device.is_dry() {
+    if computes(device, OP)? {
         cpu::dora_norm(weight, a, b, scaling, &mut norm);
     }
     Ok(norm)

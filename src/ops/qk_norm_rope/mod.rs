@@ -17,7 +17,7 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use super::check_shape;
+use super::{check_shape, computes};
 use crate::device::{Device, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Real};
@@ -69,7 +69,7 @@ impl<T: Real> RopeTable<T> {
     pub fn gather(&self, device: &Device, rows: &[usize]) -> Result<Self> {
         let pick = |from: &Tensor<T>| -> Result<Tensor<T>> {
             let mut to = device.empty(rows.len(), from.cols())?;
-            if !device.is_dry() {
+            if computes(device, "qk_norm_rope")? {
                 for (i, &row) in rows.iter().enumerate() {
                     to.data_mut()[i * from.cols()..(i + 1) * from.cols()].copy_from_slice(from.row(row));
                 }
@@ -118,7 +118,7 @@ pub fn forward<T: Real>(
 ) -> Result<()> {
     op.check(x, y)?;
     record(device, "qk_norm_rope.forward", x, 2);
-    if !device.is_dry() {
+    if computes(device, "qk_norm_rope")? {
         cpu::forward(x, op, y);
     }
     Ok(())
@@ -136,7 +136,7 @@ pub fn backward<T: Real>(
 ) -> Result<()> {
     op.check(x, dy)?;
     record(device, "qk_norm_rope.backward", x, 3);
-    if !device.is_dry() {
+    if computes(device, "qk_norm_rope")? {
         cpu::backward(x, op, dy);
     }
     Ok(())

@@ -18,7 +18,7 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use super::check_shape;
+use super::{check_shape, computes};
 use crate::device::{Device, Tensor, Work};
 use crate::error::Result;
 use crate::tensor::Real;
@@ -41,7 +41,7 @@ pub fn forward<T: Real>(
         check_shape("rms_norm", "residual", residual, x.shape())?;
     }
     record(device, "rms_norm.forward", x, if residual.is_some() { 4 } else { 2 });
-    if !device.is_dry() {
+    if computes(device, "rms_norm")? {
         cpu::forward(x, residual, norm, y, rstd);
     }
     Ok(())
@@ -61,7 +61,7 @@ pub fn apply<T: Real>(
     norm.check(s, rstd)?;
     check_shape("rms_norm", "y", y, s.shape())?;
     record(device, "rms_norm.apply", s, 2);
-    if !device.is_dry() {
+    if computes(device, "rms_norm")? {
         cpu::apply(s, norm, rstd, y);
     }
     Ok(())
@@ -83,7 +83,7 @@ pub fn backward<T: Real>(
     check_shape("rms_norm", "dy", dy, s.shape())?;
     check_shape("rms_norm", "ds", ds, s.shape())?;
     record(device, "rms_norm.backward", s, 4);
-    if !device.is_dry() {
+    if computes(device, "rms_norm")? {
         cpu::backward(dy, s, norm, rstd, ds);
     }
     Ok(())

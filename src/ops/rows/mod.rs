@@ -6,7 +6,7 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use super::check_shape;
+use super::{check_shape, computes};
 use crate::device::{Device, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
@@ -19,7 +19,7 @@ pub fn gather<T: Real>(device: &Device, x: &Tensor<T>, rows: &[usize]) -> Result
     check_rows(rows, x.rows())?;
     let mut y = device.empty(rows.len(), x.cols())?;
     device.record("rows.gather", Work::new(0, 2 * (y.len() * size_of::<T>()) as u64));
-    if !device.is_dry() {
+    if computes(device, "rows")? {
         cpu::gather(x, rows, &mut y);
     }
     Ok(y)
@@ -34,7 +34,7 @@ pub fn scatter_add<T: Real>(device: &Device, y: &Tensor<T>, rows: &[usize], x: &
     check_shape("rows", "y", y, [rows.len(), x.cols()])?;
     let work = Work::new(y.len() as u64, 3 * (y.len() * size_of::<T>()) as u64);
     device.record("rows.scatter_add", work);
-    if !device.is_dry() {
+    if computes(device, "rows")? {
         cpu::scatter_add(y, rows, x);
     }
     Ok(())
