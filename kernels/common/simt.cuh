@@ -34,3 +34,9 @@ struct alignas(16) Vec16 {
 #else
 #include "../simt/host.hpp"
 #endif
+
+// How many rows of a tensor with room for `capacity` rows there are: what `live_rows` says, or all of them where it is null. Grids
+// are made for the capacity, so that one graph of launches serves batches of any size; blocks without rows end at once.
+DEVICE int32_t rows_there_are(const int32_t* live_rows, int32_t capacity) {
+    return live_rows == nullptr ? capacity : *live_rows;
+}

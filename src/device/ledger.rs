@@ -11,14 +11,14 @@ pub struct Work {
     pub flops: u64,
     /// Bytes of its operands, each read or written once.
     pub bytes: u64,
-    /// Kernel launches on a GPU.
+    /// Kernel launches on a GPU, which the ledger counts itself: those after the call was noted, up to the next call.
     pub launches: u64,
 }
 
 impl Work {
-    /// The cost of a call that is one kernel on a GPU.
+    /// The cost of a call, before its launches.
     pub fn new(flops: u64, bytes: u64) -> Self {
-        Self { flops, bytes, launches: 1 }
+        Self { flops, bytes, launches: 0 }
     }
 }
 
@@ -35,6 +35,8 @@ impl std::ops::AddAssign for Work {
 pub struct Ledger {
     entries: BTreeMap<&'static str, (u64, Work)>,
     launches: BTreeMap<Launch, u64>,
+    /// The op whose launches come now.
+    current: Option<&'static str>,
 }
 
 impl Ledger {
@@ -43,11 +45,15 @@ impl Ledger {
         let (calls, sum) = self.entries.entry(op).or_default();
         *calls += 1;
         *sum += work;
+        self.current = Some(op);
     }
 
-    /// Counts a launch.
+    /// Counts a launch, of the op that was noted last.
     pub(super) fn add_launch(&mut self, launch: &Launch) {
         *self.launches.entry(*launch).or_default() += 1;
+        if let Some((_, work)) = self.current.and_then(|op| self.entries.get_mut(op)) {
+            work.launches += 1;
+        }
     }
 
     /// How often each launch was, by kernel, grid and shared memory.

@@ -21,6 +21,7 @@ mod host;
 mod launch;
 mod ledger;
 mod pool;
+mod table;
 mod tensor;
 
 pub use arena::ArenaUse;
@@ -33,12 +34,14 @@ pub use host::available_memory;
 pub use launch::Launch;
 pub use ledger::{Ledger, Work};
 pub use pool::MemoryUse;
+pub use table::Table;
 pub use tensor::{HostData, Tensor};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::arch::{Arch, Chip};
 use self::gpu::Gpu;
+use self::kernels::DevicePtr;
 use self::pool::Pool;
 use crate::error::{Error, Result};
 use crate::tensor::Element;
@@ -85,6 +88,7 @@ pub struct Device {
     threads: Option<Arc<rayon::ThreadPool>>,
     /// Of devices that run kernels, and of their dry double.
     gpu: Option<Arc<Gpu>>,
+    live_rows: DevicePtr,
 }
 
 impl Device {
@@ -165,12 +169,23 @@ impl Device {
         let machine = if gpu.is_some() { Machine::Gpu } else { Machine::Cpu };
         let pool = Arc::new(Pool::new(machine.granularity()));
         let gpu = gpu.map(Arc::new);
-        Self { kind, class: Class::Temporary, pool, ledger: Arc::default(), threads: None, gpu }
+        Self { kind, class: Class::Temporary, pool, ledger: Arc::default(), threads: None, gpu, live_rows: DevicePtr(0) }
     }
 
     /// A handle of this device whose buffers are for `class`.
     pub fn class(&self, class: Class) -> Self {
         Self { class, ..self.clone() }
+    }
+
+    /// A handle of this device for ops on tensors that are not full: how many of their rows there are stands at this address (an
+    /// i32) in the memory of the GPU, where a graph of launches finds another number every time it runs. Null: all rows.
+    pub fn with_live_rows(&self, live_rows: DevicePtr) -> Self {
+        Self { live_rows, ..self.clone() }
+    }
+
+    /// For params of kernels; see [`Device::with_live_rows`].
+    pub fn live_rows(&self) -> DevicePtr {
+        self.live_rows
     }
 
     /// Whose memory and work are counted, and whose code an op runs or plans.
@@ -338,6 +353,24 @@ impl Device {
         }
     }
 
+    /// Overwrites the first elements of a tensor of this device, after everything that was started before.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are more values than elements; [`Error::Device`] if the copy failed.
+    pub fn write_start<T: Element>(&self, tensor: &mut Tensor<T>, values: &[T]) -> Result<()> {
+        if values.len() > tensor.len() {
+            return Err(Error::shape("device.write", "values", tensor.len(), values.len()));
+        }
+        match tensor.block() {
+            Some(block) => block.gpu().write(block.ptr(), bytemuck::cast_slice(values)),
+            None if self.is_dry() => Ok(()),
+            None => {
+                tensor.data_mut()[..values.len()].copy_from_slice(values);
+                Ok(())
+            }
+        }
+    }
+
     /// Takes one block of `bytes` bytes for all tensors from here on, if this is a GPU: no allocation in a step, and the same
     /// addresses in every run. How much a run needs is the [`ArenaUse::high_water_bytes`] of its plan. Tensors that are there
     /// stay where they are. 0 gives the block back.
@@ -395,10 +428,9 @@ impl Device {
         self.pool.reset_peak();
     }
 
-    /// Notes that `op` ran with this cost. Launches count on a GPU only.
+    /// Notes that `op` runs with this cost; the launches that follow are its own.
     pub fn record(&self, op: &'static str, work: Work) {
-        let launches = if self.machine() == Machine::Gpu { work.launches } else { 0 };
-        self.lock().add(op, Work { launches, ..work });
+        self.lock().add(op, work);
     }
 
     /// The ledger so far, and an empty one from here on.

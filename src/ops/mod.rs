@@ -20,9 +20,9 @@ pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use crate::device::{Device, Kind, Tensor};
+use crate::device::{Device, Kind, Machine, Tensor};
 use crate::error::{Error, Result};
-use crate::tensor::Element;
+use crate::tensor::{DType, Element};
 
 /// Fails unless `tensor` has the shape that `op` expects of its argument `arg`.
 fn check_shape<T: Element>(
@@ -32,6 +32,33 @@ fn check_shape<T: Element>(
     expected: [usize; 2],
 ) -> Result<()> {
     if tensor.shape() == expected { Ok(()) } else { Err(Error::shape(op, arg, expected, tensor.shape())) }
+}
+
+/// Who does the work of an op.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Runner {
+    /// `cpu.rs`.
+    Cpu,
+    /// `gpu.rs`: allocates and launches, on a GPU, on the emulator, or on the dry double of a GPU, which only counts.
+    Gpu,
+    /// Nobody: the call was recorded, and that is all.
+    Nobody,
+}
+
+/// Who does the work of `op` on numbers of type `T` on this device.
+///
+/// # Errors
+/// [`Error::Device`] on a device that runs kernels, for numbers other than bf16.
+fn runner<T: Element>(device: &Device, op: &'static str) -> Result<Runner> {
+    match (device.kind(), device.machine()) {
+        (Kind::Cpu, _) => Ok(Runner::Cpu),
+        (_, Machine::Gpu) if T::DTYPE == DType::Bf16 => Ok(Runner::Gpu),
+        (Kind::Dry, _) => Ok(Runner::Nobody),
+        (Kind::Cuda | Kind::Emulated, _) => Err(Error::Device {
+            what: format!("{}: {op} computes in bf16 there, and this is {}", device.label(), T::DTYPE),
+            fix: "load the model as bf16, or compute on the cpu".into(),
+        }),
+    }
 }
 
 /// Whether `op` computes on this device; a dry one only records.

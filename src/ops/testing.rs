@@ -9,6 +9,18 @@ pub(crate) fn cpu() -> Device {
     Device::cpu(2).unwrap()
 }
 
+/// The device of kernel tests: the emulator with its checks and a random order of execution named by `seed`. With
+/// `TANREN_TEST_DEVICE=cuda` it is the first GPU, where the same tests run against the same references.
+#[cfg(feature = "emulated")]
+pub(crate) fn kernel_device(seed: u64) -> Device {
+    use crate::device::{EmulatorOptions, Schedule};
+    if std::env::var("TANREN_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        return Device::cuda(0).unwrap();
+    }
+    let schedule = Schedule::Random(seed);
+    Device::emulated(EmulatorOptions { check: true, schedule, ..EmulatorOptions::default() }).unwrap()
+}
+
 /// Standard normal numbers; the stream is named by `index`.
 pub(crate) fn random<T: Real>(device: &Device, rows: usize, cols: usize, index: u32) -> Tensor<T> {
     let mut stream = Stream::new(99, Purpose::ModelInit, index);
