@@ -23,14 +23,14 @@ struct LoraDownLayer {
 // Parameters of lora_matmul_down_*.
 struct LoraMatmulDownParams {
     LoraDownLayer layers[3];  // as many as the grid has
-    const LoraRun* runs;      // [num_runs]
+    const LoraRun* runs;        // [*num_runs]
+    const int32_t* num_runs;    // entries of runs
+    const int32_t* live_rows;   // rows there are; null: all
     LoraDropout dropout;      // read by the _dropout kernels only
-    int32_t rows;             // rows of input and output
+    int32_t rows;             // rows that input and output have room for
     int32_t stride;           // columns of output over all layers
     int32_t rank_stride;      // columns of output of one layer: the largest rank, rounded up to 16
-    int32_t num_runs;         // entries of runs
     int32_t rank_chunks;      // blocks along the rank of a layer
-    int32_t reserved;         // 0
 };
 
 constexpr int kDownRows = 32;
@@ -64,12 +64,14 @@ DEVICE void lora_matmul_down(const LoraMatmulDownParams& p) {
 
     const LoraDownLayer& layer = p.layers[blockIdx.x / p.rank_chunks];
     const int first_rank = static_cast<int>(blockIdx.x % p.rank_chunks) * kRank;
-    const int row = blockIdx.y * kDownRows, row_end = row + kDownRows < p.rows ? row + kDownRows : p.rows;
+    const int rows = rows_there_are(p.live_rows, p.rows), num_runs = *p.num_runs;
+    const int row = blockIdx.y * kDownRows, row_end = row + kDownRows < rows ? row + kDownRows : rows;
+    if (row >= rows) return;
     const int warp = threadIdx.x / 32, lane = lane_id(), group = lane >> 2, quad = lane & 3;
     bf16* const output = layer.output + first_rank;
     const int columns = p.rank_stride - first_rank < kRank ? p.rank_stride - first_rank : kRank;
 
-    NO_UNROLL for (int run = 0; run < p.num_runs; run++) {
+    NO_UNROLL for (int run = 0; run < num_runs; run++) {
         const LoraRun& range = p.runs[run];
         const LoraFactor& factor = layer.factors[range.adapter];
         const int start = range.row_start > row ? range.row_start : row, end = range.row_end < row_end ? range.row_end : row_end;
@@ -81,7 +83,7 @@ DEVICE void lora_matmul_down(const LoraMatmulDownParams& p) {
             if constexpr (kDropout) {
                 UNROLL for (int i = 0; i < 4; i++) {
                     int at = row + group + 8 * i;
-                    at = at < p.rows ? at : p.rows - 1;
+                    at = at < rows ? at : rows - 1;
                     kept[i] = kept_columns(*layer.key, static_cast<int>(stretch / kMaskColumns), quad,
                                            p.dropout.row_keys + 2 * static_cast<int64_t>(at), p.dropout.threshold);
                 }
@@ -157,7 +159,7 @@ DEVICE void lora_matmul_down(const LoraMatmulDownParams& p) {
 
     for (int i = threadIdx.x; i < kDownRows * kPieces; i += kDownWarps * 32) {
         const int at = row + i / kPieces, c = i % kPieces * 8;
-        if (at < row_end && c < columns && factor_of_row(p.runs, p.num_runs, layer.factors, at) == nullptr) {
+        if (at < row_end && c < columns && factor_of_row(p.runs, num_runs, layer.factors, at) == nullptr) {
             store16(output + at * static_cast<int64_t>(p.stride) + c, Vec16{{0, 0, 0, 0}});
         }
     }

@@ -20,22 +20,25 @@ struct LoraDxLayer {
 
 // Parameters of lora_matmul_dx_*.
 struct LoraMatmulDxParams {
-    LoraDxLayer layers[3];  // num_layers of them
-    bf16* dx;               // [rows, in_features], overwritten
-    const LoraRun* runs;    // [num_runs]
-    LoraDropout dropout;    // read by the _dropout kernels only
-    int32_t num_layers;     // 1 to 3
-    int32_t rows;           // rows of dx
-    int32_t in_features;    // columns of dx
-    int32_t xa_stride;      // columns of dxa over all layers
-    int32_t num_runs;       // entries of runs
-    int32_t tiles_m;        // tile rows
-    int32_t tiles_n;        // tile columns
-    int32_t group;          // tile columns that are walked together
+    LoraDxLayer layers[3];     // num_layers of them
+    bf16* dx;                  // [rows, in_features], overwritten
+    const LoraRun* runs;       // [*num_runs]
+    const int32_t* num_runs;   // entries of runs; null without adapters
+    const int32_t* live_rows;  // rows there are; null: all
+    LoraDropout dropout;       // read by the _dropout kernels only
+    int32_t num_layers;        // 1 to 3
+    int32_t rows;              // rows that dx has room for
+    int32_t in_features;       // columns of dx
+    int32_t xa_stride;         // columns of dxa over all layers
+    int32_t tiles_m;           // tile rows
+    int32_t tiles_n;           // tile columns
+    int32_t group;             // tile columns that are walked together
+    int32_t reserved;          // 0
 };
 
 // Walks the extension of a tile: every layer, every run with rows in it, 32 ranks at a time.
 struct DxExtension {
+    int num_runs;
     int layer = 0;
     int run = 0;
     int rank = 0;
@@ -44,7 +47,7 @@ struct DxExtension {
     DEVICE bool settle(const LoraMatmulDxParams& p, int row_start, int row_end) {
         for (; layer < p.num_layers; layer++, run = 0, rank = 0) {
             const LoraFactor* factors = p.layers[layer].factors;
-            for (; factors != nullptr && run < p.num_runs; run++, rank = 0) {
+            for (; factors != nullptr && run < num_runs; run++, rank = 0) {
                 const LoraRun& r = p.runs[run];
                 if (r.row_start < row_end && r.row_end > row_start && r.row_start < r.row_end &&
                     rank < factors[r.adapter].r) {
@@ -58,7 +61,7 @@ struct DxExtension {
 
 // Which of a thread's accumulators dropout keeps: bit (m * kMmaN + n) * 4 + i for acc[m][n][i].
 template <typename Tile>
-DEVICE uint32_t kept_accumulators(const LoraMatmulDxParams& p, DropoutKey key, int row, int column) {
+DEVICE uint32_t kept_accumulators(const LoraMatmulDxParams& p, DropoutKey key, int row, int rows, int column) {
     static_assert(Tile::kMmaM * Tile::kMmaN * 4 <= 32, "a bit for every accumulator");
     const int lane = lane_id(), group = lane >> 2, pair = (lane & 3) * 2;
     const int warp_column = column + Tile::first_column();
@@ -67,7 +70,7 @@ DEVICE uint32_t kept_accumulators(const LoraMatmulDxParams& p, DropoutKey key, i
         // A part is one row of the two of an m, one column of the pair, and even or odd n: its columns share a Philox call.
         const int m = part >> 3, half = (part >> 2) & 1, element = (part >> 1) & 1, odd = part & 1;
         int at = row + Tile::first_row() + m * 16 + half * 8 + group;
-        at = at < p.rows ? at : p.rows - 1;
+        at = at < rows ? at : rows - 1;
         const int first = warp_column + odd * 8 + pair + element;
         const uint32_t call = first / kMaskColumns * 16 + first % 16;
         const uint32_t bits = dropout_kept(key, call, p.dropout.row_keys + 2 * static_cast<int64_t>(at), p.dropout.threshold);
@@ -86,7 +89,9 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
     DYNAMIC_SMEM(smem);
 
     const TilePlace place = tile_place(blockIdx.x, p.tiles_m, p.tiles_n, p.group);
-    const int row = place.m * kM, row_end = row + kM < p.rows ? row + kM : p.rows;
+    const int rows = rows_there_are(p.live_rows, p.rows);
+    const int row = place.m * kM, row_end = row + kM < rows ? row + kM : rows;
+    if (row >= rows) return;
     const int column = place.n * kN;
 
     float acc[Tile::kMmaM][Tile::kMmaN][4] = {};
@@ -104,7 +109,8 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
     start_layer();
 
     // Issues run ahead of the arithmetic by kStages - 1 tiles: first those of the extension, then k of every layer.
-    DxExtension ahead, here;
+    const int num_runs = p.num_runs == nullptr ? 0 : *p.num_runs;
+    DxExtension ahead = {num_runs}, here = {num_runs};
     bool extending = ahead.settle(p, row, row_end);
     StageRing<kStages, kStageBytes> ring = {smem};
     const auto issue_main = [&] {
@@ -146,7 +152,7 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
         const LoraDxLayer& layer = p.layers[here.layer];
         const int ranks = layer.factors[p.runs[here.run].adapter].r - here.rank;
         uint32_t kept = 0;
-        if constexpr (kDropout) kept = kept_accumulators<Tile>(p, *layer.key, row, column);
+        if constexpr (kDropout) kept = kept_accumulators<Tile>(p, *layer.key, row, rows, column);
         NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < ranks; slice++) {
             Tile::load_a(a, stage, slice);
             Tile::load_b_columns(b, stage + kBytesA, slice);

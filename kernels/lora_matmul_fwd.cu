@@ -22,27 +22,30 @@ struct LoraFwdLayer {
 
 // Parameters of lora_matmul_fwd_*.
 struct LoraMatmulFwdParams {
-    const bf16* x;           // [rows, in_features]
-    LoraFwdLayer layers[3];  // num_layers of them
-    const LoraRun* runs;     // [num_runs]
-    int32_t num_layers;      // 1 to 3
-    int32_t rows;            // rows of x
-    int32_t in_features;     // columns of x
-    int32_t xa_stride;       // columns of xa over all layers
-    int32_t num_runs;        // entries of runs
-    int32_t tiles_m;         // tile rows
-    int32_t tiles_n;         // tile columns over all layers
-    int32_t group;           // tile columns that are walked together
+    const bf16* x;               // [rows, in_features]
+    LoraFwdLayer layers[3];      // num_layers of them
+    const LoraRun* runs;         // [*num_runs]
+    const int32_t* num_runs;     // entries of runs; null without adapters
+    const int32_t* live_rows;    // rows there are; null: all
+    int32_t num_layers;          // 1 to 3
+    int32_t rows;                // rows that x has room for
+    int32_t in_features;         // columns of x
+    int32_t xa_stride;           // columns of xa over all layers
+    int32_t tiles_m;             // tile rows
+    int32_t tiles_n;             // tile columns over all layers
+    int32_t group;               // tile columns that are walked together
+    int32_t reserved;            // 0
 };
 
 // Walks the extension of a tile: every run with rows in it, 32 ranks at a time.
 struct FwdExtension {
+    int num_runs;
     int run = 0;
     int rank = 0;
 
     // Moves on to a place with work, from here if there is any; false at the end.
     DEVICE bool settle(const LoraMatmulFwdParams& p, const LoraFwdLayer& layer, int row_start, int row_end) {
-        for (; run < p.num_runs; run++, rank = 0) {
+        for (; run < num_runs; run++, rank = 0) {
             const LoraRun& r = p.runs[run];
             if (r.row_start < row_end && r.row_end > row_start && r.row_start < r.row_end &&
                 rank < layer.factors[r.adapter].r) {
@@ -63,7 +66,9 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
     int number = 0;
     while (number + 1 < p.num_layers && place.n >= p.layers[number + 1].first_tile) number++;
     const LoraFwdLayer& layer = p.layers[number];
-    const int row = place.m * kM, row_end = row + kM < p.rows ? row + kM : p.rows;
+    const int rows = rows_there_are(p.live_rows, p.rows);
+    const int row = place.m * kM, row_end = row + kM < rows ? row + kM : rows;
+    if (row >= rows) return;
     const int column = (place.n - layer.first_tile) * kN;
 
     float acc[Tile::kMmaM][Tile::kMmaN][4] = {};
@@ -75,7 +80,8 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
     load_w.start(layer.weight, p.in_features, column, 0, layer.out_features);
 
     // Issues run ahead of the arithmetic by kStages - 1 tiles: first those of the extension, then k.
-    FwdExtension ahead, here;
+    const int num_runs = p.num_runs == nullptr ? 0 : *p.num_runs;
+    FwdExtension ahead = {num_runs}, here = {num_runs};
     bool extending = layer.factors != nullptr && ahead.settle(p, layer, row, row_end);
     int left = p.in_features;
     StageRing<kStages, kStageBytes> ring = {smem};

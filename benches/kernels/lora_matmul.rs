@@ -6,6 +6,7 @@
 use criterion::Criterion;
 use half::bf16;
 use tanren::batch::AdapterRows;
+use tanren::device::kernels::DevicePtr;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
 use tanren::ops::lora_matmul::gpu::{
@@ -109,7 +110,7 @@ impl Case {
                 weight: &l.weight,
                 bias: None,
                 adapters: adapted.then_some(table),
-                key: None,
+                key: DevicePtr(0),
             })
         };
         let (plain, adapted): (Vec<_>, Vec<_>) = (layer(false).collect(), layer(true).collect());

@@ -4,7 +4,6 @@ use criterion::Criterion;
 use tanren::batch::AdapterRows;
 use tanren::device::Device;
 use tanren::error::Result;
-use tanren::ops::gemm::Write;
 use tanren::ops::lora_matmul::{
     self, Backward, Dropout, Forward, Frozen, LayerBackward, Lora, LoraGrad, LoraMatmul, RowKeys,
 };
@@ -34,14 +33,14 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let (mut da, mut db) = (random(device, LORA_R, inputs)?, random(device, outputs, LORA_R)?);
         for (note, dropout) in [("", None), (" dropout", Dropout::new(0.05, 0, 0, 0, &keys))] {
             let frozen = Frozen { weight: &weight, bias: None };
-            let layer = LoraMatmul { frozen, loras: &loras, rows: &runs, dropout };
+            let layer = LoraMatmul { frozen, loras: &loras, rows: &runs, dropout, gpu: None };
             let shape = format!("{tokens}x{inputs}x{outputs}{note}");
             bench.flops(&format!("forward {shape}"), || {
                 lora_matmul::forward(device, &x, &[layer], &mut [Forward { y: &mut y, xa: &mut xa }])
             })?;
             bench.flops(&format!("backward {shape}"), || {
                 let grad = LoraGrad { a: &mut da, b: &mut db, magnitude: None };
-                let dx = Some((&mut dx, Write::Overwrite));
+                let dx = Some(&mut dx);
                 let grads = &mut [Some(grad)];
                 let layers = &mut [LayerBackward { dy: &dy, xa: &xa, grads }];
                 lora_matmul::backward(device, &[layer], Backward { x: &x, dx, layers })

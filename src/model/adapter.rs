@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::weights::{Module, Weights, linear_shape};
 use crate::config::{LoraConfig, ModelConfig, TargetModules};
-use crate::device::{Device, Tensor};
+use crate::device::{Device, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::formats::adapter::{AdapterConfig, AdapterTensor, TargetModules as PeftModules};
 use crate::ops::lora_matmul;
@@ -19,7 +19,7 @@ use crate::tensor::Real;
 pub struct LoraParams<T: Real> {
     /// `[r, in_features]`.
     pub a: Tensor<T>,
-    /// `[out_features, r]`.
+    /// `[out_features, r]`; on a GPU transposed.
     pub b: Tensor<T>,
     /// `[1, out_features]`, with DoRA.
     pub magnitude: Option<Tensor<T>>,
@@ -30,6 +30,8 @@ pub struct LoraParams<T: Real> {
 pub struct Adapter<T: Real> {
     config: LoraConfig,
     blocks: Vec<[Option<LoraParams<T>>; 7]>,
+    /// Whether `b` is `[r, out_features]`, as kernels have it ([`lora_matmul::b_shape`]).
+    transposed: bool,
 }
 
 /// Prefix of every name in a PEFT file of a causal language model.
@@ -41,11 +43,11 @@ impl<T: Real> Adapter<T> {
     ///
     /// # Errors
     /// An input error if a target module is not in the model.
-    pub fn new(
+    pub fn new<W: Real<Stat = T::Stat>>(
         device: &Device,
         config: &LoraConfig,
         model: &ModelConfig,
-        weights: &Weights<T>,
+        weights: &Weights<W>,
         seed: u64,
     ) -> Result<Self> {
         let targets = config.modules_of(model)?;
@@ -54,27 +56,24 @@ impl<T: Real> Adapter<T> {
             let mut params = [const { None }; 7];
             for module in Module::ALL.into_iter().filter(|m| targets.contains(&m.name())) {
                 let [out_features, in_features] = linear_shape(model, module);
-                let mut a = device.empty(config.r, in_features)?;
                 let index = (layer * Module::ALL.len() + module as usize) as u32;
                 let mut stream = Stream::new(seed, Purpose::AdapterInit, index);
                 let bound = 1.0 / (in_features as f32).sqrt();
-                for value in a.data_mut() {
-                    *value = T::from_f32((2.0 * stream.uniform() - 1.0) * bound);
-                }
-                let b = device.zeros(out_features, config.r)?;
+                let values = (0..config.r * in_features)
+                    .map(|_| T::from_f32((2.0 * stream.uniform() - 1.0) * bound));
+                let a = device.tensor(config.r, in_features, &values.collect::<Vec<_>>())?;
+                let [rows, cols] = lora_matmul::b_shape(device, out_features, config.r);
+                let b = device.zeros(rows, cols)?;
                 let weight = &block.linears[module as usize].weight;
                 let magnitude = match config.use_dora {
-                    true => {
-                        let norm = lora_matmul::dora_norm(device, weight, &a, &b, T::Stat::ZERO)?;
-                        Some(to_param(device, &norm)?)
-                    }
+                    true => Some(row_norms(device, weight, config.r)?),
                     false => None,
                 };
                 params[module as usize] = Some(LoraParams { a, b, magnitude });
             }
             blocks.push(params);
         }
-        Ok(Self { config: config.clone(), blocks })
+        Ok(Self { config: config.clone(), blocks, transposed: device.machine() == Machine::Gpu })
     }
 
     /// The adapter of a PEFT file, strictly: every tensor that the configuration asks for, and no other.
@@ -91,8 +90,9 @@ impl<T: Real> Adapter<T> {
         let lora = lora_config(config, model, path)?;
         let targets = lora.modules_of(model)?;
         let mut used = 0;
-        let mut take = |name: String, [rows, cols]: [usize; 2], vector: bool| -> Result<Tensor<T>> {
-            let shape = if vector { vec![cols] } else { vec![rows, cols] };
+        let transposed = device.machine() == Machine::Gpu;
+        let mut take = |name: String, [rows, cols]: [usize; 2], part: Part| -> Result<Tensor<T>> {
+            let shape = if let Part::Magnitude = part { vec![cols] } else { vec![rows, cols] };
             let error = |what: &str| Error::input("ADAPTER", what).path(path).field(name.clone());
             let Some(tensor) = tensors.get(&name) else {
                 return error("missing tensor")
@@ -108,7 +108,10 @@ impl<T: Real> Adapter<T> {
             }
             used += 1;
             let values: Vec<T> = tensor.data.iter().map(|&x| T::from_f32(x)).collect();
-            device.tensor(rows, cols, &values)
+            match part {
+                Part::B if transposed => device.tensor(cols, rows, &transpose(&values, cols)),
+                _ => device.tensor(rows, cols, &values),
+            }
         };
         let mut blocks = Vec::new();
         for layer in 0..model.num_hidden_layers {
@@ -116,17 +119,17 @@ impl<T: Real> Adapter<T> {
             for module in Module::ALL.into_iter().filter(|m| targets.contains(&m.name())) {
                 let [out_features, in_features] = linear_shape(model, module);
                 let name = |part| tensor_name(layer, module, part);
-                let a = take(name(Part::A), [lora.r, in_features], false)?;
-                let b = take(name(Part::B), [out_features, lora.r], false)?;
+                let a = take(name(Part::A), [lora.r, in_features], Part::A)?;
+                let b = take(name(Part::B), [out_features, lora.r], Part::B)?;
                 let magnitude = match lora.use_dora {
-                    true => Some(take(name(Part::Magnitude), [1, out_features], true)?),
+                    true => Some(take(name(Part::Magnitude), [1, out_features], Part::Magnitude)?),
                     false => None,
                 };
                 params[module as usize] = Some(LoraParams { a, b, magnitude });
             }
             blocks.push(params);
         }
-        let adapter = Self { config: lora, blocks };
+        let adapter = Self { config: lora, blocks, transposed };
         if used != tensors.len() {
             let known: Vec<String> = adapter.named_tensors().into_iter().map(|(name, _)| name).collect();
             let extra = tensors.keys().find(|name| !known.contains(name));
@@ -153,12 +156,58 @@ impl<T: Real> Adapter<T> {
     /// [`Error::Device`] if there is not so much memory.
     pub fn cast<U: Real>(&self, device: &Device) -> Result<Adapter<U>> {
         self.map(|tensor| {
-            let mut to = device.empty(tensor.rows(), tensor.cols())?;
-            for (to, from) in to.data_mut().iter_mut().zip(tensor.data()) {
-                *to = U::from_f64(from.to_f64());
+            if device.is_dry() {
+                return device.empty(tensor.rows(), tensor.cols());
             }
-            Ok(to)
+            let values: Vec<U> = device.read(tensor)?.iter().map(|x| U::from_f64(x.to_f64())).collect();
+            device.tensor(tensor.rows(), tensor.cols(), &values)
         })
+    }
+
+    /// The numbers under their names in PEFT files and in their shapes there, whatever the device holds them in.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed.
+    pub fn to_peft(&self, device: &Device) -> Result<Vec<(String, AdapterTensor)>> {
+        let of = |(name, part, tensor): (String, Part, &Tensor<T>)| {
+            let mut data: Vec<f32> = device.read(tensor)?.iter().map(|x| x.to_f64() as f32).collect();
+            let mut shape = tensor.shape().to_vec();
+            match part {
+                Part::B if self.transposed => {
+                    data = transpose(&data, tensor.cols());
+                    shape.reverse();
+                }
+                Part::Magnitude => shape = vec![tensor.cols()],
+                Part::A | Part::B => {}
+            }
+            Ok((name, AdapterTensor { shape, data }))
+        };
+        self.parts().into_iter().map(of).collect()
+    }
+
+    /// Overwrites all numbers with those that `source(name, shape)` gives for the names and shapes of [`Adapter::to_peft`].
+    ///
+    /// # Errors
+    /// The first error of `source`, and of the device.
+    pub fn set_from_peft(
+        &mut self,
+        device: &Device,
+        mut source: impl FnMut(&str, &[usize]) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        let transposed = self.transposed;
+        let names: Vec<(String, Part)> =
+            self.parts().into_iter().map(|(name, part, _)| (name, part)).collect();
+        for ((name, part), tensor) in names.into_iter().zip(self.tensors_mut()) {
+            let [rows, cols] = tensor.shape();
+            let values = match part {
+                Part::B if transposed => transpose(&source(&name, &[cols, rows])?, rows),
+                Part::Magnitude => source(&name, &[cols])?,
+                Part::A | Part::B => source(&name, &[rows, cols])?,
+            };
+            let values: Vec<T> = values.into_iter().map(T::from_f32).collect();
+            device.write(tensor, &values)?;
+        }
+        Ok(())
     }
 
     fn map<U: Real>(&self, to: impl Fn(&Tensor<T>) -> Result<Tensor<U>>) -> Result<Adapter<U>> {
@@ -173,7 +222,7 @@ impl<T: Real> Adapter<T> {
             }
             blocks.push(params);
         }
-        Ok(Adapter { config: self.config.clone(), blocks })
+        Ok(Adapter { config: self.config.clone(), blocks, transposed: self.transposed })
     }
 
     /// Rank, scale and targets.
@@ -208,14 +257,19 @@ impl<T: Real> Adapter<T> {
 
     /// The tensors with their names in PEFT files, in the order of [`Adapter::tensors`].
     pub fn named_tensors(&self) -> Vec<(String, &Tensor<T>)> {
+        self.parts().into_iter().map(|(name, _, tensor)| (name, tensor)).collect()
+    }
+
+    fn parts(&self) -> Vec<(String, Part, &Tensor<T>)> {
         let mut all = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
             for (module, params) in Module::ALL.into_iter().zip(block) {
                 let Some(params) = params else { continue };
-                all.push((tensor_name(layer, module, Part::A), &params.a));
-                all.push((tensor_name(layer, module, Part::B), &params.b));
+                let name = |part| tensor_name(layer, module, part);
+                all.push((name(Part::A), Part::A, &params.a));
+                all.push((name(Part::B), Part::B, &params.b));
                 if let Some(magnitude) = &params.magnitude {
-                    all.push((tensor_name(layer, module, Part::Magnitude), magnitude));
+                    all.push((name(Part::Magnitude), Part::Magnitude, magnitude));
                 }
             }
         }
@@ -236,11 +290,6 @@ impl<T: Real> Adapter<T> {
     /// Number of trained numbers.
     pub fn num_params(&self) -> usize {
         self.tensors().iter().map(|t| t.len()).sum()
-    }
-
-    /// Shape of tensor `name` in a PEFT file: magnitudes are vectors.
-    pub fn file_shape(name: &str, tensor: &Tensor<T>) -> Vec<usize> {
-        if name.ends_with(".lora_magnitude_vector") { vec![tensor.cols()] } else { tensor.shape().to_vec() }
     }
 
     /// The configuration file that goes with it.
@@ -264,13 +313,22 @@ impl<T: Real> Adapter<T> {
     }
 }
 
-/// Norms as the first magnitudes.
-fn to_param<T: Real>(device: &Device, norm: &Tensor<T::Stat>) -> Result<Tensor<T>> {
-    let mut magnitude = device.empty(norm.rows(), norm.cols())?;
-    for (to, &from) in magnitude.data_mut().iter_mut().zip(norm.data()) {
-        *to = T::from_stat(from);
+/// Norms of the rows of a weight, the first magnitudes of DoRA.
+fn row_norms<T: Real, W: Real>(device: &Device, weight: &Tensor<W>, r: usize) -> Result<Tensor<T>> {
+    // The factors of a start: B is zero.
+    let [rows, cols] = lora_matmul::b_shape(device, weight.rows(), r);
+    let (a, b) = (device.zeros(r, weight.cols())?, device.zeros(rows, cols)?);
+    let norms = lora_matmul::dora_norm(device, weight, &a, &b, W::Stat::ZERO)?;
+    if device.is_dry() {
+        return device.empty(norms.rows(), norms.cols());
     }
-    Ok(magnitude)
+    let values: Vec<T> = device.read(&norms)?.iter().map(|n| T::from_f64(n.to_f64())).collect();
+    device.tensor(norms.rows(), norms.cols(), &values)
+}
+
+/// The transpose of a matrix with `cols` columns.
+fn transpose<T: Copy>(values: &[T], cols: usize) -> Vec<T> {
+    (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied()).collect()
 }
 
 /// Parts of a layer's adapter.

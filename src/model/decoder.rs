@@ -4,12 +4,13 @@ use super::adapter::Adapter;
 pub use super::block::DropoutStep;
 use super::block::{Kept, Pass, Saved};
 use super::policy::Policy;
+use super::tables::{BatchTables, Room};
 use super::weights::Weights;
-use crate::batch::{Batch, Target};
+use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::device::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::linear_cross_entropy::{self, Gradient, TargetScore};
+use crate::ops::linear_cross_entropy::{self, Scores, TargetScore};
 use crate::ops::{embedding, rms_norm};
 use crate::tensor::{DType, Real};
 
@@ -53,10 +54,12 @@ impl<T: Real> Decoder<T> {
         if batch.targets.is_empty() {
             return Ok(Vec::new());
         }
-        let pass = self.pass(device, batch, adapters, (None, None))?;
-        let forward = self.forward(&pass, batch)?;
-        let targets = renumbered(&batch.targets, &pass.target_rows);
-        linear_cross_entropy::forward(device, &forward.normed, self.weights.head(), &targets, None)
+        let tables = self.tables(device, batch, &batch.target_rows(), (0.0, None))?;
+        let pass = self.pass(device, (adapters, &[]), &tables, (None, None))?;
+        let forward = self.forward(&pass)?;
+        let device = &tables.supervised.device;
+        let head = self.weights.head();
+        linear_cross_entropy::forward(device, &forward.normed, head, &tables.targets, None)?.read(device)
     }
 
     /// Log-probabilities of the targets, and the gradient of `-scale * sum(weight * logprob)` added to `grads` (one per adapter,
@@ -78,26 +81,9 @@ impl<T: Real> Decoder<T> {
             return self.score(device, batch, adapters);
         };
         let PassOptions { scale, dropout, policies } = options;
-        let pass = self.pass(device, batch, adapters, (dropout, Some((lowest, policies))))?;
-        let Forward { mut saved, stream, rstd, normed } = self.forward(&pass, batch)?;
-        let targets = renumbered(&batch.targets, &pass.target_rows);
-        let mut d_normed = device.empty(normed.rows(), normed.cols())?;
-        let gradient = Gradient { dx: &mut d_normed, scale };
-        let head = self.weights.head();
-        let scores = linear_cross_entropy::forward(device, &normed, head, &targets, Some(gradient))?;
-        drop(normed);
-        let mut d_stream = device.zeros(stream.rows(), stream.cols())?;
-        rms_norm::backward(device, &d_normed, &stream, &pass.final_norm(), &rstd, &mut d_stream)?;
-        drop((d_normed, stream));
-        let mut layer = self.weights.blocks.len();
-        while let Some(block) = saved.pop() {
-            layer -= 1;
-            match pass.backward(layer, block, d_stream, layer == lowest, grads)? {
-                Some(d_in) => d_stream = d_in,
-                None => break,
-            }
-        }
-        Ok(scores)
+        let tables = self.tables(device, batch, &batch.target_rows(), (scale, dropout))?;
+        let pass = self.pass(device, (adapters, grads), &tables, (dropout, Some((lowest, policies))))?;
+        self.both_ways(&pass, lowest, grads)?.read(device)
     }
 
     /// Logits of some rows (ascending), `[rows.len(), vocab_size]`.
@@ -112,10 +98,39 @@ impl<T: Real> Decoder<T> {
         rows: &[usize],
     ) -> Result<Tensor<T>> {
         self.validate(device, batch, adapters)?;
-        let parts = (&self.config, &self.weights);
-        let pass = Pass::new(device, parts, adapters, &batch.segments, rows.to_vec(), (None, None))?;
-        let forward = self.forward(&pass, batch)?;
+        let without = Batch { targets: Vec::new(), ..batch.clone() };
+        let tables = self.tables(device, &without, rows, (0.0, None))?;
+        let pass = self.pass(device, (adapters, &[]), &tables, (None, None))?;
+        let forward = self.forward(&pass)?;
         linear_cross_entropy::logits(device, &forward.normed, self.weights.head())
+    }
+
+    /// Forward and backward over the batch in the tables of `pass`: adds to `grads`.
+    fn both_ways(
+        &self,
+        pass: &Pass<'_, T>,
+        lowest: usize,
+        grads: &mut [Adapter<T::Stat>],
+    ) -> Result<Scores> {
+        let (device, tables) = (&pass.tables.supervised.device, pass.tables);
+        let Forward { mut saved, stream, rstd, normed } = self.forward(pass)?;
+        let mut d_normed = device.empty(normed.rows(), normed.cols())?;
+        let (head, dx) = (self.weights.head(), Some(&mut d_normed));
+        let scores = linear_cross_entropy::forward(device, &normed, head, &tables.targets, dx)?;
+        drop(normed);
+        let mut d_stream = device.empty(stream.rows(), stream.cols())?;
+        let norm = pass.final_norm();
+        rms_norm::backward(device, &d_normed, &stream, &norm, &rstd, None, &mut d_stream, None)?;
+        drop((d_normed, stream));
+        let mut layer = self.weights.blocks.len();
+        while let Some(block) = saved.pop() {
+            layer -= 1;
+            match pass.backward(layer, block, d_stream, layer == lowest, grads)? {
+                Some(d_in) => d_stream = d_in,
+                None => break,
+            }
+        }
+        Ok(scores)
     }
 
     fn validate(&self, device: &Device, batch: &Batch, adapters: &[Adapter<T>]) -> Result<()> {
@@ -138,22 +153,36 @@ impl<T: Real> Decoder<T> {
         batch.validate(config.vocab_size, config.max_position_embeddings, adapters.len())
     }
 
+    /// The tables of one batch; `rows` are those whose final state is wanted.
+    fn tables(
+        &self,
+        device: &Device,
+        batch: &Batch,
+        rows: &[usize],
+        (scale, dropout): (f64, Option<DropoutStep>),
+    ) -> Result<BatchTables<T>> {
+        let room = Room { target_rows: rows.len(), ..Room::of(batch) };
+        let mut tables = BatchTables::with_room(device, &self.config, room, dropout.is_some())?;
+        tables.write(device, batch, rows, scale)?;
+        Ok(tables)
+    }
+
     fn pass<'a>(
         &'a self,
         device: &'a Device,
-        batch: &Batch,
-        adapters: &'a [Adapter<T>],
+        adapters_and_grads: (&'a [Adapter<T>], &[Adapter<T::Stat>]),
+        tables: &'a BatchTables<T>,
         dropout_and_kept: (Option<DropoutStep>, Kept<'a>),
     ) -> Result<Pass<'a, T>> {
         let parts = (&self.config, &self.weights);
-        Pass::new(device, parts, adapters, &batch.segments, batch.target_rows(), dropout_and_kept)
+        Pass::new(device, parts, adapters_and_grads, tables, dropout_and_kept)
     }
 
     /// Runs all blocks, and keeps what the backward pass needs of them.
-    fn forward(&self, pass: &Pass<'_, T>, batch: &Batch) -> Result<Forward<T>> {
-        let device = pass.device;
-        let mut x = pass.place_of_input(0).empty(batch.total_tokens(), self.config.hidden_size)?;
-        embedding::forward(device, &self.weights.embed_tokens, &batch.input_ids, &mut x)?;
+    fn forward(&self, pass: &Pass<'_, T>) -> Result<Forward<T>> {
+        let tables = pass.tables;
+        let mut x = pass.place_of_input(0).empty(tables.ids.rows(), self.config.hidden_size)?;
+        embedding::forward(&tables.all.device, &self.weights.embed_tokens, &tables.ids, &mut x)?;
         let mut saved: Vec<Saved<T>> = Vec::new();
         // The stream of a block that does not keep it.
         let mut passing: Option<Tensor<T>> = None;
@@ -164,14 +193,10 @@ impl<T: Real> Decoder<T> {
             saved.extend(done.saved);
         }
         let residual = passing.as_ref().or_else(|| saved.last().and_then(Saved::x_mid));
+        let device = &tables.supervised.device;
         let mut rstd = device.empty(x.rows(), 1)?;
         let mut normed = device.empty(x.rows(), x.cols())?;
         rms_norm::forward(device, &mut x, residual, &pass.final_norm(), &mut normed, &mut rstd)?;
         Ok(Forward { saved, stream: x, rstd, normed })
     }
-}
-
-/// The targets with their rows as places among `rows`.
-fn renumbered(targets: &[Target], rows: &[usize]) -> Vec<Target> {
-    targets.iter().map(|t| Target { row: rows.partition_point(|&row| row < t.row), ..*t }).collect()
 }

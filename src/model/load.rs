@@ -18,19 +18,20 @@ pub struct Loaded<T: Real> {
     pub unused: Vec<String>,
 }
 
-/// Reads the weights of `config` from `folder`. f32 tensors stay where the file is mapped; bf16 and f16 become f32. A dry device
-/// gets their shapes, and no number is read.
+/// Reads the weights of `config` from `folder`. Tensors that are of type `T` in the file stay where it is mapped on a
+/// CPU, and go to a GPU straight from there; others are converted. A dry device gets their shapes, and
+/// no number is read.
 ///
 /// `progress(done, total)` is called with bytes after every tensor.
 ///
 /// # Errors
 /// An input error that names the tensor that is missing, has another shape, or has no numbers of a known type.
-pub fn load(
+pub fn load<T: Real>(
     device: &Device,
     config: &ModelConfig,
     folder: &ModelFolder,
     progress: &dyn Fn(u64, u64),
-) -> Result<Loaded<f32>> {
+) -> Result<Loaded<T>> {
     let mut used = Vec::new();
     let mut done = 0;
     let weights = Weights::build(config, |name, [rows, cols], role| {
@@ -53,10 +54,13 @@ pub fn load(
         }
         used.push(name.to_owned());
         let is_real = matches!(view.dtype(), DType::F64 | DType::F32 | DType::F16 | DType::Bf16);
-        let tensor = match view.mapped_f32() {
+        let tensor = match view.mapped::<T>() {
             _ if device.is_dry() && is_real => device.empty(rows, cols)?,
             Some(mapped) => device.borrowed(rows, cols, Arc::new(mapped))?,
-            None => device.tensor(rows, cols, &view.to_f32()?)?,
+            None => {
+                let values: Vec<T> = view.to_f32()?.into_iter().map(T::from_f32).collect();
+                device.tensor(rows, cols, &values)?
+            }
         };
         done += view.bytes().len() as u64;
         progress(done, folder.total_bytes());

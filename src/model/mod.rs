@@ -12,6 +12,7 @@ pub mod init;
 pub mod load;
 pub mod open;
 pub mod policy;
+pub mod tables;
 pub mod weights;
 
 #[cfg(test)]
@@ -20,4 +21,5 @@ mod tests;
 pub use adapter::Adapter;
 pub use decoder::{Decoder, DropoutStep, PassOptions};
 pub use policy::{Policies, Policy};
+pub use tables::Room;
 pub use weights::Weights;

@@ -95,6 +95,7 @@ mod tests {
             loras: &[],
             rows: &[],
             dropout: None,
+            gpu: None,
         };
         let (mut y, mut xa) = (device.zeros(4, 4).unwrap(), device.zeros(4, 0).unwrap());
         let out = lora_matmul::Forward { y: &mut y, xa: &mut xa };

@@ -7,6 +7,7 @@ use std::any::Any;
 
 use crate::device::{Class, Device, Tensor};
 use crate::error::{Error, Result};
+use crate::formats::adapter::AdapterTensor;
 use crate::model::Adapter;
 use crate::ops::adamw::{self, AdamW, Trained};
 use crate::ops::grad_norm::{clip_factor, grad_norm};
@@ -59,15 +60,51 @@ impl<T: Real> Optimizer<T> {
     /// # Errors
     /// [`crate::error::Error::Device`] if there is not so much memory.
     pub fn with_master(device: &Device, master: Adapter<T::Stat>) -> Result<(Self, Adapter<T>)> {
-        let adapter = master.cast(&device.class(Class::Adapter))?;
-        let mut optimizer = Self::new(device, &adapter)?;
-        optimizer.master = optimizer.master.map(|_| master);
+        let adapter: Adapter<T> = master.cast(&device.class(Class::Adapter))?;
+        let is_own_master = (&adapter as &dyn Any).is::<Adapter<T::Stat>>();
+        let optimizer = Self {
+            exp_avg: master.zeros_like(&device.class(Class::Moments))?,
+            exp_avg_sq: master.zeros_like(&device.class(Class::Moments))?,
+            master: (!is_own_master).then_some(master),
+            step: 0,
+        };
         Ok((optimizer, adapter))
     }
 
-    /// What is trained and belongs in files, where the adapter is a rounded copy of it; none where that is the adapter itself.
+    /// What is trained, where the adapter is a rounded copy of it; none where that is the adapter itself.
     pub fn master(&self) -> Option<&Adapter<T::Stat>> {
         self.master.as_ref()
+    }
+
+    /// The trained numbers under their names in PEFT files, in all the digits there are.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device failed.
+    pub fn trained_to_peft(
+        &self,
+        device: &Device,
+        adapter: &Adapter<T>,
+    ) -> Result<Vec<(String, AdapterTensor)>> {
+        match &self.master {
+            Some(master) => master.to_peft(device),
+            None => adapter.to_peft(device),
+        }
+    }
+
+    /// Replaces the trained numbers by those that `source(name, shape)` gives, and rounds them for `adapter` where it is a copy.
+    ///
+    /// # Errors
+    /// The first error of `source`, and of the device.
+    pub fn set_trained(
+        &mut self,
+        device: &Device,
+        adapter: &mut Adapter<T>,
+        mut source: impl FnMut(&str, &[usize]) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        if let Some(master) = &mut self.master {
+            master.set_from_peft(device, &mut source)?;
+        }
+        adapter.set_from_peft(device, source)
     }
 
     /// Updates done.
@@ -75,32 +112,25 @@ impl<T: Real> Optimizer<T> {
         self.step
     }
 
-    /// Norm of the gradient before clipping; not finite if the gradient is not, and then [`Optimizer::apply`] must not be called.
-    pub fn grad_norm(&self, device: &Device, grads: &Adapter<T::Stat>) -> f64 {
-        grad_norm(device, &grads.tensors())
-    }
-
-    /// Clips a gradient of norm `norm` and updates the adapter.
+    /// Clips the gradient and updates the adapter. Gives the norm before clipping; if that is not finite, nothing has changed.
     ///
     /// # Errors
     /// [`Error::Shape`] if `grads` belongs to another adapter.
-    pub fn apply(
+    pub fn update(
         &mut self,
         device: &Device,
         update: &Update,
-        norm: f64,
         adapter: &mut Adapter<T>,
         grads: &Adapter<T::Stat>,
-    ) -> Result<()> {
-        self.step += 1;
-        let adamw = AdamW {
+    ) -> Result<f64> {
+        let mut adamw = AdamW {
             learning_rate: update.learning_rate,
             beta1: update.beta1,
             beta2: update.beta2,
             epsilon: update.epsilon,
             weight_decay: update.weight_decay,
-            clip: clip_factor(norm, update.max_grad_norm),
-            step: self.step,
+            clip: 1.0,
+            step: self.step + 1,
         };
         let mut shadows: Vec<Option<&mut Tensor<T>>> = Vec::new();
         let params: Vec<&mut Tensor<T::Stat>> = match &mut self.master {
@@ -114,12 +144,18 @@ impl<T: Real> Optimizer<T> {
             },
         };
         shadows.resize_with(params.len(), || None);
-        let (count, expected) = (grads.tensors().len(), self.exp_avg.tensors().len());
+        let grads = grads.tensors();
+        let (count, expected) = (grads.len(), self.exp_avg.tensors().len());
         if count != expected || params.len() != expected {
             return Err(Error::shape("adamw", "grads", expected, count));
         }
+        let norm = grad_norm(device, &grads);
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
+        adamw.clip = clip_factor(norm, update.max_grad_norm);
         let moments = self.exp_avg.tensors_mut().into_iter().zip(self.exp_avg_sq.tensors_mut());
-        let params = params.into_iter().zip(shadows).zip(grads.tensors());
+        let params = params.into_iter().zip(shadows).zip(grads);
         let one = |(((param, shadow), grad), (exp_avg, exp_avg_sq))| Trained {
             param,
             shadow,
@@ -127,32 +163,37 @@ impl<T: Real> Optimizer<T> {
             exp_avg,
             exp_avg_sq,
         };
-        adamw::update(device, &adamw, &mut params.zip(moments).map(one).collect::<Vec<Trained<'_, T>>>())
+        let mut trained: Vec<Trained<'_, T>> = params.zip(moments).map(one).collect();
+        adamw::update(device, &adamw, &mut trained)?;
+        self.step += 1;
+        Ok(norm)
     }
 
     /// The state with names, for a checkpoint: `exp_avg.<tensor>` and `exp_avg_sq.<tensor>`.
-    pub fn named_state(&self) -> Vec<(String, &Tensor<T::Stat>)> {
-        let with = |prefix: &str, adapter: &'_ Adapter<T::Stat>| -> Vec<String> {
-            adapter.named_tensors().into_iter().map(|(name, _)| format!("{prefix}.{name}")).collect()
-        };
-        let names = with("exp_avg", &self.exp_avg).into_iter().chain(with("exp_avg_sq", &self.exp_avg_sq));
-        let tensors = self.exp_avg.tensors().into_iter().chain(self.exp_avg_sq.tensors());
-        names.zip(tensors).collect()
-    }
-
-    /// Puts back a state that [`Optimizer::named_state`] gave, tensor by tensor in its order, after `step` updates.
     ///
     /// # Errors
-    /// The first error of `read(name, tensor)`.
+    /// [`Error::Device`] if the device failed.
+    pub fn named_state(&self, device: &Device) -> Result<Vec<(String, AdapterTensor)>> {
+        let mut all = Vec::new();
+        for (prefix, moments) in [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)] {
+            let named = moments.to_peft(device)?;
+            all.extend(named.into_iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor)));
+        }
+        Ok(all)
+    }
+
+    /// Puts back a state that [`Optimizer::named_state`] gave, after `step` updates, as `source(name, shape)` gives it.
+    ///
+    /// # Errors
+    /// The first error of `source`, and of the device.
     pub fn restore(
         &mut self,
+        device: &Device,
         step: u64,
-        mut read: impl FnMut(&str, &mut Tensor<T::Stat>) -> Result<()>,
+        mut source: impl FnMut(&str, &[usize]) -> Result<Vec<f32>>,
     ) -> Result<()> {
-        let names: Vec<String> = self.named_state().into_iter().map(|(name, _)| name).collect();
-        let tensors = self.exp_avg.tensors_mut().into_iter().chain(self.exp_avg_sq.tensors_mut());
-        for (name, tensor) in names.iter().zip(tensors) {
-            read(name, tensor)?;
+        for (prefix, moments) in [("exp_avg", &mut self.exp_avg), ("exp_avg_sq", &mut self.exp_avg_sq)] {
+            moments.set_from_peft(device, |name, shape| source(&format!("{prefix}.{name}"), shape))?;
         }
         self.step = step;
         Ok(())
@@ -209,8 +250,8 @@ mod tests {
         let mut reference = Optimizer::<f32>::new(&device, &wide).unwrap();
         assert!(reference.master().is_none());
         for _ in 0..3 {
-            reference.apply(&device, &UPDATE, 1.0, &mut wide, &grads).unwrap();
-            optimizer.apply(&device, &UPDATE, 1.0, &mut narrow, &grads).unwrap();
+            reference.update(&device, &UPDATE, &mut wide, &grads).unwrap();
+            optimizer.update(&device, &UPDATE, &mut narrow, &grads).unwrap();
         }
         let master = optimizer.master().unwrap();
         for ((wide, master), narrow) in wide.tensors().iter().zip(master.tensors()).zip(narrow.tensors()) {
@@ -239,7 +280,7 @@ mod tests {
         (model.num_hidden_layers, model.hidden_size, model.vocab_size) = (1, 8, 16);
         let weights = init::dry::<f32>(&Device::dry(), &model).unwrap();
         let other = Adapter::new(&device, wide.config(), &model, &weights, 1).unwrap();
-        let error = optimizer.apply(&device, &UPDATE, 1.0, &mut wide, &other.zeros_like(&device).unwrap());
+        let error = optimizer.update(&device, &UPDATE, &mut wide, &other.zeros_like(&device).unwrap());
         assert!(error.unwrap_err().to_string().contains("grads"));
     }
 }

@@ -3,17 +3,22 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use half::bf16;
+
 use super::event::Event;
 use super::passes::{Packed, passes};
 use crate::config::ScoreConfig;
 use crate::data::encode::{Encoder, Example};
 use crate::data::jsonl::{Record, read_files};
 use crate::data::routing::{Routing, select};
-use crate::device::Device;
+use crate::batch::Batch;
+use crate::device::{Device, Machine};
 use crate::error::{Error, InputError, Result};
 use crate::formats::adapter::read_adapter;
 use crate::model::{Adapter, Decoder};
+use crate::ops::linear_cross_entropy::TargetScore;
 use crate::session::{self, Context, Opened, TextOptions};
+use crate::tensor::Real;
 
 /// A run: who computes, and how much was computed.
 pub(super) struct Session<'a> {
@@ -76,6 +81,13 @@ impl<'a> Session<'a> {
 
     /// Loads weights and adapter.
     pub(super) fn load(&self, opened: &Opened, watch: &mut dyn FnMut(Event<'_>)) -> Result<Scorer> {
+        match self.device.machine() {
+            Machine::Cpu => self.load_as::<f32>(opened, watch).map(Scorer::F32),
+            Machine::Gpu => self.load_as::<bf16>(opened, watch).map(Scorer::Bf16),
+        }
+    }
+
+    fn load_as<T: Real>(&self, opened: &Opened, watch: &mut dyn FnMut(Event<'_>)) -> Result<Loaded<T>> {
         self.check_stop()?;
         let device = &self.device;
         let decoder = opened.load(device, &mut |notice| watch(notice.into()))?;
@@ -84,7 +96,7 @@ impl<'a> Session<'a> {
             let peft = read_adapter(dir)?;
             adapters.push(Adapter::from_peft(device, &decoder.config, &peft.config, &peft.tensors, dir)?);
         }
-        Ok(Scorer { decoder, adapters })
+        Ok(Loaded { decoder, adapters })
     }
 
     /// Scores rows of these lengths, pass by pass and in order. `pack` makes the batch of some rows; `take` gets the
@@ -106,7 +118,7 @@ impl<'a> Session<'a> {
             self.check_stop()?;
             let Packed { batch, units } = pack(rows.clone())?;
             let device = &self.device;
-            let scores = device.run(|| scorer.decoder.score(device, &batch, &scorer.adapters))?;
+            let scores = device.run(|| scorer.score(device, &batch))?;
             let of_unit = |unit: Vec<usize>| unit.into_iter().map(|t| scores[t].logprob).collect();
             take(rows.clone(), units.into_iter().map(of_unit).collect())?;
             self.num_tokens += batch.total_tokens() as u64;
@@ -119,10 +131,27 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A model with its adapter, ready to score.
-pub(super) struct Scorer {
-    decoder: Decoder<f32>,
-    adapters: Vec<Adapter<f32>>,
+/// A model with its adapter, in the numbers that its device computes with.
+pub(super) enum Scorer {
+    /// On the CPU.
+    F32(Loaded<f32>),
+    /// On a GPU.
+    Bf16(Loaded<bf16>),
+}
+
+impl Scorer {
+    fn score(&self, device: &Device, batch: &Batch) -> Result<Vec<TargetScore>> {
+        match self {
+            Self::F32(model) => model.decoder.score(device, batch, &model.adapters),
+            Self::Bf16(model) => model.decoder.score(device, batch, &model.adapters),
+        }
+    }
+}
+
+/// A model with its adapter.
+pub(super) struct Loaded<T: Real> {
+    decoder: Decoder<T>,
+    adapters: Vec<Adapter<T>>,
 }
 
 /// An input error at a row.

@@ -20,6 +20,7 @@ use crate::device::{Class, Device};
 use crate::error::Result;
 use crate::model::open::{self, OpenModel};
 use crate::model::{Decoder, load};
+use crate::tensor::Real;
 
 /// What the surroundings offer to a run.
 #[derive(Clone, Default)]
@@ -138,7 +139,7 @@ impl Opened {
     ///
     /// # Errors
     /// An input error that names the tensor that is missing or has another shape.
-    pub fn load(&self, device: &Device, notify: &mut dyn FnMut(Notice)) -> Result<Decoder<f32>> {
+    pub fn load<T: Real>(&self, device: &Device, notify: &mut dyn FnMut(Notice)) -> Result<Decoder<T>> {
         let OpenModel { folder, config } = &self.model;
         let loaded = load::load(&device.class(Class::Weights), config, folder, &|_, _| {})?;
         let bytes = folder.total_bytes();

@@ -12,12 +12,11 @@ use super::identity::{self, Identity};
 use super::state::TrainerState;
 use super::step::Stepper;
 use crate::config::TrainConfig;
-use crate::device::Tensor;
 use crate::error::{Error, Result};
-use crate::formats::adapter::{adapter_files, write_adapter};
+use crate::formats::adapter::{AdapterTensor, adapter_files, write_adapter};
 use crate::formats::checkpoint::{self, Checkpoint};
 use crate::formats::safetensors::{NamedTensor, TensorData, TensorFile, serialize};
-use crate::model::Adapter;
+use crate::tensor::Real;
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "trainer_state.json";
@@ -28,17 +27,18 @@ const IDENTITY: &str = "run_identity.json";
 ///
 /// # Errors
 /// An I/O error, or [`Error::Numeric`] if a number of the adapter is not finite.
-pub(super) fn save(
+pub(super) fn save<T: Real<Stat = f32>>(
     config: &TrainConfig,
-    stepper: &Stepper<'_>,
+    stepper: &Stepper<'_, T>,
     state: &TrainerState,
     identity: &Identity,
 ) -> Result<PathBuf> {
-    let adapter = &stepper.adapters[0];
-    let mut files = adapter_files(&adapter.peft_config(&config.model), &named(adapter.named_tensors()))?;
-    let moments = stepper.optimizer.named_state();
+    let (device, adapter) = (stepper.device, &stepper.adapters[0]);
+    let trained = stepper.optimizer.trained_to_peft(device, adapter)?;
+    let mut files = adapter_files(&adapter.peft_config(&config.model), &named(&trained))?;
+    let moments = stepper.optimizer.named_state(device)?;
     let step = stepper.optimizer.step().to_string();
-    files.push((OPTIMIZER.into(), serialize(&named(moments), &[("format", "pt"), ("step", &step)])?));
+    files.push((OPTIMIZER.into(), serialize(&named(&moments), &[("format", "pt"), ("step", &step)])?));
     files.push((STATE.into(), state.to_json().into_bytes()));
     let rng = json!({
         "generator": "philox4x32-10",
@@ -55,9 +55,9 @@ pub(super) fn save(
 ///
 /// # Errors
 /// An input error if the checkpoint belongs to another run, or a file of it is not what it should be.
-pub(super) fn restore(
+pub(super) fn restore<T: Real<Stat = f32>>(
     checkpoint: &Checkpoint,
-    stepper: &mut Stepper<'_>,
+    stepper: &mut Stepper<'_, T>,
     identity: &Identity,
 ) -> Result<TrainerState> {
     let path = |name: &str| checkpoint.path().join(name);
@@ -70,7 +70,7 @@ pub(super) fn restore(
             .fix("resume from another checkpoint")
             .into();
     }
-    load_adapter(checkpoint.path(), &mut stepper.adapters[0])?;
+    load_adapter(checkpoint.path(), stepper)?;
     let file = TensorFile::open(&path(OPTIMIZER))?;
     let step = file.metadata().get("step").and_then(|s| s.parse().ok());
     let Some(step) = step else {
@@ -79,54 +79,47 @@ pub(super) fn restore(
             .fix("resume from another checkpoint")
             .into();
     };
-    stepper.optimizer.restore(step, |name, tensor| copy(&file, &path(OPTIMIZER), name, tensor))?;
+    let source = |name: &str, shape: &[usize]| tensor(&file, &path(OPTIMIZER), name, shape);
+    stepper.optimizer.restore(stepper.device, step, source)?;
     Ok(state)
 }
 
-/// Overwrites the tensors of `adapter` with those of the adapter folder `dir`, which must have the same structure.
+/// Overwrites what is trained with the adapter of the folder `dir`, which must have the same structure.
 ///
 /// # Errors
 /// An input error that names the tensor that is missing or has another shape.
-pub(super) fn load_adapter(dir: &Path, adapter: &mut Adapter<f32>) -> Result<()> {
+pub(super) fn load_adapter<T: Real<Stat = f32>>(dir: &Path, stepper: &mut Stepper<'_, T>) -> Result<()> {
     let path = dir.join("adapter_model.safetensors");
     let file = TensorFile::open(&path)?;
-    let names: Vec<String> = adapter.named_tensors().into_iter().map(|(name, _)| name).collect();
-    for (name, tensor) in names.iter().zip(adapter.tensors_mut()) {
-        copy(&file, &path, name, tensor)?;
-    }
-    Ok(())
+    let source = |name: &str, shape: &[usize]| tensor(&file, &path, name, shape);
+    stepper.optimizer.set_trained(stepper.device, &mut stepper.adapters[0], source)
 }
 
 /// Publishes the adapter in the output folder.
 ///
 /// # Errors
 /// As [`save`].
-pub(super) fn publish(config: &TrainConfig, adapter: &Adapter<f32>) -> Result<()> {
-    let peft = adapter.peft_config(&config.model);
-    write_adapter(&config.output_dir, &peft, &named(adapter.named_tensors()))
+pub(super) fn publish<T: Real<Stat = f32>>(config: &TrainConfig, stepper: &Stepper<'_, T>) -> Result<()> {
+    let adapter = &stepper.adapters[0];
+    let trained = stepper.optimizer.trained_to_peft(stepper.device, adapter)?;
+    write_adapter(&config.output_dir, &adapter.peft_config(&config.model), &named(&trained))
 }
 
-fn named(tensors: Vec<(String, &Tensor<f32>)>) -> Vec<NamedTensor<'_>> {
-    tensors
-        .into_iter()
-        .map(|(name, tensor)| NamedTensor {
-            shape: Adapter::file_shape(&name, tensor),
-            name,
-            data: TensorData::F32(tensor.data()),
-        })
-        .collect()
+fn named(tensors: &[(String, AdapterTensor)]) -> Vec<NamedTensor<'_>> {
+    let of = |(name, tensor): &'_ (String, AdapterTensor)| (name.clone(), tensor.shape.clone());
+    let data = tensors.iter().map(|(_, tensor)| TensorData::F32(&tensor.data));
+    tensors.iter().map(of).zip(data).map(|((name, shape), data)| NamedTensor { name, shape, data }).collect()
 }
 
-fn copy(file: &TensorFile, path: &Path, name: &str, tensor: &mut Tensor<f32>) -> Result<()> {
+/// The numbers of a tensor of a file.
+fn tensor(file: &TensorFile, path: &Path, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     let view = file.get(name);
-    let values = view.map(|v| v.to_f32()).transpose()?.filter(|v| v.len() == tensor.len());
-    let Some(values) = values else {
-        return Error::input("CHECKPOINT", "the tensor is missing or has another shape")
+    let values = view.map(|v| v.to_f32()).transpose()?;
+    values.filter(|v| v.len() == shape.iter().product::<usize>()).ok_or_else(|| {
+        Error::input("CHECKPOINT", "the tensor is missing or has another shape")
             .path(path)
             .field(name)
             .fix("resume with the settings of this run, or from another checkpoint")
-            .into();
-    };
-    tensor.data_mut().copy_from_slice(&values);
-    Ok(())
+            .into()
+    })
 }

@@ -13,6 +13,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Adapter, Decoder};
 use crate::session::Context;
+use crate::tensor::Real;
 
 /// Results of one evaluation, with the names of the Hugging Face trainer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -83,10 +84,10 @@ pub(super) fn batch_by(batching: Batching) -> BatchBy {
 ///
 /// # Errors
 /// [`Error::Stopped`] if the context asks to stop, or what the model finds wrong with a row.
-pub(super) fn evaluate(
+pub(super) fn evaluate<T: Real>(
     config: &TrainConfig,
-    (device, decoder): (&Device, &Decoder<f32>),
-    adapters: &[Adapter<f32>],
+    (device, decoder): (&Device, &Decoder<T>),
+    adapters: &[Adapter<T>],
     rows: &[Row],
     context: &Context,
     watch: &mut dyn FnMut(Event<'_>),

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::prepare::Prepared;
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::tensor::Real;
 
 /// Options that may differ between a run and its continuation.
 const FREE: [&str; 32] = [
@@ -54,7 +55,7 @@ pub(super) type Identity = BTreeMap<String, String>;
 
 /// The fingerprint of a prepared run. Rows count as tokens, so that a moved file is no other file; of the weights a sample is
 /// hashed, enough to tell two models apart.
-pub(super) fn identity(config: &TrainConfig, prepared: &Prepared) -> Identity {
+pub(super) fn identity<T: Real>(config: &TrainConfig, prepared: &Prepared<T>) -> Identity {
     let mut identity = Identity::new();
     if let Ok(toml::Value::Table(options)) = toml::Value::try_from(config) {
         let counts = |key: &str| !FREE.contains(&key);
@@ -69,10 +70,11 @@ pub(super) fn identity(config: &TrainConfig, prepared: &Prepared) -> Identity {
     identity.insert("training rows".into(), hex(rows));
     let mut weights = Sha256::new();
     weights.update(prepared.model.folder.config_json().1);
-    for tensor in prepared.decoder.weights.tensors() {
-        weights.update((tensor.len() as u64).to_le_bytes());
-        let data = tensor.data();
-        weights.update(bytemuck::cast_slice::<f32, u8>(&data[..data.len().min(256)]));
+    let folder = &prepared.model.folder;
+    for view in folder.tensor_names().iter().filter_map(|name| folder.tensor(name)) {
+        let bytes = view.bytes();
+        weights.update((bytes.len() as u64).to_le_bytes());
+        weights.update(&bytes[..bytes.len().min(1024)]);
     }
     identity.insert("model".into(), hex(weights));
     identity

@@ -12,6 +12,7 @@ use crate::formats::adapter::read_adapter;
 use crate::model::open::OpenModel;
 use crate::model::{Adapter, Decoder};
 use crate::session::{self, Context, Notice, Opened, TextOptions};
+use crate::tensor::Real;
 
 /// A row as tokens, and where it came from.
 #[derive(Debug, Clone)]
@@ -24,13 +25,13 @@ pub struct Row {
 
 /// See the module text.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct Prepared<T: Real> {
     /// Who computes.
     pub device: Device,
     /// Where the weights are: there, or nowhere in a dry run, which looks at their names and shapes only.
     pub weights_device: Device,
     /// The frozen model.
-    pub decoder: Decoder<f32>,
+    pub decoder: Decoder<T>,
     /// Rows to learn.
     pub train: Vec<Row>,
     /// Rows to evaluate on.
@@ -39,15 +40,11 @@ pub struct Prepared {
     pub model: OpenModel,
 }
 
-/// Opens the model and the files of `config` and turns rows into tokens.
+/// The device of a run.
 ///
 /// # Errors
-/// An input or I/O error that names the file, line and fix.
-pub fn prepare(
-    config: &TrainConfig,
-    context: &Context,
-    watch: &mut dyn FnMut(Event<'_>),
-) -> Result<Prepared> {
+/// As [`session::open_device`], and an input error if the configuration asks for something that is not there yet.
+pub fn open_device(config: &TrainConfig, watch: &mut dyn FnMut(Event<'_>)) -> Result<Device> {
     let choice = match (config.device, &config.gpu) {
         // A plan for a card that is not here: who computes means nothing.
         (DeviceChoice::Auto, Some(_)) => DeviceChoice::Cpu,
@@ -55,6 +52,19 @@ pub fn prepare(
     };
     let device = session::open_device(choice, config.threads, &mut |notice| watch(notice.into()))?;
     config.check_supported()?;
+    Ok(device)
+}
+
+/// Opens the model and the files of `config` and turns rows into tokens.
+///
+/// # Errors
+/// An input or I/O error that names the file, line and fix.
+pub fn prepare<T: Real<Stat = f32>>(
+    config: &TrainConfig,
+    device: Device,
+    context: &Context,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Prepared<T>> {
     // Rows first: they are quick to read, and most mistakes are in them.
     let (train_records, routing) = select(read_files(&config.train_file)?, config.train_mode)?;
     let eval_records = match config.eval_file.is_empty() {
@@ -131,14 +141,14 @@ fn check_budget(rows: &[Row], batching: Batching) -> Result<()> {
     }
 }
 
-/// A new adapter, or the one that the run starts from.
+/// A new adapter, or the one that the run starts from, in f32.
 ///
 /// # Errors
 /// An input error if the adapter to start from is of another kind than the one asked for.
-pub(super) fn first_adapter(
+pub(super) fn first_adapter<T: Real<Stat = f32>>(
     config: &TrainConfig,
     device: &Device,
-    decoder: &Decoder<f32>,
+    decoder: &Decoder<T>,
 ) -> Result<Adapter<f32>> {
     let Some(dir) = &config.init_adapter else {
         return Adapter::new(device, &config.lora(), &decoder.config, &decoder.weights, config.seed);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use half::bf16;
 use serde_json::{Map, Value, json};
 
 use super::checkpoint as state_files;
@@ -14,17 +15,19 @@ use super::log::Log;
 use super::output::{check_output, checkpoint_to_resume, remove_old_run};
 use super::plan::{chooses, planned};
 use super::plot;
-use super::prepare::{Prepared, Row, first_adapter, prepare};
+use super::prepare::{Prepared, Row, first_adapter, open_device, prepare};
 use super::state::TrainerState;
 use super::step::Stepper;
 use super::sums::Sums;
 use crate::config::TrainConfig;
+use crate::device::{Class, Device, Machine};
 use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
 use crate::model::Policies;
 use crate::optim::{Optimizer, Schedule};
 use crate::session::{Context, Notice};
+use crate::tensor::Real;
 
 /// Trains as `config` says and publishes the adapter in its output folder. Nothing is trained or written with `dry_run`.
 ///
@@ -42,7 +45,22 @@ pub fn run(config: &TrainConfig, context: &Context, watch: &mut dyn FnMut(Event<
             Some(RunLock::acquire(dir)?)
         }
     };
-    let prepared = prepare(config, context, watch)?;
+    let device = open_device(config, watch)?;
+    match device.machine() {
+        Machine::Cpu => run_as::<f32>(config, device, lock, context, watch),
+        Machine::Gpu => run_as::<bf16>(config, device, lock, context, watch),
+    }
+}
+
+/// A run whose model computes in `T`.
+fn run_as<T: Real<Stat = f32>>(
+    config: &TrainConfig,
+    device: Device,
+    lock: Option<RunLock>,
+    context: &Context,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Summary> {
+    let prepared = prepare::<T>(config, device, context, watch)?;
     let lengths = prepared.train.iter().map(|row| row.example.len()).collect();
     let itinerary = Itinerary::new(config, lengths)?;
     let planned = planned(config, &prepared, &itinerary)?;
@@ -75,13 +93,13 @@ pub fn run(config: &TrainConfig, context: &Context, watch: &mut dyn FnMut(Event<
 }
 
 /// A run on its way.
-struct Training<'a> {
+struct Training<'a, T: Real<Stat = f32>> {
     config: &'a TrainConfig,
     context: &'a Context,
-    prepared: &'a Prepared,
+    prepared: &'a Prepared<T>,
     itinerary: Itinerary<'a>,
     schedule: Schedule,
-    stepper: Stepper<'a>,
+    stepper: Stepper<'a, T>,
     state: TrainerState,
     identity: Identity,
     log: Log,
@@ -95,25 +113,27 @@ struct Training<'a> {
     since_log: Sums,
 }
 
-impl<'a> Training<'a> {
+impl<'a, T: Real<Stat = f32>> Training<'a, T> {
     /// A run at its first step, or where the checkpoint to resume from left it.
     fn start(
         config: &'a TrainConfig,
         context: &'a Context,
-        prepared: &'a Prepared,
+        prepared: &'a Prepared<T>,
         (itinerary, policies): (Itinerary<'a>, Policies),
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let device = &prepared.device;
-        let adapter = device.run(|| first_adapter(config, device, &prepared.decoder))?;
+        let place = device.class(Class::Master);
+        let master = device.run(|| first_adapter(config, &place, &prepared.decoder))?;
+        let (optimizer, adapter) = Optimizer::with_master(device, master)?;
         let total_steps = itinerary.total_steps();
         let mut stepper = Stepper {
             config,
             device,
             decoder: &prepared.decoder,
             policies,
-            grads: vec![adapter.zeros_like(device)?],
-            optimizer: Optimizer::new(device, &adapter)?,
+            grads: vec![adapter.zeros_like(&device.class(Class::Gradient))?],
+            optimizer,
             adapters: vec![adapter],
         };
         let identity = identity(config, prepared);
@@ -347,10 +367,10 @@ impl<'a> Training<'a> {
             && self.state.best_global_step != Some(self.state.global_step)
         {
             checkpoint::open(best)?;
-            state_files::load_adapter(best, &mut self.stepper.adapters[0])?;
+            state_files::load_adapter(best, &mut self.stepper)?;
             watch(Event::Notice(Notice::Note(format!("the final adapter is that of {}", best.display()))));
         }
-        state_files::publish(config, &self.stepper.adapters[0])?;
+        state_files::publish(config, &self.stepper)?;
         let train_runtime = self.start.elapsed().as_secs_f64();
         let tokens_per_second = self.all.tokens_per_second();
         let memory = self.prepared.device.memory();

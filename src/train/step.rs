@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies};
 use crate::optim::{Optimizer, Update};
 use crate::session::Context;
+use crate::tensor::Real;
 
 use super::prepare::Row;
 
@@ -22,17 +23,17 @@ pub(super) struct StepResult {
 }
 
 /// The parts that a step changes, and those it reads.
-pub(super) struct Stepper<'a> {
+pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
     pub(super) config: &'a TrainConfig,
     pub(super) device: &'a Device,
-    pub(super) decoder: &'a Decoder<f32>,
+    pub(super) decoder: &'a Decoder<T>,
     pub(super) policies: Policies,
-    pub(super) adapters: Vec<Adapter<f32>>,
+    pub(super) adapters: Vec<Adapter<T>>,
     pub(super) grads: Vec<Adapter<f32>>,
-    pub(super) optimizer: Optimizer<f32>,
+    pub(super) optimizer: Optimizer<T>,
 }
 
-impl Stepper<'_> {
+impl<T: Real<Stat = f32>> Stepper<'_, T> {
     /// Runs optimizer step `step` (from 0) on its micro-batches of rows.
     ///
     /// # Errors
@@ -45,6 +46,7 @@ impl Stepper<'_> {
         micro_batches: &[Vec<&Row>],
         context: &Context,
     ) -> Result<StepResult> {
+        // On a GPU every update leaves zeros behind it.
         for tensor in self.grads.iter_mut().flat_map(Adapter::tensors_mut) {
             tensor.data_mut().fill(0.0);
         }
@@ -80,10 +82,6 @@ impl Stepper<'_> {
         }
         result.loss = Some(total * scale);
         let device = self.device;
-        result.grad_norm = device.run(|| self.optimizer.grad_norm(device, &self.grads[0]));
-        if !result.grad_norm.is_finite() {
-            return Err(not_finite("the gradient", step, &micro_batches.concat()));
-        }
         let update = Update {
             learning_rate,
             beta1: self.config.adam_beta1,
@@ -93,7 +91,10 @@ impl Stepper<'_> {
             max_grad_norm: Some(self.config.max_grad_norm).filter(|&norm| norm > 0.0),
         };
         let (optimizer, adapter, grads) = (&mut self.optimizer, &mut self.adapters[0], &self.grads[0]);
-        device.run(|| optimizer.apply(device, &update, result.grad_norm, adapter, grads))?;
+        result.grad_norm = device.run(|| optimizer.update(device, &update, adapter, grads))?;
+        if !result.grad_norm.is_finite() {
+            return Err(not_finite("the gradient", step, &micro_batches.concat()));
+        }
         Ok(result)
     }
 }

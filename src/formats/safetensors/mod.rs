@@ -14,7 +14,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub use view::{MappedF32, TensorFile, TensorView};
+pub use view::{Mapped, TensorFile, TensorView};
 pub use write::{NamedTensor, TensorData, serialize, write_safetensors};
 
 /// Class of the errors of this format.

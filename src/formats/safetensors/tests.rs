@@ -58,7 +58,7 @@ fn a_file_comes_back_as_it_was_written() {
     let w = file.get("w").unwrap();
     assert_eq!((w.name(), w.dtype(), w.shape(), w.path()), ("w", DType::F32, &[2, 1][..], path.as_path()));
     assert_eq!(w.to_f32().unwrap(), [1.0, -2.0]);
-    let mapped = w.mapped_f32().unwrap();
+    let mapped = w.mapped::<f32>().unwrap();
     drop((file.get("d"), file, w));
     assert_eq!(mapped.as_ref(), [1.0, -2.0], "the map lives as long as its views");
 }
@@ -71,7 +71,7 @@ fn other_types_are_converted_or_refused() {
     let file = TensorFile::open(&path).unwrap();
     let d = file.get("d").unwrap();
     assert_eq!((d.to_f32().unwrap(), d.shape()), (vec![0.5], &[][..]));
-    assert!(d.mapped_f32().is_none());
+    assert!(d.mapped::<f32>().is_none());
     let error = file.get("u").unwrap().to_f32().unwrap_err().to_string();
     assert!(error.contains("field \"u\"") && error.contains("got U8"), "{error}");
     assert!(file.get("missing").is_none());
@@ -104,7 +104,7 @@ fn unaligned_numbers_are_copied_not_mapped() {
     let path = dir.path().join("a.safetensors");
     std::fs::write(&path, bytes).unwrap();
     let view = TensorFile::open(&path).unwrap().get("a").unwrap();
-    assert!(view.mapped_f32().is_none());
+    assert!(view.mapped::<f32>().is_none());
     assert_eq!(view.to_f32().unwrap(), [1.5]);
 }
 
@@ -140,7 +140,7 @@ fn a_file_may_be_written_over_while_it_is_mapped() {
     let path = dir.path().join("a.safetensors");
     let numbers: Vec<f32> = (0..10_000).map(|i| i as f32).collect();
     write_safetensors(&path, &[named("a", &[10_000], TensorData::F32(&numbers))], &[]).unwrap();
-    let mapped = TensorFile::open(&path).unwrap().get("a").unwrap().mapped_f32().unwrap();
+    let mapped = TensorFile::open(&path).unwrap().get("a").unwrap().mapped::<f32>().unwrap();
     write_safetensors(&path, &[named("a", &[10_000], TensorData::F32(mapped.as_ref()))], &[]).unwrap();
     assert_eq!(mapped.as_ref(), numbers);
     assert_eq!(TensorFile::open(&path).unwrap().get("a").unwrap().to_f32().unwrap(), numbers);
@@ -364,7 +364,7 @@ proptest! {
             prop_assert_eq!(view.shape(), &tensor.shape[..]);
             let i: usize = tensor.name.parse().unwrap();
             prop_assert_eq!(view.to_f32().unwrap(), data[i].clone());
-            let mapped = view.mapped_f32().unwrap();
+            let mapped = view.mapped::<f32>().unwrap();
             prop_assert_eq!(mapped.as_ref(), &data[i][..]);
         }
     }

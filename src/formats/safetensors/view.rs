@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use super::CODE;
 use super::header::{self, Header, TensorInfo};
 use crate::error::{Error, Result};
 use crate::formats::mmap::MappedFile;
-use crate::tensor::DType;
+use crate::tensor::{DType, Element};
 
 /// A safetensors file: checked, mapped, open as long as a view of it lives.
 #[derive(Debug)]
@@ -119,19 +120,19 @@ impl TensorView {
         })
     }
 
-    /// Its elements where they are mapped, if they are f32 and lie at a multiple of 4 bytes.
-    pub fn mapped_f32(&self) -> Option<MappedF32> {
-        let usable = self.dtype() == DType::F32 && bytemuck::try_cast_slice::<u8, f32>(self.bytes()).is_ok();
-        usable.then(|| MappedF32(self.clone()))
+    /// Its elements where they are mapped, if they are of this type and lie at a multiple of its size.
+    pub fn mapped<T: Element>(&self) -> Option<Mapped<T>> {
+        let usable = self.dtype() == T::DTYPE && bytemuck::try_cast_slice::<u8, T>(self.bytes()).is_ok();
+        usable.then(|| Mapped(self.clone(), PhantomData))
     }
 }
 
-/// A tensor of f32 that stays in the mapped file.
+/// A tensor that stays in the mapped file.
 #[derive(Debug, Clone)]
-pub struct MappedF32(TensorView);
+pub struct Mapped<T>(TensorView, PhantomData<T>);
 
-impl AsRef<[f32]> for MappedF32 {
-    fn as_ref(&self) -> &[f32] {
+impl<T: Element> AsRef<[T]> for Mapped<T> {
+    fn as_ref(&self) -> &[T] {
         // Checked when the value was made; a map does not move.
         bytemuck::cast_slice(self.0.bytes())
     }

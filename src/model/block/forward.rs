@@ -10,7 +10,8 @@ use super::linears::Group;
 use crate::device::{Class, Tensor};
 use crate::error::Result;
 use crate::ops::attention::{self, Attention};
-use crate::ops::{qk_norm_rope, rms_norm, rows, swiglu};
+use crate::ops::qk_norm_rope::{self, RopeJob};
+use crate::ops::{rms_norm, rows, swiglu};
 use crate::tensor::Real;
 
 /// What a block keeps for the backward pass: its input, and the rest unless that is computed again.
@@ -75,17 +76,17 @@ impl<T: Real> Pass<'_, T> {
         mut x: Tensor<T>,
         residual: Option<&Tensor<T>>,
     ) -> Result<Done<T>> {
-        let (device, keep) = (self.device, self.policy(layer));
+        let (set, keep) = (self.queries(layer), self.policy(layer));
         let keeps_rest = keep.is_some_and(|policy| policy != Policy::Checkpoint);
         let (attention, projected) = self.attention_half(layer, &mut x, residual, keep)?;
         let attention = keeps_rest.then_some(attention);
         let (mut mlp, [gate, up]) = self.mlp_half(layer, &x, projected, keep)?;
         let x_in = keep.map(|_| x);
 
-        let mut h = device.empty(gate.rows(), gate.cols())?;
-        swiglu::forward(device, &gate, &up, &mut h)?;
+        let mut h = self.like(&gate)?;
+        swiglu::forward(&set.device, &gate, &up, &mut h)?;
         mlp.gate_up = keep.is_some_and(|policy| policy.keeps(Class::GateUp)).then_some([gate, up]);
-        let group = Group { layer, modules: [Module::Down], set: self.queries(layer) };
+        let group = Group { layer, modules: [Module::Down], set };
         let places = [self.place_of_input(layer + 1), self.place(keep, Class::Xa)];
         let [(out, xa_down)] = self.linears(&group, &h, places)?;
         mlp.xa_down = Some(xa_down);
@@ -116,8 +117,9 @@ impl<T: Real> Pass<'_, T> {
         rstd_mid: &Tensor<T::Stat>,
         xa: &[Tensor<T>; 2],
     ) -> Result<[Tensor<T>; 2]> {
-        let mut normed = self.device.empty(x_mid.rows(), x_mid.cols())?;
-        rms_norm::apply(self.device, x_mid, &self.post_attention_norm(layer), rstd_mid, &mut normed)?;
+        let mut normed = self.like(x_mid)?;
+        let device = &self.queries(layer).device;
+        rms_norm::apply(device, x_mid, &self.post_attention_norm(layer), rstd_mid, &mut normed)?;
         self.linears_again(&self.gate_and_up(layer), &normed, xa)
     }
 
@@ -135,18 +137,17 @@ impl<T: Real> Pass<'_, T> {
         residual: Option<&Tensor<T>>,
         keep: Option<Policy>,
     ) -> Result<(AttentionHalf<T>, Tensor<T>)> {
-        let device = self.device;
-        let set = self.queries(layer);
+        let (all, set) = (&self.tables.all, self.queries(layer));
         let place = |class| self.place(keep, class);
         let mut rstd_in = place(Class::Rstd).empty(x.rows(), 1)?;
-        let mut normed = device.empty(x.rows(), x.cols())?;
-        rms_norm::forward(device, x, residual, &self.input_norm(layer), &mut normed, &mut rstd_in)?;
+        let mut normed = self.like(x)?;
+        rms_norm::forward(&all.device, x, residual, &self.input_norm(layer), &mut normed, &mut rstd_in)?;
         let places = || [place(Class::Qkv), place(Class::Xa)];
         // The order of the sums in the gradient of the input.
         let [(k, xa_k), (v, xa_v), (q, xa_q)] = if self.is_last(layer) {
-            let group = Group { layer, modules: [Module::K, Module::V], set: &self.all };
+            let group = Group { layer, modules: [Module::K, Module::V], set: all };
             let [k, v] = self.linears(&group, &normed, places())?;
-            let normed = rows::gather(device, &normed, &self.target_rows)?;
+            let normed = rows::gather(self.device, &normed, &self.tables.target_rows)?;
             let group = Group { layer, modules: [Module::Q], set };
             let [q] = self.linears(&group, &normed, places())?;
             [k, v, q]
@@ -160,7 +161,7 @@ impl<T: Real> Pass<'_, T> {
         let args = Attention { q: &q_rotated, k: &k_rotated, v: &v, heads: self.heads(), plan: &set.plan };
         let mut o = place(Class::OLse).empty(q.rows(), q.cols())?;
         let mut lse = place(Class::OLse).empty(q.rows(), self.config.num_attention_heads)?;
-        attention::forward(device, &args, &mut o, &mut lse)?;
+        attention::forward(&set.device, &args, &mut o, &mut lse)?;
         drop((q_rotated, k_rotated));
 
         let group = Group { layer, modules: [Module::O], set };
@@ -176,12 +177,12 @@ impl<T: Real> Pass<'_, T> {
         projected: Tensor<T>,
         keep: Option<Policy>,
     ) -> Result<(MlpHalf<T>, [Tensor<T>; 2])> {
-        let device = self.device;
+        let device = &self.queries(layer).device;
         let mut x_mid = projected;
         let mut rstd_mid = self.place(keep, Class::Rstd).empty(x_mid.rows(), 1)?;
-        let mut normed = device.empty(x_mid.rows(), x_mid.cols())?;
+        let mut normed = self.like(&x_mid)?;
         let picked = match self.is_last(layer) {
-            true => Some(rows::gather(device, x_in, &self.target_rows)?),
+            true => Some(rows::gather(self.device, x_in, &self.tables.target_rows)?),
             false => None,
         };
         let stream = Some(picked.as_ref().unwrap_or(x_in));
@@ -202,10 +203,10 @@ impl<T: Real> Pass<'_, T> {
         k: &Tensor<T>,
     ) -> Result<(Tensor<T>, Tensor<T>)> {
         let (q_op, k_op) = self.qk_ops(layer);
-        let mut q_rotated = self.device.empty(q.rows(), q.cols())?;
-        let mut k_rotated = self.device.empty(k.rows(), k.cols())?;
-        qk_norm_rope::forward(self.device, q, &q_op, &mut q_rotated)?;
-        qk_norm_rope::forward(self.device, k, &k_op, &mut k_rotated)?;
+        let (mut q_rotated, mut k_rotated) = (self.like(q)?, self.like(k)?);
+        let q_job = RopeJob { x: q, op: q_op, y: &mut q_rotated };
+        let k_job = RopeJob { x: k, op: k_op, y: &mut k_rotated };
+        qk_norm_rope::forward(self.device, &mut [q_job, k_job])?;
         Ok((q_rotated, k_rotated))
     }
 }

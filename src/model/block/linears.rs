@@ -1,13 +1,17 @@
 //! The linear layers of a block, in groups that share their input: one call of the op for a group.
 
 use super::super::adapter::Adapter;
-use super::super::weights::Module;
-use super::{Pass, RowSet};
-use crate::device::{Device, Tensor};
+use super::super::tables::RowSet;
+use super::super::weights::{Module, linear_shape};
+use super::Pass;
+use crate::config::ModelConfig;
+use crate::device::kernels::DevicePtr;
+use crate::device::kernels::params::DropoutKey;
+use crate::device::{Class, Device, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::gemm::Write;
+use crate::ops::lora_matmul::gpu::{Factors, LayerAdapters};
 use crate::ops::lora_matmul::{
-    self, Dropout, Forward, Frozen, LayerBackward, Lora, LoraGrad, LoraMatmul, Recompute,
+    self, Apply, Forward, Frozen, GradJob, Lora, LoraGrad, LoraMatmul, OnGpu, xa_cols,
 };
 use crate::tensor::Real;
 
@@ -21,6 +25,16 @@ pub(super) struct Group<'s, T: Real, const N: usize> {
 /// Adapters of a layer, by index.
 type Loras<'s, T> = Vec<Option<Lora<'s, T>>>;
 
+/// What the gradients of the adapters of one layer are made of.
+pub(super) struct Job<'t, T: Real> {
+    pub(super) module: Module,
+    pub(super) set: &'t RowSet<T>,
+    pub(super) x: &'t Tensor<T>,
+    pub(super) dy: &'t Tensor<T>,
+    pub(super) xa: &'t Tensor<T>,
+    pub(super) dxa: &'t Tensor<T>,
+}
+
 impl<T: Real> Pass<'_, T> {
     /// `y` and `x~ A^T` of every layer, from where `y_place` and `xa_place` say.
     pub(super) fn linears<const N: usize>(
@@ -31,12 +45,12 @@ impl<T: Real> Pass<'_, T> {
     ) -> Result<[(Tensor<T>, Tensor<T>); N]> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let mut outputs = try_map(&layers, |layer| {
-            let y = y_place.empty(x.rows(), layer.frozen.weight.rows())?;
-            Ok((y, xa_place.empty(x.rows(), layer.xa_cols(self.device))?))
+        let mut outputs = try_array(|i| {
+            let y = y_place.empty(x.rows(), layers[i].frozen.weight.rows())?;
+            Ok((y, xa_place.empty(x.rows(), xa_cols(self.device, &layers, i))?))
         })?;
         let mut args = outputs.each_mut().map(|(y, xa)| Forward { y, xa });
-        lora_matmul::forward(self.device, x, &layers, &mut args)?;
+        lora_matmul::forward(&group.set.device, x, &layers, &mut args)?;
         Ok(outputs)
     }
 
@@ -49,36 +63,53 @@ impl<T: Real> Pass<'_, T> {
     ) -> Result<[Tensor<T>; N]> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let mut outputs = try_map(&layers, |l| self.device.empty(x.rows(), l.frozen.weight.rows()))?;
-        let args = outputs.iter_mut().zip(xa).map(|(y, xa)| Recompute { y, xa });
-        lora_matmul::recompute(self.device, x, &layers, &mut args.collect::<Vec<_>>())?;
+        let mut outputs = try_array(|i| self.device.empty(x.rows(), layers[i].frozen.weight.rows()))?;
+        let args = outputs.iter_mut().zip(xa).map(|(y, xa)| Apply { y, xa });
+        lora_matmul::recompute(&group.set.device, x, &layers, &mut args.collect::<Vec<_>>())?;
         Ok(outputs)
     }
 
     /// `x~ A^T` of one layer alone.
     pub(super) fn projection(&self, group: &Group<'_, T, 1>, x: &Tensor<T>) -> Result<Tensor<T>> {
         let loras = self.loras(group);
-        let [layer] = self.layers(group, &loras);
-        let mut xa = self.device.empty(x.rows(), layer.xa_cols(self.device))?;
-        lora_matmul::project(self.device, x, &layer, &mut xa)?;
+        let layers = self.layers(group, &loras);
+        let mut xa = self.device.empty(x.rows(), xa_cols(self.device, &layers, 0))?;
+        lora_matmul::project(&group.set.device, x, &layers, &mut [&mut xa])?;
         Ok(xa)
     }
 
-    /// Goes back through a group: `saved` is `(dy, xa)` of every layer; see [`lora_matmul::backward`].
-    pub(super) fn linears_backward<const N: usize>(
+    /// `dxa` of every layer, and the gradient of the input they share, where it is wanted.
+    pub(super) fn linears_back<const N: usize>(
         &self,
         group: &Group<'_, T, N>,
-        x: &Tensor<T>,
-        saved: [(&Tensor<T>, &Tensor<T>); N],
-        dx: Option<(&mut Tensor<T>, Write)>,
-        grads: &mut [Adapter<T::Stat>],
-    ) -> Result<()> {
+        dy: [&Tensor<T>; N],
+        dx: Option<&mut Tensor<T>>,
+    ) -> Result<[Tensor<T>; N]> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let mut of_layers: [Vec<Option<LoraGrad<'_, T::Stat>>>; N] = std::array::from_fn(|_| Vec::new());
+        let mut dxa =
+            try_array(|i| self.device.empty(dy[i].rows(), xa_cols(self.device, &layers, i)))?;
+        lora_matmul::project_back(&group.set.device, &layers, &dy, &mut dxa.each_mut())?;
+        if let Some(dx) = dx {
+            lora_matmul::backward_input(&group.set.device, &layers, &dy, &dxa.each_ref(), dx)?;
+        }
+        Ok(dxa)
+    }
+
+    /// Adds to the gradients of the adapters of block `layer`.
+    pub(super) fn gradients(
+        &self,
+        layer: usize,
+        jobs: &[Job<'_, T>],
+        grads: &mut [Adapter<T::Stat>],
+    ) -> Result<()> {
+        let groups: Vec<Group<'_, T, 1>> =
+            jobs.iter().map(|job| Group { layer, modules: [job.module], set: job.set }).collect();
+        let loras: Vec<_> = groups.iter().map(|group| self.loras(group)).collect();
+        let mut of_layers: Vec<Vec<Option<LoraGrad<'_, T::Stat>>>> = jobs.iter().map(|_| Vec::new()).collect();
         for adapter in grads {
-            for (module, params) in Module::ALL.into_iter().zip(adapter.block_mut(group.layer)) {
-                let Some(at) = group.modules.iter().position(|&m| m == module) else { continue };
+            for (module, params) in Module::ALL.into_iter().zip(adapter.block_mut(layer)) {
+                let Some(at) = jobs.iter().position(|job| job.module == module) else { continue };
                 of_layers[at].push(params.as_mut().map(|p| LoraGrad {
                     a: &mut p.a,
                     b: &mut p.b,
@@ -86,9 +117,12 @@ impl<T: Real> Pass<'_, T> {
                 }));
             }
         }
-        let args = saved.into_iter().zip(&mut of_layers);
-        let mut args: Vec<_> = args.map(|((dy, xa), grads)| LayerBackward { dy, xa, grads }).collect();
-        lora_matmul::backward(self.device, &layers, lora_matmul::Backward { x, dx, layers: &mut args })
+        let mut all = Vec::new();
+        for (((job, group), loras), grads) in jobs.iter().zip(&groups).zip(&loras).zip(&mut of_layers) {
+            let [layer] = self.layers(group, loras);
+            all.push(GradJob { layer, x: job.x, dy: job.dy, xa: job.xa, dxa: job.dxa, grads });
+        }
+        lora_matmul::gradients(self.device, &mut all)
     }
 
     fn loras<const N: usize>(&self, group: &Group<'_, T, N>) -> [Loras<'_, T>; N] {
@@ -112,25 +146,59 @@ impl<T: Real> Pass<'_, T> {
         group: &'s Group<'s, T, N>,
         loras: &'s [Loras<'s, T>; N],
     ) -> [LoraMatmul<'s, T>; N] {
-        let p = self.adapters.first().map_or(0.0, |a| a.config().dropout);
         std::array::from_fn(|i| {
             let module = group.modules[i] as usize;
             let linear = &self.weights.blocks[group.layer].linears[module];
-            let number = (group.layer * Module::ALL.len() + module) as u32;
-            let keys = &group.set.keys;
+            let number = group.layer * Module::ALL.len() + module;
+            let key = self.dropout_keys.as_ref().map_or(DevicePtr(0), |keys| {
+                DevicePtr(keys.ptr().0 + (number * size_of::<DropoutKey>()) as u64)
+            });
             LoraMatmul {
                 frozen: Frozen { weight: &linear.weight, bias: linear.bias.as_ref() },
                 loras: &loras[i],
                 rows: &group.set.adapter_rows,
-                dropout: self.dropout.and_then(|d| Dropout::new(p, d.seed, d.step, number, keys)),
+                dropout: self.dropout(number, &group.set.keys),
+                gpu: group.set.gpu.as_ref().map(|rows| OnGpu {
+                    adapters: self.layer_adapters.get(group.layer).and_then(|block| block[module].as_ref()),
+                    rows,
+                    key,
+                }),
             }
         })
     }
 }
 
-/// What `make` makes of every item, or its first error.
-fn try_map<I, R, const N: usize>(items: &[I; N], make: impl FnMut(&I) -> Result<R>) -> Result<[R; N]> {
-    let made: Vec<R> = items.iter().map(make).collect::<Result<_>>()?;
-    // As many as items.
+/// The tables of the adapters of all linear layers, by block and module; none where no adapter has a layer as a target.
+pub(super) fn layer_adapters<T: Real>(
+    device: &Device,
+    config: &ModelConfig,
+    adapters: &[Adapter<T>],
+    grads: &[Adapter<T::Stat>],
+) -> Result<Vec<[Option<LayerAdapters>; 7]>> {
+    let places = || (0..config.num_hidden_layers).flat_map(|l| Module::ALL.into_iter().map(move |m| (l, m)));
+    let is_adapted = |&(l, m): &(usize, Module)| adapters.iter().any(|a| a.params(l, m).is_some());
+    let of_place = |(l, m): (usize, Module)| {
+        let factors = adapters.iter().enumerate().map(|(i, adapter)| {
+            let grads = grads.get(i).and_then(|g| g.params(l, m)).map(|g| (&g.a, &g.b));
+            let params = adapter.params(l, m)?;
+            let scaling = adapter.config().scaling() as f32;
+            Some(Factors { a: &params.a, b_t: &params.b, grads, scaling })
+        });
+        (linear_shape(config, m), factors.collect::<Vec<_>>())
+    };
+    let layers: Vec<_> = places().filter(is_adapted).map(of_place).collect();
+    let made = LayerAdapters::of_layers(&device.class(Class::Tables), &layers)?;
+    let mut blocks: Vec<[Option<LayerAdapters>; 7]> =
+        (0..config.num_hidden_layers).map(|_| [const { None }; 7]).collect();
+    for ((l, m), adapters) in places().filter(is_adapted).zip(made) {
+        blocks[l][m as usize] = Some(adapters);
+    }
+    Ok(blocks)
+}
+
+/// What `make` makes of every index, or its first error.
+pub(super) fn try_array<R, const N: usize>(make: impl FnMut(usize) -> Result<R>) -> Result<[R; N]> {
+    let made: Vec<R> = (0..N).map(make).collect::<Result<_>>()?;
+    // As many as indices.
     made.try_into().map_err(|made: Vec<R>| Error::shape("linears", "items", N, made.len()))
 }

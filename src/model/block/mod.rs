@@ -15,14 +15,16 @@ pub(super) use forward::Saved;
 
 use super::adapter::Adapter;
 use super::policy::Policy;
+use super::tables::{BatchTables, RowSet};
 use super::weights::{Module, Weights};
-use crate::batch::{AdapterRows, Segment};
 use crate::config::ModelConfig;
-use crate::device::{Class, Device, Tensor};
+use crate::device::kernels::params::DropoutKey;
+use crate::device::{Class, Device, Machine, Table, Tensor};
 use crate::error::Result;
-use crate::ops::attention::{AttentionPlan, Heads};
-use crate::ops::lora_matmul::{self, RowKeys};
-use crate::ops::qk_norm_rope::{QkNormRope, RopeTable};
+use crate::ops::attention::Heads;
+use crate::ops::lora_matmul::gpu::LayerAdapters;
+use crate::ops::lora_matmul::{self, Dropout, RowKeys};
+use crate::ops::qk_norm_rope::QkNormRope;
 use crate::ops::rms_norm::Norm;
 use crate::tensor::Real;
 
@@ -35,14 +37,6 @@ pub struct DropoutStep {
     pub step: u64,
 }
 
-/// What the ops need to know about some rows of the batch.
-pub(super) struct RowSet<T: Real> {
-    adapter_rows: Vec<AdapterRows>,
-    keys: RowKeys,
-    rope: RopeTable<T::Stat>,
-    plan: AttentionPlan,
-}
-
 /// Norms of DoRA by adapter, block and module.
 type DoraNorms<S> = Vec<Vec<[Option<Tensor<S>>; 7]>>;
 
@@ -52,12 +46,13 @@ pub(super) struct Pass<'a, T: Real> {
     pub(super) config: &'a ModelConfig,
     pub(super) weights: &'a Weights<T>,
     pub(super) adapters: &'a [Adapter<T>],
+    pub(super) tables: &'a BatchTables<T>,
     /// Norms of DoRA by adapter, block and module.
     dora_norms: DoraNorms<T::Stat>,
-    all: RowSet<T>,
-    /// The rows that the last block has to finish.
-    supervised: RowSet<T>,
-    pub(super) target_rows: Vec<usize>,
+    /// What kernels read of the adapters, by block and module; empty on a CPU.
+    layer_adapters: Vec<[Option<LayerAdapters>; 7]>,
+    /// What kernels draw the masks of this step with, by number of the layer.
+    dropout_keys: Option<Table<DropoutKey>>,
     dropout: Option<DropoutStep>,
     kept: Kept<'a>,
 }
@@ -66,34 +61,14 @@ pub(super) struct Pass<'a, T: Real> {
 pub(super) type Kept<'a> = Option<(usize, &'a [Policy])>;
 
 impl<'a, T: Real> Pass<'a, T> {
-    /// Prepares a pass over packed `segments`; `target_rows` (ascending) are the rows whose final state is wanted.
+    /// Prepares a pass over the batch in `tables`. `grads` are where a backward pass will add to, by adapter.
     pub(super) fn new(
         device: &'a Device,
         (config, weights): (&'a ModelConfig, &'a Weights<T>),
-        adapters: &'a [Adapter<T>],
-        segments: &[Segment],
-        target_rows: Vec<usize>,
+        (adapters, grads): (&'a [Adapter<T>], &[Adapter<T::Stat>]),
+        tables: &'a BatchTables<T>,
         (dropout, kept): (Option<DropoutStep>, Kept<'a>),
     ) -> Result<Self> {
-        let device_of_tables = device.class(Class::Tables);
-        let positions: Vec<usize> =
-            segments.iter().flat_map(|s| s.position_offset..s.position_offset + s.len).collect();
-        let all = RowSet {
-            adapter_rows: runs(segments.iter().flat_map(|s| s.rows().map(|_| s.adapter))),
-            keys: RowKeys::new(segments),
-            rope: RopeTable::new(&device_of_tables, &positions, config.head_dim, config.rope_theta)?,
-            plan: AttentionPlan::causal(segments),
-        };
-        let adapter_of = |row: &usize| {
-            let segment = segments.partition_point(|s| s.start + s.len <= *row);
-            segments[segment].adapter
-        };
-        let supervised = RowSet {
-            adapter_rows: runs(target_rows.iter().map(adapter_of)),
-            keys: all.keys.gather(&target_rows),
-            rope: all.rope.gather(&device_of_tables, &target_rows)?,
-            plan: AttentionPlan::for_rows(segments, &target_rows),
-        };
         let mut dora_norms = Vec::new();
         for adapter in adapters {
             let mut blocks = Vec::new();
@@ -112,18 +87,42 @@ impl<'a, T: Real> Pass<'a, T> {
             }
             dora_norms.push(blocks);
         }
-        Ok(Self {
+        let layer_adapters = match device.machine() {
+            Machine::Gpu => linears::layer_adapters(device, config, adapters, grads)?,
+            Machine::Cpu => Vec::new(),
+        };
+        let mut pass = Self {
             device,
             config,
             weights,
             adapters,
+            tables,
             dora_norms,
-            all,
-            supervised,
-            target_rows,
+            layer_adapters,
+            dropout_keys: None,
             dropout,
             kept,
-        })
+        };
+        if device.machine() == Machine::Gpu && pass.dropout(0, &RowKeys::default()).is_some() {
+            let keys: Vec<DropoutKey> = pass.keys_of_step().collect();
+            pass.dropout_keys = Some(Table::new(&device.class(Class::Tables), &keys)?);
+        }
+        Ok(pass)
+    }
+
+    /// The dropout of a layer, by its number in the model.
+    fn dropout<'k>(&self, number: usize, keys: &'k RowKeys) -> Option<Dropout<'k>> {
+        let p = self.adapters.first().map_or(0.0, |a| a.config().dropout);
+        let DropoutStep { seed, step } = self.dropout?;
+        Dropout::new(p, seed, step, number as u32, keys)
+    }
+
+    fn keys_of_step(&self) -> impl Iterator<Item = DropoutKey> {
+        let nobody = RowKeys::default();
+        (0..self.weights.blocks.len() * Module::ALL.len())
+            .filter_map(move |number| Some(DropoutKey { word: self.dropout(number, &nobody)?.key() }))
+            .collect::<Vec<_>>()
+            .into_iter()
     }
 
     /// What block `layer` keeps for the backward pass; none where that does not come.
@@ -152,8 +151,8 @@ impl<'a, T: Real> Pass<'a, T> {
     }
 
     /// The rows whose queries and MLP the block computes.
-    fn queries(&self, layer: usize) -> &RowSet<T> {
-        if self.is_last(layer) { &self.supervised } else { &self.all }
+    fn queries(&self, layer: usize) -> &'a RowSet<T> {
+        if self.is_last(layer) { &self.tables.supervised } else { &self.tables.all }
     }
 
     fn heads(&self) -> Heads {
@@ -190,18 +189,10 @@ impl<'a, T: Real> Pass<'a, T> {
             table: &self.queries(layer).rope,
             head_dim: self.config.head_dim,
         };
-        (q, QkNormRope { norm: norms.map(|n| (&n.1, eps)), table: &self.all.rope, ..q })
+        (q, QkNormRope { norm: norms.map(|n| (&n.1, eps)), table: &self.tables.all.rope, ..q })
     }
-}
 
-/// Runs of equal adapters, row by row.
-fn runs(adapters: impl Iterator<Item = usize>) -> Vec<AdapterRows> {
-    let mut runs: Vec<AdapterRows> = Vec::new();
-    for (row, adapter) in adapters.enumerate() {
-        match runs.last_mut() {
-            Some(run) if run.adapter == adapter => run.rows.end = row + 1,
-            _ => runs.push(AdapterRows { adapter, rows: row..row + 1 }),
-        }
+    fn like(&self, tensor: &Tensor<T>) -> Result<Tensor<T>> {
+        self.device.empty(tensor.rows(), tensor.cols())
     }
-    runs
 }

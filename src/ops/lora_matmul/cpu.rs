@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{LayerBackward, Lora, LoraGrad, LoraMatmul};
+use super::{GradJob, Lora, LoraGrad, LoraMatmul};
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
@@ -96,68 +96,66 @@ pub(super) fn apply<T: Real>(
     Ok(())
 }
 
-/// One layer of [`super::backward`].
-pub(super) fn backward<T: Real>(
+/// Writes `dxa`.
+pub(super) fn project_back<T: Real>(
     device: &Device,
     layer: &LoraMatmul<'_, T>,
-    x: &Tensor<T>,
-    args: &mut LayerBackward<'_, '_, T>,
-    mut dx: Option<(&mut Tensor<T>, Write)>,
+    dy: &Tensor<T>,
+    dxa: &mut Tensor<T>,
 ) -> Result<()> {
-    let LayerBackward { dy, xa, grads } = args;
-    let (dy, xa) = (*dy, *xa);
-    let weight = layer.frozen.weight;
-    if let (Some((dx, write)), false) = (&mut dx, device.is_dry()) {
-        par_gemm(whole_mut(dx), *write, T::ONE, whole(dy), whole(weight));
+    let rank = dxa.cols();
+    if !device.is_dry() {
+        dxa.data_mut().fill(T::ZERO);
     }
-    for (adapter, lora, rows) in layer.runs() {
-        let Some(grad) = &mut grads[adapter] else { continue };
-        let dropped = dropped_input(device, layer, x, &rows)?;
-        let mut dxa = device.empty::<T>(rows.len(), lora.a.rows())?;
-        let mut db = device.empty::<T>(lora.a.rows(), weight.rows())?;
-        // The gradient of x~ goes straight into dx, unless the mask has to be applied to it.
-        let masked = layer.dropout.is_some() && dx.is_some();
-        let mut dx_dropped = masked.then(|| device.zeros::<T>(rows.len(), weight.cols())).transpose()?;
-        let scaled = lora.dora.map(|_| device.empty::<T>(rows.len(), weight.rows())).transpose()?;
+    for (_, lora, rows) in layer.runs() {
+        let scaled = scaled_dy(device, lora, dy, &rows, &|g| g)?;
         if device.is_dry() {
             continue;
         }
-        let input = input(x, dropped.as_ref(), &rows);
         let r = lora.a.rows();
-        let xa =
-            Mat::strided(&xa.data()[rows.start * xa.cols()..rows.end * xa.cols()], rows.len(), r, xa.cols());
-        let dy_rows = &dy.data()[rows.start * dy.cols()..rows.end * dy.cols()];
-        // Where the adapter's part of dx is collected.
-        let cols = weight.cols();
-        let mut dx_rows: Option<&mut [T]> = match (&mut dx_dropped, &mut dx) {
-            (Some(dropped), _) => Some(dropped.data_mut()),
-            (None, Some((dx, _))) => Some(&mut dx.data_mut()[rows.start * cols..rows.end * cols]),
-            (None, None) => None,
-        };
-        // What reaches the adapter's output: dy, or g * dy.
-        let mut scaled = scaled;
-        let adapter_dy = match &mut scaled {
-            None => dy_rows,
-            Some(scaled) => {
-                dora_backward(&DoraRows { lora, weight, input, xa, dy: dy_rows }, grad, scaled, &mut dx_rows);
-                scaled.data()
-            }
-        };
-        let adapter_dy = Mat::new(adapter_dy, rows.len(), weight.rows());
+        let dxa = &mut dxa.data_mut()[rows.start * rank..rows.end * rank];
+        let product = MatMut::strided(dxa, rows.len(), r, rank);
         let scaling = T::from_stat(lora.scaling);
-        par_gemm(whole_mut(&mut dxa), Write::Overwrite, scaling, adapter_dy, whole(lora.b));
-        // dB^T = xa^T dy, then transposed: the long side of the product lies in columns, which is several times faster.
-        par_gemm(whole_mut(&mut db), Write::Overwrite, scaling, xa.t(), adapter_dy);
-        grad.b.data_mut().par_chunks_mut(r).enumerate().for_each(|(j, row)| {
-            for (i, b) in row.iter_mut().enumerate() {
-                *b += db.data()[i * weight.rows() + j].to_stat();
-            }
-        });
-        add_to_statistics(grad.a, whole(&dxa).t(), input);
-        if let Some(dx_rows) = dx_rows {
-            add(dx_rows, rows.len(), T::ONE, whole(&dxa), whole(lora.a));
+        par_gemm(product, Write::Overwrite, scaling, input(dy, scaled.as_ref(), &rows), whole(lora.b));
+    }
+    Ok(())
+}
+
+/// Writes or adds the part of one layer in `dx`, given `dxa`.
+pub(super) fn backward_input<T: Real>(
+    device: &Device,
+    layer: &LoraMatmul<'_, T>,
+    dy: &Tensor<T>,
+    dxa: &Tensor<T>,
+    (dx, write): (&mut Tensor<T>, Write),
+) -> Result<()> {
+    let weight = layer.frozen.weight;
+    let (cols, rank) = (weight.cols(), dxa.cols());
+    if !device.is_dry() {
+        par_gemm(whole_mut(dx), write, T::ONE, whole(dy), whole(weight));
+    }
+    for (_, lora, rows) in layer.runs() {
+        // The gradient of x~ goes straight into dx, unless the mask has to be applied to it.
+        let masked = layer.dropout.is_some();
+        let mut dx_dropped = masked.then(|| device.zeros::<T>(rows.len(), cols)).transpose()?;
+        let less_one = match lora.dora {
+            Some(_) => scaled_dy(device, lora, dy, &rows, &|g| g - T::ONE)?,
+            None => None,
+        };
+        if device.is_dry() {
+            continue;
         }
-        if let (Some(dropped), Some((dx, _)), Some(dropout)) = (&dx_dropped, &mut dx, &layer.dropout) {
+        let r = lora.a.rows();
+        let dxa = Mat::strided(&dxa.data()[rows.start * rank..rows.end * rank], rows.len(), r, rank);
+        let dx_rows = match &mut dx_dropped {
+            Some(dropped) => dropped.data_mut(),
+            None => &mut dx.data_mut()[rows.start * cols..rows.end * cols],
+        };
+        if let Some(less_one) = &less_one {
+            add(dx_rows, rows.len(), T::ONE, whole(less_one), whole(weight));
+        }
+        add(dx_rows, rows.len(), T::ONE, dxa, whole(lora.a));
+        if let (Some(dropped), Some(dropout)) = (&dx_dropped, &layer.dropout) {
             let dx = &mut dx.data_mut()[rows.start * cols..rows.end * cols];
             dropout.apply(rows.start, cols, dropped.data(), dx, true);
         }
@@ -165,45 +163,78 @@ pub(super) fn backward<T: Real>(
     Ok(())
 }
 
-/// The rows of one adapter with DoRA in the backward pass.
-struct DoraRows<'a, T: Real> {
-    lora: &'a Lora<'a, T>,
-    weight: &'a Tensor<T>,
-    input: Mat<'a, T>,
-    xa: Mat<'a, T>,
-    dy: &'a [T],
+/// Adds to the gradients of the adapters of one layer.
+pub(super) fn gradients<T: Real>(device: &Device, job: &mut GradJob<'_, '_, T>) -> Result<()> {
+    let GradJob { layer, x, dy, xa, dxa, grads } = job;
+    let weight = layer.frozen.weight;
+    for (adapter, lora, rows) in layer.runs() {
+        let Some(grad) = &mut grads[adapter] else { continue };
+        let dropped = dropped_input(device, layer, x, &rows)?;
+        let mut db = device.empty::<T>(lora.a.rows(), weight.rows())?;
+        let z = lora.dora.map(|_| device.empty::<T>(rows.len(), weight.rows())).transpose()?;
+        let scaled = scaled_dy(device, lora, dy, &rows, &|g| g)?;
+        if device.is_dry() {
+            continue;
+        }
+        let input_rows = input(x, dropped.as_ref(), &rows);
+        let r = lora.a.rows();
+        let narrow = |t: &Tensor<T>| -> std::ops::Range<usize> { rows.start * t.cols()..rows.end * t.cols() };
+        let xa_rows = Mat::strided(&xa.data()[narrow(xa)], rows.len(), r, xa.cols());
+        let dxa_rows = Mat::strided(&dxa.data()[narrow(dxa)], rows.len(), r, dxa.cols());
+        if let Some(z) = z {
+            magnitude_gradient(lora, weight, [input_rows, xa_rows], (dy, &rows), grad, z);
+        }
+        // dB^T = xa^T dy, then transposed: the long side of the product lies in columns, which is several times faster.
+        let adapter_dy = input(dy, scaled.as_ref(), &rows);
+        par_gemm(whole_mut(&mut db), Write::Overwrite, T::from_stat(lora.scaling), xa_rows.t(), adapter_dy);
+        grad.b.data_mut().par_chunks_mut(r).enumerate().for_each(|(j, row)| {
+            for (i, b) in row.iter_mut().enumerate() {
+                *b += db.data()[i * weight.rows() + j].to_stat();
+            }
+        });
+        add_to_statistics(grad.a, dxa_rows.t(), input_rows);
+    }
+    Ok(())
 }
 
-/// Adds the gradient of the magnitude, adds `((g - 1) * dy) W` to `dx`, and leaves `g * dy` in `scaled`.
-fn dora_backward<T: Real>(
-    rows: &DoraRows<'_, T>,
+/// Adds the gradient of the magnitude: sum over rows of `dy * z / c`, with `z = (W + scaling B A) x~`, which was never stored.
+fn magnitude_gradient<T: Real>(
+    lora: &Lora<'_, T>,
+    weight: &Tensor<T>,
+    [input, xa]: [Mat<'_, T>; 2],
+    (dy, rows): (&Tensor<T>, &Range<usize>),
     grad: &mut LoraGrad<'_, T::Stat>,
-    scaled: &mut Tensor<T>,
-    dx: &mut Option<&mut [T]>,
+    mut z: Tensor<T>,
 ) {
-    let (lora, weight) = (rows.lora, rows.weight);
-    let (num_rows, cols) = (scaled.rows(), scaled.cols());
-    if let (Some((_, norm)), Some(dmagnitude)) = (lora.dora, grad.magnitude.as_deref_mut()) {
-        // z = (W + scaling B A) x~ was never stored; d magnitude = sum over rows of dy * z / c.
-        par_gemm(whole_mut(scaled), Write::Overwrite, T::ONE, rows.input, whole(weight).t());
-        add(scaled.data_mut(), num_rows, T::from_stat(lora.scaling), rows.xa, whole(lora.b).t());
-        let z = scaled.data();
-        dmagnitude.data_mut().par_iter_mut().enumerate().for_each(|(j, dm)| {
-            let sum: T = (0..num_rows).map(|t| rows.dy[t * cols + j] * z[t * cols + j]).sum();
-            *dm += (sum / T::from_stat(norm.data()[j])).to_stat();
-        });
+    let (Some((_, norm)), Some(dmagnitude)) = (lora.dora, grad.magnitude.as_deref_mut()) else { return };
+    par_gemm(whole_mut(&mut z), Write::Overwrite, T::ONE, input, whole(weight).t());
+    add(z.data_mut(), rows.len(), T::from_stat(lora.scaling), xa, whole(lora.b).t());
+    let (z, cols) = (z.data(), dy.cols());
+    let dy = &dy.data()[rows.start * cols..rows.end * cols];
+    dmagnitude.data_mut().par_iter_mut().enumerate().for_each(|(j, dm)| {
+        let sum: T = (0..rows.len()).map(|t| dy[t * cols + j] * z[t * cols + j]).sum();
+        *dm += (sum / T::from_stat(norm.data()[j])).to_stat();
+    });
+}
+
+/// `f(g) * dy` of some rows with DoRA; none without, where that is `dy`.
+fn scaled_dy<T: Real>(
+    device: &Device,
+    lora: &Lora<'_, T>,
+    dy: &Tensor<T>,
+    rows: &Range<usize>,
+    f: &dyn Fn(T) -> T,
+) -> Result<Option<Tensor<T>>> {
+    if lora.dora.is_none() {
+        return Ok(None);
     }
-    let gains = gains(lora);
-    let from_dy = |scaled: &mut Tensor<T>, factors: &[T]| {
-        scaled.data_mut().copy_from_slice(rows.dy);
-        each_row(scaled.data_mut(), factors, |x, g| *x *= g);
-    };
-    if let Some(dx) = dx {
-        let less_one: Vec<T> = gains.iter().map(|&g| g - T::ONE).collect();
-        from_dy(scaled, &less_one);
-        add(dx, num_rows, T::ONE, whole(scaled), whole(weight));
+    let mut scaled = device.empty::<T>(rows.len(), dy.cols())?;
+    if !device.is_dry() {
+        scaled.data_mut().copy_from_slice(&dy.data()[rows.start * dy.cols()..rows.end * dy.cols()]);
+        let factors: Vec<T> = gains(lora).into_iter().map(f).collect();
+        each_row(scaled.data_mut(), &factors, |x, g| *x *= g);
     }
-    from_dy(scaled, &gains);
+    Ok(Some(scaled))
 }
 
 /// See [`super::dora_norm`].

@@ -14,15 +14,20 @@
 //! | `y` | `[rows, out_features]` | overwritten |
 //! | `xa` | `[rows, r]` | `x~ A^T`, saved for the backward pass; the largest `r` where adapters differ |
 //!
-//! Backward with `dxa = scaling * (g * dy) B`: `dB += scaling * (g * dy)^T xa`, `dA += dxa^T x~`, and
-//! `dx [+]= dy W + mask(dxa A)` (and `mask(((g - 1) * dy) W)` for DoRA), summed over the layers of the group in their order;
-//! `c` counts as a constant, as in PEFT. [`recompute`] gives `y` again from the saved `xa`, with the same bits, and [`project`]
-//! gives `xa` alone.
+//! | `dxa` | `[rows, r]` | `scaling * (g * dy) B`, of the backward pass |
+//!
+//! Both directions come in steps, because what makes `x` or `dy` may make the narrow product with it along the way, and because the
+//! gradients of several layers go through one launch on a GPU: [`project`] gives `xa`, [`apply`] `y`; [`project_back`] gives `dxa`,
+//! [`backward_input`] gives `dx = dy W + mask(dxa A)` (and `mask(((g - 1) * dy) W)` for DoRA), summed over the layers of the group in
+//! their order, and [`gradients`] adds `dB += scaling * (g * dy)^T xa` and `dA += dxa^T x~`; `c` counts as a constant, as in PEFT.
+//! [`recompute`] is [`apply`] once more, with the same bits. On a GPU `B` and its gradient are kept transposed, `[r, out_features]`,
+//! `xa` includes the scaling, and the columns of `xa` and `dxa` are rounded up to 16.
 //! The dropout mask is a function of seed, step, layer, sample, position and column: it is never stored, and packing or
 //! splitting a batch does not change it. Sources: Hu et al., "LoRA", 2021; Kalajdzievski, "rsLoRA", 2023; Liu et al., "DoRA", 2024;
 //! behaviour of PEFT 0.18.
 
 mod cpu;
+mod dispatch;
 mod dropout;
 pub mod gpu;
 pub mod plan;
@@ -32,8 +37,10 @@ mod work;
 
 pub use dropout::{Dropout, RowKeys};
 
-use super::{check_shape, computes};
+use super::{Runner, check_shape, computes, runner};
 use crate::batch::AdapterRows;
+use super::gemm::Write;
+use crate::device::kernels::DevicePtr;
 use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
@@ -84,6 +91,40 @@ pub struct LoraMatmul<'a, T: Real> {
     pub rows: &'a [AdapterRows],
     /// Dropout on the adapters' input; none in evaluation.
     pub dropout: Option<Dropout<'a>>,
+    /// What kernels read of all this; none on a CPU.
+    pub gpu: Option<OnGpu<'a>>,
+}
+
+/// The tables of a layer in the memory of a GPU.
+#[derive(Debug, Clone, Copy)]
+pub struct OnGpu<'a> {
+    /// The adapters of the layer, with their gradients.
+    pub adapters: Option<&'a gpu::LayerAdapters>,
+    /// Which rows go through which adapter.
+    pub rows: &'a gpu::Rows,
+    /// Address of the key of the dropout masks; null without dropout.
+    pub key: DevicePtr,
+}
+
+/// Columns of `xa` and `dxa` of layer `i` of a group. On a GPU: the largest rank of the group, rounded up to whole fragments of the
+/// tensor cores; none where the layer has no adapter.
+pub fn xa_cols<T: Real>(device: &Device, layers: &[LoraMatmul<'_, T>], i: usize) -> usize {
+    let own = layers[i].max_rank();
+    match device.machine() {
+        Machine::Gpu if own > 0 => {
+            let ranks = layers.iter().map(LoraMatmul::max_rank);
+            ranks.max().unwrap_or(0).next_multiple_of(plan::RANK_UNIT)
+        }
+        _ => own,
+    }
+}
+
+/// Shape of `B`, which a GPU keeps transposed.
+pub fn b_shape(device: &Device, out_features: usize, r: usize) -> [usize; 2] {
+    match device.machine() {
+        Machine::Cpu => [out_features, r],
+        Machine::Gpu => [r, out_features],
+    }
 }
 
 impl<T: Real> LoraMatmul<'_, T> {
@@ -92,23 +133,15 @@ impl<T: Real> LoraMatmul<'_, T> {
         self.loras.iter().flatten().map(|l| l.a.rows()).max().unwrap_or(0)
     }
 
-    /// Columns of `xa`: the largest rank, on a GPU rounded up to whole fragments of its tensor cores.
-    pub fn xa_cols(&self, device: &Device) -> usize {
-        match device.machine() {
-            Machine::Cpu => self.max_rank(),
-            Machine::Gpu => self.max_rank().next_multiple_of(plan::RANK_UNIT),
-        }
-    }
-
-    fn check(&self, device: &Device, rows: usize, xa: &Tensor<T>) -> Result<()> {
+    fn check(&self, device: &Device, rows: usize, xa: &Tensor<T>, xa_cols: usize) -> Result<()> {
         let [out_features, in_features] = self.frozen.weight.shape();
         if let Some(bias) = self.frozen.bias {
             check_shape(OP, "bias", bias, [1, out_features])?;
         }
-        check_shape(OP, "xa", xa, [rows, self.xa_cols(device)])?;
+        check_shape(OP, "xa", xa, [rows, xa_cols])?;
         for lora in self.loras.iter().flatten() {
             check_shape(OP, "lora_a", lora.a, [lora.a.rows(), in_features])?;
-            check_shape(OP, "lora_b", lora.b, [out_features, lora.a.rows()])?;
+            check_shape(OP, "lora_b", lora.b, b_shape(device, out_features, lora.a.rows()))?;
             if let Some((magnitude, norm)) = lora.dora {
                 check_shape(OP, "magnitude", magnitude, [1, out_features])?;
                 check_shape(OP, "dora_norm", norm, [1, out_features])?;
@@ -125,21 +158,14 @@ impl<T: Real> LoraMatmul<'_, T> {
             next = run.rows.end;
         }
         match &self.dropout {
-            Some(dropout) if dropout.rows.len() != rows => {
+            Some(dropout) if dropout.rows.len() > rows || (self.gpu.is_none() && dropout.rows.len() < rows) => {
                 Err(Error::shape(OP, "dropout.rows", rows, dropout.rows.len()))
             }
             _ => Ok(()),
         }
     }
 
-    fn check_forward(&self, device: &Device, x: &Tensor<T>, y: &Tensor<T>, xa: &Tensor<T>) -> Result<()> {
-        let [out_features, in_features] = self.frozen.weight.shape();
-        check_shape(OP, "x", x, [x.rows(), in_features])?;
-        check_shape(OP, "y", y, [x.rows(), out_features])?;
-        self.check(device, x.rows(), xa)
-    }
-
-    fn check_grads(&self, grads: &[Option<LoraGrad<'_, T::Stat>>]) -> Result<()> {
+    fn check_grads(&self, device: &Device, grads: &[Option<LoraGrad<'_, T::Stat>>]) -> Result<()> {
         if grads.len() != self.loras.len() {
             return Err(Error::shape(OP, "grads", self.loras.len(), grads.len()));
         }
@@ -147,7 +173,7 @@ impl<T: Real> LoraMatmul<'_, T> {
             match (lora, grad) {
                 (Some(lora), Some(grad)) => {
                     check_shape(OP, "d lora_a", grad.a, lora.a.shape())?;
-                    check_shape(OP, "d lora_b", grad.b, lora.b.shape())?;
+                    check_shape(OP, "d lora_b", grad.b, b_shape(device, self.frozen.weight.rows(), lora.a.rows()))?;
                     if let (Some((m, _)), Some(dm)) = (lora.dora, grad.magnitude.as_deref()) {
                         check_shape(OP, "d magnitude", dm, m.shape())?;
                     }
@@ -177,7 +203,7 @@ pub struct Forward<'a, T: Real> {
     pub xa: &'a mut Tensor<T>,
 }
 
-/// Writes `y` and `xa` of every layer of a group.
+/// Writes `xa` and `y` of every layer of a group: [`project`] and [`apply`].
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not follow the table of the module.
@@ -188,28 +214,56 @@ pub fn forward<T: Real>(
     outputs: &mut [Forward<'_, T>],
 ) -> Result<()> {
     check_count("outputs", layers, outputs.len())?;
-    for (layer, out) in layers.iter().zip(outputs.iter()) {
-        layer.check_forward(device, x, out.y, out.xa)?;
-    }
-    work::record_forward(device, ["lora_matmul.forward", "lora_matmul.forward.lora"], x.rows(), layers, true);
-    computes(device, OP)?;
-    if device.machine() == Machine::Gpu {
-        return Ok(());
-    }
-    for (layer, out) in layers.iter().zip(outputs) {
-        cpu::project(device, x, layer, out.xa)?;
-        cpu::apply(device, x, layer, out.xa, out.y)?;
-    }
-    Ok(())
+    project(device, x, layers, &mut outputs.iter_mut().map(|out| &mut *out.xa).collect::<Vec<_>>())?;
+    let outputs = outputs.iter_mut().map(|out| Apply { y: &mut *out.y, xa: &*out.xa });
+    apply(device, x, layers, &mut outputs.collect::<Vec<_>>())
 }
 
-/// One layer of a group whose output is wanted once more.
+/// Writes `xa` of every layer of a group.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn project<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    layers: &[LoraMatmul<'_, T>],
+    xa: &mut [&mut Tensor<T>],
+) -> Result<()> {
+    check_count("xa", layers, xa.len())?;
+    for (i, (layer, xa)) in layers.iter().zip(&*xa).enumerate() {
+        check_shape(OP, "x", x, [x.rows(), layer.frozen.weight.cols()])?;
+        layer.check(device, x.rows(), xa, xa_cols(device, layers, i))?;
+    }
+    work::record_project(device, x.rows(), layers);
+    match runner::<T>(device, OP)? {
+        Runner::Gpu => dispatch::project(device, x, layers, xa),
+        // Temporary tensors of the CPU belong into its plan.
+        Runner::Cpu | Runner::Nobody => {
+            layers.iter().zip(xa).try_for_each(|(layer, xa)| cpu::project(device, x, layer, xa))
+        }
+    }
+}
+
+/// One layer of a group with its saved `xa`, and where its output goes.
 #[derive(Debug)]
-pub struct Recompute<'a, T: Real> {
+pub struct Apply<'a, T: Real> {
     /// `[rows, out_features]`, overwritten.
     pub y: &'a mut Tensor<T>,
-    /// Saved by the forward pass.
+    /// Of [`project`].
     pub xa: &'a Tensor<T>,
+}
+
+/// Writes `y` of every layer of a group, given `xa`.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn apply<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    layers: &[LoraMatmul<'_, T>],
+    outputs: &mut [Apply<'_, T>],
+) -> Result<()> {
+    apply_as(["lora_matmul.forward", "lora_matmul.forward.lora"], device, x, layers, outputs)
 }
 
 /// Writes `y` of every layer of a group again, with the bits that [`forward`] gave.
@@ -220,42 +274,120 @@ pub fn recompute<T: Real>(
     device: &Device,
     x: &Tensor<T>,
     layers: &[LoraMatmul<'_, T>],
-    outputs: &mut [Recompute<'_, T>],
+    outputs: &mut [Apply<'_, T>],
 ) -> Result<()> {
-    check_count("outputs", layers, outputs.len())?;
-    for (layer, out) in layers.iter().zip(outputs.iter()) {
-        layer.check_forward(device, x, out.y, out.xa)?;
-    }
-    let names = ["lora_matmul.recompute", "lora_matmul.recompute.lora"];
-    work::record_forward(device, names, x.rows(), layers, false);
-    computes(device, OP)?;
-    if device.machine() == Machine::Gpu {
-        return Ok(());
-    }
-    for (layer, out) in layers.iter().zip(outputs) {
-        cpu::apply(device, x, layer, out.xa, out.y)?;
-    }
-    Ok(())
+    apply_as(["lora_matmul.recompute", "lora_matmul.recompute.lora"], device, x, layers, outputs)
 }
 
-/// Writes `xa` of one layer, with the bits that [`forward`] gives, and leaves the layer itself out.
+fn apply_as<T: Real>(
+    names: [&'static str; 2],
+    device: &Device,
+    x: &Tensor<T>,
+    layers: &[LoraMatmul<'_, T>],
+    outputs: &mut [Apply<'_, T>],
+) -> Result<()> {
+    check_count("outputs", layers, outputs.len())?;
+    for (i, (layer, out)) in layers.iter().zip(&*outputs).enumerate() {
+        let [out_features, in_features] = layer.frozen.weight.shape();
+        check_shape(OP, "x", x, [x.rows(), in_features])?;
+        check_shape(OP, "y", out.y, [x.rows(), out_features])?;
+        layer.check(device, x.rows(), out.xa, xa_cols(device, layers, i))?;
+    }
+    work::record_apply(device, names, x.rows(), layers);
+    match runner::<T>(device, OP)? {
+        Runner::Gpu => dispatch::apply(device, x, layers, outputs),
+        Runner::Cpu | Runner::Nobody => layers
+            .iter()
+            .zip(outputs)
+            .try_for_each(|(layer, out)| cpu::apply(device, x, layer, out.xa, out.y)),
+    }
+}
+
+/// Writes `dxa` of every layer of a group.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not follow the table of the module.
-pub fn project<T: Real>(
+pub fn project_back<T: Real>(
     device: &Device,
-    x: &Tensor<T>,
-    layer: &LoraMatmul<'_, T>,
-    xa: &mut Tensor<T>,
+    layers: &[LoraMatmul<'_, T>],
+    dy: &[&Tensor<T>],
+    dxa: &mut [&mut Tensor<T>],
 ) -> Result<()> {
-    check_shape(OP, "x", x, [x.rows(), layer.frozen.weight.cols()])?;
-    layer.check(device, x.rows(), xa)?;
-    work::record_project(device, x.rows(), layer);
-    computes(device, OP)?;
-    if device.machine() == Machine::Cpu {
-        return cpu::project(device, x, layer, xa);
+    check_back(device, layers, dy, dxa.iter().map(|dxa| &**dxa))?;
+    work::record_project_back(device, layers, dy);
+    match runner::<T>(device, OP)? {
+        Runner::Gpu => dispatch::project_back(device, layers, dy, dxa),
+        Runner::Cpu | Runner::Nobody => layers
+            .iter()
+            .zip(dy)
+            .zip(dxa)
+            .try_for_each(|((layer, dy), dxa)| cpu::project_back(device, layer, dy, dxa)),
     }
-    Ok(())
+}
+
+/// Writes `dx`, the sum over the layers of a group, given `dxa`.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn backward_input<T: Real>(
+    device: &Device,
+    layers: &[LoraMatmul<'_, T>],
+    dy: &[&Tensor<T>],
+    dxa: &[&Tensor<T>],
+    dx: &mut Tensor<T>,
+) -> Result<()> {
+    check_back(device, layers, dy, dxa.iter().copied())?;
+    for (layer, dy) in layers.iter().zip(dy) {
+        check_shape(OP, "dx", dx, [dy.rows(), layer.frozen.weight.cols()])?;
+    }
+    work::record_backward_input(device, layers, dx.rows());
+    match runner::<T>(device, OP)? {
+        Runner::Gpu => dispatch::backward_input(device, layers, dy, dxa, dx),
+        Runner::Cpu | Runner::Nobody => {
+            for (i, (layer, (dy, dxa))) in layers.iter().zip(dy.iter().zip(dxa)).enumerate() {
+                // The layers after the first one add to what it left.
+                let write = if i == 0 { Write::Overwrite } else { Write::Add };
+                cpu::backward_input(device, layer, dy, dxa, (dx, write))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What the gradients of one layer's adapters are made of, and where they go.
+#[derive(Debug)]
+pub struct GradJob<'a, 'g, T: Real> {
+    /// The layer.
+    pub layer: LoraMatmul<'a, T>,
+    /// Input of the forward pass, `[rows, in_features]`.
+    pub x: &'a Tensor<T>,
+    /// Gradient of the output, `[rows, out_features]`.
+    pub dy: &'a Tensor<T>,
+    /// Saved by the forward pass.
+    pub xa: &'a Tensor<T>,
+    /// Of [`project_back`].
+    pub dxa: &'a Tensor<T>,
+    /// Gradients by adapter index, as long as `loras`. A GPU finds them through [`OnGpu::adapters`].
+    pub grads: &'a mut [Option<LoraGrad<'g, T::Stat>>],
+}
+
+/// Adds to the gradients of the adapters of several layers.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn gradients<T: Real>(device: &Device, jobs: &mut [GradJob<'_, '_, T>]) -> Result<()> {
+    for job in &*jobs {
+        let [out_features, in_features] = job.layer.frozen.weight.shape();
+        check_shape(OP, "x", job.x, [job.x.rows(), in_features])?;
+        check_shape(OP, "dy", job.dy, [job.x.rows(), out_features])?;
+        check_shape(OP, "dxa", job.dxa, job.xa.shape())?;
+        job.layer.check_grads(device, job.grads)?;
+    }
+    work::record_gradients(device, jobs);
+    match runner::<T>(device, OP)? {
+        Runner::Gpu => dispatch::gradients(device, jobs),
+        Runner::Cpu | Runner::Nobody => jobs.iter_mut().try_for_each(|job| cpu::gradients(device, job)),
+    }
 }
 
 /// What the backward pass reads and writes for one layer of a group.
@@ -274,13 +406,13 @@ pub struct LayerBackward<'a, 'g, T: Real> {
 pub struct Backward<'a, 'g, T: Real> {
     /// Input of the forward pass, `[rows, in_features]`.
     pub x: &'a Tensor<T>,
-    /// Where `dx` goes, and whether it is overwritten or added to; none where nobody needs it.
-    pub dx: Option<(&'a mut Tensor<T>, super::gemm::Write)>,
+    /// Where `dx` goes; none where nobody needs it.
+    pub dx: Option<&'a mut Tensor<T>>,
     /// By layer.
     pub layers: &'a mut [LayerBackward<'a, 'g, T>],
 }
 
-/// Adds to the adapters' gradients and writes `dx`.
+/// Adds to the adapters' gradients of a group and writes `dx`: [`project_back`], [`backward_input`] and [`gradients`].
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not follow the table of the module.
@@ -289,25 +421,38 @@ pub fn backward<T: Real>(
     layers: &[LoraMatmul<'_, T>],
     args: Backward<'_, '_, T>,
 ) -> Result<()> {
-    let Backward { x, mut dx, layers: of_layers } = args;
+    let Backward { x, dx, layers: of_layers } = args;
     check_count("layers", layers, of_layers.len())?;
-    if let Some((dx, _)) = &dx {
-        check_shape(OP, "dx", dx, x.shape())?;
+    let dy: Vec<&Tensor<T>> = of_layers.iter().map(|args| args.dy).collect();
+    let dxa: Result<Vec<_>> =
+        (0..layers.len()).map(|i| device.empty(x.rows(), xa_cols(device, layers, i))).collect();
+    let mut dxa: Vec<Tensor<T>> = dxa?;
+    project_back(device, layers, &dy, &mut dxa.iter_mut().collect::<Vec<_>>())?;
+    if let Some(dx) = dx {
+        backward_input(device, layers, &dy, &dxa.iter().collect::<Vec<_>>(), dx)?;
     }
-    for (layer, args) in layers.iter().zip(of_layers.iter()) {
-        layer.check_forward(device, x, args.dy, args.xa)?;
-        layer.check_grads(args.grads)?;
-    }
-    work::record_backward(device, x.rows(), layers, dx.as_ref().map(|(_, write)| *write));
-    computes(device, OP)?;
-    if device.machine() == Machine::Gpu {
-        drop(work::gpu_temporaries(device, x.rows(), layers)?);
-        return Ok(());
-    }
-    for (layer, args) in layers.iter().zip(of_layers) {
-        cpu::backward(device, layer, x, args, dx.as_mut().map(|(dx, write)| (&mut **dx, *write)))?;
-        // The layers after the first one add to what it left.
-        dx = dx.map(|(dx, _)| (dx, super::gemm::Write::Add));
+    let jobs = layers.iter().zip(of_layers).zip(&dxa).map(|((layer, args), dxa)| GradJob {
+        layer: *layer,
+        x,
+        dy: args.dy,
+        xa: args.xa,
+        dxa,
+        grads: &mut *args.grads,
+    });
+    gradients(device, &mut jobs.collect::<Vec<_>>())
+}
+
+fn check_back<'t, T: Real>(
+    device: &Device,
+    layers: &[LoraMatmul<'_, T>],
+    dy: &[&Tensor<T>],
+    dxa: impl ExactSizeIterator<Item = &'t Tensor<T>>,
+) -> Result<()> {
+    check_count("dy", layers, dy.len())?;
+    check_count("dxa", layers, dxa.len())?;
+    for (i, ((layer, dy), dxa)) in layers.iter().zip(dy).zip(dxa).enumerate() {
+        check_shape(OP, "dy", dy, [dy.rows(), layer.frozen.weight.rows()])?;
+        layer.check(device, dy.rows(), dxa, xa_cols(device, layers, i))?;
     }
     Ok(())
 }

@@ -14,6 +14,8 @@ pub const RANK_UNIT: usize = 16;
 pub const FEATURE_UNIT: usize = 8;
 /// Layers that share their input and go through one launch: q, k, v.
 pub const MAX_LAYERS: usize = 3;
+/// Gradients of factors that one launch makes: two for each of the seven layers of a decoder block.
+pub const MAX_GRADIENTS: usize = 14;
 
 /// Bytes of a k-step of one row or column of a tile: 32 numbers of bf16.
 const STEP_BYTES: u32 = 64;
@@ -23,12 +25,10 @@ const GROUP: usize = 8;
 const DOWN_ROWS: usize = 32;
 /// Features of a block of the grad kernels.
 pub(super) const GRAD_FEATURES: usize = 64;
-/// Rows that a step of the grad kernels takes; slabs are multiples of it.
+/// Rows that a step of the grad kernels takes.
 const GRAD_STEP: usize = 32;
 /// Stages of the grad kernels.
 const GRAD_STAGES: u32 = 4;
-/// Elements that one block of the reduce kernel adds.
-const REDUCE_ELEMENTS: usize = 1024;
 
 /// What is multiplied: layers that share their input, or one alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +41,6 @@ pub struct Problem {
     pub out_features: Vec<usize>,
     /// The largest rank of any adapter; 0 without adapters.
     pub rank: usize,
-    /// Number of adapters.
-    pub num_adapters: usize,
     /// Dropout on the adapters' input.
     pub dropout: bool,
     /// The tile to use instead of the one that looks best, if there is a kernel with it.
@@ -99,21 +97,6 @@ pub struct NarrowPlan {
     pub rank_chunks: usize,
 }
 
-/// The launches that make gradients: sums by slab, then their sum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GradPlan {
-    /// Sums over slabs of rows.
-    pub grad: NarrowPlan,
-    /// Adds them up.
-    pub reduce: NarrowPlan,
-    /// Most rows of a slab.
-    pub slab_rows: usize,
-    /// Most slabs there can be with runs of this many adapters.
-    pub num_slabs: usize,
-    /// Numbers (f32) of the workspace.
-    pub workspace: usize,
-}
-
 /// A compiled tile: kernel, rows, columns, stages, and how near it comes to the limit of the tensor cores by its mix of instructions.
 type Tile = (Kernel, [usize; 2], u32, f64);
 
@@ -158,9 +141,10 @@ pub fn down(problem: &Problem, layers: usize, dropout: bool) -> NarrowPlan {
     NarrowPlan { kernel, grid, dynamic_smem: 0, rank_chunks }
 }
 
-/// The plan of `dA` and `dB` over matrices with these numbers of `features` (every `dy`, and x once for every layer).
-pub fn grad(problem: &Problem, features: &[usize], chip: Chip) -> GradPlan {
-    let (ranks, kernel) = match (ranks_per_block(problem.rank), problem.dropout) {
+/// The plan of `dA` and `dB` of rank at most `rank` over matrices with these numbers of `features` (every `dy`, and x for every
+/// layer). A block takes 64 features and all rows: the gradients of a decoder block make enough of them.
+pub fn grad(rank: usize, features: &[usize], dropout: bool) -> NarrowPlan {
+    let (ranks, kernel) = match (ranks_per_block(rank), dropout) {
         (16, false) => (16, Kernel::LoraMatmulGradBf16R16),
         (16, true) => (16, Kernel::LoraMatmulGradBf16R16Dropout),
         (32, false) => (32, Kernel::LoraMatmulGradBf16R32),
@@ -168,33 +152,10 @@ pub fn grad(problem: &Problem, features: &[usize], chip: Chip) -> GradPlan {
         (_, false) => (64, Kernel::LoraMatmulGradBf16R64),
         (_, true) => (64, Kernel::LoraMatmulGradBf16R64Dropout),
     };
-    let rank_chunks = problem.rank_stride().div_ceil(ranks);
+    let rank_chunks = rank.next_multiple_of(RANK_UNIT).div_ceil(ranks);
     let columns: usize = features.iter().map(|f| f.div_ceil(GRAD_FEATURES)).sum();
     let dynamic_smem = GRAD_STAGES * (GRAD_STEP * (GRAD_FEATURES + ranks) * 2) as u32;
-    // Two blocks on every multiprocessor keep its memory busy. More slabs than that only make more partial sums to add up.
-    let wanted = (2 * chip.multiprocessors as usize).div_ceil((columns * rank_chunks).max(1));
-    let slab_rows = problem.rows.div_ceil(wanted.max(1)).next_multiple_of(GRAD_STEP).max(GRAD_STEP);
-    // Every run of an adapter may end with a slab that is not full.
-    let num_slabs = problem.rows.div_ceil(slab_rows) + problem.num_adapters.saturating_sub(1);
-    let widest = features.iter().copied().max().unwrap_or(0);
-    let pieces = (problem.rank * widest).div_ceil(REDUCE_ELEMENTS);
-    GradPlan {
-        grad: NarrowPlan {
-            kernel,
-            grid: [columns as u32, num_slabs as u32, rank_chunks as u32],
-            dynamic_smem,
-            rank_chunks,
-        },
-        reduce: NarrowPlan {
-            kernel: Kernel::LoraMatmulReduceF32,
-            grid: [pieces as u32, features.len() as u32, problem.num_adapters as u32],
-            dynamic_smem: 0,
-            rank_chunks: 1,
-        },
-        slab_rows,
-        num_slabs,
-        workspace: num_slabs * problem.rank_stride() * features.iter().sum::<usize>(),
-    }
+    NarrowPlan { kernel, grid: [columns as u32, rank_chunks as u32, 1], dynamic_smem, rank_chunks }
 }
 
 /// Ranks that one block of a narrow product handles.
@@ -269,7 +230,6 @@ mod tests {
             in_features,
             out_features: out_features.to_vec(),
             rank: 16,
-            num_adapters: 1,
             dropout: false,
             tile: None,
         }
@@ -310,9 +270,9 @@ mod tests {
                         assert!(fits <= 65_536, "{plan:?}");
                         assert!(plan.utilisation > 0.0 && plan.utilisation <= 1.0, "{plan:?}");
                     }
-                    let grad = grad(&problem, &[2048, 1024, 1024, 1024, 1024, 1024], chip);
-                    assert!(grad.grad.dynamic_smem <= grad.grad.kernel.budget().smem);
-                    assert!(grad.slab_rows * grad.num_slabs >= rows);
+                    let grad = grad(rank, &[2048, 1024, 1024, 1024, 1024, 1024], dropout);
+                    assert!(grad.dynamic_smem <= grad.kernel.budget().smem);
+                    assert!(grad.grid[0] == 112 && grad.rank_chunks * 64 >= rank, "{grad:?}");
                     let down = down(&problem, 3, dropout);
                     assert!(down.grid[1] as usize * DOWN_ROWS >= rows && down.rank_chunks * 64 >= rank);
                 }
@@ -327,7 +287,7 @@ mod tests {
         assert!(plan.tiles_m * plan.tiles_n < 1 << 31);
         let down = down(&problem, 1, false);
         assert!(down.grid[1] <= 65_535);
-        let grad = grad(&problem, &[152_064, 4096], H200);
-        assert!(grad.grad.grid[1] <= 65_535 && grad.grad.grid[2] <= 65_535);
+        let grad = grad(problem.rank, &[152_064, 4096], false);
+        assert!(grad.grid[0] < 1 << 31 && grad.grid[1] <= 65_535);
     }
 }

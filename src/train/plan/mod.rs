@@ -28,6 +28,7 @@ use crate::device::card::CARDS;
 use crate::device::{Card, Class, available_memory};
 use crate::error::{Error, Result};
 use crate::model::{Policies, Policy};
+use crate::tensor::Real;
 
 /// Part of the free memory of this machine that a run may take unless told otherwise: the rest is for rows, the tokenizer, and
 /// other programs.
@@ -282,7 +283,11 @@ pub fn plan_workload(config: &TrainConfig, model: &ModelConfig, workload: &Workl
 }
 
 /// The plan of a run: memory of the largest passes that could come, work of the first step.
-pub(super) fn planned(config: &TrainConfig, prepared: &Prepared, itinerary: &Itinerary<'_>) -> Result<Plan> {
+pub(super) fn planned<T: Real<Stat = f32>>(
+    config: &TrainConfig,
+    prepared: &Prepared<T>,
+    itinerary: &Itinerary<'_>,
+) -> Result<Plan> {
     let place = Place::of(config)?;
     let setup = place.setup(config, &prepared.model.config);
     let longest = fullest(config, &prepared.train, |row| row.example.len());

@@ -4,10 +4,10 @@ use half::bf16;
 
 use super::{Backward, Factors, Group, Layer, LayerAdapters, Rows, backward, forward};
 use crate::batch::AdapterRows;
+use crate::device::kernels::DevicePtr;
 use crate::device::self_test::{Finding, Outcome};
 use crate::device::{Device, Machine, Tensor};
 use crate::error::Result;
-use crate::ops::gemm::Write;
 use crate::ops::lora_matmul::{self, Forward, Frozen, LayerBackward, Lora, LoraGrad, LoraMatmul};
 use crate::rng::{Purpose, Stream};
 
@@ -80,7 +80,7 @@ impl Operands {
         let factors = Factors { a: &a, b_t: &b_t, grads: Some((&da, &db_t)), scaling: 0.5 };
         let adapters = LayerAdapters::new(device, [OUT_FEATURES, IN_FEATURES], &[Some(factors)])?;
         let rows = Rows::new(device, ROWS, &[AdapterRows { adapter: 0, rows: 0..ROWS }], None)?;
-        let layers = [Layer { weight: &weight, bias: None, adapters: Some(&adapters), key: None }];
+        let layers = [Layer { weight: &weight, bias: None, adapters: Some(&adapters), key: DevicePtr(0) }];
         let group = Group { layers: &layers, rows: &rows, dropout: None, tile: None };
         let mut y = device.tensor(ROWS, OUT_FEATURES, &vec![bf16::NAN; ROWS * OUT_FEATURES])?;
         let stride = group.problem().rank_stride();
@@ -108,7 +108,7 @@ impl Operands {
         let loras = [Some(Lora { a: &a, b: &b, scaling: 0.5, dora: None })];
         let rows = [AdapterRows { adapter: 0, rows: 0..ROWS }];
         let frozen = Frozen { weight: &weight, bias: None };
-        let layers = [LoraMatmul { frozen, loras: &loras, rows: &rows, dropout: None }];
+        let layers = [LoraMatmul { frozen, loras: &loras, rows: &rows, dropout: None, gpu: None }];
         let (mut y, mut dx) = (cpu.zeros(ROWS, OUT_FEATURES)?, cpu.zeros(ROWS, IN_FEATURES)?);
         let mut xa = cpu.zeros(ROWS, RANK)?;
         let (mut da, mut db) = (cpu.zeros(RANK, IN_FEATURES)?, cpu.zeros(OUT_FEATURES, RANK)?);
@@ -116,7 +116,7 @@ impl Operands {
         let mut grads = [Some(LoraGrad { a: &mut da, b: &mut db, magnitude: None })];
         let args = lora_matmul::Backward {
             x: &x,
-            dx: Some((&mut dx, Write::Overwrite)),
+            dx: Some(&mut dx),
             layers: &mut [LayerBackward { dy: &dy, xa: &xa, grads: &mut grads }],
         };
         lora_matmul::backward(&cpu, &layers, args)?;

@@ -1,8 +1,9 @@
 //! LoRA matmul on a GPU: the launches of both directions for layers that share their input.
 //!
 //! Numbers are bf16, gradients f32. Unlike on the CPU, `B` is kept transposed, `[r, out_features]`, and so is its gradient; the columns
-//! of `xa` and `dxa` are the largest rank rounded up to 16. Forward is two launches for a whole group (xa, then y), backward four
-//! (dxa, dx, sums of dA and dB, their reduction). DoRA has no kernels. What each kernel does is said in its file below `kernels/`.
+//! of `xa` and `dxa` are the largest rank rounded up to 16. A group takes one launch each for `xa`, for `y`, for `dxa` and for `dx`; the
+//! gradients of all factors of several groups take one launch together ([`gradients`]). What each kernel does is said in its file
+//! below `kernels/`.
 
 mod backward;
 mod check;
@@ -10,11 +11,9 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use backward::{Backward, backward};
+pub use backward::{Backward, GradJob, backward, backward_input, gradients, project_back};
 pub use check::self_test;
-pub use tables::{Factors, LayerAdapters, Rows, dropout_key};
-
-use half::bf16;
+pub use tables::{Factors, LayerAdapters, Rows, dropout_keys};
 
 use super::OP;
 use super::plan::{self, MAX_LAYERS, Problem};
@@ -25,18 +24,19 @@ use crate::device::kernels::params::{
 use crate::device::{Device, Launch, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::check_shape;
+use crate::tensor::Real;
 
 /// One layer of a group.
 #[derive(Debug, Clone, Copy)]
-pub struct Layer<'a> {
+pub struct Layer<'a, T: Real> {
     /// `[out_features, in_features]`, both multiples of 8.
-    pub weight: &'a Tensor<bf16>,
+    pub weight: &'a Tensor<T>,
     /// `[1, out_features]`.
-    pub bias: Option<&'a Tensor<bf16>>,
+    pub bias: Option<&'a Tensor<T>>,
     /// Its adapters; none where no adapter has the layer as a target.
     pub adapters: Option<&'a LayerAdapters>,
-    /// The key of its dropout masks ([`dropout_key`]); none without dropout.
-    pub key: Option<&'a Tensor<u32>>,
+    /// Address of the key of its dropout masks ([`dropout_keys`]); null without dropout.
+    pub key: DevicePtr,
 }
 
 /// Dropout on the adapters' input, the same for all layers.
@@ -46,11 +46,18 @@ pub struct DropoutRate {
     pub threshold: u16,
 }
 
+impl DropoutRate {
+    /// `1 / (1 - p)`.
+    fn keep(self) -> f32 {
+        (1.0 / (1.0 - f64::from(self.threshold) / 65536.0)) as f32
+    }
+}
+
 /// One to three layers that share their input (q, k, v; gate, up), and the rows that go through them.
 #[derive(Debug, Clone, Copy)]
-pub struct Group<'a> {
+pub struct Group<'a, T: Real> {
     /// The layers.
-    pub layers: &'a [Layer<'a>],
+    pub layers: &'a [Layer<'a, T>],
     /// The rows.
     pub rows: &'a Rows,
     /// Dropout; none in evaluation.
@@ -59,16 +66,14 @@ pub struct Group<'a> {
     pub tile: Option<[usize; 2]>,
 }
 
-impl Group<'_> {
+impl<T: Real> Group<'_, T> {
     /// The shapes that plans are made of.
     pub fn problem(&self) -> Problem {
-        let adapters = || self.layers.iter().filter_map(|l| l.adapters);
         Problem {
-            rows: self.rows.num_rows,
+            rows: self.rows.capacity,
             in_features: self.layers.first().map_or(0, |l| l.weight.cols()),
             out_features: self.layers.iter().map(|l| l.weight.rows()).collect(),
-            rank: adapters().map(|a| a.max_rank).max().unwrap_or(0),
-            num_adapters: adapters().map(|a| a.num_adapters).max().unwrap_or(0),
+            rank: self.layers.iter().filter_map(|l| l.adapters).map(|a| a.max_rank).max().unwrap_or(0),
             dropout: self.dropout.is_some(),
             tile: self.tile,
         }
@@ -89,34 +94,29 @@ impl Group<'_> {
                 check_shape(OP, "bias", bias, [1, out_features])?;
             }
             let adapters = layer.adapters.map_or(0, |a| a.num_adapters);
-            if let Some(run) = self.rows.runs.iter().find(|r| adapters > 0 && r.adapter >= adapters) {
-                return Err(Error::shape(OP, "adapter", format!("below {adapters}"), run.adapter));
+            if adapters > 0 && self.rows.adapters_named > adapters {
+                let named = self.rows.adapters_named - 1;
+                return Err(Error::shape(OP, "adapter", format!("below {adapters}"), named));
             }
-            if self.dropout.is_some()
-                && layer.adapters.is_some()
-                && (layer.key.is_none() || self.rows.keys.is_none())
-            {
+            let is_masked = self.dropout.is_some() && layer.adapters.is_some();
+            let has_keys = self.rows.keys.is_some() && layer.key != DevicePtr(0);
+            if is_masked && !has_keys {
                 return Err(Error::shape(OP, "dropout", "keys of layers and rows", "none"));
             }
         }
         Ok(())
     }
 
-    pub(super) fn runs(&self) -> (DevicePtr, i32) {
-        (self.rows.table.ptr(), self.rows.runs.len() as i32)
-    }
-
     pub(super) fn dropout(&self) -> LoraDropout {
-        let threshold = self.dropout.map_or(0, |d| u32::from(d.threshold));
         LoraDropout {
-            row_keys: self.rows.keys.as_ref().map_or(DevicePtr::default(), Tensor::ptr),
-            threshold,
-            keep: (1.0 / (1.0 - f64::from(threshold) / 65536.0)) as f32,
+            row_keys: self.rows.row_keys(),
+            threshold: self.dropout.map_or(0, |d| u32::from(d.threshold)),
+            keep: self.dropout.map_or(1.0, DropoutRate::keep),
         }
     }
 
-    pub(super) fn key(&self, layer: &Layer<'_>) -> DevicePtr {
-        layer.key.filter(|_| self.dropout.is_some()).map_or(DevicePtr::default(), Tensor::ptr)
+    pub(super) fn key(&self, layer: &Layer<'_, T>) -> DevicePtr {
+        if self.dropout.is_some() { layer.key } else { DevicePtr(0) }
     }
 
     /// The narrow products `out = scaling * dropout(in) factor^T` of all adapted layers, in one launch.
@@ -131,17 +131,16 @@ impl Group<'_> {
             return Ok(());
         }
         let plan = plan::down(problem, layers.len(), dropout);
-        let (runs, num_runs) = self.runs();
         let mut params = LoraMatmulDownParams {
             layers: [bytemuck::Zeroable::zeroed(); MAX_LAYERS],
-            runs,
+            runs: self.rows.runs.ptr(),
+            num_runs: self.rows.runs.count_ptr(),
+            live_rows: device.live_rows(),
             dropout: self.dropout(),
             rows: problem.rows as i32,
             stride: problem.rank_stride() as i32,
             rank_stride: problem.rank_stride() as i32,
-            num_runs,
             rank_chunks: plan.rank_chunks as i32,
-            reserved: 0,
         };
         for (slot, (layer, features)) in params.layers.iter_mut().zip(layers) {
             *slot = LoraDownLayer { features: *features as i64, ..*layer };
@@ -150,60 +149,89 @@ impl Group<'_> {
     }
 }
 
-/// Writes `y` (`[rows, out_features]`) and `xa` (`[rows, rank rounded up to 16]`) of every layer of `group`; `xa` holds
-/// `scaling * dropout(x) A^T` and is 0 for rows without adapter.
+/// Writes `xa` and `y` of every layer of `group`: [`project`] and [`apply`].
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit; errors of the device.
-pub fn forward(
+pub fn forward<T: Real>(
     device: &Device,
-    group: &Group<'_>,
-    x: &Tensor<bf16>,
-    y: &mut [&mut Tensor<bf16>],
-    xa: &mut [&mut Tensor<bf16>],
+    group: &Group<'_, T>,
+    x: &Tensor<T>,
+    y: &mut [&mut Tensor<T>],
+    xa: &mut [&mut Tensor<T>],
+) -> Result<()> {
+    project(device, group, x, xa)?;
+    apply(device, group, x, &xa.iter().map(|xa| &**xa).collect::<Vec<_>>(), y)
+}
+
+/// Writes `xa` (`[rows, rank rounded up to 16]`) of every adapted layer of `group`: `scaling * dropout(x) A^T`, and 0 for rows
+/// without adapter.
+///
+/// # Errors
+/// [`Error::Shape`] if shapes do not fit; errors of the device.
+pub fn project<T: Real>(
+    device: &Device,
+    group: &Group<'_, T>,
+    x: &Tensor<T>,
+    xa: &mut [&mut Tensor<T>],
+) -> Result<()> {
+    let problem = group.problem();
+    group.check(&problem)?;
+    check_shape(OP, "x", x, [problem.rows, problem.in_features])?;
+    check_each("xa", xa.iter().map(|t| &**t), group, |layer| problem.xa_shape(layer))?;
+    let adapted = group.layers.iter().zip(&*xa).filter_map(|(layer, xa)| {
+        let factors = layer.adapters.filter(|a| a.max_rank > 0)?.a;
+        let key = group.key(layer);
+        let down = LoraDownLayer { input: x.ptr(), output: xa.ptr(), factors, key, features: 0 };
+        Some((down, problem.in_features))
+    });
+    group.down(device, &problem, &adapted.collect::<Vec<_>>(), problem.dropout)
+}
+
+/// Writes `y` (`[rows, out_features]`) of every layer of `group`, given `xa`.
+///
+/// # Errors
+/// [`Error::Shape`] if shapes do not fit; errors of the device.
+pub fn apply<T: Real>(
+    device: &Device,
+    group: &Group<'_, T>,
+    x: &Tensor<T>,
+    xa: &[&Tensor<T>],
+    y: &mut [&mut Tensor<T>],
 ) -> Result<()> {
     let problem = group.problem();
     group.check(&problem)?;
     check_shape(OP, "x", x, [problem.rows, problem.in_features])?;
     check_each("y", y.iter().map(|t| &**t), group, |layer| [problem.rows, layer.weight.rows()])?;
-    check_each("xa", xa.iter().map(|t| &**t), group, |_| [problem.rows, problem.rank_stride()])?;
+    check_each("xa", xa.iter().copied(), group, |layer| problem.xa_shape(layer))?;
     if problem.rows == 0 {
         return Ok(());
     }
-    let adapted = group.layers.iter().zip(&*xa).filter_map(|(layer, xa)| {
-        let factors = layer.adapters.filter(|a| a.max_rank > 0)?.a.ptr();
-        let key = group.key(layer);
-        Some((
-            LoraDownLayer { input: x.ptr(), output: xa.ptr(), factors, key, features: 0 },
-            problem.in_features,
-        ))
-    });
-    group.down(device, &problem, &adapted.collect::<Vec<_>>(), problem.dropout)?;
-
     let plan = plan::forward(&problem, device.chip()?);
-    let (runs, num_runs) = group.runs();
     let mut params = LoraMatmulFwdParams {
         x: x.ptr(),
         layers: [bytemuck::Zeroable::zeroed(); MAX_LAYERS],
-        runs,
+        runs: group.rows.runs.ptr(),
+        num_runs: group.rows.runs.count_ptr(),
+        live_rows: device.live_rows(),
         num_layers: group.layers.len() as i32,
         rows: problem.rows as i32,
         in_features: problem.in_features as i32,
         xa_stride: problem.rank_stride() as i32,
-        num_runs,
         tiles_m: plan.tiles_m as i32,
         tiles_n: plan.tiles_n as i32,
         group: plan.group as i32,
+        reserved: 0,
     };
     let mut first_tile = 0;
-    for (slot, (layer, (y, xa))) in params.layers.iter_mut().zip(group.layers.iter().zip(y.iter().zip(&*xa)))
-    {
+    let tensors = y.iter().zip(xa);
+    for (slot, (layer, (y, xa))) in params.layers.iter_mut().zip(group.layers.iter().zip(tensors)) {
         *slot = LoraFwdLayer {
             weight: layer.weight.ptr(),
-            bias: layer.bias.map_or(DevicePtr::default(), Tensor::ptr),
+            bias: layer.bias.map_or(DevicePtr(0), Tensor::ptr),
             y: y.ptr(),
             xa: xa.ptr(),
-            factors: layer.adapters.map_or(DevicePtr::default(), |a| a.b_t.ptr()),
+            factors: layer.adapters.map_or(DevicePtr(0), |a| a.b_t),
             out_features: layer.weight.rows() as i32,
             first_tile,
         };
@@ -212,11 +240,19 @@ pub fn forward(
     device.launch(&tiled(&plan), &params)
 }
 
-pub(super) fn check_each<'t>(
+impl Problem {
+    /// Shape of `xa` and `dxa` of a layer.
+    fn xa_shape<T: Real>(&self, layer: &Layer<'_, T>) -> [usize; 2] {
+        let is_adapted = layer.adapters.is_some_and(|a| a.max_rank > 0);
+        [self.rows, if is_adapted { self.rank_stride() } else { 0 }]
+    }
+}
+
+pub(super) fn check_each<'t, T: Real>(
     arg: &'static str,
-    tensors: impl ExactSizeIterator<Item = &'t Tensor<bf16>>,
-    group: &Group<'_>,
-    shape: impl Fn(&Layer<'_>) -> [usize; 2],
+    tensors: impl ExactSizeIterator<Item = &'t Tensor<T>>,
+    group: &Group<'_, T>,
+    shape: impl Fn(&Layer<'_, T>) -> [usize; 2],
 ) -> Result<()> {
     if tensors.len() != group.layers.len() {
         return Err(Error::shape(OP, arg, group.layers.len(), tensors.len()));

@@ -9,7 +9,7 @@ use crate::batch::{AdapterRows, Batch};
 use crate::device::{EmulatorOptions, Schedule};
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
 use crate::ops::lora_matmul::{Dropout, RowKeys};
-use crate::ops::testing::{assert_as_good, rounded};
+use crate::ops::testing::{assert_as_good, kernel_device, rounded};
 use crate::rng::{Purpose, Stream};
 
 const SCALING: [f32; 3] = [0.5, 1.0, 0.25];
@@ -199,8 +199,7 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
     let rows = Rows::new(device, case.rows, &case.runs, keys)?;
     let (mut weights, mut factors, mut tables, mut dy) = (vec![], vec![], vec![], vec![]);
     for (l, (layer, &out)) in case.layers.iter().zip(&case.out_features).enumerate() {
-        let key = case.dropout(l).map(|d| dropout_key(device, d.key())).transpose()?;
-        weights.push((upload(&layer.weight, out)?, upload(&layer.bias, 1)?, key));
+        weights.push((upload(&layer.weight, out)?, upload(&layer.bias, 1)?));
         dy.push(upload(&layer.dy, case.rows)?);
         for ((a, b_t), r) in layer.factors.iter().zip(case.ranks) {
             let grads = (ones(r, case.in_features)?, ones(r, out)?);
@@ -208,7 +207,7 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
         }
     }
     for (l, &out) in case.out_features.iter().enumerate() {
-        let adapters: Vec<Option<Factors<'_>>> = (0..3)
+        let adapters: Vec<Option<Factors<'_, bf16>>> = (0..3)
             .map(|i| {
                 let (a, b_t, grads) = &factors[3 * l + i];
                 let grads = Some((&grads.0, &grads.1));
@@ -217,14 +216,17 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
             .collect();
         tables.push(LayerAdapters::new(device, [out, case.in_features], &adapters)?);
     }
-    let layers: Vec<Layer<'_>> = weights
+    let keys: Vec<[u32; 2]> = (0..weights.len()).filter_map(|l| Some(case.dropout(l)?.key())).collect();
+    let keys = dropout_keys(device, &keys)?;
+    let layers: Vec<Layer<'_, bf16>> = weights
         .iter()
         .zip(&tables)
-        .map(|((weight, bias, key), table)| Layer {
+        .enumerate()
+        .map(|(l, ((weight, bias), table))| Layer {
             weight,
             bias: Some(bias),
             adapters: Some(table),
-            key: key.as_ref(),
+            key: if case.p > 0.0 { DevicePtr(keys.ptr().0 + 8 * l as u64) } else { DevicePtr(0) },
         })
         .collect();
     let dropout = case.dropout(0).map(|d| DropoutRate { threshold: d.threshold() });
@@ -265,9 +267,9 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
     })
 }
 
-fn emulator(check: bool, seed: u64) -> Device {
+fn emulator(seed: u64) -> Device {
     let schedule = Schedule::Random(seed);
-    Device::emulated(EmulatorOptions { check, schedule, ..EmulatorOptions::default() }).unwrap()
+    Device::emulated(EmulatorOptions { schedule, ..EmulatorOptions::default() }).unwrap()
 }
 
 fn compare(case: &Case, device: &Device) {
@@ -300,7 +302,7 @@ fn kernels_agree_with_f64_on_ragged_shapes_under_checks() {
             for p in [0.0, 0.25] {
                 let ranks = [rank, rank.div_ceil(2), 3];
                 let case = Case::new(rows, ranks, p, groups[number % 3], tiles[number % 4]);
-                compare(&case, &emulator(true, number as u64));
+                compare(&case, &kernel_device(number as u64));
                 number += 1;
             }
         }
@@ -310,16 +312,16 @@ fn kernels_agree_with_f64_on_ragged_shapes_under_checks() {
 #[test]
 fn adapters_may_be_missing_and_ranks_may_pass_a_block() {
     for (ranks, p) in [([0, 16, 0], 0.0), ([0, 0, 5], 0.3), ([100, 0, 33], 0.2), ([17, 130, 1], 0.0)] {
-        compare(&Case::new(77, ranks, p, &[72, 136], None), &emulator(true, 3));
+        compare(&Case::new(77, ranks, p, &[72, 136], None), &kernel_device(3));
     }
 }
 
 #[test]
 fn schedules_do_not_change_a_bit() {
     let case = Case::new(150, [16, 7, 3], 0.25, &[136, 72], Some([64, 64]));
-    let first = run(&case, &emulator(false, 0)).unwrap();
+    let first = run(&case, &emulator(0)).unwrap();
     for seed in 1..250 {
-        assert_eq!(run(&case, &emulator(false, seed)).unwrap(), first, "schedule {seed}");
+        assert_eq!(run(&case, &emulator(seed)).unwrap(), first, "schedule {seed}");
     }
 }
 

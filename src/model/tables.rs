@@ -1,0 +1,151 @@
+//! What a pass reads of its batch, in the memory of the device: made once for room enough, and written anew for every batch.
+//!
+//! On a GPU the addresses stay, so that launches recorded once serve every batch that fits ([`Room`]).
+
+use crate::batch::{AdapterRows, Batch, Segment, Target};
+use crate::config::ModelConfig;
+use crate::device::{Class, Device, Machine, Tensor};
+use crate::error::Result;
+use crate::ops::attention::AttentionPlan;
+use crate::ops::linear_cross_entropy::Targets;
+use crate::ops::lora_matmul::{RowKeys, gpu};
+use crate::ops::qk_norm_rope::RopeTable;
+use crate::ops::rows::RowIndex;
+use crate::tensor::Real;
+
+/// How much a batch may have of everything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Tokens.
+    pub tokens: usize,
+    /// Segments.
+    pub segments: usize,
+    /// Rows with targets.
+    pub target_rows: usize,
+    /// Targets.
+    pub targets: usize,
+    /// One more than the largest position.
+    pub positions: usize,
+}
+
+impl Room {
+    /// What `batch` needs.
+    pub fn of(batch: &Batch) -> Self {
+        Self {
+            tokens: batch.total_tokens(),
+            segments: batch.segments.len(),
+            target_rows: batch.target_rows().len(),
+            targets: batch.targets.len(),
+            positions: batch.segments.iter().map(|s| s.position_offset + s.len).max().unwrap_or(0),
+        }
+    }
+
+    /// What both need.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens.max(other.tokens),
+            segments: self.segments.max(other.segments),
+            target_rows: self.target_rows.max(other.target_rows),
+            targets: self.targets.max(other.targets),
+            positions: self.positions.max(other.positions),
+        }
+    }
+}
+
+/// What the ops need to know about some rows of the batch.
+pub(super) struct RowSet<T: Real> {
+    /// A handle that knows how many of the rows there are.
+    pub(super) device: Device,
+    pub(super) adapter_rows: Vec<AdapterRows>,
+    pub(super) keys: RowKeys,
+    pub(super) rope: RopeTable<T::Stat>,
+    pub(super) plan: AttentionPlan,
+    /// The first two for kernels.
+    pub(super) gpu: Option<gpu::Rows>,
+}
+
+impl<T: Real> RowSet<T> {
+    /// Room for `rows` rows of batches with `room`.
+    fn with_room(device: &Device, config: &ModelConfig, rows: usize, room: Room, dropout: bool) -> Result<Self> {
+        let tables = device.class(Class::Tables);
+        let (head_dim, theta) = (config.head_dim, config.rope_theta);
+        let rope = RopeTable::with_capacity(&tables, rows, room.positions, head_dim, theta)?;
+        let gpu = match device.machine() {
+            Machine::Gpu => Some(gpu::Rows::with_capacity(&tables, rows, room.segments, dropout)?),
+            Machine::Cpu => None,
+        };
+        Ok(Self {
+            device: device.with_live_rows(rope.live_rows()),
+            adapter_rows: Vec::new(),
+            keys: RowKeys::default(),
+            plan: AttentionPlan::with_capacity(&tables, rows, room.tokens, room.segments)?,
+            rope,
+            gpu,
+        })
+    }
+
+    /// Takes the rows `rows` (ascending) of a batch with these segments.
+    fn write(&mut self, device: &Device, segments: &[Segment], rows: &[usize], keys: RowKeys) -> Result<()> {
+        let of = |&row: &usize| &segments[segments.partition_point(|s| s.start + s.len <= row)];
+        self.adapter_rows = runs(rows.iter().map(|row| of(row).adapter));
+        let position = |row: &usize| of(row).position_offset + row - of(row).start;
+        self.rope.write(device, &rows.iter().map(position).collect::<Vec<_>>())?;
+        self.plan.replace(device, AttentionPlan::for_rows(segments, rows))?;
+        if let Some(gpu) = &mut self.gpu {
+            gpu.write(device, rows.len(), &self.adapter_rows, Some(&keys))?;
+        }
+        self.keys = keys;
+        Ok(())
+    }
+}
+
+/// See the module text.
+pub(super) struct BatchTables<T: Real> {
+    /// `[tokens, 1]`.
+    pub(super) ids: Tensor<u32>,
+    pub(super) all: RowSet<T>,
+    /// The rows that the last block has to finish.
+    pub(super) supervised: RowSet<T>,
+    /// Which rows of the batch they are.
+    pub(super) target_rows: RowIndex,
+    pub(super) targets: Targets,
+}
+
+impl<T: Real> BatchTables<T> {
+    /// Room for batches. `dropout`: whether masks are drawn.
+    pub(super) fn with_room(device: &Device, config: &ModelConfig, room: Room, dropout: bool) -> Result<Self> {
+        let tables = device.class(Class::Tables);
+        Ok(Self {
+            ids: tables.empty(room.tokens, 1)?,
+            all: RowSet::with_room(device, config, room.tokens, room, dropout)?,
+            supervised: RowSet::with_room(device, config, room.target_rows, room, dropout)?,
+            target_rows: RowIndex::with_capacity(&tables, room.target_rows)?,
+            targets: Targets::with_capacity(&tables, room.target_rows, room.targets)?,
+        })
+    }
+
+    /// Takes a batch whose loss has the factor `scale`. `rows` (ascending) are those whose final state is wanted.
+    pub(super) fn write(&mut self, device: &Device, batch: &Batch, rows: &[usize], scale: f64) -> Result<()> {
+        device.write_start(&mut self.ids, &batch.input_ids)?;
+        let all: Vec<usize> = (0..batch.total_tokens()).collect();
+        let keys = RowKeys::new(&batch.segments);
+        self.supervised.write(device, &batch.segments, rows, keys.gather(rows))?;
+        self.all.write(device, &batch.segments, &all, keys)?;
+        self.target_rows.write(device, rows)?;
+        let place = |t: &Target| Target { row: rows.partition_point(|&row| row < t.row), ..*t };
+        let targets: Vec<Target> = batch.targets.iter().map(place).collect();
+        self.targets.write(device, &targets, rows.len(), scale)
+    }
+}
+
+/// Runs of equal adapters, row by row.
+fn runs(adapters: impl Iterator<Item = usize>) -> Vec<AdapterRows> {
+    let mut runs: Vec<AdapterRows> = Vec::new();
+    for (row, adapter) in adapters.enumerate() {
+        match runs.last_mut() {
+            Some(run) if run.adapter == adapter => run.rows.end = row + 1,
+            _ => runs.push(AdapterRows { adapter, rows: row..row + 1 }),
+        }
+    }
+    runs
+}
