@@ -7,7 +7,7 @@ use super::policy::Policy;
 use super::weights::Weights;
 use crate::batch::{Batch, Target};
 use crate::config::ModelConfig;
-use crate::device::{Device, Kind, Tensor};
+use crate::device::{Class, Device, Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::linear_cross_entropy::{self, Gradient, TargetScore};
 use crate::ops::{embedding, rms_norm};
@@ -55,7 +55,7 @@ impl<T: Real> Decoder<T> {
         }
         let pass = self.pass(device, batch, adapters, (None, None))?;
         let forward = self.forward(&pass, batch)?;
-        let targets = renumbered(&batch.targets, &pass.target_rows);
+        let targets = renumbered(&batch.targets, pass.target_rows.rows());
         linear_cross_entropy::forward(device, &forward.normed, self.weights.head(), &targets, None)
     }
 
@@ -80,14 +80,15 @@ impl<T: Real> Decoder<T> {
         let PassOptions { scale, dropout, policies } = options;
         let pass = self.pass(device, batch, adapters, (dropout, Some((lowest, policies))))?;
         let Forward { mut saved, stream, rstd, normed } = self.forward(&pass, batch)?;
-        let targets = renumbered(&batch.targets, &pass.target_rows);
+        let targets = renumbered(&batch.targets, pass.target_rows.rows());
         let mut d_normed = device.empty(normed.rows(), normed.cols())?;
         let gradient = Gradient { dx: &mut d_normed, scale };
         let head = self.weights.head();
         let scores = linear_cross_entropy::forward(device, &normed, head, &targets, Some(gradient))?;
         drop(normed);
-        let mut d_stream = device.zeros(stream.rows(), stream.cols())?;
-        rms_norm::backward(device, &d_normed, &stream, &pass.final_norm(), &rstd, &mut d_stream)?;
+        let mut d_stream = device.empty(stream.rows(), stream.cols())?;
+        let norm = pass.final_norm();
+        rms_norm::backward(device, &d_normed, &stream, &norm, &rstd, None, &mut d_stream, None)?;
         drop((d_normed, stream));
         let mut layer = self.weights.blocks.len();
         while let Some(block) = saved.pop() {
@@ -153,7 +154,8 @@ impl<T: Real> Decoder<T> {
     fn forward(&self, pass: &Pass<'_, T>, batch: &Batch) -> Result<Forward<T>> {
         let device = pass.device;
         let mut x = pass.place_of_input(0).empty(batch.total_tokens(), self.config.hidden_size)?;
-        embedding::forward(device, &self.weights.embed_tokens, &batch.input_ids, &mut x)?;
+        let ids = device.class(Class::Tables).tensor(batch.total_tokens(), 1, &batch.input_ids)?;
+        embedding::forward(device, &self.weights.embed_tokens, &ids, &mut x)?;
         let mut saved: Vec<Saved<T>> = Vec::new();
         // The stream of a block that does not keep it.
         let mut passing: Option<Tensor<T>> = None;

@@ -9,7 +9,8 @@ use crate::device::Tensor;
 use crate::error::Result;
 use crate::ops::attention::{self, Attention};
 use crate::ops::gemm::Write;
-use crate::ops::{qk_norm_rope, rms_norm, rows, swiglu};
+use crate::ops::qk_norm_rope::{self, RopeBackwardJob};
+use crate::ops::{rms_norm, rows, swiglu};
 use crate::tensor::Real;
 
 impl<T: Real> Pass<'_, T> {
@@ -57,7 +58,7 @@ impl<T: Real> Pass<'_, T> {
         let dx = Some((&mut dh, Write::Overwrite));
         self.linears_backward(&down, &h, [(d_stream, &xa_down)], dx, grads)?;
         drop((h, xa_down));
-        swiglu::backward(device, &dh, &mut gate, &mut up)?;
+        swiglu::backward(device, &mut dh, &mut gate, &mut up)?;
         drop(dh);
 
         let norm = self.post_attention_norm(layer);
@@ -69,7 +70,10 @@ impl<T: Real> Pass<'_, T> {
         let saved = [(&gate, xa_gate), (&up, xa_up)];
         self.linears_backward(&self.gate_and_up(layer), &normed, saved, dx, grads)?;
         drop((gate, up, normed));
-        rms_norm::backward(device, &d_normed, &x_mid, &norm, &rstd_mid, d_stream)
+        let mut d_mid = self.like(&x_mid)?;
+        rms_norm::backward(device, &d_normed, &x_mid, &norm, &rstd_mid, Some(d_stream), &mut d_mid, None)?;
+        *d_stream = d_mid;
+        Ok(())
     }
 
     /// The first half, from the gradient of `x_mid`.
@@ -100,8 +104,9 @@ impl<T: Real> Pass<'_, T> {
         attention::backward(device, &args, to)?;
         drop((q_rotated, k_rotated, v, o, lse, d_o));
         let (q_op, k_op) = self.qk_ops(layer);
-        qk_norm_rope::backward(device, &q, &q_op, &mut dq)?;
-        qk_norm_rope::backward(device, &k, &k_op, &mut dk)?;
+        let q_job = RopeBackwardJob { x: &q, op: q_op, dy: &mut dq };
+        let k_job = RopeBackwardJob { x: &k, op: k_op, dy: &mut dk };
+        qk_norm_rope::backward(device, &mut [q_job, k_job])?;
         drop((q, k));
 
         let norm = self.input_norm(layer);
@@ -126,7 +131,7 @@ impl<T: Real> Pass<'_, T> {
             }
         }
         let Some(d_normed) = d_normed else { return Ok(None) };
-        let mut d_in = match self.is_last(layer) {
+        let d_out = match self.is_last(layer) {
             true => {
                 let mut d_in = device.zeros(x_in.rows(), x_in.cols())?;
                 rows::scatter_add(device, &d_stream, &self.target_rows, &mut d_in)?;
@@ -134,7 +139,8 @@ impl<T: Real> Pass<'_, T> {
             }
             false => d_stream,
         };
-        rms_norm::backward(device, &d_normed, &x_in, &norm, &rstd_in, &mut d_in)?;
+        let mut d_in = self.like(&x_in)?;
+        rms_norm::backward(device, &d_normed, &x_in, &norm, &rstd_in, Some(&d_out), &mut d_in, None)?;
         Ok(Some(d_in))
     }
 

@@ -10,7 +10,8 @@ use super::linears::Group;
 use crate::device::{Class, Tensor};
 use crate::error::Result;
 use crate::ops::attention::{self, Attention};
-use crate::ops::{qk_norm_rope, rms_norm, rows, swiglu};
+use crate::ops::qk_norm_rope::{self, RopeJob};
+use crate::ops::{rms_norm, rows, swiglu};
 use crate::tensor::Real;
 
 /// What a block keeps for the backward pass: its input, and the rest unless that is computed again.
@@ -204,8 +205,9 @@ impl<T: Real> Pass<'_, T> {
         let (q_op, k_op) = self.qk_ops(layer);
         let mut q_rotated = self.device.empty(q.rows(), q.cols())?;
         let mut k_rotated = self.device.empty(k.rows(), k.cols())?;
-        qk_norm_rope::forward(self.device, q, &q_op, &mut q_rotated)?;
-        qk_norm_rope::forward(self.device, k, &k_op, &mut k_rotated)?;
+        let q_job = RopeJob { x: q, op: q_op, y: &mut q_rotated };
+        let k_job = RopeJob { x: k, op: k_op, y: &mut k_rotated };
+        qk_norm_rope::forward(self.device, &mut [q_job, k_job])?;
         Ok((q_rotated, k_rotated))
     }
 }

@@ -24,6 +24,7 @@ use crate::ops::attention::{AttentionPlan, Heads};
 use crate::ops::lora_matmul::{self, RowKeys};
 use crate::ops::qk_norm_rope::{QkNormRope, RopeTable};
 use crate::ops::rms_norm::Norm;
+use crate::ops::rows::RowIndex;
 use crate::tensor::Real;
 
 /// Seed and step of the dropout masks.
@@ -57,7 +58,7 @@ pub(super) struct Pass<'a, T: Real> {
     all: RowSet<T>,
     /// The rows that the last block has to finish.
     supervised: RowSet<T>,
-    pub(super) target_rows: Vec<usize>,
+    pub(super) target_rows: RowIndex,
     dropout: Option<DropoutStep>,
     kept: Kept<'a>,
 }
@@ -120,7 +121,7 @@ impl<'a, T: Real> Pass<'a, T> {
             dora_norms,
             all,
             supervised,
-            target_rows,
+            target_rows: RowIndex::new(&device_of_tables, &target_rows)?,
             dropout,
             kept,
         })
