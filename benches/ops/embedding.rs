@@ -19,6 +19,7 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let mut stream = Stream::new(0, Purpose::Shuffle, 0);
     for tokens in [64, ROW, 4 * ROW] {
         let ids: Vec<u32> = (0..tokens).map(|_| stream.next_u32() % VOCAB_SIZE as u32).collect();
+        let ids = device.tensor(tokens, 1, &ids)?;
         let mut y = random(device, tokens, HIDDEN_SIZE)?;
         bench.bytes(&format!("forward {tokens}x{HIDDEN_SIZE}"), || {
             embedding::forward(device, &table, &ids, &mut y)

@@ -3,7 +3,7 @@
 use criterion::Criterion;
 use tanren::device::Device;
 use tanren::error::Result;
-use tanren::ops::qk_norm_rope::{self, QkNormRope, RopeTable};
+use tanren::ops::qk_norm_rope::{self, QkNormRope, RopeBackwardJob, RopeJob, RopeTable};
 
 use crate::common::ROW;
 use crate::harness::{Bench, HEAD_DIM, NUM_ATTENTION_HEADS, random};
@@ -22,13 +22,15 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let x = random(device, tokens, cols)?;
         let mut y = random(device, tokens, cols)?;
         let shape = format!("{tokens}x{cols}");
-        bench.bytes(&format!("forward {shape}"), || qk_norm_rope::forward(device, &x, &op, &mut y))?;
+        bench.bytes(&format!("forward {shape}"), || {
+            qk_norm_rope::forward(device, &mut [RopeJob { x: &x, op, y: &mut y }])
+        })?;
         let dy = random(device, tokens, cols)?;
         bench.bytes_in_place(
             &format!("backward {shape}"),
             y,
             |dx| dx.data_mut().copy_from_slice(dy.data()),
-            |dx| qk_norm_rope::backward(device, &x, &op, dx),
+            |dx| qk_norm_rope::backward(device, &mut [RopeBackwardJob { x: &x, op, dy: dx }]),
         )?;
         let table_bytes = criterion::Throughput::BytesDecimal((4 * tokens * head_dim) as u64);
         bench.measure(&format!("table {tokens}x{head_dim}"), table_bytes, || {

@@ -26,7 +26,7 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
             .bytes(&format!("apply {shape}"), || rms_norm::apply(device, &residual, &norm, &rstd, &mut y))?;
         let dy = random(device, tokens, cols)?;
         bench.bytes(&format!("backward {shape}"), || {
-            rms_norm::backward(device, &dy, &residual, &norm, &rstd, &mut x)
+            rms_norm::backward(device, &dy, &residual, &norm, &rstd, Some(&dy), &mut x, None)
         })?;
     }
     Ok(())

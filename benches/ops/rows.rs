@@ -3,7 +3,7 @@
 use criterion::Criterion;
 use tanren::device::Device;
 use tanren::error::Result;
-use tanren::ops::rows;
+use tanren::ops::rows::{self, RowIndex};
 
 use crate::common::ROW;
 use crate::harness::{Bench, HIDDEN_SIZE, random};
@@ -13,11 +13,12 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     let mut bench = Bench::new(criterion, device, "rows");
     for (tokens, step) in [(ROW, ROW / 2), (4 * ROW, 2)] {
         let picked: Vec<usize> = (0..tokens).step_by(step).collect();
+        let index = RowIndex::new(device, &picked)?;
         let mut x = random(device, tokens, HIDDEN_SIZE)?;
         let y = random(device, picked.len(), HIDDEN_SIZE)?;
         let shape = format!("{} of {tokens}x{HIDDEN_SIZE}", picked.len());
-        bench.bytes(&format!("gather {shape}"), || rows::gather(device, &x, &picked).map(drop))?;
-        bench.bytes(&format!("scatter_add {shape}"), || rows::scatter_add(device, &y, &picked, &mut x))?;
+        bench.bytes(&format!("gather {shape}"), || rows::gather(device, &x, &index).map(drop))?;
+        bench.bytes(&format!("scatter_add {shape}"), || rows::scatter_add(device, &y, &index, &mut x))?;
     }
     Ok(())
 }

@@ -18,12 +18,13 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         bench.bytes(&format!("forward {shape}"), || swiglu::forward(device, &gate, &up, &mut h))?;
         bench.bytes_in_place(
             &format!("backward {shape}"),
-            (random(device, tokens, cols)?, random(device, tokens, cols)?),
-            |(dgate, dup)| {
+            (random(device, tokens, cols)?, random(device, tokens, cols)?, random(device, tokens, cols)?),
+            |(dh, dgate, dup)| {
+                dh.data_mut().copy_from_slice(h.data());
                 dgate.data_mut().copy_from_slice(gate.data());
                 dup.data_mut().copy_from_slice(up.data());
             },
-            |(dgate, dup)| swiglu::backward(device, &h, dgate, dup),
+            |(dh, dgate, dup)| swiglu::backward(device, dh, dgate, dup),
         )?;
     }
     Ok(())

@@ -49,6 +49,40 @@ pub(crate) fn relative_rms<A: Real, B: Real>(got: &[A], expected: &[B]) -> f64 {
     (difference / squares(&mut expected.iter().map(|e| e.to_f64())).max(1e-300)).sqrt()
 }
 
+/// Sizes that end within a block, a warp and a piece.
+#[cfg(feature = "emulated")]
+pub(crate) const RAGGED_ROWS: [usize; 7] = [1, 17, 127, 128, 129, 300, 507];
+
+/// Standard normal numbers times `size` that bf16 can hold.
+#[cfg(feature = "emulated")]
+pub(crate) fn bf16_numbers(len: usize, size: f32, index: u32) -> Vec<f64> {
+    let mut stream = Stream::new(98, Purpose::ModelInit, index);
+    (0..len).map(|_| half::bf16::from_f32(size * stream.normal()).to_f64()).collect()
+}
+
+/// A bf16 tensor with `capacity` rows, of which `values` are the first and the others hold 7.
+#[cfg(feature = "emulated")]
+pub(crate) fn with_room(device: &Device, capacity: usize, cols: usize, values: &[f64]) -> Tensor<half::bf16> {
+    let mut all = vec![half::bf16::from_f32(7.0); capacity * cols];
+    all.iter_mut().zip(values).for_each(|(to, &from)| *to = half::bf16::from_f64(from));
+    device.tensor(capacity, cols, &all).unwrap()
+}
+
+/// The first `rows` rows of a tensor of [`with_room`]; the others must hold what they held.
+#[cfg(feature = "emulated")]
+pub(crate) fn live(device: &Device, tensor: &Tensor<half::bf16>, rows: usize) -> Vec<f64> {
+    let values: Vec<f64> = device.read(tensor).unwrap().into_iter().map(|x| x.to_f64()).collect();
+    let (live, rest) = values.split_at(rows * tensor.cols());
+    assert!(rest.iter().all(|&x| x == 7.0), "rows beyond the live ones were written");
+    live.to_vec()
+}
+
+/// A number of live rows in the memory of the device.
+#[cfg(feature = "emulated")]
+pub(crate) fn live_count(device: &Device, rows: usize) -> Tensor<u32> {
+    device.tensor(1, 1, &[rows as u32]).unwrap()
+}
+
 /// Values rounded to bf16, as f64.
 #[cfg(feature = "emulated")]
 pub(crate) fn rounded(values: &[f64]) -> Vec<f64> {

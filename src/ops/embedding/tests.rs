@@ -7,9 +7,9 @@ use crate::ops::testing::{cpu, random};
 fn rows_come_from_the_table() {
     let device = cpu();
     let table = random::<f64>(&device, 5, 3, 0);
-    for ids in [vec![], vec![4, 4, 0, 1]] {
+    for ids in [vec![], vec![4u32, 4, 0, 1]] {
         let mut y = device.empty(ids.len(), 3).unwrap();
-        forward(&device, &table, &ids, &mut y).unwrap();
+        forward(&device, &table, &device.tensor(ids.len(), 1, &ids).unwrap(), &mut y).unwrap();
         for (t, &id) in ids.iter().enumerate() {
             assert_eq!(y.row(t), table.row(id as usize));
         }
@@ -20,6 +20,7 @@ fn rows_come_from_the_table() {
 fn an_id_beyond_the_table_is_an_error() {
     let device = cpu();
     let table = random::<f32>(&device, 5, 3, 0);
-    let error = forward(&device, &table, &[5], &mut device.empty(1, 3).unwrap()).unwrap_err();
+    let ids = device.tensor(1, 1, &[5u32]).unwrap();
+    let error = forward(&device, &table, &ids, &mut device.empty(1, 3).unwrap()).unwrap_err();
     assert!(error.to_string().contains("got 5, expected \"below 5\""), "{error}");
 }

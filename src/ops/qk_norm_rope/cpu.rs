@@ -9,8 +9,8 @@ use crate::tensor::Real;
 
 /// See [`super::forward`].
 pub(super) fn forward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, y: &mut Tensor<T>) {
-    y.data_mut().par_chunks_mut(x.cols()).enumerate().for_each(|(t, y)| {
-        let (cos, sin) = (op.table.cos.row(t), op.table.sin.row(t));
+    y.data_mut().par_chunks_mut(x.cols()).take(op.table.len()).enumerate().for_each(|(t, y)| {
+        let (cos, sin) = op.table.of_row(t);
         simd::run(
             #[inline(always)]
             || {
@@ -31,8 +31,8 @@ pub(super) fn forward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, y: &mut Te
 
 /// See [`super::backward`].
 pub(super) fn backward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, dy: &mut Tensor<T>) {
-    dy.data_mut().par_chunks_mut(x.cols()).enumerate().for_each(|(t, dy)| {
-        let (cos, sin) = (op.table.cos.row(t), op.table.sin.row(t));
+    dy.data_mut().par_chunks_mut(x.cols()).take(op.table.len()).enumerate().for_each(|(t, dy)| {
+        let (cos, sin) = op.table.of_row(t);
         simd::run(
             #[inline(always)]
             || {

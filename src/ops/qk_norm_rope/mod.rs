@@ -1,4 +1,4 @@
-//! QK-norm and rotary position embedding of queries or keys, in one pass.
+//! QK-norm and rotary position embedding of queries and keys, in one pass.
 //!
 //! Per row `t` and head: `n = x * rstd * weight` with `rstd = 1 / sqrt(mean(x^2) + eps)` over the head (left out without a
 //! weight), then pairs `(i, i + d/2)` turn by the angle `position[t] * theta^(-2i/d)`:
@@ -14,71 +14,21 @@
 //! Sources: Su et al., "RoFormer", 2021 (half-split form of GPT-NeoX and transformers); QK-norm as in Qwen3.
 
 mod cpu;
+mod gpu;
+#[cfg(test)]
+mod gpu_tests;
+mod table;
 #[cfg(test)]
 mod tests;
 
-use super::{check_shape, computes};
+pub use table::RopeTable;
+
+use super::{Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Real};
+use crate::tensor::Real;
 
-/// Cosines and sines of the rows' positions, `[rows, head_dim / 2]` each.
-#[derive(Debug)]
-pub struct RopeTable<T: Real> {
-    cos: Tensor<T>,
-    sin: Tensor<T>,
-}
-
-impl<T: Real> RopeTable<T> {
-    /// The table for `positions` with base `theta`.
-    ///
-    /// The angles of f32 are rounded where transformers rounds them (inverse frequency and product in f32), since at position
-    /// 1000 one rounding more or less is an angle of 6e-5. In f64 nothing is rounded.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if `head_dim` is odd; else errors of the device.
-    pub fn new(device: &Device, positions: &[usize], head_dim: usize, theta: f64) -> Result<Self> {
-        if !head_dim.is_multiple_of(2) || head_dim == 0 {
-            return Err(Error::shape("qk_norm_rope", "head_dim", "an even number", head_dim));
-        }
-        let half = head_dim / 2;
-        let mut table =
-            Self { cos: device.empty(positions.len(), half)?, sin: device.empty(positions.len(), half)? };
-        if device.is_dry() {
-            return Ok(table);
-        }
-        let inverse: Vec<f64> =
-            (0..half).map(|i| 1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)).collect();
-        for (t, &position) in positions.iter().enumerate() {
-            for (i, &inverse) in inverse.iter().enumerate() {
-                let angle = match T::DTYPE {
-                    DType::F64 => position as f64 * inverse,
-                    _ => f64::from(position as f32 * inverse as f32),
-                };
-                table.cos.data_mut()[t * half + i] = T::from_f64(angle.cos());
-                table.sin.data_mut()[t * half + i] = T::from_f64(angle.sin());
-            }
-        }
-        Ok(table)
-    }
-
-    /// The same table for some of its rows.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn gather(&self, device: &Device, rows: &[usize]) -> Result<Self> {
-        let pick = |from: &Tensor<T>| -> Result<Tensor<T>> {
-            let mut to = device.empty(rows.len(), from.cols())?;
-            if computes(device, "qk_norm_rope")? {
-                for (i, &row) in rows.iter().enumerate() {
-                    to.data_mut()[i * from.cols()..(i + 1) * from.cols()].copy_from_slice(from.row(row));
-                }
-            }
-            Ok(to)
-        };
-        Ok(Self { cos: pick(&self.cos)?, sin: pick(&self.sin)? })
-    }
-}
+const OP: &str = "qk_norm_rope";
 
 /// The parameters of one call.
 #[derive(Debug, Clone, Copy)]
@@ -93,12 +43,14 @@ pub struct QkNormRope<'a, T: Real> {
 
 impl<T: Real> QkNormRope<'_, T> {
     fn check(&self, x: &Tensor<T>, y: &Tensor<T>) -> Result<()> {
-        const OP: &str = "qk_norm_rope";
         if !x.cols().is_multiple_of(self.head_dim) {
             return Err(Error::shape(OP, "x", format!("heads of {}", self.head_dim), x.shape()));
         }
         check_shape(OP, "y", y, x.shape())?;
-        check_shape(OP, "table", &self.table.cos, [x.rows(), self.head_dim / 2])?;
+        let table = [self.table.capacity(), self.table.head_dim()];
+        if table != [x.rows(), self.head_dim] {
+            return Err(Error::shape(OP, "table", [x.rows(), self.head_dim], table));
+        }
         match self.norm {
             Some((weight, _)) => check_shape(OP, "weight", weight, [1, self.head_dim]),
             None => Ok(()),
@@ -106,42 +58,68 @@ impl<T: Real> QkNormRope<'_, T> {
     }
 }
 
-/// Writes `y`.
+/// Queries, or keys, on the way forward.
+#[derive(Debug)]
+pub struct RopeJob<'a, T: Real> {
+    /// As the projection made it.
+    pub x: &'a Tensor<T>,
+    /// Norm, angles and head.
+    pub op: QkNormRope<'a, T>,
+    /// Overwritten.
+    pub y: &'a mut Tensor<T>,
+}
+
+/// Queries, or keys, on the way back.
+#[derive(Debug)]
+pub struct RopeBackwardJob<'a, T: Real> {
+    /// Input of the forward pass.
+    pub x: &'a Tensor<T>,
+    /// Norm, angles and head.
+    pub op: QkNormRope<'a, T>,
+    /// Becomes `dx`.
+    pub dy: &'a mut Tensor<T>,
+}
+
+/// Writes `y` of one or two jobs, in one launch. How many rows of a job there are is said by its table.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
-pub fn forward<T: Real>(
-    device: &Device,
-    x: &Tensor<T>,
-    op: &QkNormRope<'_, T>,
-    y: &mut Tensor<T>,
-) -> Result<()> {
-    op.check(x, y)?;
-    record(device, "qk_norm_rope.forward", x, 2);
-    if computes(device, "qk_norm_rope")? {
-        cpu::forward(x, op, y);
+/// [`Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
+pub fn forward<T: Real>(device: &Device, jobs: &mut [RopeJob<'_, T>]) -> Result<()> {
+    for job in &*jobs {
+        job.op.check(job.x, job.y)?;
+    }
+    record(device, "qk_norm_rope.forward", jobs.iter().map(|job| job.x), 2);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => jobs.iter_mut().for_each(|job| cpu::forward(job.x, &job.op, job.y)),
+        Runner::Gpu => gpu::forward(device, jobs)?,
+        Runner::Nobody => {}
     }
     Ok(())
 }
 
-/// Replaces `dy` by `dx`; `x` is the input of the forward pass.
+/// Replaces `dy` by `dx` in one or two jobs, in one launch.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
-pub fn backward<T: Real>(
-    device: &Device,
-    x: &Tensor<T>,
-    op: &QkNormRope<'_, T>,
-    dy: &mut Tensor<T>,
-) -> Result<()> {
-    op.check(x, dy)?;
-    record(device, "qk_norm_rope.backward", x, 3);
-    if computes(device, "qk_norm_rope")? {
-        cpu::backward(x, op, dy);
+/// [`Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
+pub fn backward<T: Real>(device: &Device, jobs: &mut [RopeBackwardJob<'_, T>]) -> Result<()> {
+    for job in &*jobs {
+        job.op.check(job.x, job.dy)?;
+    }
+    record(device, "qk_norm_rope.backward", jobs.iter().map(|job| job.x), 3);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => jobs.iter_mut().for_each(|job| cpu::backward(job.x, &job.op, job.dy)),
+        Runner::Gpu => gpu::backward(device, jobs)?,
+        Runner::Nobody => {}
     }
     Ok(())
 }
 
-fn record<T: Real>(device: &Device, op: &'static str, x: &Tensor<T>, passes: usize) {
-    device.record(op, Work::new(10 * x.len() as u64, (passes * x.len() * size_of::<T>()) as u64));
+fn record<'t, T: Real>(
+    device: &Device,
+    op: &'static str,
+    tensors: impl Iterator<Item = &'t Tensor<T>>,
+    passes: usize,
+) {
+    let elements: usize = tensors.map(Tensor::len).sum();
+    device.record(op, Work::new(10 * elements as u64, (passes * elements * size_of::<T>()) as u64));
 }

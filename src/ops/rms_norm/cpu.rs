@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::Norm;
+use super::{Backward, Norm};
 use crate::device::Tensor;
 use crate::ops::simd;
 use crate::tensor::Real;
@@ -48,17 +48,16 @@ pub(super) fn apply<T: Real>(s: &Tensor<T>, norm: &Norm<'_, T>, rstd: &Tensor<T:
 }
 
 /// See [`super::backward`].
-pub(super) fn backward<T: Real>(
-    dy: &Tensor<T>,
-    s: &Tensor<T>,
-    norm: &Norm<'_, T>,
-    rstd: &Tensor<T::Stat>,
-    ds: &mut Tensor<T>,
-) {
+pub(super) fn backward<T: Real>(args: Backward<'_, T>) {
+    let Backward { dy, s, norm, rstd, d_in, ds, normed } = args;
     let cols = s.cols();
     let weight = &norm.weight.data()[..cols];
     ds.data_mut().par_chunks_mut(cols).enumerate().for_each(|(t, ds)| {
         let (dy, s, rstd) = (dy.row(t), s.row(t), T::from_stat(rstd.data()[t]));
+        match d_in {
+            Some(d_in) => ds.copy_from_slice(d_in.row(t)),
+            None => ds.fill(T::ZERO),
+        }
         simd::run(
             #[inline(always)]
             || {
@@ -71,6 +70,9 @@ pub(super) fn backward<T: Real>(
             },
         );
     });
+    if let Some(normed) = normed {
+        apply(s, norm, rstd, normed);
+    }
 }
 
 #[inline(always)]

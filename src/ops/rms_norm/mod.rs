@@ -10,18 +10,23 @@
 //! | `y` | `[rows, hidden_size]` | overwritten |
 //! | `rstd` | `[rows, 1]` | saved for the backward pass |
 //!
-//! Backward, with `x^ = s * rstd` and `g = dy * weight`: `ds += rstd * (g - x^ * mean(g * x^))`. It accumulates, because the
-//! gradient of the residual stream arrives in the same buffer. Source: Zhang and Sennrich, "Root mean square layer
-//! normalization", 2019.
+//! Backward, with `x^ = s * rstd` and `g = dy * weight`: `ds = d_in + rstd * (g - x^ * mean(g * x^))`, where `d_in` is the gradient that
+//! came along the residual stream. It also writes `y` again where asked, since it has all that `apply` reads. On a GPU the mean
+//! square is that of the rounded `s`, which is what is stored. Source: Zhang and Sennrich, "Root mean square layer normalization", 2019.
 
 mod cpu;
+mod gpu;
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-use super::{check_shape, computes};
+use super::{Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::Result;
 use crate::tensor::Real;
+
+const OP: &str = "rms_norm";
 
 /// Adds the residual, normalises, and keeps `rstd`.
 ///
@@ -36,13 +41,15 @@ pub fn forward<T: Real>(
     rstd: &mut Tensor<T::Stat>,
 ) -> Result<()> {
     norm.check(x, rstd)?;
-    check_shape("rms_norm", "y", y, x.shape())?;
+    check_shape(OP, "y", y, x.shape())?;
     if let Some(residual) = residual {
-        check_shape("rms_norm", "residual", residual, x.shape())?;
+        check_shape(OP, "residual", residual, x.shape())?;
     }
     record(device, "rms_norm.forward", x, if residual.is_some() { 4 } else { 2 });
-    if computes(device, "rms_norm")? {
-        cpu::forward(x, residual, norm, y, rstd);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::forward(x, residual, norm, y, rstd),
+        Runner::Gpu => gpu::forward(device, x, residual, norm, y, rstd)?,
+        Runner::Nobody => {}
     }
     Ok(())
 }
@@ -59,34 +66,60 @@ pub fn apply<T: Real>(
     y: &mut Tensor<T>,
 ) -> Result<()> {
     norm.check(s, rstd)?;
-    check_shape("rms_norm", "y", y, s.shape())?;
+    check_shape(OP, "y", y, s.shape())?;
     record(device, "rms_norm.apply", s, 2);
-    if computes(device, "rms_norm")? {
-        cpu::apply(s, norm, rstd, y);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::apply(s, norm, rstd, y),
+        Runner::Gpu => gpu::apply(device, s, norm, rstd, y)?,
+        Runner::Nobody => {}
     }
     Ok(())
 }
 
-/// Adds the gradient that flows through the norm to `ds`.
+/// Writes `ds`, the gradient that flows through the norm plus `d_in`, and where asked `normed`, the `y` of the forward pass.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module.
+/// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
+#[allow(clippy::too_many_arguments, reason = "a gradient reads all that its forward pass did")]
 pub fn backward<T: Real>(
     device: &Device,
     dy: &Tensor<T>,
     s: &Tensor<T>,
     norm: &Norm<'_, T>,
     rstd: &Tensor<T::Stat>,
+    d_in: Option<&Tensor<T>>,
     ds: &mut Tensor<T>,
+    normed: Option<&mut Tensor<T>>,
 ) -> Result<()> {
     norm.check(s, rstd)?;
-    check_shape("rms_norm", "dy", dy, s.shape())?;
-    check_shape("rms_norm", "ds", ds, s.shape())?;
-    record(device, "rms_norm.backward", s, 4);
-    if computes(device, "rms_norm")? {
-        cpu::backward(dy, s, norm, rstd, ds);
+    check_shape(OP, "dy", dy, s.shape())?;
+    check_shape(OP, "ds", ds, s.shape())?;
+    if let Some(d_in) = d_in {
+        check_shape(OP, "d_in", d_in, s.shape())?;
+    }
+    if let Some(normed) = &normed {
+        check_shape(OP, "normed", normed, s.shape())?;
+    }
+    let passes = 3 + usize::from(d_in.is_some()) + usize::from(normed.is_some());
+    record(device, "rms_norm.backward", s, passes);
+    let args = Backward { dy, s, norm, rstd, d_in, ds, normed };
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::backward(args),
+        Runner::Gpu => gpu::backward(device, args)?,
+        Runner::Nobody => {}
     }
     Ok(())
+}
+
+/// The arguments of [`backward`].
+struct Backward<'a, T: Real> {
+    dy: &'a Tensor<T>,
+    s: &'a Tensor<T>,
+    norm: &'a Norm<'a, T>,
+    rstd: &'a Tensor<T::Stat>,
+    d_in: Option<&'a Tensor<T>>,
+    ds: &'a mut Tensor<T>,
+    normed: Option<&'a mut Tensor<T>>,
 }
 
 /// The frozen parameters of a norm.
@@ -100,8 +133,8 @@ pub struct Norm<'a, T: Real> {
 
 impl<T: Real> Norm<'_, T> {
     fn check(&self, x: &Tensor<T>, rstd: &Tensor<T::Stat>) -> Result<()> {
-        check_shape("rms_norm", "weight", self.weight, [1, x.cols()])?;
-        check_shape("rms_norm", "rstd", rstd, [x.rows(), 1])
+        check_shape(OP, "weight", self.weight, [1, x.cols()])?;
+        check_shape(OP, "rstd", rstd, [x.rows(), 1])
     }
 }
 

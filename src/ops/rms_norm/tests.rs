@@ -29,7 +29,7 @@ fn forward_follows_the_formula_and_apply_repeats_it() {
 }
 
 #[test]
-fn backward_is_the_gradient_and_accumulates() {
+fn backward_is_the_gradient_on_top_of_the_stream() {
     let device = cpu();
     let (s, dy) = (random::<f64>(&device, 3, 21, 0), random(&device, 3, 21, 1));
     let weight = random(&device, 1, 21, 2);
@@ -40,10 +40,15 @@ fn backward_is_the_gradient_and_accumulates() {
         forward(&device, &mut x, None, &norm, &mut y, &mut rstd).unwrap();
         (y, rstd)
     };
-    let mut ds = cast(&device, &dy);
-    backward(&device, &dy, &s, &norm, &run(&s).1, &mut ds).unwrap();
-    // The buffer held dy before, as if the residual stream had carried it.
+    let (y, rstd) = run(&s);
+    let (mut ds, mut normed) = (device.empty(3, 21).unwrap(), device.empty(3, 21).unwrap());
+    backward(&device, &dy, &s, &norm, &rstd, Some(&dy), &mut ds, Some(&mut normed)).unwrap();
+    assert_eq!(normed.data(), y.data());
+    // As if the residual stream had carried dy.
     let through: Vec<f64> = ds.data().iter().zip(dy.data()).map(|(a, b)| a - b).collect();
+    let mut alone = device.empty(3, 21).unwrap();
+    backward(&device, &dy, &s, &norm, &rstd, None, &mut alone, None).unwrap();
+    assert!(alone.data().iter().zip(&through).all(|(a, b)| (a - b).abs() < 1e-12));
     check_gradient(&device, "s", &s, &through, |x| inner(run(x).0.data(), dy.data()));
 }
 

@@ -1,50 +1,129 @@
 //! Picking some rows of a tensor, and adding them back: the last layer runs on the supervised rows only.
 //!
-//! `gather`: `y[i, :] = x[rows[i], :]`. `scatter_add`: `x[rows[i], :] += y[i, :]`. `rows` is ascending without repeats.
+//! `gather`: `y[i, :] = x[index[i], :]`. `scatter_add`: `x[index[i], :] += y[i, :]`. An index is ascending without repeats. The picked
+//! rows are `[capacity, cols]`, of which as many are alive as the index has entries; the others are left alone.
 
 mod cpu;
+mod gpu;
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-use super::{check_shape, computes};
-use crate::device::{Device, Tensor, Work};
+use super::{Runner, check_shape, runner};
+use crate::device::kernels::DevicePtr;
+use crate::device::{Device, Table, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
-/// The rows `rows` of `x`, as a new tensor `[rows.len(), cols]`.
+const OP: &str = "rows";
+
+/// Ascending numbers of rows, on the host and on the device.
+#[derive(Debug)]
+pub struct RowIndex {
+    rows: Vec<usize>,
+    table: Table<u32>,
+}
+
+impl RowIndex {
+    /// The index of exactly these rows.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if they do not ascend; errors of the device.
+    pub fn new(device: &Device, rows: &[usize]) -> Result<Self> {
+        let mut index = Self::with_capacity(device, rows.len())?;
+        index.write(device, rows)?;
+        Ok(index)
+    }
+
+    /// An index without rows and with room for `capacity`.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn with_capacity(device: &Device, capacity: usize) -> Result<Self> {
+        let mut table = Table::with_capacity(device, capacity)?;
+        table.write(device, &[])?;
+        Ok(Self { rows: Vec::new(), table })
+    }
+
+    /// Replaces the rows, after everything that was started before.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if they do not ascend or are more than there is room for; errors of the device.
+    pub fn write(&mut self, device: &Device, rows: &[usize]) -> Result<()> {
+        let entries: Option<Vec<u32>> = rows.iter().map(|&row| u32::try_from(row).ok()).collect();
+        let ascending = rows.windows(2).all(|w| w[0] < w[1]);
+        let (Some(entries), true) = (entries, ascending) else {
+            return Err(Error::shape(OP, "rows", "ascending numbers", rows.last()));
+        };
+        self.table.write(device, &entries)?;
+        self.rows.clear();
+        self.rows.extend_from_slice(rows);
+        Ok(())
+    }
+
+    /// The rows, ascending.
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
+    /// Address of the number of rows, for [`Device::with_live_rows`] of ops on what was picked.
+    pub fn live_rows(&self) -> DevicePtr {
+        self.table.count_ptr()
+    }
+
+    /// Rows that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.table.capacity()
+    }
+
+    /// Address of the first entry.
+    fn ptr(&self) -> DevicePtr {
+        self.table.ptr()
+    }
+
+    fn check(&self, limit: usize) -> Result<()> {
+        match self.rows.last() {
+            Some(&row) if row >= limit => Err(Error::shape(OP, "rows", format!("below {limit}"), row)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The rows `index` of `x`, as a new tensor `[capacity, cols]`.
 ///
 /// # Errors
-/// [`Error::Shape`] if `rows` is not ascending or leaves `x`.
-pub fn gather<T: Real>(device: &Device, x: &Tensor<T>, rows: &[usize]) -> Result<Tensor<T>> {
-    check_rows(rows, x.rows())?;
-    let mut y = device.empty(rows.len(), x.cols())?;
+/// [`Error::Shape`] if the index leaves `x`; errors of the device.
+pub fn gather<T: Real>(device: &Device, x: &Tensor<T>, index: &RowIndex) -> Result<Tensor<T>> {
+    index.check(x.rows())?;
+    let mut y = device.empty(index.capacity(), x.cols())?;
     device.record("rows.gather", Work::new(0, 2 * (y.len() * size_of::<T>()) as u64));
-    if computes(device, "rows")? {
-        cpu::gather(x, rows, &mut y);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::gather(x, index.rows(), &mut y),
+        Runner::Gpu => gpu::gather(device, x, index, &mut y)?,
+        Runner::Nobody => {}
     }
     Ok(y)
 }
 
-/// Adds `y`, `[rows.len(), cols]`, to the rows `rows` of `x`.
+/// Adds `y`, `[capacity, cols]`, to the rows `index` of `x`.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not fit, or `rows` is not ascending or leaves `x`.
-pub fn scatter_add<T: Real>(device: &Device, y: &Tensor<T>, rows: &[usize], x: &mut Tensor<T>) -> Result<()> {
-    check_rows(rows, x.rows())?;
-    check_shape("rows", "y", y, [rows.len(), x.cols()])?;
+/// [`Error::Shape`] if the shapes do not fit or the index leaves `x`; errors of the device.
+pub fn scatter_add<T: Real>(
+    device: &Device,
+    y: &Tensor<T>,
+    index: &RowIndex,
+    x: &mut Tensor<T>,
+) -> Result<()> {
+    index.check(x.rows())?;
+    check_shape(OP, "y", y, [index.capacity(), x.cols()])?;
     let work = Work::new(y.len() as u64, 3 * (y.len() * size_of::<T>()) as u64);
     device.record("rows.scatter_add", work);
-    if computes(device, "rows")? {
-        cpu::scatter_add(y, rows, x);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::scatter_add(y, index.rows(), x),
+        Runner::Gpu => gpu::scatter_add(device, y, index, x)?,
+        Runner::Nobody => {}
     }
     Ok(())
-}
-
-fn check_rows(rows: &[usize], limit: usize) -> Result<()> {
-    let ascending = rows.windows(2).all(|w| w[0] < w[1]);
-    if ascending && rows.last().is_none_or(|&row| row < limit) {
-        Ok(())
-    } else {
-        Err(Error::shape("rows", "rows", format!("ascending, below {limit}"), rows.last()))
-    }
 }

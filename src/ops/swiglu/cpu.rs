@@ -25,17 +25,17 @@ pub(super) fn forward<T: Real>(gate: &Tensor<T>, up: &Tensor<T>, h: &mut Tensor<
 }
 
 /// See [`super::backward`].
-pub(super) fn backward<T: Real>(dh: &Tensor<T>, gate: &mut Tensor<T>, up: &mut Tensor<T>) {
+pub(super) fn backward<T: Real>(dh: &mut Tensor<T>, gate: &mut Tensor<T>, up: &mut Tensor<T>) {
     let outputs = gate.data_mut().par_chunks_mut(PIECE).zip(up.data_mut().par_chunks_mut(PIECE));
-    outputs.zip(dh.data().par_chunks(PIECE)).for_each(|((gate, up), dh)| {
+    outputs.zip(dh.data_mut().par_chunks_mut(PIECE)).for_each(|((gate, up), dh)| {
         simd::run(
             #[inline(always)]
             || {
-                for ((g, u), &dh) in gate.iter_mut().zip(up.iter_mut()).zip(dh) {
+                for ((g, u), dh) in gate.iter_mut().zip(up.iter_mut()).zip(dh.iter_mut()) {
                     let sigma = sigmoid(*g);
-                    let dgate = dh * *u * sigma * (T::ONE + *g * (T::ONE - sigma));
-                    *u = dh * *g * sigma;
-                    *g = dgate;
+                    let dgate = *dh * *u * sigma * (T::ONE + *g * (T::ONE - sigma));
+                    let (h, dup) = (*g * sigma * *u, *dh * *g * sigma);
+                    (*dh, *g, *u) = (h, dgate, dup);
                 }
             },
         );

@@ -2,46 +2,55 @@
 //!
 //! All tensors are `[rows, intermediate_size]`. Backward with `sigma = 1 / (1 + exp(-gate))`:
 //! `dgate = dh * up * sigma * (1 + gate * (1 - sigma))`, `dup = dh * silu(gate)`; both overwrite their inputs, which are not
-//! needed any more. Source: Shazeer, "GLU variants improve transformer", 2020.
+//! needed any more. `dh` becomes `h` again, the same bits as forward: the gradients of the next product need it. Source: Shazeer, "GLU variants improve transformer", 2020.
 
 mod cpu;
+mod gpu;
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-use super::{check_shape, computes};
+use super::{Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::Result;
 use crate::tensor::Real;
 
+const OP: &str = "swiglu";
+
 /// Writes `h`.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] if the shapes differ.
+/// [`crate::error::Error::Shape`] if the shapes differ; errors of the device.
 pub fn forward<T: Real>(device: &Device, gate: &Tensor<T>, up: &Tensor<T>, h: &mut Tensor<T>) -> Result<()> {
-    check_shape("swiglu", "up", up, gate.shape())?;
-    check_shape("swiglu", "h", h, gate.shape())?;
+    check_shape(OP, "up", up, gate.shape())?;
+    check_shape(OP, "h", h, gate.shape())?;
     record(device, "swiglu.forward", gate, 3);
-    if computes(device, "swiglu")? {
-        cpu::forward(gate, up, h);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::forward(gate, up, h),
+        Runner::Gpu => gpu::forward(device, gate, up, h)?,
+        Runner::Nobody => {}
     }
     Ok(())
 }
 
-/// Replaces `gate` by `dgate` and `up` by `dup`.
+/// Replaces `gate` by `dgate`, `up` by `dup`, and `dh` by `h`.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] if the shapes differ.
+/// [`crate::error::Error::Shape`] if the shapes differ; errors of the device.
 pub fn backward<T: Real>(
     device: &Device,
-    dh: &Tensor<T>,
+    dh: &mut Tensor<T>,
     gate: &mut Tensor<T>,
     up: &mut Tensor<T>,
 ) -> Result<()> {
-    check_shape("swiglu", "up", up, gate.shape())?;
-    check_shape("swiglu", "dh", dh, gate.shape())?;
-    record(device, "swiglu.backward", gate, 5);
-    if computes(device, "swiglu")? {
-        cpu::backward(dh, gate, up);
+    check_shape(OP, "up", up, gate.shape())?;
+    check_shape(OP, "dh", dh, gate.shape())?;
+    record(device, "swiglu.backward", gate, 6);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::backward(dh, gate, up),
+        Runner::Gpu => gpu::backward(device, dh, gate, up)?,
+        Runner::Nobody => {}
     }
     Ok(())
 }

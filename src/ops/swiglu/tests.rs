@@ -10,7 +10,11 @@ fn backward_is_the_gradient() {
     let (gate, up, dh) =
         (random::<f64>(&device, 3, 11, 0), random(&device, 3, 11, 1), random(&device, 3, 11, 2));
     let (mut dgate, mut dup) = (cast(&device, &gate), cast(&device, &up));
-    backward(&device, &dh, &mut dgate, &mut dup).unwrap();
+    let mut h_again = cast(&device, &dh);
+    backward(&device, &mut h_again, &mut dgate, &mut dup).unwrap();
+    let mut h = device.empty(3, 11).unwrap();
+    forward(&device, &gate, &up, &mut h).unwrap();
+    assert_eq!(h_again.data(), h.data());
     let loss = |gate: &Tensor<f64>, up: &Tensor<f64>| {
         let mut h = device.empty(3, 11).unwrap();
         forward(&device, gate, up, &mut h).unwrap();

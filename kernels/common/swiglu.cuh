@@ -1,0 +1,41 @@
+// SwiGLU on pieces of eight numbers: shared by the plain kernels and those that multiply on the way.
+#pragma once
+
+#include "simt.cuh"
+
+// 1 / (1 + exp(-x)); 0 and 1 far out, never NaN for a number.
+DEVICE float sigmoid(float x) { return 1.0f / (1.0f + fast_exp2(x * -1.4426950408889634f)); }
+
+DEVICE float swiglu_of(float gate, float up) { return gate * sigmoid(gate) * up; }
+
+// silu(gate) up, rounded.
+DEVICE Vec16 swiglu_piece(const Vec16& gate, const Vec16& up) {
+    Vec16 h;
+    UNROLL for (int i = 0; i < 4; i++) {
+        h.word[i] = pack_bf16(swiglu_of(low_bf16(gate.word[i]), low_bf16(up.word[i])),
+                              swiglu_of(high_bf16(gate.word[i]), high_bf16(up.word[i])));
+    }
+    return h;
+}
+
+// One number: dh becomes h, gate becomes dgate, up becomes dup.
+DEVICE void swiglu_gradient_of(float& dh, float& gate, float& up) {
+    const float sigma = sigmoid(gate), silu = gate * sigma;
+    const float h = silu * up, dup = dh * silu;
+    gate = dh * up * sigma * fmaf(gate, 1.0f - sigma, 1.0f);
+    dh = h;
+    up = dup;
+}
+
+// The same for eight numbers, rounded.
+DEVICE void swiglu_gradient(Vec16& dh, Vec16& gate, Vec16& up) {
+    UNROLL for (int i = 0; i < 4; i++) {
+        float dh_low = low_bf16(dh.word[i]), gate_low = low_bf16(gate.word[i]), up_low = low_bf16(up.word[i]);
+        float dh_high = high_bf16(dh.word[i]), gate_high = high_bf16(gate.word[i]), up_high = high_bf16(up.word[i]);
+        swiglu_gradient_of(dh_low, gate_low, up_low);
+        swiglu_gradient_of(dh_high, gate_high, up_high);
+        dh.word[i] = pack_bf16(dh_low, dh_high);
+        gate.word[i] = pack_bf16(gate_low, gate_high);
+        up.word[i] = pack_bf16(up_low, up_high);
+    }
+}

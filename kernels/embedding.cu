@@ -1,0 +1,24 @@
+// Embedding lookup: y[t, :] = table[ids[t], :].
+//
+// A block copies one row, 16 bytes a thread and pass. Ids are checked on the host before they come here (Batch::validate).
+#include "common/simt.cuh"
+
+// Parameters of embedding_bf16.
+struct EmbeddingParams {
+    const bf16* table;         // [vocab_size, cols]
+    const uint32_t* ids;       // [rows], below vocab_size
+    bf16* y;                   // [rows, cols], overwritten
+    const int32_t* live_rows;  // rows there are; null: all
+    int32_t rows;              // room for
+    int32_t cols;              // a multiple of 8
+};
+
+KERNEL(embedding_bf16, EmbeddingParams, 128, 12) {
+    const int64_t row = blockIdx.x;
+    if (row >= rows_there_are(p.live_rows, p.rows)) return;
+    const bf16* const from = p.table + static_cast<int64_t>(p.ids[row]) * p.cols;
+    bf16* const to = p.y + row * p.cols;
+    UNROLL_2 for (int column = threadIdx.x * 8; column < p.cols; column += 128 * 8) {
+        store16(to + column, load16_constant(from + column));
+    }
+}

@@ -1,0 +1,32 @@
+//! Embedding lookup on a GPU: a block copies a row.
+
+use super::OP;
+use crate::device::kernels::Kernel;
+use crate::device::kernels::params::EmbeddingParams;
+use crate::device::{Device, Launch, Tensor};
+use crate::error::Result;
+use crate::ops::check_pieces;
+use crate::tensor::Real;
+
+/// See [`super::forward`].
+pub(super) fn forward<T: Real>(
+    device: &Device,
+    table: &Tensor<T>,
+    ids: &Tensor<u32>,
+    y: &mut Tensor<T>,
+) -> Result<()> {
+    check_pieces(OP, "table", table)?;
+    if y.is_empty() {
+        return Ok(());
+    }
+    let params = EmbeddingParams {
+        table: table.ptr(),
+        ids: ids.ptr(),
+        y: y.ptr(),
+        live_rows: device.live_rows(),
+        rows: y.rows() as i32,
+        cols: y.cols() as i32,
+    };
+    let launch = Launch { kernel: Kernel::EmbeddingBf16, grid: [y.rows() as u32, 1, 1], dynamic_smem: 0 };
+    device.launch(&launch, &params)
+}

@@ -1,0 +1,35 @@
+//! The lookup kernel copies what the ids name, and leaves rows beyond the live ones alone.
+
+#![cfg(feature = "emulated")]
+
+use super::forward;
+use crate::ops::testing::{RAGGED_ROWS, bf16_numbers, kernel_device, live, live_count, with_room};
+
+#[test]
+fn rows_come_from_the_table() {
+    let device = kernel_device(1);
+    for (cols, rows) in
+        RAGGED_ROWS.map(|rows| (8 + rows % 5 * 8, rows)).into_iter().chain([(2560, 3), (16, 0)])
+    {
+        let numbers = bf16_numbers(50 * cols, 1.0, 0);
+        let table = with_room(&device, 50, cols, &numbers);
+        let ids: Vec<u32> = (0..rows + 2).map(|i| (i * i) as u32 % 50).collect();
+        let ids_there = device.tensor(rows + 2, 1, &ids).unwrap();
+        let mut y = with_room(&device, rows + 2, cols, &[]);
+        let count = live_count(&device, rows);
+        forward(&device.with_live_rows(count.ptr()), &table, &ids_there, &mut y).unwrap();
+        let expected: Vec<f64> = ids[..rows]
+            .iter()
+            .flat_map(|&id| numbers[id as usize * cols..(id as usize + 1) * cols].to_vec())
+            .collect();
+        assert_eq!(live(&device, &y, rows), expected);
+    }
+}
+
+#[test]
+fn rows_of_half_pieces_are_refused() {
+    let device = kernel_device(0);
+    let table = with_room(&device, 5, 12, &[]);
+    let ids = device.tensor(1, 1, &[0u32]).unwrap();
+    assert!(forward(&device, &table, &ids, &mut with_room(&device, 1, 12, &[])).is_err());
+}

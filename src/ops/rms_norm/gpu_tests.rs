@@ -1,0 +1,163 @@
+//! The RMSNorm kernels against f64: widths from one piece to the widest, live rows, schedules and counters.
+
+#![cfg(feature = "emulated")]
+
+use half::bf16;
+
+use super::{Norm, apply, backward, forward};
+use crate::device::{Device, EmulatorOptions, Schedule};
+use crate::ops::testing::{
+    RAGGED_ROWS, assert_as_good, bf16_numbers, kernel_device, live, live_count, rounded, with_room,
+};
+
+const EPS: f32 = 1e-6;
+
+/// A case: x, residual, dy and d_in are `[rows, cols]`.
+struct Case {
+    rows: usize,
+    cols: usize,
+    weight: Vec<f64>,
+    inputs: [Vec<f64>; 4],
+}
+
+/// s, y, y again by `apply` and by `backward`, and ds with and without the gradient of the stream.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    s: Vec<f64>,
+    rstd: Vec<f32>,
+    y: [Vec<f64>; 3],
+    ds: [Vec<f64>; 2],
+}
+
+impl Case {
+    fn new(rows: usize, cols: usize) -> Self {
+        let weight = bf16_numbers(cols, 1.0, 9);
+        Self { rows, cols, weight, inputs: [0, 1, 2, 3].map(|i| bf16_numbers(rows * cols, 1.5, i)) }
+    }
+
+    /// The formulas in f64 from the rounded stream; with `round` every step is rounded as PyTorch's modules do it.
+    fn expected(&self, s: &[f64], round: bool) -> [Vec<f64>; 3] {
+        let q = |x: f64| if round { bf16::from_f64(x).to_f64() } else { x };
+        let mut out = [vec![], vec![], vec![]];
+        for t in 0..self.rows {
+            let of = |values: &[f64], i: usize| values[t * self.cols + i];
+            let mean = |f: &dyn Fn(usize) -> f64| (0..self.cols).map(f).sum::<f64>() / self.cols as f64;
+            let rstd = 1.0 / (mean(&|i| of(s, i) * of(s, i)) + f64::from(EPS)).sqrt();
+            let dy = |i: usize| of(&self.inputs[2], i);
+            let inner = mean(&|i| q(dy(i) * self.weight[i]) * of(s, i) * rstd);
+            for i in 0..self.cols {
+                out[0].push(q(q(of(s, i) * rstd) * self.weight[i]));
+                let through = q(rstd * (q(dy(i) * self.weight[i]) - of(s, i) * rstd * inner));
+                out[1].push(q(through + of(&self.inputs[3], i)));
+                out[2].push(through);
+            }
+        }
+        out
+    }
+
+    fn run(&self, device: &Device) -> Outcome {
+        let (rows, cols, room) = (self.rows, self.cols, self.rows + 2);
+        let count = live_count(device, rows);
+        let live_device = device.with_live_rows(count.ptr());
+        let [mut x, residual, dy, d_in] =
+            [0, 1, 2, 3].map(|i: usize| with_room(device, room, cols, &self.inputs[i]));
+        let weight = with_room(device, 1, cols, &self.weight);
+        let norm = Norm { weight: &weight, eps: EPS };
+        let empty = || with_room(device, room, cols, &[]);
+        let (mut y, mut again, mut normed) = (empty(), empty(), empty());
+        let (mut ds, mut alone) = (empty(), empty());
+        let mut rstd = device.tensor(room, 1, &vec![7.0f32; room]).unwrap();
+        forward(&live_device, &mut x, Some(&residual), &norm, &mut y, &mut rstd).unwrap();
+        apply(&live_device, &x, &norm, &rstd, &mut again).unwrap();
+        backward(&live_device, &dy, &x, &norm, &rstd, Some(&d_in), &mut ds, Some(&mut normed)).unwrap();
+        backward(&live_device, &dy, &x, &norm, &rstd, None, &mut alone, None).unwrap();
+        let get = |tensor| live(device, tensor, rows);
+        let rstd = device.read(&rstd).unwrap();
+        assert!(rstd[rows..].iter().all(|&x| x == 7.0));
+        Outcome {
+            s: get(&x),
+            rstd: rstd[..rows].to_vec(),
+            y: [get(&y), get(&again), get(&normed)],
+            ds: [get(&ds), get(&alone)],
+        }
+    }
+
+    fn compare(&self, device: &Device) {
+        let name = format!("{}x{}", self.rows, self.cols);
+        let got = self.run(device);
+        let sums: Vec<f64> = self.inputs[0].iter().zip(&self.inputs[1]).map(|(x, r)| x + r).collect();
+        assert_eq!(got.s, rounded(&sums), "{name}");
+        assert_eq!((&got.y[0], &got.y[0]), (&got.y[1], &got.y[2]), "{name}");
+        let (exact, reference) = (self.expected(&got.s, false), self.expected(&got.s, true));
+        assert_as_good(&format!("y {name}"), &got.y[0], &exact[0], &reference[0], 2.0);
+        for i in 0..2 {
+            assert_as_good(&format!("ds {name}"), &got.ds[i], &exact[1 + i], &reference[1 + i], 3.0);
+        }
+    }
+}
+
+#[test]
+fn kernels_agree_with_f64() {
+    let device = kernel_device(1);
+    for rows in RAGGED_ROWS {
+        Case::new(rows, 8 + rows % 7 * 24).compare(&device);
+    }
+    for (rows, cols) in
+        [(0, 64), (9, 1024), (9, 1032), (5, 2560), (3, 5120), (2, 8192), (2, 8200), (3, 16384)]
+    {
+        Case::new(rows, cols).compare(&device);
+    }
+}
+
+#[test]
+fn without_a_residual_x_is_not_written() {
+    let device = kernel_device(2);
+    let values = bf16_numbers(3 * 64, 1.0, 0);
+    let mut x = with_room(&device, 3, 64, &values);
+    let weight = with_room(&device, 1, 64, &[1.0; 64]);
+    let mut y = with_room(&device, 3, 64, &[]);
+    let mut rstd = device.zeros::<f32>(3, 1).unwrap();
+    let norm = Norm { weight: &weight, eps: EPS };
+    forward(&device, &mut x, None, &norm, &mut y, &mut rstd).unwrap();
+    assert_eq!(live(&device, &x, 3), values);
+}
+
+#[test]
+fn widths_without_kernels_are_refused() {
+    let device = kernel_device(0);
+    for cols in [12, 16_392] {
+        let weight = with_room(&device, 1, cols, &[]);
+        let (mut x, mut y) = (with_room(&device, 1, cols, &[]), with_room(&device, 1, cols, &[]));
+        let mut rstd = device.zeros::<f32>(1, 1).unwrap();
+        let norm = Norm { weight: &weight, eps: EPS };
+        assert!(forward(&device, &mut x, None, &norm, &mut y, &mut rstd).is_err());
+    }
+}
+
+#[test]
+fn schedules_do_not_change_a_bit() {
+    let emulator = |seed| {
+        let schedule = Schedule::Random(seed);
+        Device::emulated(EmulatorOptions { schedule, ..EmulatorOptions::default() }).unwrap()
+    };
+    let case = Case::new(19, 3000);
+    let first = case.run(&emulator(0));
+    for seed in 1..30 {
+        assert_eq!(case.run(&emulator(seed)), first, "schedule {seed}");
+    }
+}
+
+#[test]
+fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
+    for cols in [1024, 10240] {
+        let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
+        Case::new(33, cols).run(&device);
+        let counters = device.take_counters().kernels;
+        assert_eq!(counters.len(), 3);
+        for (symbol, counters) in counters {
+            assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
+            // A row has 4 bytes of rstd, of a sector of 32.
+            assert!(counters.total.sector_ratio() <= 1.05, "{symbol}: {counters:?}");
+        }
+    }
+}
