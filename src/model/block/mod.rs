@@ -18,7 +18,7 @@ use super::policy::Policy;
 use super::weights::{Module, Weights};
 use crate::batch::{AdapterRows, Segment};
 use crate::config::ModelConfig;
-use crate::device::{Class, Device, Tensor};
+use crate::device::{Class, Device, Machine, Tensor};
 use crate::error::Result;
 use crate::ops::attention::{AttentionPlan, Heads};
 use crate::ops::lora_matmul::{self, RowKeys};
@@ -78,11 +78,17 @@ impl<'a, T: Real> Pass<'a, T> {
         let device_of_tables = device.class(Class::Tables);
         let positions: Vec<usize> =
             segments.iter().flat_map(|s| s.position_offset..s.position_offset + s.len).collect();
+        let uploaded = |mut plan: AttentionPlan| -> Result<AttentionPlan> {
+            if device.machine() == Machine::Gpu {
+                plan.upload(&device_of_tables)?;
+            }
+            Ok(plan)
+        };
         let all = RowSet {
             adapter_rows: runs(segments.iter().flat_map(|s| s.rows().map(|_| s.adapter))),
             keys: RowKeys::new(segments),
             rope: RopeTable::new(&device_of_tables, &positions, config.head_dim, config.rope_theta)?,
-            plan: AttentionPlan::causal(segments),
+            plan: uploaded(AttentionPlan::causal(segments))?,
         };
         let adapter_of = |row: &usize| {
             let segment = segments.partition_point(|s| s.start + s.len <= *row);
@@ -92,7 +98,7 @@ impl<'a, T: Real> Pass<'a, T> {
             adapter_rows: runs(target_rows.iter().map(adapter_of)),
             keys: all.keys.gather(&target_rows),
             rope: all.rope.gather(&device_of_tables, &target_rows)?,
-            plan: AttentionPlan::for_rows(segments, &target_rows),
+            plan: uploaded(AttentionPlan::for_rows(segments, &target_rows))?,
         };
         let mut dora_norms = Vec::new();
         for adapter in adapters {
