@@ -9,7 +9,7 @@ use crate::batch::{Batch, Target};
 use crate::config::ModelConfig;
 use crate::device::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::linear_cross_entropy::{self, Gradient, TargetScore};
+use crate::ops::linear_cross_entropy::{self, TargetScore, Targets};
 use crate::ops::{embedding, rms_norm};
 use crate::tensor::{DType, Real};
 
@@ -56,7 +56,9 @@ impl<T: Real> Decoder<T> {
         let pass = self.pass(device, batch, adapters, (None, None))?;
         let forward = self.forward(&pass, batch)?;
         let targets = renumbered(&batch.targets, &pass.target_rows);
-        linear_cross_entropy::forward(device, &forward.normed, self.weights.head(), &targets, None)
+        let targets = Targets::new(device, &targets, forward.normed.rows(), 1.0)?;
+        linear_cross_entropy::forward(device, &forward.normed, self.weights.head(), &targets, None)?
+            .read(device)
     }
 
     /// Log-probabilities of the targets, and the gradient of `-scale * sum(weight * logprob)` added to `grads` (one per adapter,
@@ -82,9 +84,10 @@ impl<T: Real> Decoder<T> {
         let Forward { mut saved, stream, rstd, normed } = self.forward(&pass, batch)?;
         let targets = renumbered(&batch.targets, &pass.target_rows);
         let mut d_normed = device.empty(normed.rows(), normed.cols())?;
-        let gradient = Gradient { dx: &mut d_normed, scale };
+        let targets = Targets::new(device, &targets, normed.rows(), scale)?;
         let head = self.weights.head();
-        let scores = linear_cross_entropy::forward(device, &normed, head, &targets, Some(gradient))?;
+        let scores = linear_cross_entropy::forward(device, &normed, head, &targets, Some(&mut d_normed))?;
+        let scores = scores.read(device)?;
         drop(normed);
         let mut d_stream = device.zeros(stream.rows(), stream.cols())?;
         rms_norm::backward(device, &d_normed, &stream, &pass.final_norm(), &rstd, &mut d_stream)?;
