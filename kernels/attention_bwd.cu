@@ -57,7 +57,6 @@ struct AttentionBwdDkvParams {
     float scale_log2;                // softmax_scale * log2(e)
 };
 
-constexpr float kLog2E = 1.442695040888963407f;
 
 // A fragments of kN / 2 slices of 16 columns, from accumulators.
 template <int kN>

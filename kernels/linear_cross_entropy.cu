@@ -82,7 +82,6 @@ struct CrossEntropyDxParams {
     int32_t reserved;          // 0
 };
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
 // Rows of the chunk that there are.
