@@ -5,6 +5,7 @@
 
 use std::any::Any;
 
+use crate::device::kernels::DevicePtr;
 use crate::device::{Class, Device, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::formats::adapter::AdapterTensor;
@@ -27,6 +28,8 @@ pub struct Optimizer<T: Real> {
 
 #[derive(Debug)]
 struct OnGpu {
+    /// Where the tensors are: parameters, moments and gradients.
+    places: Vec<DevicePtr>,
     tensors: adamw::gpu::Tensors,
     scalars: adamw::gpu::StepScalars,
 }
@@ -35,8 +38,12 @@ impl OnGpu {
     fn new<T: Real>(device: &Device, trained: &[Trained<'_, T>]) -> Result<Self> {
         let device = device.class(Class::Tables);
         let tensors = adamw::gpu::Tensors::new(&device, trained)?;
-        Ok(Self { tensors, scalars: adamw::gpu::StepScalars::new(&device)? })
+        Ok(Self { places: places(trained), tensors, scalars: adamw::gpu::StepScalars::new(&device)? })
     }
+}
+
+fn places<T: Real>(trained: &[Trained<'_, T>]) -> Vec<DevicePtr> {
+    trained.iter().flat_map(|one| [one.param.ptr(), one.exp_avg.ptr(), one.grad.ptr()]).collect()
 }
 
 /// The settings of one update.
@@ -190,7 +197,7 @@ impl<T: Real> Optimizer<T> {
             }
             Machine::Gpu => {
                 let on_gpu = match &mut self.on_gpu {
-                    Some(on_gpu) => on_gpu,
+                    Some(on_gpu) if on_gpu.places == places(&trained) => on_gpu,
                     none => none.insert(OnGpu::new(device, &trained)?),
                 };
                 on_gpu.scalars.write(device, &adamw, update.max_grad_norm)?;
@@ -312,7 +319,7 @@ mod tests {
         let mut model = variant("qwen3-tiny").unwrap().model_config().unwrap();
         (model.num_hidden_layers, model.hidden_size, model.vocab_size) = (1, 8, 16);
         let weights = init::dry::<f32>(&Device::dry(), &model).unwrap();
-        let other = Adapter::new(&device, wide.config(), &model, &weights, 1).unwrap();
+        let other = Adapter::<f32>::new(&device, wide.config(), &model, &weights, 1).unwrap();
         let error = optimizer.update(&device, &UPDATE, &mut wide, &other.zeros_like(&device).unwrap());
         assert!(error.unwrap_err().to_string().contains("grads"));
     }
