@@ -10,10 +10,14 @@
 #[allow(dead_code, reason = "rows and the CPU are for the other benchmarks")]
 mod common;
 
+#[path = "kernels/adamw.rs"]
+mod adamw;
 #[path = "kernels/cublaslt.rs"]
 mod cublaslt;
 #[path = "kernels/harness.rs"]
 mod harness;
+#[path = "kernels/linear_cross_entropy.rs"]
+mod linear_cross_entropy;
 #[path = "kernels/lora_matmul.rs"]
 mod lora_matmul;
 
@@ -26,9 +30,11 @@ fn main() {
     };
     println!("kernels on {}", device.label());
     let mut criterion = common::criterion();
-    if let Err(error) = lora_matmul::bench(&mut criterion, &device) {
-        eprintln!("{error}");
-        std::process::exit(error.exit_code().into());
+    for bench in [lora_matmul::bench, linear_cross_entropy::bench, adamw::bench] {
+        if let Err(error) = bench(&mut criterion, &device) {
+            eprintln!("{error}");
+            std::process::exit(error.exit_code().into());
+        }
     }
     criterion.final_summary();
 }

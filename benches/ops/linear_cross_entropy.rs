@@ -4,7 +4,7 @@ use criterion::Criterion;
 use tanren::batch::Target;
 use tanren::device::Device;
 use tanren::error::Result;
-use tanren::ops::linear_cross_entropy::{self, Gradient};
+use tanren::ops::linear_cross_entropy::{self, Targets};
 
 use crate::common::ROW;
 use crate::harness::{Bench, HIDDEN_SIZE, random};
@@ -19,14 +19,14 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let weight = random(device, vocab_size, cols)?;
         let target = |row| Target { row, token: (row * 97 % vocab_size) as u32, weight: 1.0 };
         let targets: Vec<Target> = (0..rows).map(target).collect();
+        let targets = Targets::new(device, &targets, rows, 0.01)?;
         let shape = format!("{rows}x{cols}x{vocab_size}");
         bench.flops(&format!("scores {shape}"), || {
             linear_cross_entropy::forward(device, &x, &weight, &targets, None).map(drop)
         })?;
         let mut dx = random(device, rows, cols)?;
         bench.flops(&format!("gradient {shape}"), || {
-            let gradient = Some(Gradient { dx: &mut dx, scale: 0.01 });
-            linear_cross_entropy::forward(device, &x, &weight, &targets, gradient).map(drop)
+            linear_cross_entropy::forward(device, &x, &weight, &targets, Some(&mut dx)).map(drop)
         })?;
     }
     Ok(())

@@ -35,6 +35,9 @@ struct alignas(16) Vec16 {
 #include "../simt/host.hpp"
 #endif
 
+// log2(e): exp(x) is fast_exp2(x * kLog2E).
+constexpr float kLog2E = 1.442695040888963407f;
+
 // How many rows of a tensor with room for `capacity` rows there are: what `live_rows` says, or all of them where it is null. Grids
 // are made for the capacity, so that one graph of launches serves batches of any size; blocks without rows end at once.
 DEVICE int32_t rows_there_are(const int32_t* live_rows, int32_t capacity) {

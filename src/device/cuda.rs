@@ -13,10 +13,13 @@
 mod codes;
 mod context;
 mod devices;
+mod graph;
 mod staging;
 
 pub(super) use context::Cuda;
 pub(super) use devices::list;
+pub(super) use graph::GraphHandle;
+pub(super) use staging::Buffer;
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -60,6 +63,12 @@ functions! {
     cuStreamCreate(*mut Handle, c_uint);
     cuStreamDestroy_v2(Handle);
     cuStreamSynchronize(Handle);
+    cuStreamBeginCapture_v2(Handle, c_int);
+    cuStreamEndCapture(Handle, *mut Handle);
+    cuGraphInstantiateWithFlags(*mut Handle, Handle, u64);
+    cuGraphLaunch(Handle, Handle);
+    cuGraphDestroy(Handle);
+    cuGraphExecDestroy(Handle);
     cuEventCreate(*mut Handle, c_uint);
     cuEventDestroy_v2(Handle);
     cuEventRecord(Handle, Handle);

@@ -47,6 +47,29 @@ pub(super) struct Gpu {
     /// What messages call it: `cuda:0 (NVIDIA GeForce RTX 3080)`.
     label: String,
     region: Mutex<Option<Region>>,
+    /// What was called since a recording began; none outside of one.
+    recording: Mutex<Option<Vec<Call>>>,
+}
+
+/// A call that waits to be repeated.
+#[derive(Debug, Clone)]
+pub(super) enum Call {
+    /// A kernel with its params.
+    Launch(Launch, Vec<u8>),
+    /// Memory that gets one byte everywhere.
+    Fill(DevicePtr, u8, u64),
+    /// Memory whose content ends.
+    Poison(DevicePtr, u64),
+}
+
+/// What was recorded.
+#[derive(Debug)]
+pub(super) enum Recorded {
+    /// A graph of the driver.
+    #[cfg(feature = "cuda")]
+    Cuda(super::cuda::GraphHandle),
+    /// Calls to repeat; none on a dry device.
+    Calls(Vec<Call>),
 }
 
 /// One block of memory for many tensors.
@@ -79,21 +102,21 @@ impl Gpu {
     #[cfg(feature = "cuda")]
     pub(super) fn cuda(cuda: Cuda) -> Self {
         let (chip, limits, label) = (cuda.chip(), cuda.limits(), cuda.label().to_owned());
-        Self { driver: Driver::Cuda(Box::new(cuda)), chip, limits, label, region: Mutex::default() }
+        Self { driver: Driver::Cuda(Box::new(cuda)), chip, limits, label, region: Mutex::default(), recording: Mutex::default() }
     }
 
     /// The emulator, as a GPU of this architecture.
     #[cfg(feature = "emulated")]
     pub(super) fn emulated(emulator: Emulator, chip: Chip) -> Self {
         let (limits, label) = (chip.arch.limits(), format!("emulated {}", chip.arch));
-        Self { driver: Driver::Emulated(emulator), chip, limits, label, region: Mutex::default() }
+        Self { driver: Driver::Emulated(emulator), chip, limits, label, region: Mutex::default(), recording: Mutex::default() }
     }
 
     /// Nobody, with as much memory as it takes.
     pub(super) fn dry(chip: Chip) -> Self {
         let region = Region { base: DevicePtr(DRY_BASE), arena: Arena::without_end() };
         let (limits, label) = (chip.arch.limits(), format!("plan of {}", chip.arch));
-        Self { driver: Driver::Dry, chip, limits, label, region: Mutex::new(Some(region)) }
+        Self { driver: Driver::Dry, chip, limits, label, region: Mutex::new(Some(region)), recording: Mutex::default() }
     }
 
     /// What plans of kernels go by.
@@ -185,7 +208,9 @@ impl Gpu {
             // What the last tensor left must not pass for content. A new allocation is in this state already.
             #[cfg(feature = "emulated")]
             Driver::Emulated(emulator) if bytes > 0 && offset.is_some() => {
-                emulator.poison(ptr, to_usize(bytes))?;
+                if !self.noted(|| Call::Poison(ptr, bytes)) {
+                    emulator.poison(ptr, to_usize(bytes))?;
+                }
             }
             #[cfg(feature = "emulated")]
             Driver::Emulated(_) => {}
@@ -202,6 +227,8 @@ impl Gpu {
             #[cfg(feature = "cuda")]
             Driver::Cuda(cuda) => cuda.fill(ptr, byte, bytes),
             #[cfg(feature = "emulated")]
+            Driver::Emulated(_) if self.noted(|| Call::Fill(ptr, byte, bytes)) => Ok(()),
+            #[cfg(feature = "emulated")]
             Driver::Emulated(emulator) => emulator.set(ptr, byte, to_usize(bytes)),
             Driver::Dry => Ok(()),
         }
@@ -209,6 +236,7 @@ impl Gpu {
 
     /// Copies to the device. `data` may be used for something else afterwards.
     pub(super) fn write(&self, ptr: DevicePtr, data: &[u8]) -> Result<()> {
+        self.refuse_in_recording("a copy to the device")?;
         match &self.driver {
             _ if data.is_empty() => Ok(()),
             #[cfg(feature = "cuda")]
@@ -221,6 +249,7 @@ impl Gpu {
 
     /// Copies from the device, after everything that was started before. A dry device gives what `data` holds already.
     pub(super) fn read(&self, ptr: DevicePtr, data: &mut [u8]) -> Result<()> {
+        self.refuse_in_recording("a copy to the host")?;
         match &self.driver {
             _ if data.is_empty() => Ok(()),
             #[cfg(feature = "cuda")]
@@ -237,12 +266,126 @@ impl Gpu {
             #[cfg(feature = "cuda")]
             Driver::Cuda(cuda) => cuda.launch(launch, params),
             #[cfg(feature = "emulated")]
+            Driver::Emulated(_) if self.noted(|| Call::Launch(*launch, params.to_vec())) => Ok(()),
+            #[cfg(feature = "emulated")]
             Driver::Emulated(emulator) => {
                 let Launch { kernel, grid, dynamic_smem } = *launch;
                 emulator.launch(kernel.symbol(), grid, kernel.threads(), dynamic_smem, params)
             }
             Driver::Dry => Ok(()),
         }
+    }
+
+    /// From here on launches and fills are kept and not started.
+    ///
+    /// # Errors
+    /// If a recording is under way, or the driver failed.
+    pub(super) fn begin_recording(&self) -> Result<()> {
+        self.refuse_in_recording("a recording")?;
+        #[cfg(feature = "cuda")]
+        if let Driver::Cuda(cuda) = &self.driver {
+            cuda.begin_capture()?;
+        }
+        *self.recording() = Some(Vec::new());
+        Ok(())
+    }
+
+    /// Ends a recording, and gives what it kept.
+    ///
+    /// # Errors
+    /// If the driver failed.
+    pub(super) fn end_recording(&self) -> Result<Recorded> {
+        let calls = self.recording().take().unwrap_or_default();
+        match &self.driver {
+            #[cfg(feature = "cuda")]
+            Driver::Cuda(cuda) => cuda.end_capture().map(Recorded::Cuda),
+            _ => Ok(Recorded::Calls(calls)),
+        }
+    }
+
+    /// Starts what was recorded.
+    ///
+    /// # Errors
+    /// If something of it failed.
+    pub(super) fn replay(&self, recorded: &Recorded) -> Result<()> {
+        match (recorded, &self.driver) {
+            #[cfg(feature = "cuda")]
+            (Recorded::Cuda(graph), Driver::Cuda(cuda)) => cuda.launch_graph(graph),
+            (Recorded::Calls(calls), _) => calls.iter().try_for_each(|call| self.repeat(call)),
+            #[allow(unreachable_patterns, reason = "a build may have one kind of driver only")]
+            _ => Ok(()),
+        }
+    }
+
+    fn repeat(&self, call: &Call) -> Result<()> {
+        match call {
+            Call::Launch(launch, params) => self.launch(launch, params),
+            Call::Fill(ptr, byte, bytes) => self.fill(*ptr, *byte, *bytes),
+            Call::Poison(ptr, bytes) => match &self.driver {
+                #[cfg(feature = "emulated")]
+                Driver::Emulated(emulator) => emulator.poison(*ptr, to_usize(*bytes)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Gives back what the driver holds of a recording.
+    ///
+    /// # Errors
+    /// If the driver failed.
+    pub(super) fn forget(&self, recorded: &Recorded) -> Result<()> {
+        match (recorded, &self.driver) {
+            #[cfg(feature = "cuda")]
+            (Recorded::Cuda(graph), Driver::Cuda(cuda)) => cuda.destroy_graph(graph),
+            _ => Ok(()),
+        }
+    }
+
+    /// True if a recording is under way and has taken the call.
+    #[cfg(feature = "emulated")]
+    fn noted(&self, call: impl FnOnce() -> Call) -> bool {
+        match self.recording().as_mut() {
+            Some(calls) => {
+                calls.push(call());
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn refuse_in_recording(&self, what: &str) -> Result<()> {
+        if self.recording().is_none() {
+            return Ok(());
+        }
+        Err(Error::Device {
+            what: format!("{}: {what} while launches are recorded", self.label),
+            fix: "this is a mistake in tanren: please report the message and the command".into(),
+        })
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Option<Vec<Call>>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True of a card, which goes on while the host does something else.
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_card(&self) -> bool {
+        matches!(self.driver, Driver::Cuda(_))
+    }
+
+    /// Starts a copy to the host, in the buffer of a letter that was received, or in a new one.
+    ///
+    /// # Errors
+    /// If the driver failed.
+    #[cfg(feature = "cuda")]
+    pub(super) fn post(self: &Arc<Self>, old: Option<Letter>, from: DevicePtr, bytes: usize) -> Result<Letter> {
+        self.refuse_in_recording("a copy to the host")?;
+        let mut letter = old.unwrap_or_else(|| Letter { gpu: self.clone(), buffer: None, bytes: 0 });
+        letter.bytes = bytes;
+        if let Driver::Cuda(cuda) = &self.driver {
+            cuda.post(&mut letter.buffer, from, bytes)?;
+        }
+        Ok(letter)
     }
 
     /// Waits until everything that was started is done.
@@ -322,6 +465,38 @@ pub(super) fn size(bytes: u64) -> String {
 #[cfg(feature = "emulated")]
 fn to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// A copy to the host that is on its way, or has been taken.
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+pub(super) struct Letter {
+    gpu: Arc<Gpu>,
+    buffer: Option<super::cuda::Buffer>,
+    bytes: usize,
+}
+
+#[cfg(feature = "cuda")]
+impl Letter {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// If the copy or something before it failed.
+    pub(super) fn receive(&mut self) -> Result<Vec<u8>> {
+        match (&self.gpu.driver, &mut self.buffer) {
+            (Driver::Cuda(cuda), Some(buffer)) => cuda.receive(buffer, self.bytes),
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Drop for Letter {
+    fn drop(&mut self) {
+        if let (Driver::Cuda(cuda), Some(buffer)) = (&self.gpu.driver, self.buffer.take()) {
+            let _ = cuda.free_buffer(buffer);
+        }
+    }
 }
 
 impl Block {

@@ -48,6 +48,19 @@ impl Ledger {
         self.current = Some(op);
     }
 
+    /// Adds all that another one holds.
+    pub(super) fn merge(&mut self, other: &Self) {
+        for (op, (calls, work)) in &other.entries {
+            let (own_calls, own) = self.entries.entry(op).or_default();
+            *own_calls += calls;
+            *own += *work;
+        }
+        for (launch, count) in &other.launches {
+            *self.launches.entry(*launch).or_default() += count;
+        }
+        self.current = other.current;
+    }
+
     /// Counts a launch, of the op that was noted last.
     pub(super) fn add_launch(&mut self, launch: &Launch) {
         *self.launches.entry(*launch).or_default() += 1;

@@ -17,9 +17,11 @@ mod cuda;
 #[cfg(feature = "emulated")]
 mod emulated;
 mod gpu;
+mod graph;
 mod host;
 mod launch;
 mod ledger;
+mod mailbox;
 mod pool;
 mod table;
 mod tensor;
@@ -30,9 +32,11 @@ pub use class::{ByClass, Class};
 #[cfg(feature = "emulated")]
 pub use emulated::{Counters, Counts, EmulatorOptions, KernelCounters, Place, Schedule};
 pub use gpu::GpuMemory;
+pub use graph::Graph;
 pub use host::available_memory;
 pub use launch::Launch;
 pub use ledger::{Ledger, Work};
+pub use mailbox::Mailbox;
 pub use pool::MemoryUse;
 pub use table::Table;
 pub use tensor::{HostData, Tensor};

@@ -6,7 +6,7 @@ use crate::batch::{AdapterRows, Batch, Segment, Target};
 use crate::config::ModelConfig;
 use crate::device::{Class, Device, Machine, Tensor};
 use crate::error::Result;
-use crate::ops::attention::AttentionPlan;
+use crate::ops::attention::{AttentionPlan, PlanCapacity};
 use crate::ops::linear_cross_entropy::Targets;
 use crate::ops::lora_matmul::{RowKeys, gpu};
 use crate::ops::qk_norm_rope::RopeTable;
@@ -69,6 +69,7 @@ impl<T: Real> RowSet<T> {
     fn with_room(device: &Device, config: &ModelConfig, rows: usize, room: Room, dropout: bool) -> Result<Self> {
         let tables = device.class(Class::Tables);
         let (head_dim, theta) = (config.head_dim, config.rope_theta);
+        let capacity = PlanCapacity { query_rows: rows, key_rows: room.tokens, segments: room.segments };
         let rope = RopeTable::with_capacity(&tables, rows, room.positions, head_dim, theta)?;
         let gpu = match device.machine() {
             Machine::Gpu => Some(gpu::Rows::with_capacity(&tables, rows, room.segments, dropout)?),
@@ -78,7 +79,7 @@ impl<T: Real> RowSet<T> {
             device: device.with_live_rows(rope.live_rows()),
             adapter_rows: Vec::new(),
             keys: RowKeys::default(),
-            plan: AttentionPlan::with_capacity(&tables, rows, room.tokens, room.segments)?,
+            plan: AttentionPlan::with_capacity(&tables, capacity)?,
             rope,
             gpu,
         })

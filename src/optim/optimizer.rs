@@ -5,7 +5,7 @@
 
 use std::any::Any;
 
-use crate::device::{Class, Device, Tensor};
+use crate::device::{Class, Device, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::formats::adapter::AdapterTensor;
 use crate::model::Adapter;
@@ -21,6 +21,22 @@ pub struct Optimizer<T: Real> {
     exp_avg: Adapter<T::Stat>,
     exp_avg_sq: Adapter<T::Stat>,
     step: u64,
+    /// What a GPU reads at every update; made at the first one.
+    on_gpu: Option<OnGpu>,
+}
+
+#[derive(Debug)]
+struct OnGpu {
+    tensors: adamw::gpu::Tensors,
+    scalars: adamw::gpu::StepScalars,
+}
+
+impl OnGpu {
+    fn new<T: Real>(device: &Device, trained: &[Trained<'_, T>]) -> Result<Self> {
+        let device = device.class(Class::Tables);
+        let tensors = adamw::gpu::Tensors::new(&device, trained)?;
+        Ok(Self { tensors, scalars: adamw::gpu::StepScalars::new(&device)? })
+    }
 }
 
 /// The settings of one update.
@@ -52,6 +68,7 @@ impl<T: Real> Optimizer<T> {
             exp_avg: adapter.zeros_like(&device.class(Class::Moments))?,
             exp_avg_sq: adapter.zeros_like(&device.class(Class::Moments))?,
             step: 0,
+            on_gpu: None,
         })
     }
 
@@ -67,6 +84,7 @@ impl<T: Real> Optimizer<T> {
             exp_avg_sq: master.zeros_like(&device.class(Class::Moments))?,
             master: (!is_own_master).then_some(master),
             step: 0,
+            on_gpu: None,
         };
         Ok((optimizer, adapter))
     }
@@ -112,7 +130,8 @@ impl<T: Real> Optimizer<T> {
         self.step
     }
 
-    /// Clips the gradient and updates the adapter. Gives the norm before clipping; if that is not finite, nothing has changed.
+    /// Clips the gradient and updates the adapter. Gives the norm before clipping; if that is not finite, nothing has changed. On a GPU
+    /// the gradients are zero afterwards.
     ///
     /// # Errors
     /// [`Error::Shape`] if `grads` belongs to another adapter.
@@ -149,11 +168,6 @@ impl<T: Real> Optimizer<T> {
         if count != expected || params.len() != expected {
             return Err(Error::shape("adamw", "grads", expected, count));
         }
-        let norm = grad_norm(device, &grads);
-        if !norm.is_finite() {
-            return Ok(norm);
-        }
-        adamw.clip = clip_factor(norm, update.max_grad_norm);
         let moments = self.exp_avg.tensors_mut().into_iter().zip(self.exp_avg_sq.tensors_mut());
         let params = params.into_iter().zip(shadows).zip(grads);
         let one = |(((param, shadow), grad), (exp_avg, exp_avg_sq))| Trained {
@@ -164,8 +178,27 @@ impl<T: Real> Optimizer<T> {
             exp_avg_sq,
         };
         let mut trained: Vec<Trained<'_, T>> = params.zip(moments).map(one).collect();
-        adamw::update(device, &adamw, &mut trained)?;
-        self.step += 1;
+        let norm = match device.machine() {
+            Machine::Cpu => {
+                let norm = grad_norm(device, &trained.iter().map(|one| one.grad).collect::<Vec<_>>());
+                if !norm.is_finite() {
+                    return Ok(norm);
+                }
+                adamw.clip = clip_factor(norm, update.max_grad_norm);
+                adamw::update(device, &adamw, &mut trained)?;
+                norm
+            }
+            Machine::Gpu => {
+                let on_gpu = match &mut self.on_gpu {
+                    Some(on_gpu) => on_gpu,
+                    none => none.insert(OnGpu::new(device, &trained)?),
+                };
+                on_gpu.scalars.write(device, &adamw, update.max_grad_norm)?;
+                let outcome = adamw::gpu::clip_and_update(device, &on_gpu.tensors, &on_gpu.scalars)?;
+                outcome.read(device)?.norm
+            }
+        };
+        self.step += u64::from(norm.is_finite());
         Ok(norm)
     }
 

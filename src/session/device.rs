@@ -8,12 +8,10 @@ use crate::error::{Error, Result};
 
 /// The device of a training or a scoring, with `threads` threads where it is the processor (`None`: all).
 ///
-/// Both compute on the processor today. `auto` says in one line why, and a GPU that was asked for is opened before it is refused,
-/// so that a machine whose driver is the problem is told so first.
+/// `auto` takes the first GPU that this build has kernels for, and says in one line what it took and why.
 ///
 /// # Errors
 /// [`Error::Device`]: a GPU was asked for, and there is no driver, no such GPU, no kernels for it, or no emulator in this build.
-/// An input error of class `CONFIG` if there is.
 pub fn open_device(
     choice: DeviceChoice,
     threads: Option<usize>,
@@ -21,52 +19,55 @@ pub fn open_device(
 ) -> Result<Device> {
     match choice {
         DeviceChoice::Cpu => {}
-        DeviceChoice::Auto => notify(Notice::Device(format!("cpu ({})", why_cpu(gpus())))),
+        DeviceChoice::Auto => match usable(gpus()) {
+            Ok(gpu) => {
+                notify(Notice::Device(gpu));
+                return Device::cuda(0);
+            }
+            Err(why) => notify(Notice::Device(format!("cpu ({why})"))),
+        },
         DeviceChoice::Cuda(index) => {
             let driver = gpus()?;
-            let gpu = driver.gpu(index)?;
-            gpu.image(driver.version)?;
-            Device::cuda(index)?;
-            return Err(not_there_yet(choice, gpu));
+            driver.gpu(index)?.image(driver.version)?;
+            return Device::cuda(index);
         }
-        DeviceChoice::Emulated if cfg!(feature = "emulated") => {
-            return Err(not_there_yet(choice, &"the emulator"));
-        }
-        DeviceChoice::Emulated => {
-            return Err(Error::Device {
-                what: "this build has no emulator of GPU kernels: it was made without the feature `emulated`"
-                    .into(),
-                fix: "build with --features emulated, or pass --device cpu".into(),
-            });
-        }
+        DeviceChoice::Emulated => return emulated(threads),
     }
     Device::cpu(threads.unwrap_or(0))
 }
 
-/// Why `auto` takes the processor, given what the driver says.
-fn why_cpu(driver: Result<Driver>) -> String {
-    let usable = driver.and_then(|driver| {
+#[cfg(feature = "emulated")]
+fn emulated(threads: Option<usize>) -> Result<Device> {
+    use crate::device::EmulatorOptions;
+
+    // A launch takes as long as its work takes here, and a watchdog is for kernels that hang.
+    let options = EmulatorOptions {
+        threads: threads.unwrap_or(0),
+        watchdog_secs: 600.0,
+        ..EmulatorOptions::default()
+    };
+    Device::emulated(options)
+}
+
+#[cfg(not(feature = "emulated"))]
+fn emulated(_threads: Option<usize>) -> Result<Device> {
+    Err(Error::Device {
+        what: "this build has no emulator of GPU kernels: it was made without the feature `emulated`".into(),
+        fix: "build with --features emulated, or pass --device cpu".into(),
+    })
+}
+
+/// The GPU that `auto` takes, or why there is none.
+fn usable(driver: Result<Driver>) -> Result<String, String> {
+    let found = driver.and_then(|driver| {
         let gpu = driver.gpu(0)?;
         gpu.image(driver.version)?;
         Ok(gpu.to_string())
     });
-    match usable {
-        Ok(gpu) => format!("{gpu} is there, but training and scoring do not run on GPUs yet"),
-        Err(Error::Device { what, .. }) => what,
-        Err(other) => other.to_string(),
-    }
-}
-
-fn not_there_yet(choice: DeviceChoice, on: &dyn std::fmt::Display) -> Error {
-    Error::input(
-        "CONFIG",
-        format!("training and scoring do not run on {on} yet; only `tanren inspect device` uses it"),
-    )
-    .field("device")
-    .got(choice)
-    .expected("auto or cpu")
-    .fix("pass --device cpu")
-    .into()
+    found.map_err(|error| match error {
+        Error::Device { what, .. } => what,
+        other => other.to_string(),
+    })
 }
 
 #[cfg(test)]
@@ -79,9 +80,9 @@ mod tests {
 
     #[test]
     fn auto_says_why_it_takes_the_processor() {
-        assert_eq!(why_cpu(Err(missing())), "no CUDA driver found");
+        assert_eq!(usable(Err(missing())), Err("no CUDA driver found".into()));
         let version = crate::device::gpus::Version { major: 13, minor: 0 };
-        assert!(why_cpu(Ok(Driver { version, gpus: Vec::new() })).contains("shows no GPU"));
+        assert!(usable(Ok(Driver { version, gpus: Vec::new() })).unwrap_err().contains("shows no GPU"));
     }
 
     #[test]

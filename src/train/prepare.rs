@@ -44,7 +44,7 @@ pub struct Prepared<T: Real> {
 ///
 /// # Errors
 /// As [`session::open_device`], and an input error if the configuration asks for something that is not there yet.
-pub fn open_device(config: &TrainConfig, watch: &mut dyn FnMut(Event<'_>)) -> Result<Device> {
+pub(super) fn open_device(config: &TrainConfig, watch: &mut dyn FnMut(Event<'_>)) -> Result<Device> {
     let choice = match (config.device, &config.gpu) {
         // A plan for a card that is not here: who computes means nothing.
         (DeviceChoice::Auto, Some(_)) => DeviceChoice::Cpu,

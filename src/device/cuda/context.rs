@@ -19,9 +19,6 @@ use crate::error::{Error, Result};
 /// `CU_STREAM_NON_BLOCKING`: work of others on the default stream is not waited for.
 const NON_BLOCKING: u32 = 1;
 
-/// `CU_EVENT_DEFAULT`: with timing.
-const WITH_TIMING: u32 = 0;
-
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED_SIZE_BYTES: u32 = 8;
 
@@ -267,32 +264,6 @@ impl Cuda {
         self.ours(Self::wait)
     }
 
-    /// Runs `work` and gives the seconds that the GPU spent between the calls inside.
-    pub(in crate::device) fn time<R>(&self, work: impl FnOnce() -> R) -> Result<(R, f64)> {
-        let events = self.ours(|cuda| {
-            let events = [cuda.event(WITH_TIMING)?, cuda.event(WITH_TIMING)?];
-            cuda.record(events[0])?;
-            Ok(events)
-        })?;
-        let result = work();
-        let secs = self.ours(|cuda| {
-            let [first, last] = events;
-            cuda.record(last)?;
-            cuda.wait()?;
-            let mut milliseconds = 0.0;
-            cuda.call("cuEventElapsedTime", |driver| {
-                // SAFETY: writes the number that the pointer points to; both events were recorded and have happened.
-                unsafe { (driver.cuEventElapsedTime)(&mut milliseconds, first, last) }
-            })?;
-            for event in events {
-                // SAFETY: the event was made above and is not used again.
-                cuda.call("cuEventDestroy_v2", |driver| unsafe { (driver.cuEventDestroy_v2)(event) })?;
-            }
-            Ok(f64::from(milliseconds) / 1e3)
-        })?;
-        Ok((result, secs))
-    }
-
     /// A new event. The context is current.
     pub(super) fn event(&self, flags: u32) -> Result<Handle, Fault> {
         let mut event = 0;
@@ -309,6 +280,11 @@ impl Cuda {
         self.call("cuEventRecord", |driver| unsafe { (driver.cuEventRecord)(event, self.stream) })
     }
 
+    /// From here on messages name no kernel, until the next one is started.
+    pub(super) fn forget_last_launch(&self) {
+        self.library.state().last_launch = None;
+    }
+
     /// The stream.
     pub(super) fn stream(&self) -> Handle {
         self.stream
@@ -323,7 +299,7 @@ impl Cuda {
         self.library.call(function, call)
     }
 
-    fn wait(&self) -> Result<(), Fault> {
+    pub(super) fn wait(&self) -> Result<(), Fault> {
         // SAFETY: the handle is the stream of this context.
         self.call("cuStreamSynchronize", |driver| unsafe { (driver.cuStreamSynchronize)(self.stream) })
     }
@@ -335,7 +311,7 @@ impl Cuda {
     }
 
     /// Runs `work` with the context current; a fault becomes an error of this GPU.
-    fn ours<R>(&self, work: impl FnOnce(&Self) -> Result<R, Fault>) -> Result<R> {
+    pub(super) fn ours<R>(&self, work: impl FnOnce(&Self) -> Result<R, Fault>) -> Result<R> {
         self.bind().and_then(|()| work(self)).map_err(|fault| fault.error(&self.label))
     }
 

@@ -22,10 +22,12 @@ pub(super) struct Staging {
     next: usize,
 }
 
+/// Pinned memory of the host.
 #[derive(Debug)]
-struct Buffer {
-    /// Address of `BUFFER_BYTES` pinned bytes on the host, as a number so that threads may hand it on.
+pub(in crate::device) struct Buffer {
+    /// Address of `capacity` pinned bytes on the host, as a number so that threads may hand it on.
     host: usize,
+    capacity: usize,
     /// Happens when the last copy from or to it is done.
     done: Handle,
     /// Whether a copy may still be under way.
@@ -35,7 +37,8 @@ struct Buffer {
 impl Staging {
     /// Makes the buffers.
     pub(super) fn new(cuda: &Cuda) -> Result<Self, Fault> {
-        Ok(Self { buffers: [Buffer::new(cuda)?, Buffer::new(cuda)?], next: 0 })
+        let buffers = [Buffer::new(cuda, BUFFER_BYTES)?, Buffer::new(cuda, BUFFER_BYTES)?];
+        Ok(Self { buffers, next: 0 })
     }
 
     /// Copies `data` to `to`. Everything is on its way when this returns, and `data` is no longer needed.
@@ -66,12 +69,7 @@ impl Staging {
             let index = self.next;
             let buffer = self.next();
             buffer.wait(cuda)?;
-            let host = buffer.host as *mut c_void;
-            cuda.call("cuMemcpyDtoHAsync_v2", |driver| {
-                // SAFETY: the buffer has room for `chunk.len()` bytes and is not touched before `done`; `from` as in `write`.
-                unsafe { (driver.cuMemcpyDtoHAsync_v2)(host, from, chunk.len(), cuda.stream()) }
-            })?;
-            buffer.started(cuda)?;
+            buffer.fetch(cuda, from, chunk.len())?;
             from += chunk.len() as u64;
             if let Some((index, earlier)) = coming.replace((index, chunk)) {
                 self.buffers[index].take(cuda, earlier)?;
@@ -85,15 +83,7 @@ impl Staging {
 
     /// Gives everything back.
     pub(super) fn free(self, cuda: &Cuda) -> Result<(), Fault> {
-        for buffer in self.buffers {
-            // SAFETY: the event was made by `Buffer::new` and is not used again.
-            cuda.call("cuEventDestroy_v2", |driver| unsafe { (driver.cuEventDestroy_v2)(buffer.done) })?;
-            cuda.call("cuMemFreeHost", |driver| {
-                // SAFETY: the memory was given by `cuMemHostAlloc`; the stream was waited for, and no slice of it is alive.
-                unsafe { (driver.cuMemFreeHost)(buffer.host as *mut c_void) }
-            })?;
-        }
-        Ok(())
+        self.buffers.into_iter().try_for_each(|buffer| buffer.free(cuda))
     }
 
     fn next(&mut self) -> &mut Buffer {
@@ -104,25 +94,53 @@ impl Staging {
 }
 
 impl Buffer {
-    fn new(cuda: &Cuda) -> Result<Self, Fault> {
+    /// A buffer of `capacity` bytes. The context is current.
+    pub(super) fn new(cuda: &Cuda, capacity: usize) -> Result<Self, Fault> {
         let mut host = std::ptr::null_mut();
         cuda.call("cuMemHostAlloc", |driver| {
             // SAFETY: writes the pointer that the pointer points to.
-            unsafe { (driver.cuMemHostAlloc)(&mut host, BUFFER_BYTES, 0) }
+            unsafe { (driver.cuMemHostAlloc)(&mut host, capacity, 0) }
         })?;
         // SAFETY: the driver has just given these bytes, and nobody else knows of them.
-        unsafe { host.cast::<u8>().write_bytes(0, BUFFER_BYTES) };
+        unsafe { host.cast::<u8>().write_bytes(0, capacity) };
         let done = cuda.event(DISABLE_TIMING)?;
-        Ok(Self { host: host as usize, done, busy: false })
+        Ok(Self { host: host as usize, capacity, done, busy: false })
     }
 
     /// Its first `len` bytes; the caller has waited.
     fn bytes(&mut self, len: usize) -> &mut [u8] {
-        debug_assert!(!self.busy && len <= BUFFER_BYTES);
-        // SAFETY: `host` is the start of `BUFFER_BYTES` bytes that belong to this value until `free`, and `len` is a chunk's length,
-        // which is not larger; `new` has initialised them. `&mut self` makes the slice the only one, and no copy of the GPU is
+        debug_assert!(!self.busy);
+        let len = len.min(self.capacity);
+        // SAFETY: `host` is the start of `capacity` bytes that belong to this value until `free`, and `len` is not larger; `new` has initialised them. `&mut self` makes the slice the only one, and no copy of the GPU is
         // under way, because the caller has waited.
         unsafe { std::slice::from_raw_parts_mut(self.host as *mut u8, len) }
+    }
+
+    /// Bytes that there is room for.
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Starts a copy of `len` bytes from the GPU; the caller has waited, and there is room.
+    pub(super) fn fetch(&mut self, cuda: &Cuda, from: Address, len: usize) -> Result<(), Fault> {
+        let (host, len) = (self.host as *mut c_void, len.min(self.capacity));
+        cuda.call("cuMemcpyDtoHAsync_v2", |driver| {
+            // SAFETY: the buffer has room for `len` bytes and is not touched before `done`; that `from` is an allocation of at
+            // least as many bytes is what the callers see to, and the driver checks it.
+            unsafe { (driver.cuMemcpyDtoHAsync_v2)(host, from, len, cuda.stream()) }
+        })?;
+        self.started(cuda)
+    }
+
+    /// Gives everything back, after the last copy.
+    pub(super) fn free(mut self, cuda: &Cuda) -> Result<(), Fault> {
+        self.wait(cuda)?;
+        // SAFETY: the event was made by `Buffer::new` and is not used again.
+        cuda.call("cuEventDestroy_v2", |driver| unsafe { (driver.cuEventDestroy_v2)(self.done) })?;
+        cuda.call("cuMemFreeHost", |driver| {
+            // SAFETY: the memory was given by `cuMemHostAlloc`; the last copy was waited for, and no slice of it is alive.
+            unsafe { (driver.cuMemFreeHost)(self.host as *mut c_void) }
+        })
     }
 
     /// Notes that a copy was started.
@@ -131,7 +149,7 @@ impl Buffer {
         cuda.record(self.done)
     }
 
-    fn wait(&mut self, cuda: &Cuda) -> Result<(), Fault> {
+    pub(super) fn wait(&mut self, cuda: &Cuda) -> Result<(), Fault> {
         if self.busy {
             // SAFETY: the event was made by `Buffer::new` and recorded by `started`.
             cuda.call("cuEventSynchronize", |driver| unsafe { (driver.cuEventSynchronize)(self.done) })?;
@@ -141,7 +159,7 @@ impl Buffer {
     }
 
     /// Waits, and copies what arrived to `data`.
-    fn take(&mut self, cuda: &Cuda, data: &mut [u8]) -> Result<(), Fault> {
+    pub(super) fn take(&mut self, cuda: &Cuda, data: &mut [u8]) -> Result<(), Fault> {
         self.wait(cuda)?;
         data.copy_from_slice(self.bytes(data.len()));
         Ok(())

@@ -24,14 +24,12 @@ pub(super) fn update<T: Real>(adamw: &AdamW, trained: &mut Trained<'_, T>) {
 }
 
 fn step<T: Real>(adamw: &AdamW, param: &mut [T], grad: &[T], m: &mut [T], v: &mut [T]) {
-    let t = i32::try_from(adamw.step).unwrap_or(i32::MAX);
     let real = T::from_f64;
-    let step_size = real(adamw.learning_rate / (1.0 - adamw.beta1.powi(t)));
-    let root = real((1.0 - adamw.beta2.powi(t)).sqrt());
-    let decay = real(1.0 - adamw.learning_rate * adamw.weight_decay);
-    let (beta1, rest1) = (real(adamw.beta1), real(1.0 - adamw.beta1));
-    let (beta2, rest2) = (real(adamw.beta2), real(1.0 - adamw.beta2));
-    let (clip, eps) = (real(adamw.clip), real(adamw.epsilon));
+    let factors = adamw.factors();
+    let (step_size, root, decay) = (real(factors.step_size), real(factors.root), real(factors.decay));
+    let (beta1, rest1) = (real(factors.beta1), real(factors.rest1));
+    let (beta2, rest2) = (real(factors.beta2), real(factors.rest2));
+    let (clip, eps) = (real(adamw.clip), real(factors.epsilon));
     let state = m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE));
     let params = param.par_chunks_mut(PIECE).zip(grad.par_chunks(PIECE));
     params.zip(state).for_each(|((param, grad), (m, v))| {

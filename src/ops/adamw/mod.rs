@@ -3,9 +3,13 @@
 //! `g = clip * grad`, `p *= 1 - lr * weight_decay`, `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
 //! `p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)`; `t` counts from 1. What belongs together has one shape.
 //! Where ops compute in a narrower type than `p` has, they read `shadow`, which is `p` rounded after every update.
+//! A GPU takes another door, [`gpu::clip_and_update`]: the norm, the clipping and the update of all tensors without a word to the host.
 //! Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; order of operations as in PyTorch.
 
 mod cpu;
+pub mod gpu;
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +17,8 @@ use super::{check_shape, computes};
 use crate::device::{Device, Tensor, Work};
 use crate::error::Result;
 use crate::tensor::Real;
+
+const OP: &str = "adamw";
 
 /// The numbers of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,6 +39,35 @@ pub struct AdamW {
     pub step: u64,
 }
 
+/// The numbers of the formula as they multiply the elements.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Factors {
+    step_size: f64,
+    root: f64,
+    decay: f64,
+    beta1: f64,
+    rest1: f64,
+    beta2: f64,
+    rest2: f64,
+    epsilon: f64,
+}
+
+impl AdamW {
+    fn factors(&self) -> Factors {
+        let t = i32::try_from(self.step).unwrap_or(i32::MAX);
+        Factors {
+            step_size: self.learning_rate / (1.0 - self.beta1.powi(t)),
+            root: (1.0 - self.beta2.powi(t)).sqrt(),
+            decay: 1.0 - self.learning_rate * self.weight_decay,
+            beta1: self.beta1,
+            rest1: 1.0 - self.beta1,
+            beta2: self.beta2,
+            rest2: 1.0 - self.beta2,
+            epsilon: self.epsilon,
+        }
+    }
+}
+
 /// One trained tensor with what belongs to it.
 #[derive(Debug)]
 pub struct Trained<'a, T: Real> {
@@ -48,6 +83,16 @@ pub struct Trained<'a, T: Real> {
     pub exp_avg_sq: &'a mut Tensor<T::Stat>,
 }
 
+impl<T: Real> Trained<'_, T> {
+    fn check(&self) -> Result<()> {
+        let shape = self.param.shape();
+        check_shape(OP, "grad", self.grad, shape)?;
+        check_shape(OP, "exp_avg", self.exp_avg, shape)?;
+        check_shape(OP, "exp_avg_sq", self.exp_avg_sq, shape)?;
+        self.shadow.as_ref().map_or(Ok(()), |shadow| check_shape(OP, "shadow", shadow, shape))
+    }
+}
+
 /// Updates parameters and moments in place, and writes the shadows.
 ///
 /// # Errors
@@ -55,19 +100,13 @@ pub struct Trained<'a, T: Real> {
 pub fn update<T: Real>(device: &Device, adamw: &AdamW, trained: &mut [Trained<'_, T>]) -> Result<()> {
     let (mut numbers, mut rounded) = (0, 0);
     for one in trained.iter() {
-        let shape = one.param.shape();
-        check_shape("adamw", "grad", one.grad, shape)?;
-        check_shape("adamw", "exp_avg", one.exp_avg, shape)?;
-        check_shape("adamw", "exp_avg_sq", one.exp_avg_sq, shape)?;
-        if let Some(shadow) = &one.shadow {
-            check_shape("adamw", "shadow", shadow, shape)?;
-            rounded += shadow.len();
-        }
+        one.check()?;
         numbers += one.param.len();
+        rounded += one.shadow.as_ref().map_or(0, |shadow| shadow.len());
     }
     let bytes = 7 * numbers * size_of::<T::Stat>() + rounded * size_of::<T>();
-    device.record("adamw", Work::new(14 * numbers as u64, bytes as u64));
-    if computes(device, "adamw")? {
+    device.record(OP, Work::new(14 * numbers as u64, bytes as u64));
+    if computes(device, OP)? {
         for one in trained {
             cpu::update(adamw, one);
         }

@@ -13,15 +13,19 @@
 //! computes the probabilities again from `lse`, tile by tile: with `D[i, h] = dO[i, h] . O[i, h]`,
 //! `dS = P * (dO V^T - D)`, `dQ = scale * dS K`, `dK = scale * dS^T Q`, `dV = P^T dO`. Every sum has a fixed order.
 //! Source of the recomputation: Dao et al., "FlashAttention", 2022.
+//!
+//! On a GPU numbers are bf16, `head_dim` is 16, 32, 64 or 128, and the tensors may have more rows than the batch, as many as the
+//! plan was given room for: rows beyond the batch are neither read nor written.
 
 mod cpu;
+mod gpu;
 mod plan;
 #[cfg(test)]
 mod tests;
 
-pub use plan::{AttentionPlan, KvRange, MaskKind, QueryTile};
+pub use plan::{AttentionPlan, KvRange, MaskKind, PlanCapacity, QueryTile};
 
-use super::{check_shape, computes};
+use super::{Runner, check_shape, runner};
 use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
@@ -79,8 +83,9 @@ impl<T: Real> Attention<'_, T> {
         if kv == 0 || q % kv != 0 {
             return Err(Error::shape(OP, "heads", "query heads divisible by key heads", (q, kv)));
         }
-        check_shape(OP, "q", self.q, [self.plan.num_query_rows(), self.heads.q_cols()])?;
-        check_shape(OP, "k", self.k, [self.plan.num_key_rows(), self.heads.kv_cols()])?;
+        let [query_rows, key_rows] = self.plan.tensor_rows();
+        check_shape(OP, "q", self.q, [query_rows, self.heads.q_cols()])?;
+        check_shape(OP, "k", self.k, [key_rows, self.heads.kv_cols()])?;
         check_shape(OP, "v", self.v, self.k.shape())
     }
 
@@ -97,7 +102,8 @@ impl<T: Real> Attention<'_, T> {
 /// Writes `o` and `lse`.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`] if the shapes do not follow the table of the module; on a GPU [`Error::Device`] without kernels for the
+/// `head_dim` or if the plan was not uploaded, and errors of the device.
 pub fn forward<T: Real>(
     device: &Device,
     args: &Attention<'_, T>,
@@ -109,8 +115,10 @@ pub fn forward<T: Real>(
     check_shape(OP, "lse", lse, [args.q.rows(), args.heads.num_attention_heads])?;
     // q and o; k and v.
     args.record(device, "attention.forward", 2, [2, 2]);
-    if computes(device, OP)? {
-        cpu::forward(args, o, lse);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::forward(args, o, lse),
+        Runner::Gpu => gpu::forward(device, args, o, lse)?,
+        Runner::Nobody => {}
     }
     Ok(())
 }
@@ -135,7 +143,7 @@ pub struct Backward<'a, T: Real> {
 /// Writes `dq`, `dk` and `dv`.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// As [`forward`].
 pub fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backward<'_, T>) -> Result<()> {
     args.check()?;
     check_shape(OP, "d_o", grads.d_o, args.q.shape())?;
@@ -146,13 +154,12 @@ pub fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backwa
     check_shape(OP, "dv", grads.dv, args.v.shape())?;
     // q, o, dO and dQ; k, v, dK and dV.
     args.record(device, "attention.backward", 5, [4, 4]);
-    computes(device, OP)?;
-    match device.machine() {
-        Machine::Cpu => cpu::backward(device, args, grads)?,
-        // D, which a kernel of its own computes first.
-        Machine::Gpu => {
-            drop(device.empty::<T::Stat>(args.q.rows(), args.heads.num_attention_heads)?);
-        }
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::backward(device, args, grads)?,
+        Runner::Gpu => gpu::backward(device, args, grads)?,
+        // Its buffers count where a CPU is planned.
+        Runner::Nobody if device.machine() == Machine::Cpu => cpu::backward(device, args, grads)?,
+        Runner::Nobody => {}
     }
     Ok(())
 }

@@ -1,8 +1,12 @@
-//! Who sees whom, as tiles of query rows and ranges of key rows: a plain value that can be printed and tested.
+//! Who sees whom, as tiles of query rows and ranges of key rows: a plain value that can be printed and tested, and for a GPU lists
+//! in its memory that say the same.
 
 use std::ops::Range;
 
+use super::gpu::Tables;
 use crate::batch::Segment;
+use crate::device::Device;
+use crate::error::Result;
 
 /// Query rows of one tile: few enough for its scores to stay in the cache, enough for a fast matrix product.
 const TILE: usize = 64;
@@ -42,15 +46,32 @@ pub(super) struct Group {
     pub(super) query_rows: Range<usize>,
 }
 
+/// What the lists of a plan have room for, in the memory of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanCapacity {
+    /// Rows of the query tensor.
+    pub query_rows: usize,
+    /// Rows of the key tensor.
+    pub key_rows: usize,
+    /// Segments of a batch.
+    pub segments: usize,
+}
+
 /// See the module text. Query rows are the rows of the batch, or some of them ([`AttentionPlan::for_rows`]).
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// A GPU reads the plan as lists in its own memory: made once for one batch ([`AttentionPlan::upload`]), or for a capacity and
+/// written again for every batch, at the same addresses ([`AttentionPlan::with_capacity`], [`AttentionPlan::replace`]).
+#[derive(Debug, Default)]
 pub struct AttentionPlan {
     tiles: Vec<QueryTile>,
     groups: Vec<Group>,
+    /// Key rows of every segment.
+    segments: Vec<Range<usize>>,
     /// Packed row of every query row.
     query_rows: Vec<usize>,
     num_key_rows: usize,
     num_pairs: u64,
+    tables: Option<Tables>,
 }
 
 impl AttentionPlan {
@@ -77,11 +98,10 @@ impl AttentionPlan {
     /// Only the rows `query_rows` (ascending) are queries, and they alone have rows in the query tensor.
     pub fn for_rows(segments: &[Segment], query_rows: &[usize]) -> Self {
         let mut plan = Self {
-            tiles: Vec::new(),
-            groups: Vec::new(),
+            segments: segments.iter().map(Segment::rows).collect(),
             query_rows: query_rows.to_vec(),
             num_key_rows: segments.last().map_or(0, |s| s.start + s.len),
-            num_pairs: 0,
+            ..Self::default()
         };
         let mut next = 0;
         for (i, segment) in segments.iter().enumerate() {
@@ -115,6 +135,40 @@ impl AttentionPlan {
         plan
     }
 
+    /// A plan without rows, whose lists on the GPU have room for `capacity`, and for four ranges of keys (a segment and three
+    /// prefixes) a query tile on average.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn with_capacity(device: &Device, capacity: PlanCapacity) -> Result<Self> {
+        Ok(Self { tables: Some(Tables::with_capacity(device, capacity)?), ..Self::default() })
+    }
+
+    /// Puts the lists into the memory of the GPU, which computes nothing without.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn upload(&mut self, device: &Device) -> Result<()> {
+        self.tables = Some(Tables::exact(device, self)?);
+        Ok(())
+    }
+
+    /// Becomes `other`, with the lists at the addresses and with the capacity that they have here, after everything that was
+    /// started before. Without lists on a GPU there are none afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::error::Error::Shape) if there is not room for so many rows, segments or ranges of keys, and then
+    /// nothing has changed; those of the device.
+    pub fn replace(&mut self, device: &Device, other: Self) -> Result<()> {
+        let mut tables = self.tables.take();
+        let written = tables.as_mut().map_or(Ok(()), |tables| tables.replace(device, &other));
+        if written.is_ok() {
+            *self = other;
+        }
+        self.tables = tables;
+        written
+    }
+
     /// The tiles, in query row order; they cover every query row once.
     pub fn tiles(&self) -> &[QueryTile] {
         &self.tiles
@@ -124,14 +178,35 @@ impl AttentionPlan {
         &self.groups
     }
 
-    /// Rows of the query tensor.
+    /// Key rows of the segments, in order.
+    pub(super) fn segments(&self) -> &[Range<usize>] {
+        &self.segments
+    }
+
+    /// Packed row of every query row.
+    pub(super) fn packed_rows(&self) -> &[usize] {
+        &self.query_rows
+    }
+
+    /// The lists on the GPU.
+    pub(super) fn tables(&self) -> Option<&Tables> {
+        self.tables.as_ref()
+    }
+
+    /// Query rows that there are.
     pub fn num_query_rows(&self) -> usize {
         self.query_rows.len()
     }
 
-    /// Rows of the key tensor.
+    /// Key rows that there are.
     pub fn num_key_rows(&self) -> usize {
         self.num_key_rows
+    }
+
+    /// Rows of the query and of the key tensor: those that there are, or those that the lists on the GPU have room for.
+    pub(super) fn tensor_rows(&self) -> [usize; 2] {
+        let capacity = self.tables().map(|tables| tables.capacity);
+        capacity.map_or([self.num_query_rows(), self.num_key_rows], |c| [c.query_rows, c.key_rows])
     }
 
     /// Number of keys of `range` that query row `query` sees; they are its first ones.

@@ -10,7 +10,7 @@ const HEADS: Heads =
     Heads { num_attention_heads: 4, num_key_value_heads: 2, head_dim: 6, softmax_scale: 0.4 };
 
 /// A batch of `(length, prefix)` segments.
-fn segments(parts: &[(usize, Option<usize>)]) -> Vec<Segment> {
+pub(super) fn segments(parts: &[(usize, Option<usize>)]) -> Vec<Segment> {
     let mut batch = Batch::default();
     for &(len, prefix) in parts {
         batch.push_segment(&vec![0; len], prefix, 0);
@@ -19,7 +19,7 @@ fn segments(parts: &[(usize, Option<usize>)]) -> Vec<Segment> {
 }
 
 /// The rows that `row` sees, by following the links.
-fn seen(segments: &[Segment], row: usize) -> Vec<usize> {
+pub(super) fn seen(segments: &[Segment], row: usize) -> Vec<usize> {
     let own = segments.iter().find(|s| s.rows().contains(&row)).unwrap();
     let mut rows: Vec<usize> = (own.start..=row).collect();
     let mut prefix = own.prefix;

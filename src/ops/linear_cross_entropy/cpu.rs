@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Gradient, TargetScore, chunk_rows};
+use super::{TargetScore, Targets, chunk_rows};
 use crate::batch::Target;
 use crate::device::{Class, Device, Tensor};
 use crate::error::Result;
@@ -20,16 +20,24 @@ const MAX_BLOCKS: usize = 16;
 /// A block has at least this many tokens.
 const MIN_BLOCK: usize = 256;
 
+/// Where the gradient goes, and the factor of the loss.
+struct Gradient<'a, T: Real> {
+    dx: &'a mut Tensor<T>,
+    scale: f64,
+}
+
 /// See [`super::forward`].
 pub(super) fn forward<T: Real>(
     device: &Device,
     x: &Tensor<T>,
     weight: &Tensor<T>,
-    targets: &[Target],
-    mut gradient: Option<Gradient<'_, T>>,
+    targets: &Targets,
+    dx: Option<&mut Tensor<T>>,
 ) -> Result<Vec<TargetScore>> {
+    let mut gradient = dx.map(|dx| Gradient { dx, scale: targets.scale() });
+    let (targets, num_rows) = (targets.list(), targets.num_rows());
     let mut scores = vec![TargetScore { logprob: 0.0, is_argmax: false }; targets.len()];
-    let chunk = chunk_rows::<T>(device.machine(), weight.rows()).min(x.rows());
+    let chunk = chunk_rows::<T>(device.machine(), weight.rows()).min(num_rows);
     if chunk == 0 {
         return Ok(scores);
     }
@@ -44,8 +52,8 @@ pub(super) fn forward<T: Real>(
     if device.is_dry() {
         return Ok(scores);
     }
-    for start in (0..x.rows()).step_by(chunk) {
-        let rows = start..x.rows().min(start + chunk);
+    for start in (0..num_rows).step_by(chunk) {
+        let rows = start..num_rows.min(start + chunk);
         let of_chunk =
             targets.partition_point(|t| t.row < rows.start)..targets.partition_point(|t| t.row < rows.end);
         let head = Chunk { x, weight, blocks: &blocks, rows, targets: &targets[of_chunk.clone()] };

@@ -6,23 +6,32 @@
 //!
 //! | argument | shape | |
 //! |---|---|---|
-//! | `x` | `[rows, hidden_size]` | the normed hidden states of rows that have targets |
+//! | `x` | `[rows, hidden_size]` | the normed hidden states of rows that have targets; rows beyond those of the targets are not read |
 //! | `W` | `[vocab_size, hidden_size]` | frozen |
-//! | `targets` | | sorted by row; several may share a row |
-//! | `dx` | `[rows, hidden_size]` | overwritten |
+//! | `targets` | [`Targets`] | sorted by row; several may share a row; with the scale of the loss |
+//! | `dx` | `[rows, hidden_size]` | the rows of the targets are overwritten, others left alone |
 //!
 //! Rows are taken in chunks whose logits fit [`LOGITS_BYTES`] or [`GPU_LOGITS_BYTES`]; the logits are computed once (4 h V operations per row with the
-//! gradient, where recomputing them would take 6 h V). `scale` is one over the weight of the whole optimizer step.
+//! gradient, where recomputing them would take 6 h V). `scale` is one over the weight of the whole optimizer step. On a GPU `hidden_size` is a multiple
+//! of 8, log-probabilities are made of the f32 sums and never of rounded logits, and the scores stay there until they are read.
 
 mod cpu;
+mod gpu;
+pub mod plan;
+mod targets;
+
+#[cfg(test)]
+mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-use super::{check_shape, computes};
-use crate::batch::Target;
-use crate::device::{Class, Device, Machine, Tensor, Work};
+pub use targets::{Scores, Targets};
+
+use super::{Runner, check_shape, runner};
+use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
+use targets::Place;
 
 const OP: &str = "linear_cross_entropy";
 
@@ -41,49 +50,34 @@ pub struct TargetScore {
     pub is_argmax: bool,
 }
 
-/// Gradient that [`forward`] computes along the way.
-#[derive(Debug)]
-pub struct Gradient<'a, T: Real> {
-    /// `[rows, hidden_size]`, overwritten.
-    pub dx: &'a mut Tensor<T>,
-    /// Factor of the loss.
-    pub scale: f64,
-}
-
 /// Log-probabilities of the targets, and `dx` where it is asked for.
 ///
-/// On a dry device every score is zero.
-///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module or a target is out of range or out of order.
+/// [`Error::Shape`] if the shapes do not follow the table of the module or a token is out of range; those of the device.
 pub fn forward<T: Real>(
     device: &Device,
     x: &Tensor<T>,
     weight: &Tensor<T>,
-    targets: &[Target],
-    gradient: Option<Gradient<'_, T>>,
-) -> Result<Vec<TargetScore>> {
+    targets: &Targets,
+    dx: Option<&mut Tensor<T>>,
+) -> Result<Scores> {
     check_shape(OP, "weight", weight, [weight.rows(), x.cols()])?;
-    if let Some(gradient) = &gradient {
-        check_shape(OP, "dx", gradient.dx, x.shape())?;
+    if let Some(dx) = &dx {
+        check_shape(OP, "dx", dx, x.shape())?;
     }
-    let mut last = 0;
-    for target in targets {
-        if target.row < last || target.row >= x.rows() || target.token as usize >= weight.rows() {
-            return Err(Error::shape(OP, "targets", format!("rows in order, below {}", x.rows()), target));
-        }
-        last = target.row;
+    if targets.max_rows() > x.rows() {
+        return Err(Error::shape(OP, "targets", format!("at most {} rows", x.rows()), targets.max_rows()));
     }
-    record(device, x, weight, gradient.is_some());
-    computes(device, OP)?;
-    if device.machine() == Machine::Gpu {
-        let rows = chunk_rows::<T>(device.machine(), weight.rows()).min(x.rows());
-        let logits = device.class(Class::Logits).empty::<T>(rows, weight.rows())?;
-        // Largest logit, sum and logit of the target, by row.
-        drop((logits, device.empty::<T::Stat>(rows, 3)?));
-        return Ok(vec![TargetScore { logprob: 0.0, is_argmax: false }; targets.len()]);
+    if let Some(target) = targets.list().iter().find(|t| t.token as usize >= weight.rows()) {
+        return Err(Error::shape(OP, "targets", format!("tokens below {}", weight.rows()), target));
     }
-    cpu::forward(device, x, weight, targets, gradient)
+    record(device, x, weight, dx.is_some());
+    let place = match runner::<T>(device, OP)? {
+        Runner::Gpu => Place::Device(gpu::forward(device, x, weight, targets, dx)?, targets.list().len()),
+        // On a dry device it allocates what it would, and no more.
+        Runner::Cpu | Runner::Nobody => Place::Host(cpu::forward(device, x, weight, targets, dx)?),
+    };
+    Ok(Scores { place })
 }
 
 /// The weight is read once per chunk and product. Logits are written and read, and with a gradient replaced and read again.
@@ -93,19 +87,21 @@ fn record<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>, has_gradi
     let logits = 2 * products * x.rows() * weight.rows();
     let numbers = chunks * products * weight.len() + logits + products * x.len();
     let flops = 2 * products as u64 * x.rows() as u64 * weight.len() as u64;
-    let launches = (chunks * (2 * products)) as u64;
-    device.record(OP, Work { launches, ..Work::new(flops, (numbers * size_of::<T>()) as u64) });
+    device.record(OP, Work::new(flops, (numbers * size_of::<T>()) as u64));
 }
 
-/// The logits `x W^T`, `[rows, vocab_size]`: for tests and for the few rows that generation looks at.
+/// The logits `x W^T`, `[rows, vocab_size]`: for tests and for the few rows that generation looks at. On a GPU the vocabulary is a
+/// multiple of 8.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not fit each other.
+/// [`Error::Shape`] if the shapes do not fit each other; those of the device.
 pub fn logits<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>) -> Result<Tensor<T>> {
     check_shape(OP, "weight", weight, [weight.rows(), x.cols()])?;
     let mut z = device.empty(x.rows(), weight.rows())?;
-    if computes(device, OP)? {
-        cpu::logits(x, weight, &mut z);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::logits(x, weight, &mut z),
+        Runner::Gpu => gpu::logits(device, x, weight, &mut z)?,
+        Runner::Nobody => {}
     }
     Ok(z)
 }

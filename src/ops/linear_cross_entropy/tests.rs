@@ -1,6 +1,7 @@
 //! Loss and gradient against the definition: ragged vocabularies, shared rows, weights, several chunks.
 
 use super::*;
+use crate::batch::Target;
 use crate::ops::testing::{cast, check_gradient, cpu, inner, random, relative_rms};
 
 fn targets(rows: usize, vocab: u32) -> Vec<Target> {
@@ -18,13 +19,25 @@ fn loss(scores: &[TargetScore], targets: &[Target]) -> f64 {
     scores.iter().zip(targets).map(|(s, t)| -s.logprob * f64::from(t.weight)).sum()
 }
 
+fn scores<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    w: &Tensor<T>,
+    targets: &[Target],
+    gradient: Option<(&mut Tensor<T>, f64)>,
+) -> Vec<TargetScore> {
+    let scale = gradient.as_ref().map_or(1.0, |g| g.1);
+    let targets = Targets::new(device, targets, x.rows(), scale).unwrap();
+    forward(device, x, w, &targets, gradient.map(|g| g.0)).unwrap().read(device).unwrap()
+}
+
 #[test]
 fn scores_follow_the_definition() {
     let device = cpu();
     for (rows, vocab) in [(1, 2), (9, 311), (1500, 1025)] {
         let (x, w) = (random::<f64>(&device, rows, 5, 0), random::<f64>(&device, vocab, 5, 1));
         let targets = targets(rows, vocab as u32);
-        let scores = forward(&device, &x, &w, &targets, None).unwrap();
+        let scores = scores(&device, &x, &w, &targets, None);
         let z = logits(&device, &x, &w).unwrap();
         for (target, score) in targets.iter().zip(&scores) {
             let z = z.row(target.row);
@@ -42,10 +55,9 @@ fn dx_is_the_gradient() {
     let (x, w) = (random::<f64>(&device, 9, 6, 0), random::<f64>(&device, 700, 6, 1));
     let targets = targets(9, 700);
     let mut dx = device.empty(9, 6).unwrap();
-    let gradient = Gradient { dx: &mut dx, scale: 0.125 };
-    forward(&device, &x, &w, &targets, Some(gradient)).unwrap();
+    scores(&device, &x, &w, &targets, Some((&mut dx, 0.125)));
     check_gradient(&device, "x", &x, dx.data(), |x| {
-        0.125 * loss(&forward(&device, x, &w, &targets, None).unwrap(), &targets)
+        0.125 * loss(&scores(&device, x, &w, &targets, None), &targets)
     });
     // Rows 2 and 6 have no target.
     assert!(dx.row(2).iter().chain(dx.row(6)).all(|&g| g == 0.0));
@@ -59,7 +71,7 @@ fn chunks_do_not_change_the_result_and_f32_stays_near_f64() {
     let targets = targets(1100, 333);
     fn run<T: Real>(device: &Device, x: &Tensor<T>, w: &Tensor<T>, targets: &[Target]) -> (f64, Tensor<T>) {
         let mut dx = device.empty(x.rows(), x.cols()).unwrap();
-        let scores = forward(device, x, w, targets, Some(Gradient { dx: &mut dx, scale: 1.0 })).unwrap();
+        let scores = scores(device, x, w, targets, Some((&mut dx, 1.0)));
         (loss(&scores, targets), dx)
     }
     let (loss32, dx32) = run(&device, &x, &w, &targets);
@@ -72,10 +84,30 @@ fn chunks_do_not_change_the_result_and_f32_stays_near_f64() {
 fn no_rows_and_bad_targets() {
     let device = cpu();
     let w = random::<f32>(&device, 4, 2, 0);
-    assert!(forward(&device, &device.zeros(0, 2).unwrap(), &w, &[], None).unwrap().is_empty());
+    assert!(scores(&device, &device.zeros(0, 2).unwrap(), &w, &[], None).is_empty());
     let target = |row, token| Target { row, token, weight: 1.0 };
     let x = device.zeros(2, 2).unwrap();
-    for bad in [vec![target(2, 0)], vec![target(0, 4)], vec![target(1, 0), target(0, 0)]] {
-        assert!(forward(&device, &x, &w, &bad, None).is_err(), "{bad:?}");
+    for bad in [vec![target(2, 0)], vec![target(1, 0), target(0, 0)]] {
+        assert!(Targets::new(&device, &bad, 2, 1.0).is_err(), "{bad:?}");
     }
+    let too_large = Targets::new(&device, &[target(0, 4)], 2, 1.0).unwrap();
+    assert!(forward(&device, &x, &w, &too_large, None).is_err());
+    let too_many = Targets::with_capacity(&device, 3, 1).unwrap();
+    assert!(forward(&device, &x, &w, &too_many, None).is_err());
+}
+
+#[test]
+fn rows_beyond_those_of_the_targets_are_left_alone() {
+    let device = cpu();
+    let (x, w) = (random::<f64>(&device, 5, 4, 0), random::<f64>(&device, 20, 4, 1));
+    let mut targets = Targets::with_capacity(&device, 5, 9).unwrap();
+    let mut dx = device.tensor(5, 4, &[7.0; 20]).unwrap();
+    for rows in [3, 0, 2] {
+        let list: Vec<Target> = (0..rows).map(|row| Target { row, token: 1, weight: 1.0 }).collect();
+        targets.write(&device, &list, rows, 0.5).unwrap();
+        let got = forward(&device, &x, &w, &targets, Some(&mut dx)).unwrap();
+        assert_eq!(got.read(&device).unwrap(), scores(&device, &x, &w, &list, None));
+        assert!(got.read_first(&device, rows + 1).is_err());
+    }
+    assert!(dx.data()[..12].iter().all(|&g| g != 7.0) && dx.data()[12..].iter().all(|&g| g == 7.0));
 }

@@ -51,12 +51,13 @@ pub(super) fn backward_input<T: Real>(
 
 /// See [`super::gradients`].
 pub(super) fn gradients<T: Real>(device: &Device, jobs: &[GradJob<'_, '_, T>]) -> Result<()> {
-    let job = |job: &GradJob<'_, '_, T>| -> Result<gpu::GradJob<'_, T>> {
-        let (x, dy, xa, dxa) = (job.x, job.dy, job.xa, job.dxa);
-        Ok(gpu::GradJob { layer: layer(&job.layer)?, rows: tables(&job.layer)?.rows, x, dy, xa, dxa })
-    };
     let jobs_of_gpu: Vec<_> = jobs.iter().map(job).collect::<Result<_>>()?;
     gpu::gradients(device, rate(jobs.iter().map(|job| &job.layer)), &jobs_of_gpu)
+}
+
+fn job<'j, T: Real>(job: &'j GradJob<'_, '_, T>) -> Result<gpu::GradJob<'j, T>> {
+    let (x, dy, xa, dxa) = (job.x, job.dy, job.xa, job.dxa);
+    Ok(gpu::GradJob { layer: layer(&job.layer)?, rows: tables(&job.layer)?.rows, x, dy, xa, dxa })
 }
 
 /// Runs `work` on the group that `layers` are on a GPU.

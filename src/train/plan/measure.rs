@@ -61,18 +61,18 @@ impl Setup<'_> {
         }
     }
 
-    fn measure_as<T: Real>(&self, passes: &[Batch], policies: &Policies) -> Result<Measured> {
+    fn measure_as<T: Real<Stat = f32>>(&self, passes: &[Batch], policies: &Policies) -> Result<Measured> {
         let Self { config, model, chip } = *self;
         let device = chip.map_or_else(Device::dry, Device::dry_gpu);
         let weights = init::dry::<T>(&device.class(Class::Weights), model)?;
         let decoder = Decoder { config: model.clone(), weights };
         let weights_bytes = device.memory().live_bytes;
-        let of_adapter = device.class(Class::Adapter);
-        let mut adapters =
-            vec![Adapter::new(&of_adapter, &config.lora(), model, &decoder.weights, config.seed)?];
-        let trainable = adapters[0].num_params();
+        let place = device.class(Class::Master);
+        let master = Adapter::<f32>::new(&place, &config.lora(), model, &decoder.weights, config.seed)?;
+        let trainable = master.num_params();
+        let (mut optimizer, adapter) = Optimizer::<T>::with_master(&device, master)?;
+        let mut adapters = vec![adapter];
         let mut grads = vec![adapters[0].zeros_like(&device.class(Class::Gradient))?];
-        let mut optimizer = Optimizer::new(&device, &adapters[0])?;
         let adapter_bytes = device.memory().live_bytes - weights_bytes;
         device.reset_peak();
         device.take_ledger();
@@ -81,8 +81,7 @@ impl Setup<'_> {
         for batch in passes {
             decoder.score_and_backward(&device, batch, &adapters, &mut grads, options)?;
         }
-        let norm = optimizer.grad_norm(&device, &grads[0]);
-        optimizer.apply(&device, &update(config), norm, &mut adapters[0], &grads[0])?;
+        optimizer.update(&device, &update(config), &mut adapters[0], &grads[0])?;
         let tokens = || passes.iter().map(Batch::total_tokens);
         Ok(Measured {
             peak: device.peak_by_class(),

@@ -75,7 +75,9 @@ impl Fixture {
                 (ranks[i] > 0).then_some(Factors { a, b_t, grads: None, scaling: [0.5, 1.0, 0.25][i] })
             };
             let adapters: Vec<_> = (0..3).map(adapter).collect();
-            tables.push((plain != Some(l)).then(|| LayerAdapters::new(device, [out, input], &adapters).unwrap()));
+            tables.push(
+                (plain != Some(l)).then(|| LayerAdapters::new(device, [out, input], &adapters).unwrap()),
+            );
         }
         let keys = dropout_keys(device, &[[1, 2], [3, 4], [5, 6]]).unwrap();
         let count = live_count(device, rows);
@@ -84,13 +86,13 @@ impl Fixture {
     }
 
     fn layers(&self) -> Vec<Layer<'_, bf16>> {
-        let layer = |(l, (weight, adapters)): (usize, (_, &'_ Option<LayerAdapters>))| Layer {
-            weight,
+        let layer = |l: usize| Layer {
+            weight: &self.weights[l],
             bias: None,
-            adapters: adapters.as_ref(),
+            adapters: self.tables[l].as_ref(),
             key: DevicePtr(self.keys.ptr().0 + (l * size_of::<DropoutKey>()) as u64),
         };
-        self.weights.iter().zip(&self.tables).enumerate().map(layer).collect()
+        (0..self.weights.len()).map(layer).collect()
     }
 
     /// Calls `f` with the group of the layers.
@@ -113,7 +115,10 @@ impl Fixture {
     }
 
     fn read(&self, tensors: &[&Tensor<bf16>]) -> Vec<Vec<u16>> {
-        tensors.iter().map(|t| self.device.read(t).unwrap().into_iter().map(bf16::to_bits).collect()).collect()
+        tensors
+            .iter()
+            .map(|t| self.device.read(t).unwrap().into_iter().map(bf16::to_bits).collect())
+            .collect()
     }
 
     /// `xa` of `x`, or `dxa` of one gradient for each layer, in a launch of its own.
@@ -144,7 +149,12 @@ impl Fixture {
 type Both = [Vec<Vec<u16>>; 2];
 
 fn rms_norm_forward(device: &Device, case: Case, cols: usize, layers: usize) -> Both {
-    let f = Fixture::new(device, case, &[[24, cols], [16, cols], [16, cols]][..layers], (layers == 3).then_some(1));
+    let f = Fixture::new(
+        device,
+        case,
+        &[[24, cols], [16, cols], [16, cols]][..layers],
+        (layers == 3).then_some(1),
+    );
     let weight = with_room(device, 1, cols, &bf16_numbers(cols, 1.0, 9));
     let norm = Norm { weight: &weight, eps: 1e-6 };
     let residual = f.tensor(cols, Some(1));
@@ -155,11 +165,12 @@ fn rms_norm_forward(device: &Device, case: Case, cols: usize, layers: usize) -> 
             let to = (&mut y, &mut rstd);
             rms_norm::forward_with(&f.device, &mut x, Some(&residual), &norm, to, project).unwrap();
         };
-        let narrow = is_fused.then(|| f.fused(false, |project| run(Some(project))));
-        let narrow = narrow.unwrap_or_else(|| {
+        let narrow = if is_fused {
+            f.fused(false, |project| run(Some(project)))
+        } else {
             run(None);
             f.project(&[&y], false)
-        });
+        };
         let rstd = device.read(&rstd).unwrap();
         let rstd = rstd.into_iter().flat_map(|r| [r.to_bits() as u16, (r.to_bits() >> 16) as u16]).collect();
         [f.read(&[&x, &y]), vec![rstd], narrow].concat()
@@ -179,11 +190,12 @@ fn rms_norm_backward(device: &Device, case: Case, cols: usize) -> Both {
             let args = rms_norm::Backward { dy: &dy, s: &s, norm: &norm, rstd, d_in, ds: &mut ds, normed };
             rms_norm::backward_with(&f.device, args, project).unwrap();
         };
-        let narrow = is_fused.then(|| f.fused(true, |project| run(Some(project))));
-        let narrow = narrow.unwrap_or_else(|| {
+        let narrow = if is_fused {
+            f.fused(true, |project| run(Some(project)))
+        } else {
             run(None);
             f.project(&[&ds], true)
-        });
+        };
         [f.read(&[&ds, &normed]), narrow].concat()
     })
 }
@@ -196,11 +208,12 @@ fn swiglu_forward(device: &Device, case: Case, cols: usize) -> Both {
         let mut run = |project: Option<&Project>| {
             swiglu::forward_with(&f.device, &gate, &up, &mut h, project).unwrap();
         };
-        let narrow = is_fused.then(|| f.fused(false, |project| run(Some(project))));
-        let narrow = narrow.unwrap_or_else(|| {
+        let narrow = if is_fused {
+            f.fused(false, |project| run(Some(project)))
+        } else {
             run(None);
             f.project(&[&h], false)
-        });
+        };
         [f.read(&[&h]), narrow].concat()
     })
 }
@@ -212,11 +225,12 @@ fn swiglu_backward(device: &Device, case: Case, cols: usize, plain: Option<usize
         let mut run = |project: Option<&Project>| {
             swiglu::backward_with(&f.device, &mut dh, &mut gate, &mut up, project).unwrap();
         };
-        let narrow = is_fused.then(|| f.fused(true, |project| run(Some(project))));
-        let narrow = narrow.unwrap_or_else(|| {
+        let narrow = if is_fused {
+            f.fused(true, |project| run(Some(project)))
+        } else {
             run(None);
             f.project(&[&gate, &up], true)
-        });
+        };
         [f.read(&[&dh, &gate, &up]), narrow].concat()
     })
 }
@@ -239,11 +253,12 @@ fn qk_norm_rope_backward(device: &Device, case: Case, head_dim: usize, plain: Op
             let project = project.map(|project| (project, &further[..]));
             qk_norm_rope::backward_with(&f.device, &mut jobs, project).unwrap();
         };
-        let narrow = is_fused.then(|| f.fused(true, |project| run(Some(project))));
-        let narrow = narrow.unwrap_or_else(|| {
+        let narrow = if is_fused {
+            f.fused(true, |project| run(Some(project)))
+        } else {
             run(None);
             f.project(&[&dq, &dk, &dv], true)
-        });
+        };
         [f.read(&[&dq, &dk]), narrow].concat()
     })
 }
@@ -251,7 +266,10 @@ fn qk_norm_rope_backward(device: &Device, case: Case, head_dim: usize, plain: Op
 fn same(name: &str, case: Case, [plain, fused]: Both) {
     for (i, (plain, fused)) in plain.iter().zip(&fused).enumerate() {
         let differs = plain.iter().zip(fused).position(|(a, b)| a != b);
-        assert!(plain.len() == fused.len() && differs.is_none(), "{name}, {case:?}: tensor {i} at {differs:?}");
+        assert!(
+            plain.len() == fused.len() && differs.is_none(),
+            "{name}, {case:?}: tensor {i} at {differs:?}"
+        );
     }
     assert_eq!(plain.len(), fused.len());
 }
@@ -340,10 +358,12 @@ fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
     for (symbol, counters) in device.take_counters().kernels {
         seen += usize::from(symbol.contains("lora") && !symbol.contains("matmul"));
         assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
-        // The table of angles is read by half sectors: it stays in the caches.
-        for (place, counts) in counters.lines.iter().filter(|(place, _)| !place.0.ends_with("qk_norm_rope.cuh")) {
-            assert!(counts.sector_ratio() <= 1.05, "{symbol} {place:?}: {counts:?}");
-        }
+        // Tables of angles, runs and rows are read by parts of sectors: they stay in the caches.
+        let tables = ["qk_norm_rope.cuh", "lora_matmul.cuh"];
+        let of_rows = counters.lines.iter().filter(|(place, _)| !tables.iter().any(|t| place.0.ends_with(t)));
+        let (sectors, ideal) =
+            of_rows.fold((0, 0), |sum, (_, c)| (sum.0 + c.sectors, sum.1 + c.ideal_sectors));
+        assert!(sectors as f64 <= 1.05 * ideal as f64, "{symbol}: {sectors} of {ideal}: {counters:?}");
     }
     assert_eq!(seen, 7);
 }

@@ -1,0 +1,127 @@
+//! What a GPU does beyond single calls: graphs of launches, copies that are taken later, and a clock.
+
+use super::context::Cuda;
+use super::staging::Buffer;
+use super::Handle;
+use crate::device::kernels::DevicePtr;
+use crate::error::Result;
+
+/// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: what would break a recording is refused in this thread; others may go on.
+const THREAD_LOCAL: i32 = 1;
+
+/// `CU_EVENT_DEFAULT`: with timing.
+const WITH_TIMING: u32 = 0;
+
+/// A recorded graph that is ready to run.
+#[derive(Debug)]
+pub(in crate::device) struct GraphHandle(Handle);
+
+impl Cuda {
+    /// From here on launches and fills are kept and not started.
+    pub(in crate::device) fn begin_capture(&self) -> Result<()> {
+        self.ours(|cuda| {
+            cuda.call("cuStreamBeginCapture_v2", |driver| {
+                // SAFETY: the handle is the stream of this context.
+                unsafe { (driver.cuStreamBeginCapture_v2)(cuda.stream(), THREAD_LOCAL) }
+            })
+        })
+    }
+
+    /// Makes a graph of what was kept.
+    pub(in crate::device) fn end_capture(&self) -> Result<GraphHandle> {
+        self.ours(|cuda| {
+            let (mut graph, mut ready) = (0, 0);
+            cuda.call("cuStreamEndCapture", |driver| {
+                // SAFETY: writes the handle that the pointer points to; the stream is that of `begin_capture`.
+                unsafe { (driver.cuStreamEndCapture)(cuda.stream(), &mut graph) }
+            })?;
+            let made = cuda.call("cuGraphInstantiateWithFlags", |driver| {
+                // SAFETY: writes the handle that the pointer points to; the graph was just made.
+                unsafe { (driver.cuGraphInstantiateWithFlags)(&mut ready, graph, 0) }
+            });
+            // SAFETY: the graph was made above; the one that is ready to run is a copy.
+            cuda.call("cuGraphDestroy", |driver| unsafe { (driver.cuGraphDestroy)(graph) })?;
+            made?;
+            Ok(GraphHandle(ready))
+        })
+    }
+
+    /// Starts a graph.
+    pub(in crate::device) fn launch_graph(&self, graph: &GraphHandle) -> Result<()> {
+        self.ours(|cuda| {
+            cuda.call("cuGraphLaunch", |driver| {
+                // SAFETY: the handle was made by `end_capture` and not destroyed; memory that its kernels use is reserved.
+                unsafe { (driver.cuGraphLaunch)(graph.0, cuda.stream()) }
+            })?;
+            // Which kernel of the graph an error comes from is not known.
+            cuda.forget_last_launch();
+            Ok(())
+        })
+    }
+
+    /// Gives a graph back, after its last run.
+    pub(in crate::device) fn destroy_graph(&self, graph: &GraphHandle) -> Result<()> {
+        self.ours(|cuda| {
+            cuda.wait()?;
+            cuda.call("cuGraphExecDestroy", |driver| {
+                // SAFETY: the handle was made by `end_capture`, its owner is being dropped, and its last run was waited for.
+                unsafe { (driver.cuGraphExecDestroy)(graph.0) }
+            })
+        })
+    }
+
+    /// Starts a copy of `bytes` bytes to the host, into `buffer`, which is made or made larger where it has to be.
+    pub(in crate::device) fn post(&self, buffer: &mut Option<Buffer>, from: DevicePtr, bytes: usize) -> Result<()> {
+        self.ours(|cuda| {
+            if let Some(small) = buffer.take_if(|buffer| buffer.capacity() < bytes) {
+                small.free(cuda)?;
+            }
+            let buffer = match buffer {
+                Some(buffer) => buffer,
+                None => buffer.insert(Buffer::new(cuda, bytes.max(1))?),
+            };
+            buffer.wait(cuda)?;
+            buffer.fetch(cuda, from.0, bytes)
+        })
+    }
+
+    /// Waits for the copy of [`Cuda::post`].
+    pub(in crate::device) fn receive(&self, buffer: &mut Buffer, bytes: usize) -> Result<Vec<u8>> {
+        self.ours(|cuda| {
+            let mut data = vec![0; bytes];
+            buffer.take(cuda, &mut data)?;
+            Ok(data)
+        })
+    }
+
+    /// Gives a buffer of [`Cuda::post`] back.
+    pub(in crate::device) fn free_buffer(&self, buffer: Buffer) -> Result<()> {
+        self.ours(|cuda| buffer.free(cuda))
+    }
+
+    /// Runs `work` and gives the seconds that the GPU spent between the calls inside.
+    pub(in crate::device) fn time<R>(&self, work: impl FnOnce() -> R) -> Result<(R, f64)> {
+        let events = self.ours(|cuda| {
+            let events = [cuda.event(WITH_TIMING)?, cuda.event(WITH_TIMING)?];
+            cuda.record(events[0])?;
+            Ok(events)
+        })?;
+        let result = work();
+        let secs = self.ours(|cuda| {
+            let [first, last] = events;
+            cuda.record(last)?;
+            cuda.wait()?;
+            let mut milliseconds = 0.0;
+            cuda.call("cuEventElapsedTime", |driver| {
+                // SAFETY: writes the number that the pointer points to; both events were recorded and have happened.
+                unsafe { (driver.cuEventElapsedTime)(&mut milliseconds, first, last) }
+            })?;
+            for event in events {
+                // SAFETY: the event was made above and is not used again.
+                cuda.call("cuEventDestroy_v2", |driver| unsafe { (driver.cuEventDestroy_v2)(event) })?;
+            }
+            Ok(f64::from(milliseconds) / 1e3)
+        })?;
+        Ok((result, secs))
+    }
+}

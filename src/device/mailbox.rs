@@ -1,0 +1,90 @@
+//! Results that come back while the device goes on: a copy to the host is started now and taken later.
+
+use super::Device;
+#[cfg(feature = "cuda")]
+use super::gpu::Letter;
+use super::tensor::Tensor;
+use crate::error::{Error, Result};
+use crate::tensor::Element;
+
+/// A place on the host for the content of one tensor at a time.
+#[derive(Debug)]
+pub struct Mailbox {
+    device: Device,
+    /// What is here already: from a device that finishes what it starts.
+    here: Option<Vec<u8>>,
+    /// What is on its way, or its buffer for the next time.
+    #[cfg(feature = "cuda")]
+    letter: Option<Letter>,
+    /// Whether something was sent that nobody took.
+    is_full: bool,
+}
+
+impl Mailbox {
+    /// An empty one.
+    pub fn new(device: &Device) -> Self {
+        Self {
+            device: device.clone(),
+            here: None,
+            #[cfg(feature = "cuda")]
+            letter: None,
+            is_full: false,
+        }
+    }
+
+    /// Starts the copy of the first `len` elements of `tensor`, after everything that was started before. What was sent before is
+    /// lost if nobody took it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the tensor is shorter; [`Error::Device`] if the driver failed.
+    pub fn send<T: Element>(&mut self, tensor: &Tensor<T>, len: usize) -> Result<()> {
+        if len > tensor.len() {
+            return Err(Error::shape("mailbox", "len", format!("at most {}", tensor.len()), len));
+        }
+        self.is_full = true;
+        #[cfg(feature = "cuda")]
+        if let Some(block) = tensor.block().filter(|block| block.gpu().is_card()) {
+            self.letter = Some(block.gpu().post(self.letter.take(), block.ptr(), len * size_of::<T>())?);
+            return Ok(());
+        }
+        let values = self.device.read(tensor)?;
+        self.here = Some(bytemuck::cast_slice(&values[..len]).to_vec());
+        Ok(())
+    }
+
+    /// Waits for what was sent, and gives it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if nothing was sent; [`Error::Device`] if the copy or something before it failed.
+    pub fn take<T: Element>(&mut self) -> Result<Vec<T>> {
+        if !std::mem::take(&mut self.is_full) {
+            return Err(Error::shape("mailbox", "content", "something sent", "nothing"));
+        }
+        let bytes = match self.here.take() {
+            Some(bytes) => bytes,
+            #[cfg(feature = "cuda")]
+            None => self.letter.as_mut().map_or_else(|| Ok(Vec::new()), Letter::receive)?,
+            #[cfg(not(feature = "cuda"))]
+            None => Vec::new(),
+        };
+        let mut values = vec![T::zeroed(); bytes.len() / size_of::<T>()];
+        bytemuck::cast_slice_mut(&mut values).copy_from_slice(&bytes);
+        Ok(values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_can_be_taken_once() {
+        let device = Device::cpu(1).unwrap();
+        let mut mailbox = Mailbox::new(&device);
+        assert!(mailbox.take::<f32>().is_err());
+        mailbox.send(&device.tensor(1, 3, &[1.0f32, 2.0, 3.0]).unwrap(), 2).unwrap();
+        assert_eq!(mailbox.take::<f32>().unwrap(), [1.0, 2.0]);
+        assert!(mailbox.take::<f32>().is_err());
+        assert!(mailbox.send(&device.tensor(1, 1, &[1u32]).unwrap(), 2).is_err());
+    }
+}

@@ -1,0 +1,184 @@
+//! The optimizer's kernels on the emulator against the CPU's code in f32, bit by bit, and the norm against f64.
+
+#![cfg(feature = "emulated")]
+
+use half::bf16;
+
+use super::gpu::{Step, StepScalars, Tensors, clip_and_update};
+use super::{AdamW, Trained, update};
+use crate::device::{Device, EmulatorOptions, Schedule, Tensor};
+use crate::ops::grad_norm::clip_factor;
+use crate::ops::testing::{cpu, kernel_device, random};
+
+/// Less than a block, one, more, and several.
+const SHAPES: [[usize; 2]; 5] = [[1, 8], [16, 256], [3, 1368], [7, 24], [5, 2400]];
+
+/// Parameters, shadows, gradients and moments of all tensors.
+struct State {
+    param: Vec<Tensor<f32>>,
+    shadow: Vec<Tensor<bf16>>,
+    grad: Vec<Tensor<f32>>,
+    exp_avg: Vec<Tensor<f32>>,
+    exp_avg_sq: Vec<Tensor<f32>>,
+}
+
+impl State {
+    fn new(device: &Device) -> Self {
+        let each = |index: u32| -> Vec<Tensor<f32>> {
+            let upload = |(i, [rows, cols]): (usize, [usize; 2])| {
+                let values = random::<f32>(&cpu(), rows, cols, index + i as u32);
+                device.tensor(rows, cols, values.data()).unwrap()
+            };
+            SHAPES.into_iter().enumerate().map(upload).collect()
+        };
+        let zeros = || SHAPES.iter().map(|&[rows, cols]| device.zeros(rows, cols).unwrap()).collect();
+        let shadow = SHAPES.iter().map(|&[rows, cols]| device.zeros(rows, cols).unwrap()).collect();
+        Self { param: each(0), shadow, grad: each(100), exp_avg: zeros(), exp_avg_sq: zeros() }
+    }
+
+    fn trained(&mut self) -> Vec<Trained<'_, bf16>> {
+        let moments = self.exp_avg.iter_mut().zip(&mut self.exp_avg_sq);
+        let params = self.param.iter_mut().zip(&mut self.shadow).zip(&self.grad).zip(moments);
+        let one = |(((param, shadow), grad), (exp_avg, exp_avg_sq))| Trained {
+            param,
+            shadow: Some(shadow),
+            grad,
+            exp_avg,
+            exp_avg_sq,
+        };
+        params.map(one).collect()
+    }
+
+    fn set_gradients(&mut self, device: &Device, step: u32) {
+        for (i, grad) in self.grad.iter_mut().enumerate() {
+            let values = random::<f32>(&cpu(), grad.rows(), grad.cols(), 1000 * step + i as u32);
+            device.write(grad, values.data()).unwrap();
+        }
+    }
+
+    /// Bits of all numbers but the gradients, and the gradients.
+    fn read(&self, device: &Device) -> (Vec<u32>, Vec<f32>) {
+        let mut bits = Vec::new();
+        for tensor in self.param.iter().chain(&self.exp_avg).chain(&self.exp_avg_sq) {
+            bits.extend(device.read(tensor).unwrap().into_iter().map(f32::to_bits));
+        }
+        for tensor in &self.shadow {
+            bits.extend(device.read(tensor).unwrap().into_iter().map(|x| u32::from(x.to_bits())));
+        }
+        (bits, self.grad.iter().flat_map(|t| device.read(t).unwrap()).collect())
+    }
+}
+
+fn settings(step: u64) -> AdamW {
+    AdamW {
+        learning_rate: 3e-3 / step as f64,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        clip: 1.0,
+        step,
+    }
+}
+
+fn norm(grads: &[f32]) -> f64 {
+    grads.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt()
+}
+
+/// Three steps on `device`.
+fn steps(device: &Device, max_grad_norm: Option<f64>) -> (State, Vec<Step>) {
+    let mut state = State::new(device);
+    let tensors = Tensors::new(device, &state.trained()).unwrap();
+    let mut scalars = StepScalars::new(device).unwrap();
+    let step = |step: u64| {
+        state.set_gradients(device, step as u32);
+        scalars.write(device, &settings(step), max_grad_norm).unwrap();
+        clip_and_update(device, &tensors, &scalars).unwrap().read(device).unwrap()
+    };
+    let outcomes = (1..=3).map(step).collect();
+    (state, outcomes)
+}
+
+#[test]
+fn three_steps_have_the_bits_of_the_cpu() {
+    for max_grad_norm in [None, Some(0.3), Some(1e6)] {
+        let device = kernel_device(7);
+        let (state, outcomes) = steps(&device, max_grad_norm);
+        let host = cpu();
+        let mut expected = State::new(&host);
+        for (step, outcome) in (1..=3).zip(outcomes) {
+            expected.set_gradients(&host, step);
+            let right = norm(&expected.read(&host).1);
+            assert!((outcome.norm / right - 1.0).abs() < 1e-7, "{outcome:?} {right}");
+            assert!((outcome.clip / clip_factor(right, max_grad_norm) - 1.0).abs() < 1e-7, "{outcome:?}");
+            assert!(outcome.was_applied);
+            let adamw = AdamW { clip: outcome.clip, ..settings(u64::from(step)) };
+            update(&host, &adamw, &mut expected.trained()).unwrap();
+        }
+        let (bits, grads) = state.read(&device);
+        assert!(bits == expected.read(&host).0, "{max_grad_norm:?}");
+        assert!(grads.iter().all(|&g| g == 0.0));
+    }
+}
+
+#[test]
+fn a_norm_that_is_not_finite_changes_nothing_but_the_gradients() {
+    for bad in [f32::NAN, f32::INFINITY, -1e30] {
+        let device = kernel_device(8);
+        let mut state = State::new(&device);
+        let tensors = Tensors::new(&device, &state.trained()).unwrap();
+        let before = state.read(&device).0;
+        let mut values = device.read(&state.grad[2]).unwrap();
+        values[4099] = bad;
+        device.write(&mut state.grad[2], &values).unwrap();
+        let mut scalars = StepScalars::new(&device).unwrap();
+        scalars.write(&device, &settings(1), Some(1.0)).unwrap();
+        let outcome = clip_and_update(&device, &tensors, &scalars).unwrap().read(&device).unwrap();
+        assert!(!outcome.was_applied && !outcome.norm.is_finite(), "{outcome:?}");
+        let (after, grads) = state.read(&device);
+        assert!(after == before && grads.iter().all(|&g| g == 0.0), "{bad}");
+    }
+}
+
+#[test]
+fn no_tensors_and_wrong_ones() {
+    let device = kernel_device(9);
+    let none = Tensors::new::<bf16>(&device, &[]).unwrap();
+    let mut scalars = StepScalars::new(&device).unwrap();
+    scalars.write(&device, &settings(1), None).unwrap();
+    let outcome = clip_and_update(&device, &none, &scalars).unwrap().read(&device).unwrap();
+    assert_eq!(outcome, Step { norm: 0.0, clip: 1.0, was_applied: true });
+    let mut state = State::new(&device);
+    let mut trained = state.trained();
+    trained[0].shadow = None;
+    assert!(Tensors::new(&device, &trained).is_err());
+}
+
+#[test]
+fn schedules_do_not_change_a_bit() {
+    let run = |seed| {
+        let schedule = Schedule::Random(seed);
+        let options = EmulatorOptions { check: false, schedule, ..EmulatorOptions::default() };
+        let device = Device::emulated(options).unwrap();
+        let (state, outcomes) = steps(&device, Some(0.5));
+        (state.read(&device).0, outcomes)
+    };
+    let first = run(0);
+    for seed in 1..30 {
+        assert!(run(seed) == first, "schedule {seed}");
+    }
+}
+
+#[test]
+fn three_launches_without_conflicts() {
+    let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
+    device.take_ledger();
+    steps(&device, Some(0.5));
+    let launches: u64 = device.take_ledger().launches().map(|(_, count)| count).sum();
+    assert_eq!(launches, 3 * 3);
+    for (symbol, counters) in device.take_counters().kernels {
+        assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
+        // Beside the tensors, every block reads its place and the numbers of the step.
+        assert!(counters.total.sector_ratio() <= 1.2, "{symbol}: {counters:?}");
+    }
+}

@@ -1,0 +1,130 @@
+//! Attention on a GPU: one launch forward, two backward, over the work lists of the plan.
+//!
+//! Heads of 16, 32, 64 and 128. Backward computes dq and, in the same kernel, what the other one needs of every query: its `lse`
+//! and `D`; then dk and dv. What the kernels do is said in their files below `kernels/`. Lists are those of
+//! [`AttentionPlan::upload`] or [`AttentionPlan::replace`](super::AttentionPlan::replace), grids are made for their capacity.
+
+mod plan;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use tables::Tables;
+
+use super::{Attention, AttentionPlan, Backward, OP};
+use crate::device::kernels::Kernel;
+use crate::device::kernels::params::{
+    AttentionBwdDkvParams, AttentionBwdDqParams, AttentionFwdParams, AttentionQueries,
+};
+use crate::device::{Device, Launch, Tensor};
+use crate::error::{Error, Result};
+use crate::tensor::Real;
+
+/// See [`super::forward`].
+pub(super) fn forward<T: Real>(
+    device: &Device,
+    args: &Attention<'_, T>,
+    o: &mut Tensor<T>,
+    lse: &mut Tensor<T::Stat>,
+) -> Result<()> {
+    let tables = tables_of(args.plan)?;
+    let kernels = plan::kernels(device, args.heads.head_dim)?;
+    let Some(launch) = plan::forward(kernels, &args.heads, tables.rooms()) else { return Ok(()) };
+    let params = AttentionFwdParams {
+        q: args.q.ptr(),
+        k: args.k.ptr(),
+        v: args.v.ptr(),
+        o: o.ptr(),
+        lse: lse.ptr(),
+        queries: queries(tables),
+        num_heads: args.heads.num_attention_heads as i32,
+        group: args.heads.group() as i32,
+        scale_log2: scale_log2(args),
+        reserved: 0,
+    };
+    device.launch(&launch, &params)
+}
+
+/// See [`super::backward`].
+pub(super) fn backward<T: Real>(
+    device: &Device,
+    args: &Attention<'_, T>,
+    grads: Backward<'_, T>,
+) -> Result<()> {
+    let tables = tables_of(args.plan)?;
+    let kernels = plan::kernels(device, args.heads.head_dim)?;
+    let heads = args.heads.num_attention_heads;
+    // lse and D by tile and head, a pair for each of its queries.
+    let stats = device.empty::<f32>(tables.rooms().tiles * heads, 2 * plan::TILE)?;
+    if let Some(launch) = plan::dq(kernels, &args.heads, tables.rooms()) {
+        device.launch(&launch, &dq_params(args, &grads, tables, &stats))?;
+    }
+    let Some(launch) = plan::dkv(kernels, &args.heads, tables.rooms()) else { return Ok(()) };
+    let params = AttentionBwdDkvParams {
+        q: args.q.ptr(),
+        k: args.k.ptr(),
+        v: args.v.ptr(),
+        d_o: grads.d_o.ptr(),
+        stats: stats.ptr(),
+        dk: grads.dk.ptr(),
+        dv: grads.dv.ptr(),
+        queries: queries(tables),
+        tiles: tables.key_tiles.ptr(),
+        num_key_tiles: tables.key_tiles.count_ptr(),
+        visits: tables.visits.ptr(),
+        num_heads: heads as i32,
+        group: args.heads.group() as i32,
+        scale: args.heads.softmax_scale as f32,
+        scale_log2: scale_log2(args),
+    };
+    device.launch(&launch, &params)
+}
+
+fn dq_params<T: Real>(
+    args: &Attention<'_, T>,
+    grads: &Backward<'_, T>,
+    tables: &Tables,
+    stats: &Tensor<f32>,
+) -> AttentionBwdDqParams {
+    AttentionBwdDqParams {
+        q: args.q.ptr(),
+        k: args.k.ptr(),
+        v: args.v.ptr(),
+        o: grads.o.ptr(),
+        d_o: grads.d_o.ptr(),
+        lse: grads.lse.ptr(),
+        stats: stats.ptr(),
+        dq: grads.dq.ptr(),
+        queries: queries(tables),
+        num_heads: args.heads.num_attention_heads as i32,
+        group: args.heads.group() as i32,
+        scale: args.heads.softmax_scale as f32,
+        scale_log2: scale_log2(args),
+    }
+}
+
+fn queries(tables: &Tables) -> AttentionQueries {
+    AttentionQueries {
+        tiles: tables.tiles.ptr(),
+        num_tiles: tables.tiles.count_ptr(),
+        ranges: tables.ranges.ptr(),
+        packed_rows: tables.packed_rows.ptr(),
+    }
+}
+
+fn scale_log2<T: Real>(args: &Attention<'_, T>) -> f32 {
+    (args.heads.softmax_scale * std::f64::consts::LOG2_E) as f32
+}
+
+fn tables_of(plan: &AttentionPlan) -> Result<&Tables> {
+    plan.tables().ok_or_else(|| Error::Device {
+        what: format!("{OP}: the plan is not in the memory of the GPU"),
+        fix: "call AttentionPlan::upload before".into(),
+    })
+}
+
+/// A launch of `blocks` blocks; none where there is nothing to do.
+fn launch(kernel: Kernel, blocks: usize, dynamic_smem: usize) -> Option<Launch> {
+    let grid = [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1];
+    (blocks > 0).then_some(Launch { kernel, grid, dynamic_smem: dynamic_smem as u32 })
+}

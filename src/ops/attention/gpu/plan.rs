@@ -1,0 +1,101 @@
+//! Which kernels compute attention on a GPU, in how many blocks: pure functions of heads and rooms, with values to print and to test.
+//!
+//! Blocks are numbered with the heads of one tile as neighbours, the heaviest tiles first: heads that share a key head meet in the
+//! L2 cache, and what runs last is short.
+
+use super::launch;
+use crate::device::kernels::Kernel;
+use crate::device::{Device, Launch};
+use crate::error::{Error, Result};
+use crate::ops::attention::{Heads, OP};
+
+/// Rows of a query tile and of a key tile.
+pub(super) const TILE: usize = 64;
+/// Keys that a block of the dq kernels takes at a time, and its stages.
+const DQ_KEYS: usize = 32;
+const DQ_STAGES: usize = 2;
+/// Stages of the dkv kernels, and bytes of the statistics of a query.
+const DKV_STAGES: usize = 2;
+const STATS_BYTES: usize = 8;
+
+/// Most query tiles and key tiles that lists have room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rooms {
+    /// Query tiles.
+    pub(super) tiles: usize,
+    /// Key tiles.
+    pub(super) key_tiles: usize,
+}
+
+/// The kernels for one head_dim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kernels {
+    head_dim: usize,
+    forward: Kernel,
+    dq: Kernel,
+    dkv: Kernel,
+}
+
+const KERNELS: [Kernels; 4] = [
+    Kernels {
+        head_dim: 16,
+        forward: Kernel::AttentionFwdBf16D16,
+        dq: Kernel::AttentionBwdDqBf16D16,
+        dkv: Kernel::AttentionBwdDkvBf16D16,
+    },
+    Kernels {
+        head_dim: 32,
+        forward: Kernel::AttentionFwdBf16D32,
+        dq: Kernel::AttentionBwdDqBf16D32,
+        dkv: Kernel::AttentionBwdDkvBf16D32,
+    },
+    Kernels {
+        head_dim: 64,
+        forward: Kernel::AttentionFwdBf16D64,
+        dq: Kernel::AttentionBwdDqBf16D64,
+        dkv: Kernel::AttentionBwdDkvBf16D64,
+    },
+    Kernels {
+        head_dim: 128,
+        forward: Kernel::AttentionFwdBf16D128,
+        dq: Kernel::AttentionBwdDqBf16D128,
+        dkv: Kernel::AttentionBwdDkvBf16D128,
+    },
+];
+
+/// The kernels for this head_dim.
+///
+/// # Errors
+/// [`Error::Device`] where there are none, with what there is.
+pub(super) fn kernels(device: &Device, head_dim: usize) -> Result<&'static Kernels> {
+    KERNELS.iter().find(|kernels| kernels.head_dim == head_dim).ok_or_else(|| Error::Device {
+        what: format!(
+            "{}: {OP} has no kernel for a head_dim of {head_dim}, only for 16, 32, 64 and 128",
+            device.label()
+        ),
+        fix: "compute on the cpu, or use a model with one of these".into(),
+    })
+}
+
+/// Bytes of 64 rows of one head.
+fn tile_bytes(kernels: &Kernels) -> usize {
+    TILE * kernels.head_dim * 2
+}
+
+/// One tile of keys and one of values. Nothing to launch without room for tiles.
+pub(super) fn forward(kernels: &Kernels, heads: &Heads, rooms: Rooms) -> Option<Launch> {
+    launch(kernels.forward, rooms.tiles * heads.num_attention_heads, 2 * tile_bytes(kernels))
+}
+
+/// Two stages of 32 keys and their values.
+pub(super) fn dq(kernels: &Kernels, heads: &Heads, rooms: Rooms) -> Option<Launch> {
+    let stage = 2 * DQ_KEYS * kernels.head_dim * 2;
+    launch(kernels.dq, rooms.tiles * heads.num_attention_heads, DQ_STAGES * stage)
+}
+
+/// Keys and values of the block, and two stages of queries, dO and their statistics.
+pub(super) fn dkv(kernels: &Kernels, heads: &Heads, rooms: Rooms) -> Option<Launch> {
+    let stage = 2 * tile_bytes(kernels) + TILE * STATS_BYTES;
+    let smem = 2 * tile_bytes(kernels) + DKV_STAGES * stage;
+    launch(kernels.dkv, rooms.key_tiles * heads.num_key_value_heads, smem)
+}

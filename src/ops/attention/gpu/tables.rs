@@ -1,0 +1,250 @@
+//! The work lists that the kernels read: made from a plan, and kept in the memory of the GPU at a fixed capacity.
+
+use std::cmp::Reverse;
+
+use super::plan::{Rooms, TILE};
+use crate::device::kernels::params::{AttentionKeyTile, AttentionRange, AttentionTile};
+use crate::device::{Device, Table};
+use crate::error::{Error, Result};
+use crate::ops::attention::{AttentionPlan, MaskKind, OP, PlanCapacity, QueryTile};
+
+/// Ranges that there is room for by query tile: its own segment and three prefixes, on average.
+const RANGES_PER_TILE: usize = 4;
+
+/// The lists on the host. See `kernels/attention.cuh` for what an entry means.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    pub(super) tiles: Vec<AttentionTile>,
+    pub(super) ranges: Vec<AttentionRange>,
+    pub(super) packed_rows: Vec<i32>,
+    pub(super) key_tiles: Vec<AttentionKeyTile>,
+    pub(super) visits: Vec<i32>,
+}
+
+impl Lists {
+    /// The lists of a plan. Tiles with the most work come first.
+    pub(super) fn new(plan: &AttentionPlan) -> Self {
+        let mut lists = Self::default();
+        let mut tiles: Vec<&QueryTile> = plan.tiles().iter().collect();
+        tiles.sort_by_key(|tile| {
+            Reverse(tile.keys.iter().map(|r| r.rows.len().div_ceil(TILE)).sum::<usize>())
+        });
+        for tile in &tiles {
+            lists.add_queries(plan, tile);
+        }
+        lists.add_keys(plan, &tiles);
+        lists
+    }
+
+    fn add_queries(&mut self, plan: &AttentionPlan, tile: &QueryTile) {
+        let packed = &plan.packed_rows()[tile.rows.clone()];
+        let range_start = self.ranges.len() as i32;
+        for range in tile.keys.iter().filter(|range| !range.rows.is_empty()) {
+            let unmasked_end = match range.mask {
+                MaskKind::Full => range.rows.end,
+                MaskKind::Causal => range.rows.end.min(packed[0] + 1),
+            };
+            self.ranges.push(AttentionRange {
+                key_start: range.rows.start as i32,
+                key_end: range.rows.end as i32,
+                unmasked_end: unmasked_end as i32,
+                reserved: 0,
+            });
+        }
+        self.tiles.push(AttentionTile {
+            row_start: tile.rows.start as i32,
+            row_end: tile.rows.end as i32,
+            range_start,
+            range_end: self.ranges.len() as i32,
+        });
+        self.packed_rows.extend(packed.iter().map(|&row| row as i32));
+        self.packed_rows.resize(self.tiles.len() * TILE, i32::MAX);
+    }
+
+    fn add_keys(&mut self, plan: &AttentionPlan, tiles: &[&QueryTile]) {
+        // Key tiles in row order, and the first of every segment.
+        let (mut first, mut rows) = (Vec::new(), Vec::new());
+        for segment in plan.segments() {
+            first.push(rows.len());
+            rows.extend(segment.clone().step_by(TILE).map(|start| start..segment.end.min(start + TILE)));
+        }
+        let mut visits: Vec<Vec<i32>> = vec![Vec::new(); rows.len()];
+        for (index, tile) in tiles.iter().enumerate() {
+            let earliest = plan.packed_rows()[tile.rows.start];
+            for range in tile.keys.iter().filter(|range| !range.rows.is_empty()) {
+                // Ranges begin where a segment begins.
+                let segment = plan.segments().partition_point(|s| s.end <= range.rows.start);
+                for key_tile in first[segment]..first[segment] + range.rows.len().div_ceil(TILE) {
+                    let masked = range.mask == MaskKind::Causal && earliest + 1 < rows[key_tile].end;
+                    visits[key_tile].push(2 * index as i32 + i32::from(masked));
+                }
+            }
+        }
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|&key_tile| Reverse(visits[key_tile].len()));
+        for key_tile in order {
+            let visit_start = self.visits.len() as i32;
+            self.visits.append(&mut visits[key_tile]);
+            self.key_tiles.push(AttentionKeyTile {
+                key_start: rows[key_tile].start as i32,
+                key_end: rows[key_tile].end as i32,
+                visit_start,
+                visit_end: self.visits.len() as i32,
+            });
+        }
+    }
+}
+
+/// The lists on the device.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    pub(super) tiles: Table<AttentionTile>,
+    pub(super) ranges: Table<AttentionRange>,
+    pub(super) packed_rows: Table<i32>,
+    pub(super) key_tiles: Table<AttentionKeyTile>,
+    pub(super) visits: Table<i32>,
+    /// What they were made for.
+    pub(crate) capacity: PlanCapacity,
+}
+
+impl Tables {
+    /// The lists of `plan`, with room for these and no more.
+    pub(crate) fn exact(device: &Device, plan: &AttentionPlan) -> Result<Self> {
+        let lists = Lists::new(plan);
+        Ok(Self {
+            tiles: Table::new(device, &lists.tiles)?,
+            ranges: Table::new(device, &lists.ranges)?,
+            packed_rows: Table::new(device, &lists.packed_rows)?,
+            key_tiles: Table::new(device, &lists.key_tiles)?,
+            visits: Table::new(device, &lists.visits)?,
+            capacity: PlanCapacity {
+                query_rows: plan.num_query_rows(),
+                key_rows: plan.num_key_rows(),
+                segments: plan.segments().len(),
+            },
+        })
+    }
+
+    /// Empty lists with room for every plan of so many rows and segments, but for ranges: there is room for four a query tile.
+    pub(crate) fn with_capacity(device: &Device, capacity: PlanCapacity) -> Result<Self> {
+        let PlanCapacity { query_rows, key_rows, segments } = capacity;
+        // Every segment may end with a tile that is not full.
+        let tiles = query_rows / TILE + segments.min(query_rows);
+        let key_tiles = key_rows / TILE + segments.min(key_rows);
+        let mut tables = Self {
+            tiles: Table::with_capacity(device, tiles)?,
+            ranges: Table::with_capacity(device, RANGES_PER_TILE * tiles)?,
+            packed_rows: Table::with_capacity(device, tiles * TILE)?,
+            key_tiles: Table::with_capacity(device, key_tiles)?,
+            // A query tile sees a key tile in one range at most.
+            visits: Table::with_capacity(device, tiles * key_tiles)?,
+            capacity,
+        };
+        tables.write(device, &Lists::default())?;
+        Ok(tables)
+    }
+
+    /// Replaces the lists by those of `plan`; all or nothing.
+    pub(crate) fn replace(&mut self, device: &Device, plan: &AttentionPlan) -> Result<()> {
+        let PlanCapacity { query_rows, key_rows, segments } = self.capacity;
+        for (arg, most, got) in [
+            ("query rows", query_rows, plan.num_query_rows()),
+            ("key rows", key_rows, plan.num_key_rows()),
+            ("segments", segments, plan.segments().len()),
+        ] {
+            at_most(arg, most, got)?;
+        }
+        let lists = Lists::new(plan);
+        at_most("ranges of keys (prefixes of prefixes)", self.ranges.capacity(), lists.ranges.len())?;
+        self.write(device, &lists)
+    }
+
+    fn write(&mut self, device: &Device, lists: &Lists) -> Result<()> {
+        self.tiles.write(device, &lists.tiles)?;
+        self.ranges.write(device, &lists.ranges)?;
+        self.packed_rows.write(device, &lists.packed_rows)?;
+        self.key_tiles.write(device, &lists.key_tiles)?;
+        self.visits.write(device, &lists.visits)
+    }
+
+    /// What grids are made for.
+    pub(super) fn rooms(&self) -> Rooms {
+        Rooms { tiles: self.tiles.capacity(), key_tiles: self.key_tiles.capacity() }
+    }
+}
+
+fn at_most(arg: &'static str, most: usize, got: usize) -> Result<()> {
+    if got <= most { Ok(()) } else { Err(Error::shape(OP, arg, format!("at most {most}"), got)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ops::attention::tests::{seen, segments};
+
+    /// The pairs that the lists of queries show, and those that the lists of keys show.
+    fn pairs(lists: &Lists) -> [Vec<(i32, i32)>; 2] {
+        let packed =
+            |tile: usize| lists.packed_rows[tile * TILE..][..TILE].iter().filter(|&&row| row < i32::MAX);
+        let mut shown = [Vec::new(), Vec::new()];
+        for (index, tile) in lists.tiles.iter().enumerate() {
+            assert_eq!(packed(index).count() as i32, tile.row_end - tile.row_start);
+            for range in &lists.ranges[tile.range_start as usize..tile.range_end as usize] {
+                for &row in packed(index) {
+                    let end = range.key_end.min(range.unmasked_end.max(row + 1));
+                    shown[0].extend((range.key_start..end).map(|key| (row, key)));
+                }
+            }
+        }
+        for tile in &lists.key_tiles {
+            for visit in &lists.visits[tile.visit_start as usize..tile.visit_end as usize] {
+                for &row in packed((visit >> 1) as usize) {
+                    let keys = tile.key_start..tile.key_end;
+                    shown[1].extend(keys.filter(|&key| visit & 1 == 0 || key <= row).map(|key| (row, key)));
+                }
+            }
+        }
+        shown.iter_mut().for_each(|pairs| pairs.sort_unstable());
+        shown
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Both lists show every query what its links say, cover all keys, and fit into the room for so many rows.
+        #[test]
+        fn lists_show_every_row_what_its_links_say(
+            parts in prop::collection::vec((1usize..150, any::<prop::sample::Index>(), any::<bool>()), 1..5),
+            keep in prop::collection::vec(any::<bool>(), 1..20),
+        ) {
+            let parts: Vec<(usize, Option<usize>)> = parts
+                .iter()
+                .enumerate()
+                .map(|(i, (len, prefix, linked))| (*len, (*linked && i > 0).then(|| prefix.index(i))))
+                .collect();
+            let segments = segments(&parts);
+            let total = segments.last().unwrap().rows().end;
+            let rows: Vec<usize> = (0..total).filter(|r| keep[r % keep.len()]).collect();
+            let mut expected: Vec<(i32, i32)> = Vec::new();
+            for &row in &rows {
+                expected.extend(seen(&segments, row).into_iter().map(|key| (row as i32, key as i32)));
+            }
+            expected.sort_unstable();
+            let plan = AttentionPlan::for_rows(&segments, &rows);
+            let lists = Lists::new(&plan);
+            let [of_queries, of_keys] = pairs(&lists);
+            prop_assert_eq!(&of_queries, &expected);
+            prop_assert_eq!(&of_keys, &expected);
+            prop_assert_eq!(lists.key_tiles.iter().map(|t| (t.key_end - t.key_start) as usize).sum::<usize>(), total);
+
+            let capacity = PlanCapacity { query_rows: rows.len(), key_rows: total, segments: segments.len() };
+            let tables = Tables::with_capacity(&Device::dry(), capacity).unwrap();
+            prop_assert!(lists.tiles.len() <= tables.tiles.capacity());
+            prop_assert!(lists.packed_rows.len() <= tables.packed_rows.capacity());
+            prop_assert!(lists.key_tiles.len() <= tables.key_tiles.capacity());
+            prop_assert!(lists.visits.len() <= tables.visits.capacity());
+        }
+    }
+}

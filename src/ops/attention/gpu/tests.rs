@@ -1,0 +1,377 @@
+//! The kernels on the emulator against the definition in f64: ragged segments, prefixes, grouped heads, some rows as queries, rooms.
+
+#![cfg(feature = "emulated")]
+
+use half::bf16;
+
+use super::*;
+use crate::batch::Segment;
+use crate::device::kernels::Kernel;
+use crate::device::{EmulatorOptions, Schedule};
+use crate::ops::attention::tests::{seen, segments};
+use crate::ops::attention::{self, Heads, PlanCapacity};
+use crate::ops::testing::{assert_as_good, kernel_device, rounded};
+use crate::rng::{Purpose, Stream};
+
+/// What outputs hold before: rows beyond the batch must still do so afterwards.
+const BEFORE: f32 = 7.0;
+
+/// What is computed, with f64 numbers that bf16 can hold.
+struct Case {
+    heads: Heads,
+    segments: Vec<Segment>,
+    /// Packed rows of the queries.
+    rows: Vec<usize>,
+    bidirectional: bool,
+    q: Vec<f64>,
+    k: Vec<f64>,
+    v: Vec<f64>,
+    d_o: Vec<f64>,
+}
+
+/// Results, by name.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    o: Vec<f64>,
+    lse: Vec<f64>,
+    dq: Vec<f64>,
+    dk: Vec<f64>,
+    dv: Vec<f64>,
+}
+
+fn heads(num_key_value_heads: usize, group: usize, head_dim: usize) -> Heads {
+    let softmax_scale = 1.0 / (head_dim as f64).sqrt();
+    Heads { num_attention_heads: num_key_value_heads * group, num_key_value_heads, head_dim, softmax_scale }
+}
+
+fn random(len: usize, index: u32) -> Vec<f64> {
+    let mut stream = Stream::new(31, Purpose::ModelInit, index);
+    (0..len).map(|_| bf16::from_f32(stream.normal()).to_f64()).collect()
+}
+
+impl Case {
+    /// All rows are queries, causal.
+    fn new(heads: Heads, parts: &[(usize, Option<usize>)]) -> Self {
+        Self::for_rows(heads, parts, |_| true)
+    }
+
+    fn for_rows(heads: Heads, parts: &[(usize, Option<usize>)], keep: impl Fn(usize) -> bool) -> Self {
+        let segments = segments(parts);
+        let total = segments.last().map_or(0, |s| s.start + s.len);
+        let rows: Vec<usize> = (0..total).filter(|&row| keep(row)).collect();
+        let (of_queries, of_keys) = (rows.len() * heads.q_cols(), total * heads.kv_cols());
+        let (q, d_o) = (random(of_queries, 0), random(of_queries, 1));
+        let (k, v) = (random(of_keys, 2), random(of_keys, 3));
+        Self { heads, segments, rows, bidirectional: false, q, k, v, d_o }
+    }
+
+    fn total(&self) -> usize {
+        self.segments.last().map_or(0, |s| s.start + s.len)
+    }
+
+    fn plan(&self) -> AttentionPlan {
+        if self.bidirectional {
+            AttentionPlan::bidirectional(&self.segments)
+        } else {
+            AttentionPlan::for_rows(&self.segments, &self.rows)
+        }
+    }
+
+    fn seen(&self, row: usize) -> Vec<usize> {
+        let mut rows = seen(&self.segments, row);
+        if self.bidirectional {
+            let own = self.segments.iter().find(|s| s.rows().contains(&row)).unwrap();
+            rows.extend(row + 1..own.start + own.len);
+        }
+        rows
+    }
+
+    fn name(&self) -> String {
+        let Heads { num_attention_heads, num_key_value_heads, head_dim, .. } = self.heads;
+        let lens: Vec<usize> = self.segments.iter().map(|s| s.len).collect();
+        format!("heads {num_attention_heads}/{num_key_value_heads}x{head_dim} rows {lens:?}")
+    }
+
+    /// The definition, one query after another. `bf16` rounds where PyTorch does: probabilities and their gradients before the
+    /// products, and every result.
+    fn expected(&self, bf16: bool) -> Outcome {
+        let round = |x: f64| if bf16 { half::bf16::from_f64(x).to_f64() } else { x };
+        let Heads { num_attention_heads, head_dim: d, softmax_scale, .. } = self.heads;
+        let (q_cols, kv_cols) = (self.heads.q_cols(), self.heads.kv_cols());
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let add = |to: &mut [f64], factor: f64, from: &[f64]| {
+            for (to, from) in to.iter_mut().zip(from) {
+                *to += factor * from;
+            }
+        };
+        let mut out = Outcome {
+            o: vec![0.0; self.q.len()],
+            lse: Vec::new(),
+            dq: vec![0.0; self.q.len()],
+            dk: vec![0.0; self.k.len()],
+            dv: vec![0.0; self.v.len()],
+        };
+        for (query, &row) in self.rows.iter().enumerate() {
+            let keys = self.seen(row);
+            for head in 0..num_attention_heads {
+                let own = query * q_cols + head * d..query * q_cols + (head + 1) * d;
+                let (q, d_o) = (&self.q[own.clone()], &self.d_o[own.clone()]);
+                let at = |key: usize| {
+                    let start = key * kv_cols + head / self.heads.group() * d;
+                    start..start + d
+                };
+                let scores: Vec<f64> = keys.iter().map(|&j| softmax_scale * dot(q, &self.k[at(j)])).collect();
+                let lse = scores.iter().map(|s| s.exp()).sum::<f64>().ln();
+                out.lse.push(lse);
+                for (&j, s) in keys.iter().zip(&scores) {
+                    add(&mut out.o[own.clone()], round((s - lse).exp()), &self.v[at(j)]);
+                }
+                out.o[own.clone()].iter_mut().for_each(|x| *x = round(*x));
+                let delta = dot(&out.o[own.clone()], d_o);
+                for (&j, s) in keys.iter().zip(&scores) {
+                    let p = (s - lse).exp();
+                    let ds = softmax_scale * round(p * (dot(d_o, &self.v[at(j)]) - delta));
+                    add(&mut out.dq[own.clone()], ds, &self.k[at(j)]);
+                    add(&mut out.dk[at(j)], ds, q);
+                    add(&mut out.dv[at(j)], round(p), d_o);
+                }
+            }
+        }
+        if bf16 {
+            (out.dq, out.dk, out.dv) = (rounded(&out.dq), rounded(&out.dk), rounded(&out.dv));
+        }
+        out
+    }
+}
+
+/// Runs both directions with `plan`, which has the lists of the case. Tensors have the rows that the plan has room for; inputs
+/// beyond the batch are memory that nobody has written, which the emulator's checks do not let anybody read.
+fn run_with(case: &Case, device: &Device, plan: &AttentionPlan) -> Result<Outcome> {
+    let [query_rows, key_rows] = plan.tensor_rows();
+    let (q_cols, kv_cols) = (case.heads.q_cols(), case.heads.kv_cols());
+    let input = |values: &[f64], rows: usize, cols: usize| -> Result<Tensor<bf16>> {
+        let mut tensor = device.empty(rows, cols)?;
+        let values: Vec<bf16> = values.iter().map(|&x| bf16::from_f64(x)).collect();
+        device.write_start(&mut tensor, &values)?;
+        Ok(tensor)
+    };
+    let output = |rows: usize, cols: usize| -> Result<Tensor<bf16>> {
+        device.tensor(rows, cols, &vec![bf16::from_f32(BEFORE); rows * cols])
+    };
+    let (q, d_o) = (input(&case.q, query_rows, q_cols)?, input(&case.d_o, query_rows, q_cols)?);
+    let (k, v) = (input(&case.k, key_rows, kv_cols)?, input(&case.v, key_rows, kv_cols)?);
+    let args = Attention { q: &q, k: &k, v: &v, heads: case.heads, plan };
+    let mut o = output(query_rows, q_cols)?;
+    let num_heads = case.heads.num_attention_heads;
+    let mut lse = device.tensor(query_rows, num_heads, &vec![BEFORE; query_rows * num_heads])?;
+    attention::forward(device, &args, &mut o, &mut lse)?;
+    let (mut dq, mut dk) = (output(query_rows, q_cols)?, output(key_rows, kv_cols)?);
+    let mut dv = output(key_rows, kv_cols)?;
+    let to = Backward { d_o: &d_o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
+    attention::backward(device, &args, to)?;
+
+    let read = |tensor: &Tensor<bf16>, len: usize| -> Result<Vec<f64>> {
+        let values: Vec<f64> = device.read(tensor)?.into_iter().map(bf16::to_f64).collect();
+        assert!(values[len..].iter().all(|&x| x == f64::from(BEFORE)), "written beyond the batch");
+        Ok(values[..len].to_vec())
+    };
+    let lse: Vec<f64> = device.read(&lse)?.into_iter().map(f64::from).collect();
+    let live = case.rows.len() * num_heads;
+    assert!(lse[live..].iter().all(|&x| x == f64::from(BEFORE)), "lse written beyond the batch");
+    Ok(Outcome {
+        o: read(&o, case.q.len())?,
+        lse: lse[..live].to_vec(),
+        dq: read(&dq, case.q.len())?,
+        dk: read(&dk, case.k.len())?,
+        dv: read(&dv, case.v.len())?,
+    })
+}
+
+fn run(case: &Case, device: &Device) -> Outcome {
+    let mut plan = case.plan();
+    plan.upload(device).unwrap();
+    run_with(case, device, &plan).unwrap_or_else(|e| panic!("{}: {e}", case.name()))
+}
+
+fn compare(case: &Case, got: &Outcome) {
+    let (exact, reference) = (case.expected(false), case.expected(true));
+    let name = case.name();
+    for (what, got, exact, reference, k) in [
+        ("o", &got.o, &exact.o, &reference.o, 2.0),
+        ("dq", &got.dq, &exact.dq, &reference.dq, 3.0),
+        ("dk", &got.dk, &exact.dk, &reference.dk, 3.0),
+        ("dv", &got.dv, &exact.dv, &reference.dv, 3.0),
+    ] {
+        assert_as_good(&format!("{name}: {what}"), got, exact, reference, k);
+    }
+    assert_eq!(got.lse.len(), exact.lse.len());
+    for (got, exact) in got.lse.iter().zip(&exact.lse) {
+        assert!((got - exact).abs() < 2e-6 * exact.abs().max(1.0), "{name}: lse {got}, exactly {exact}");
+    }
+}
+
+const RAGGED: [(usize, Option<usize>); 7] =
+    [(1, None), (17, None), (127, None), (128, None), (129, None), (300, None), (507, None)];
+
+/// Two levels of prefixes, several continuations of each.
+const PREFIXES: [(usize, Option<usize>); 8] = [
+    (70, None),
+    (64, None),
+    (33, Some(0)),
+    (5, Some(0)),
+    (100, Some(2)),
+    (1, Some(2)),
+    (66, Some(1)),
+    (129, None),
+];
+
+#[test]
+fn ragged_segments_agree_with_f64_for_every_head_dim_and_group() {
+    for (seed, (kv, group, d)) in [(1, 2, 128), (1, 4, 64), (2, 1, 32), (1, 7, 16)].into_iter().enumerate() {
+        let case = Case::new(heads(kv, group, d), &RAGGED);
+        compare(&case, &run(&case, &kernel_device(seed as u64)));
+    }
+}
+
+#[test]
+fn groups_of_seven_and_single_heads_agree_at_the_large_head_dims() {
+    for (seed, (kv, group, d)) in [(1, 7, 128), (2, 1, 128), (1, 7, 64), (2, 2, 64)].into_iter().enumerate() {
+        let case = Case::new(heads(kv, group, d), &[(65, None), (31, None)]);
+        compare(&case, &run(&case, &kernel_device(seed as u64)));
+    }
+}
+
+#[test]
+fn prefixes_are_seen_by_all_that_continue_them() {
+    for (seed, (kv, group, d)) in [(1, 2, 128), (2, 2, 64), (1, 1, 32), (1, 2, 16)].into_iter().enumerate() {
+        let case = Case::new(heads(kv, group, d), &PREFIXES);
+        compare(&case, &run(&case, &kernel_device(10 + seed as u64)));
+    }
+}
+
+#[test]
+fn bidirectional_rows_see_their_whole_segment() {
+    for (seed, (kv, group, d)) in [(1, 2, 64), (1, 1, 128)].into_iter().enumerate() {
+        let mut case = Case::new(heads(kv, group, d), &[(1, None), (17, None), (129, None), (64, None)]);
+        case.bidirectional = true;
+        compare(&case, &run(&case, &kernel_device(20 + seed as u64)));
+    }
+}
+
+/// A few rows of a batch are queries: whole segments without any, prefixes that only others look at.
+#[test]
+fn some_rows_may_be_the_queries() {
+    let keep =
+        |row: usize| (60..64).contains(&row) || (134..240).contains(&row) || row % 50 == 7 || row == 467;
+    for (seed, (kv, group, d)) in [(1, 2, 128), (1, 4, 64), (2, 1, 16)].into_iter().enumerate() {
+        let case = Case::for_rows(heads(kv, group, d), &PREFIXES, keep);
+        assert!(case.rows.len() > 64 && case.rows.len() < 150);
+        let got = run(&case, &kernel_device(30 + seed as u64));
+        compare(&case, &got);
+        // No query sees keys after the last of its segment: they get zeros.
+        let kv_cols = case.heads.kv_cols();
+        let unseen =
+            (0..case.total()).filter(|key| !case.rows.iter().any(|&row| case.seen(row).contains(key)));
+        for key in unseen {
+            assert!(
+                got.dk[key * kv_cols..][..kv_cols]
+                    .iter()
+                    .chain(&got.dv[key * kv_cols..][..kv_cols])
+                    .all(|&x| x == 0.0)
+            );
+        }
+    }
+}
+
+#[test]
+fn without_queries_there_are_no_launches_for_them_and_keys_get_zeros() {
+    let case = Case::for_rows(heads(1, 2, 64), &[(70, None), (3, Some(0))], |_| false);
+    let device = kernel_device(40);
+    device.take_ledger();
+    let got = run(&case, &device);
+    assert_eq!(device.take_ledger().launches().count(), 1);
+    assert!(got.o.is_empty() && got.dk.iter().chain(&got.dv).all(|&x| x == 0.0));
+}
+
+/// One plan with room for more serves batch after batch, as a recorded graph does.
+#[test]
+fn a_plan_with_room_serves_one_batch_after_another() {
+    let device = kernel_device(50);
+    let capacity = PlanCapacity { query_rows: 500, key_rows: 500, segments: 9 };
+    let heads = heads(1, 2, 64);
+    let mut plan = AttentionPlan::with_capacity(&device, capacity).unwrap();
+    let address = plan.tables().unwrap().tiles.ptr();
+    let cases = [
+        Case::new(heads, &PREFIXES),
+        Case::new(heads, &[]),
+        Case::for_rows(heads, &[(129, None), (300, None)], |row| row % 3 == 0),
+        Case::for_rows(heads, &[(40, None)], |_| false),
+        Case::new(heads, &[(17, None), (1, None), (128, None)]),
+    ];
+    for case in cases {
+        plan.replace(&device, case.plan()).unwrap();
+        let got = run_with(&case, &device, &plan).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
+        compare(&case, &got);
+        assert_eq!(plan.tables().unwrap().tiles.ptr(), address);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_and_changes_nothing() {
+    let device = kernel_device(0);
+    let capacity = PlanCapacity { query_rows: 100, key_rows: 100, segments: 60 };
+    let mut plan = AttentionPlan::with_capacity(&device, capacity).unwrap();
+    plan.replace(&device, AttentionPlan::causal(&segments(&[(100, None)]))).unwrap();
+    let chain: Vec<_> = (0..60).map(|i: usize| (1, i.checked_sub(1))).collect();
+    for parts in [vec![(101, None)], vec![(1, None); 61], chain] {
+        let error = plan.replace(&device, AttentionPlan::causal(&segments(&parts))).unwrap_err();
+        assert!(error.to_string().contains("at most"), "{error}");
+        assert_eq!((plan.num_query_rows(), plan.tensor_rows()), (100, [100, 100]));
+    }
+    // A plan that is not on the GPU, and heads that have no kernel.
+    let case = Case::new(heads(1, 1, 64), &[(3, None)]);
+    let error = run_with(&case, &device, &case.plan()).unwrap_err();
+    assert!(error.exit_code() == 5 && error.to_string().contains("upload"), "{error}");
+    let case = Case::new(heads(1, 1, 80), &[(3, None)]);
+    let mut plan = case.plan();
+    plan.upload(&device).unwrap();
+    let error = run_with(&case, &device, &plan).unwrap_err();
+    assert!(error.to_string().contains("head_dim of 80, only for 16, 32, 64 and 128"), "{error}");
+}
+
+fn emulator(options: EmulatorOptions) -> Device {
+    Device::emulated(options).unwrap()
+}
+
+#[test]
+fn schedules_do_not_change_a_bit() {
+    for d in [64, 128] {
+        let case = Case::for_rows(heads(1, 2, d), &[(70, None), (3, Some(0)), (66, Some(0))], |row| row != 5);
+        let device =
+            |seed| emulator(EmulatorOptions { schedule: Schedule::Random(seed), ..Default::default() });
+        let first = run(&case, &device(0));
+        for seed in 1..30 {
+            assert_eq!(run(&case, &device(seed)), first, "head_dim {d}, schedule {seed}");
+        }
+    }
+}
+
+#[test]
+fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
+    let mut seen = std::collections::BTreeSet::new();
+    for d in [16, 32, 64, 128] {
+        let case = Case::new(heads(2, 2, d), &[(128, None)]);
+        let device = emulator(EmulatorOptions { stats: true, ..Default::default() });
+        run(&case, &device);
+        for (symbol, counters) in device.take_counters().kernels {
+            let total = counters.total;
+            assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
+            // The statistics of a row are a sector of their own, which weighs the more the shorter a row is.
+            assert!(total.sector_ratio() <= if d == 16 { 1.09 } else { 1.05 }, "{symbol}: {counters:?}");
+            seen.insert(symbol);
+        }
+    }
+    for kernel in Kernel::ALL.iter().filter(|kernel| kernel.symbol().starts_with("attention")) {
+        assert!(seen.contains(kernel.symbol()), "{} was not measured", kernel.symbol());
+    }
+}

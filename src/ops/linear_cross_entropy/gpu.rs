@@ -1,0 +1,159 @@
+//! The head on a GPU: up to four launches for every chunk of rows, see `kernels/linear_cross_entropy.cu`.
+
+use super::plan::{self, Plan, Problem, Wanted};
+use super::targets::Targets;
+use super::{OP, record};
+use crate::device::kernels::params::{
+    CrossEntropyDxParams, CrossEntropyLogitsParams, CrossEntropyScoreParams,
+};
+use crate::device::kernels::{DevicePtr, Kernel};
+use crate::device::{Class, Device, Launch, Tensor};
+use crate::error::{Error, Result};
+use crate::tensor::Real;
+
+/// See [`super::forward`]: `[room for targets, 2]`, log-probability and whether no token has a larger logit.
+pub(super) fn forward<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    weight: &Tensor<T>,
+    targets: &Targets,
+    dx: Option<&mut Tensor<T>>,
+) -> Result<Tensor<f32>> {
+    let problem = problem(x, weight)?;
+    let plan = plan::plan(&problem, Wanted::default(), device.chip()?);
+    run(device, &plan, [x, weight], targets, dx)
+}
+
+/// The same by a given plan; `x` and `weight`.
+pub(super) fn run<T: Real>(
+    device: &Device,
+    plan: &Plan,
+    [x, weight]: [&Tensor<T>; 2],
+    targets: &Targets,
+    dx: Option<&mut Tensor<T>>,
+) -> Result<Tensor<f32>> {
+    let tables = targets.tables()?;
+    let scores: Tensor<f32> = device.empty(targets.max_targets(), 2)?;
+    if x.rows() == 0 {
+        return Ok(scores);
+    }
+    let logits = match dx {
+        Some(_) => device.class(Class::Logits).empty::<T>(plan.chunk_rows, plan.stride)?,
+        None => device.empty(0, 0)?,
+    };
+    let partial: Tensor<f32> = device.empty(plan.logits.tiles_n * plan.chunk_rows, 2)?;
+    let parts: Tensor<f32> = match dx {
+        Some(_) => device.empty(plan.splits * plan.chunk_rows, x.cols())?,
+        None => device.empty(0, 0)?,
+    };
+    let logits_ptr = dx.as_ref().map_or(DevicePtr(0), |_| logits.ptr());
+    let live_rows = tables.rows.count_ptr();
+    for first_row in (0..x.rows()).step_by(plan.chunk_rows) {
+        let mut params = logits_params(plan, x, weight);
+        params.logits = logits_ptr;
+        params.partial = partial.ptr();
+        params.scores = scores.ptr();
+        params.row_table = tables.rows.ptr();
+        params.targets = tables.targets.ptr();
+        params.live_rows = live_rows;
+        params.first_row = first_row as i32;
+        device.launch(&logits_launch(plan), &params)?;
+
+        let score = CrossEntropyScoreParams {
+            logits: logits_ptr,
+            partial: partial.ptr(),
+            scores: scores.ptr(),
+            row_table: tables.rows.ptr(),
+            targets: tables.targets.ptr(),
+            live_rows,
+            rows: x.rows() as i32,
+            first_row: first_row as i32,
+            chunk_rows: plan.chunk_rows as i32,
+            stride: plan.stride as i32,
+            tiles_n: plan.logits.tiles_n as i32,
+            reserved: 0,
+        };
+        let grid = [plan.chunk_rows as u32, 1, 1];
+        device.launch(&Launch { kernel: Kernel::LinearCrossEntropyScore, grid, dynamic_smem: 0 }, &score)?;
+
+        let Some(dx) = &dx else { continue };
+        let product = CrossEntropyDxParams {
+            dz: logits_ptr,
+            weight: weight.ptr(),
+            partial: parts.ptr(),
+            dx: dx.ptr(),
+            live_rows,
+            rows: x.rows() as i32,
+            first_row: first_row as i32,
+            chunk_rows: plan.chunk_rows as i32,
+            hidden_size: x.cols() as i32,
+            vocab_size: weight.rows() as i32,
+            stride: plan.stride as i32,
+            tiles_m: plan.dx.tiles_m as i32,
+            tiles_n: plan.dx.tiles_n as i32,
+            group: plan.dx.group as i32,
+            splits: plan.splits as i32,
+            split_tokens: plan.split_tokens as i32,
+            reserved: 0,
+        };
+        let grid = [(plan.dx.tiles_m * plan.dx.tiles_n) as u32, plan.splits as u32, 1];
+        let dynamic_smem = plan.dx.dynamic_smem;
+        device.launch(&Launch { kernel: plan.dx.kernel, grid, dynamic_smem }, &product)?;
+        let grid = [plan.reduce_blocks as u32, 1, 1];
+        let reduce = Launch { kernel: Kernel::LinearCrossEntropyReduce, grid, dynamic_smem: 0 };
+        device.launch(&reduce, &product)?;
+    }
+    Ok(scores)
+}
+
+/// See [`super::logits`].
+pub(super) fn logits<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    weight: &Tensor<T>,
+    z: &mut Tensor<T>,
+) -> Result<()> {
+    let problem = problem(x, weight)?;
+    let wanted = Wanted { chunk_rows: Some(x.rows()), ..Wanted::default() };
+    let plan = plan::plan(&problem, wanted, device.chip()?);
+    if plan.stride != z.cols() {
+        return Err(Error::shape(OP, "weight", "a multiple of 8 tokens", z.cols()));
+    }
+    record(device, x, weight, false);
+    if z.is_empty() {
+        return Ok(());
+    }
+    let mut params = logits_params(&plan, x, weight);
+    params.logits = z.ptr();
+    params.live_rows = device.live_rows();
+    device.launch(&logits_launch(&plan), &params)
+}
+
+fn problem<T: Real>(x: &Tensor<T>, weight: &Tensor<T>) -> Result<Problem> {
+    if !x.cols().is_multiple_of(8) {
+        return Err(Error::shape(OP, "x", "a multiple of 8 columns", x.shape()));
+    }
+    Ok(Problem { rows: x.rows(), hidden_size: x.cols(), vocab_size: weight.rows() })
+}
+
+/// Parameters without targets.
+fn logits_params<T: Real>(plan: &Plan, x: &Tensor<T>, weight: &Tensor<T>) -> CrossEntropyLogitsParams {
+    CrossEntropyLogitsParams {
+        x: x.ptr(),
+        weight: weight.ptr(),
+        rows: x.rows() as i32,
+        chunk_rows: plan.chunk_rows as i32,
+        hidden_size: x.cols() as i32,
+        vocab_size: weight.rows() as i32,
+        stride: plan.stride as i32,
+        tiles_m: plan.logits.tiles_m as i32,
+        tiles_n: plan.logits.tiles_n as i32,
+        group: plan.logits.group as i32,
+        ..bytemuck::Zeroable::zeroed()
+    }
+}
+
+fn logits_launch(plan: &Plan) -> Launch {
+    let grid = [(plan.logits.tiles_m * plan.logits.tiles_n) as u32, 1, 1];
+    Launch { kernel: plan.logits.kernel, grid, dynamic_smem: plan.logits.dynamic_smem }
+}

@@ -1,0 +1,267 @@
+//! The head's kernels on the emulator against f64: ragged rows, several chunks, shared rows, live rows, schedules, counters.
+
+#![cfg(feature = "emulated")]
+
+use half::bf16;
+
+use super::plan::{Plan, Problem, Wanted, plan};
+use super::*;
+use crate::batch::Target;
+use crate::device::{EmulatorOptions, Schedule};
+use crate::ops::testing::{assert_as_good, inner, kernel_device};
+use crate::rng::{Purpose, Stream};
+
+/// What is computed, as f64 numbers that bf16 can hold.
+struct Case {
+    /// Room for rows, and rows there are.
+    rows: [usize; 2],
+    hidden_size: usize,
+    vocab_size: usize,
+    x: Vec<f64>,
+    weight: Vec<f64>,
+    targets: Vec<Target>,
+    scale: f64,
+    wanted: Wanted,
+}
+
+fn random(len: usize, size: f32, index: u32) -> Vec<f64> {
+    let mut stream = Stream::new(31, Purpose::ModelInit, index);
+    (0..len).map(|_| bf16::from_f32(size * stream.normal()).to_f64()).collect()
+}
+
+impl Case {
+    fn new(rows: [usize; 2], hidden_size: usize, vocab_size: usize) -> Self {
+        let mut targets = Vec::new();
+        // Most rows have a target, some have two, some two of one token, every eighth none.
+        for row in (0..rows[1]).filter(|r| r % 8 != 6) {
+            let token = [0, vocab_size - 1, (row * 37 + 5) % vocab_size][row % 3] as u32;
+            targets.push(Target { row, token, weight: 1.0 });
+            if row % 4 == 1 {
+                targets.push(Target { row, token: (token + 7) % vocab_size as u32, weight: 0.25 });
+            }
+            if row % 5 == 2 {
+                targets.push(Target { row, token, weight: 0.5 });
+            }
+        }
+        Self {
+            rows,
+            hidden_size,
+            vocab_size,
+            x: random(rows[0] * hidden_size, 1.0, 1),
+            weight: random(vocab_size * hidden_size, 3.0 / (hidden_size as f32).sqrt(), 2),
+            targets,
+            scale: 0.125,
+            wanted: Wanted::default(),
+        }
+    }
+
+    fn plan(&self, device: &Device) -> Plan {
+        let problem =
+            Problem { rows: self.rows[0], hidden_size: self.hidden_size, vocab_size: self.vocab_size };
+        plan(&problem, self.wanted, device.chip().unwrap())
+    }
+}
+
+/// By target: log-probability and whether it is the largest; then dx by row.
+#[derive(Debug, Clone, PartialEq)]
+struct Outcome {
+    scores: Vec<TargetScore>,
+    dx: Vec<f64>,
+}
+
+fn upload(device: &Device, rows: usize, values: &[f64]) -> Tensor<bf16> {
+    let numbers: Vec<bf16> = values.iter().map(|&x| bf16::from_f64(x)).collect();
+    device.tensor(rows, values.len().checked_div(rows).unwrap_or(0), &numbers).unwrap()
+}
+
+const UNTOUCHED: f64 = 77.0;
+
+fn run(case: &Case, device: &Device, has_gradient: bool) -> Outcome {
+    let [room, rows] = case.rows;
+    // Rows that are not there hold what would spread.
+    let mut x = case.x.clone();
+    x[rows * case.hidden_size..].fill(f64::NAN);
+    let x = upload(device, room, &x);
+    let weight = upload(device, case.vocab_size, &case.weight);
+    let mut targets = Targets::with_capacity(device, room, case.targets.len() + 3).unwrap();
+    targets.write(device, &case.targets, rows, case.scale).unwrap();
+    let mut dx = upload(device, room, &vec![UNTOUCHED; room * case.hidden_size]);
+    let plan = case.plan(device);
+    let dx_or_none = has_gradient.then_some(&mut dx);
+    let scores = gpu::run(device, &plan, [&x, &weight], &targets, dx_or_none).unwrap();
+    let scores = Scores { place: Place::Device(scores, case.targets.len()) }.read(device).unwrap();
+    Outcome { scores, dx: device.read(&dx).unwrap().into_iter().map(bf16::to_f64).collect() }
+}
+
+/// The definition in f64; with `round` logits and their gradients are rounded to bf16, as PyTorch's head and loss do it.
+fn expected(case: &Case, round: bool) -> Outcome {
+    let q = |x: f64| if round { bf16::from_f64(x).to_f64() } else { x };
+    let [room, rows] = case.rows;
+    let mut scores = Vec::new();
+    let mut dx = vec![UNTOUCHED; room * case.hidden_size];
+    for row in 0..rows {
+        let x = &case.x[row * case.hidden_size..(row + 1) * case.hidden_size];
+        let z: Vec<f64> = case.weight.chunks(case.hidden_size).map(|w| q(inner(x, w))).collect();
+        let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let lse = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
+        let of_row = || case.targets.iter().filter(|t| t.row == row);
+        let weight: f64 = of_row().map(|t| f64::from(t.weight)).sum();
+        let mut dz: Vec<f64> = z.iter().map(|z| case.scale * weight * (z - lse).exp()).collect();
+        for target in of_row() {
+            let logit = z[target.token as usize];
+            scores.push(TargetScore { logprob: logit - lse, is_argmax: logit >= max });
+            dz[target.token as usize] -= case.scale * f64::from(target.weight);
+        }
+        let dx = &mut dx[row * case.hidden_size..(row + 1) * case.hidden_size];
+        dx.fill(0.0);
+        for (dz, w) in dz.iter().zip(case.weight.chunks(case.hidden_size)) {
+            dx.iter_mut().zip(w).for_each(|(dx, w)| *dx += q(*dz) * w);
+        }
+        dx.iter_mut().for_each(|dx| *dx = q(*dx));
+    }
+    Outcome { scores, dx }
+}
+
+fn loss(case: &Case, outcome: &Outcome) -> f64 {
+    outcome.scores.iter().zip(&case.targets).map(|(s, t)| -s.logprob * f64::from(t.weight)).sum()
+}
+
+fn compare(case: &Case, device: &Device) {
+    let name = format!("{:?} x {} x {} {:?}", case.rows, case.hidden_size, case.vocab_size, case.wanted);
+    let (exact, reference) = (expected(case, false), expected(case, true));
+    let got = run(case, device, true);
+    let (loss, right) = (loss(case, &got), loss(case, &exact));
+    assert!((loss - right).abs() <= 1e-6 * right.abs(), "{name}: {loss} {right}");
+    for ((got, exact), target) in got.scores.iter().zip(&exact.scores).zip(&case.targets) {
+        assert!((got.logprob - exact.logprob).abs() < 4e-6, "{name} {target:?}: {got:?} {exact:?}");
+        assert_eq!(got.is_argmax, exact.is_argmax, "{name} {target:?}");
+    }
+    assert_as_good(&format!("{name}: dx"), &got.dx, &exact.dx, &reference.dx, 2.0);
+    let beyond = case.rows[1] * case.hidden_size;
+    assert!(got.dx[beyond..].iter().all(|&x| x == UNTOUCHED), "{name}: rows that are not there");
+    // Without a gradient the same scores, bit by bit.
+    let scores = run(case, device, false);
+    assert_eq!(scores.scores, got.scores, "{name}");
+    assert!(scores.dx.iter().all(|&x| x == UNTOUCHED), "{name}");
+}
+
+#[test]
+fn kernels_agree_with_f64_on_ragged_shapes_under_checks() {
+    let tiles = [None, Some([64, 64]), Some([128, 128])];
+    let mut number = 0;
+    for rows in [1, 17, 127, 128, 129, 300] {
+        for (vocab_size, hidden_size) in [(100, 72), (1000, 40)] {
+            let mut case = Case::new([rows, rows], hidden_size, vocab_size);
+            case.wanted.tile = tiles[number % 3];
+            compare(&case, &kernel_device(number as u64));
+            number += 1;
+        }
+    }
+}
+
+#[test]
+fn chunks_parts_and_rows_that_are_not_there() {
+    let wanted = |chunk, tile, splits| Wanted { chunk_rows: Some(chunk), tile: Some(tile), splits };
+    for (rows, wanted) in [
+        ([200, 200], wanted(64, [64, 64], Some(5))),
+        ([200, 129], wanted(64, [64, 64], None)),
+        ([200, 64], wanted(64, [64, 64], Some(1))),
+        ([150, 1], wanted(128, [128, 128], Some(3))),
+        ([150, 0], wanted(128, [128, 128], None)),
+    ] {
+        let mut case = Case::new(rows, 136, 264);
+        case.wanted = wanted;
+        compare(&case, &kernel_device(5));
+    }
+}
+
+#[test]
+fn a_larger_vocabulary_and_no_targets() {
+    compare(&Case::new([33, 20], 64, 4104), &kernel_device(1));
+    let mut case = Case::new([20, 20], 16, 104);
+    case.targets.clear();
+    let got = run(&case, &kernel_device(2), true);
+    assert!(got.scores.is_empty() && got.dx.iter().all(|&x| x == 0.0));
+}
+
+#[test]
+fn tables_are_written_again_and_the_door_is_the_same() {
+    let device = kernel_device(3);
+    let case = Case::new([40, 40], 24, 104);
+    let (x, weight) = (upload(&device, 40, &case.x), upload(&device, 104, &case.weight));
+    let mut targets = Targets::with_capacity(&device, 40, 100).unwrap();
+    for rows in [40, 7, 0] {
+        let case = Case {
+            rows: [40, rows],
+            targets: Case::new([40, rows], 24, 104).targets,
+            ..Case::new([40, 40], 24, 104)
+        };
+        targets.write(&device, &case.targets, rows, case.scale).unwrap();
+        let mut dx = upload(&device, 40, &vec![UNTOUCHED; 40 * 24]);
+        let scores = forward(&device, &x, &weight, &targets, Some(&mut dx)).unwrap();
+        let dx = device.read(&dx).unwrap().into_iter().map(bf16::to_f64).collect();
+        assert_eq!(Outcome { scores: scores.read(&device).unwrap(), dx }, run(&case, &device, true));
+    }
+}
+
+#[test]
+fn logits_of_all_rows() {
+    for rows in [1, 70, 130] {
+        let (case, device) = (Case::new([rows, rows], 40, 304), kernel_device(4));
+        let z =
+            logits(&device, &upload(&device, rows, &case.x), &upload(&device, 304, &case.weight)).unwrap();
+        let z: Vec<f64> = device.read(&z).unwrap().into_iter().map(bf16::to_f64).collect();
+        let row = |x: &[f64]| case.weight.chunks(40).map(|w| inner(x, w)).collect::<Vec<_>>();
+        let exact: Vec<f64> = case.x.chunks(40).flat_map(row).collect();
+        let rounded = crate::ops::testing::rounded(&exact);
+        assert_as_good("logits", &z, &exact, &rounded, 2.0);
+    }
+    let device = kernel_device(4);
+    let (x, odd) = (upload(&device, 1, &[0.0; 8]), upload(&device, 9, &[0.0; 72]));
+    assert!(logits(&device, &x, &odd).is_err());
+}
+
+#[test]
+fn schedules_do_not_change_a_bit() {
+    let mut case = Case::new([70, 70], 72, 200);
+    case.wanted = Wanted { chunk_rows: Some(64), tile: Some([64, 64]), splits: Some(3) };
+    let device = |seed| {
+        let schedule = Schedule::Random(seed);
+        Device::emulated(EmulatorOptions { check: false, schedule, ..EmulatorOptions::default() }).unwrap()
+    };
+    let first = run(&case, &device(0), true);
+    for seed in 1..30 {
+        assert_eq!(run(&case, &device(seed), true), first, "schedule {seed}");
+    }
+}
+
+#[test]
+fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
+    for tile in [[64, 64], [128, 128]] {
+        let mut case = Case::new([256, 256], 128, 1024);
+        case.wanted.tile = Some(tile);
+        let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
+        run(&case, &device, true);
+        for (symbol, counters) in device.take_counters().kernels {
+            assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
+            // Rows of the tables take half a sector, and a row's sums lie a chunk apart; with rows as long as those of models,
+            // both are lost in the rest.
+            let most = if symbol.contains("dx") || symbol.ends_with("reduce") { 1.05 } else { 1.3 };
+            assert!(counters.total.sector_ratio() <= most, "{symbol}: {counters:?}");
+        }
+    }
+}
+
+#[test]
+fn launches_are_counted() {
+    let device = Device::dry_gpu(crate::device::arch::Chip::RTX_3080);
+    let (x, weight) = (device.empty::<bf16>(2176, 1024).unwrap(), device.empty(151_936, 1024).unwrap());
+    let mut dx = device.empty(2176, 1024).unwrap();
+    let targets = Targets::with_capacity(&device, 2176, 2176).unwrap();
+    for (gradient, expected) in [(None, 10), (Some(&mut dx), 20)] {
+        device.take_ledger();
+        forward(&device, &x, &weight, &targets, gradient).unwrap();
+        let launches: u64 = device.take_ledger().launches().map(|(_, count)| count).sum();
+        assert_eq!(launches, expected);
+    }
+}
