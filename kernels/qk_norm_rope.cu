@@ -4,8 +4,12 @@
 // cosine and sine are in a table. Backward turns the gradient back and goes through the norm, whose statistics are made again
 // from x. Numbers are bf16, arithmetic f32, one rounding at a store. A quad of lanes has 128 columns of a row: four pieces of
 // 16 bytes of every input under way per lane, and no shared memory. The table is small and stays in the caches.
+//
+// The _lora kernel also makes the narrow products of the layers whose output gradients these are (dxa of q, k and v, which is not
+// rotated): 32 rows of one of them a block, in the layout of lora_down.cuh.
 #include "common/simt.cuh"
 #include "common/qk_norm_rope.cuh"
+#include "lora_down.cuh"
 
 // Queries, or keys.
 struct QkNormRopeJob {
@@ -27,6 +31,17 @@ struct QkNormRopeParams {
     QkNormRopeJob jobs[2];  // the second may be empty
     int32_t num_jobs;       // 1 or 2
     int32_t head_dim;       // 16, 32, 64 or 128
+};
+
+// Parameters of qk_norm_rope_bwd_bf16_lora.
+struct QkNormRopeBwdLoraParams {
+    QkNormRopeJob jobs[2];     // gradients to turn back: the first layers of project
+    LoraProject project;       // of dx of the jobs, then of the input of further layers
+    const int32_t* live_rows;  // rows that further layers have; null: all
+    int32_t rows;              // room for
+    int32_t num_jobs;          // 0 to 2
+    int32_t head_dim;          // 16, 32, 64 or 128
+    int32_t reserved;          // 0
 };
 
 constexpr int kRopeQuads = 64;
@@ -82,3 +97,67 @@ DEVICE void qk_norm_rope_by_head(const QkNormRopeParams& p) {
 KERNEL(qk_norm_rope_fwd_bf16, QkNormRopeParams, 256, 3) { qk_norm_rope_by_head<false>(p); }
 
 KERNEL(qk_norm_rope_bwd_bf16, QkNormRopeParams, 256, 2) { qk_norm_rope_by_head<true>(p); }
+
+// Rows of one layer: turned back when they are asked for, or as they lie in memory.
+struct QkNormRopeBwdRows {
+    static constexpr bool kDeliversAllRows = true, kDeliversStretches = true, kKeepsRows = false;
+    const QkNormRopeJob& job;
+    const bf16* stored;
+    int64_t cols;
+    int head_dim;
+    DownRows rows;
+    bool is_stored;
+    Vec16 dx[4][4];
+
+    DEVICE void stretch(int64_t begin) {
+        const int quad = lane_id() & 3;
+        UNROLL for (int i = 0; i < 4; i++) {
+            Vec16 x[4];
+            UNROLL for (int part = 0; part < 4; part++) {
+                const int64_t column = begin + part * 32 + quad * 8;
+                dx[i][part] = zero16(), x[part] = zero16();
+                if (column >= cols || rows.at(i) >= rows.end) continue;
+                dx[i][part] = load16(stored + rows.at(i) * cols + column);
+                if (!is_stored) x[part] = load16_constant(job.x + rows.at(i) * cols + column);
+            }
+            if (is_stored) continue;
+            const int64_t angle =
+                rows.at(i) < rows.end ? static_cast<int64_t>(job.positions[rows.at(i)]) * (head_dim / 2) : 0;
+            const float* const cos = job.cos + angle;
+            const float* const sin = job.sin + angle;
+            switch (head_dim) {
+                case 16: RopeStretch<16>::backward(dx[i], x, job.weight, job.eps, cos, sin, quad); break;
+                case 32: RopeStretch<32>::backward(dx[i], x, job.weight, job.eps, cos, sin, quad); break;
+                case 64: RopeStretch<64>::backward(dx[i], x, job.weight, job.eps, cos, sin, quad); break;
+                default: RopeStretch<128>::backward(dx[i], x, job.weight, job.eps, cos, sin, quad); break;
+            }
+            UNROLL for (int part = 0; part < 4; part++) {
+                const int64_t column = begin + part * 32 + quad * 8;
+                if (column >= cols || rows.at(i) >= rows.end) continue;
+                store16(job.y + rows.at(i) * cols + column, dx[i][part]);
+            }
+        }
+    }
+
+    DEVICE void part(Vec16 (&x)[1][4], const DownRange&, int64_t, int part) const {
+        UNROLL for (int i = 0; i < 4; i++) x[0][i] = dx[i][part];
+    }
+};
+
+KERNEL(qk_norm_rope_bwd_bf16_lora, QkNormRopeBwdLoraParams, 256, 1) {
+    STATIC_SMEM(float, sums, kDownSumsBytes<2> / 4);
+    const int which = static_cast<int>(blockIdx.y);
+    const bool turns = which < p.num_jobs;
+    const QkNormRopeJob& job = p.jobs[turns ? which : 0];
+    const LoraDownLayer* const layer = &p.project.layers[which];
+    const int32_t live = turns ? rows_there_are(job.live_rows, job.rows) : rows_there_are(p.live_rows, p.rows);
+    const DownRows rows(static_cast<int>(blockIdx.x), live);
+    if (rows.first >= rows.end) return;
+    const int64_t cols = turns ? job.cols : layer->features;
+    QkNormRopeBwdRows source{job, turns ? job.y : layer->input, cols, p.head_dim, rows, !turns, {}};
+    for (int first = 0; first < p.project.rank_stride || !source.is_stored; first += 32) {
+        const DownColumns columns{layer, first, p.project.rank_stride, p.project.rank_stride};
+        down_runs<2, 1, false>(columns, p.project.runs, *p.project.num_runs, p.project.dropout, rows, cols,
+                               p.project.stride, source, sums);
+    }
+}

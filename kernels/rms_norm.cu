@@ -6,8 +6,14 @@
 // again in the same pass. All tensors are [rows, cols], numbers bf16, sums f32, one rounding at a store. A row stays in the registers of
 // its warps from the first read to the last write, so every tensor moves once; a warp has 4 pieces of each input under way per
 // lane, 4 KB. Shared memory: static, the sums of lanes.
+//
+// The _lora kernels also make the narrow products of the layers that read y (xa), or of the layer whose output gradient ds is
+// (dxa): 32 rows a block, in the layout of lora_down.cuh. Statistics need a row as a whole, so they come first, and between them and
+// the second half as many columns as fit stay in shared memory (`slots` of 16 KB, 256 columns of one tensor each); what does not
+// fit is read again. Statistics are added in the same order as in the plain kernels: results are the same bits.
 #include "common/simt.cuh"
 #include "common/rows.cuh"
+#include "lora_down.cuh"
 
 // Parameters of rms_norm_fwd_*.
 struct RmsNormFwdParams {
@@ -46,6 +52,22 @@ struct RmsNormBwdParams {
     const int32_t* live_rows;  // rows there are; null: all
     int32_t rows;              // room for
     int32_t cols;              // a multiple of 8
+};
+
+// Parameters of rms_norm_fwd_*_lora*.
+struct RmsNormFwdLoraParams {
+    RmsNormFwdParams norm;  // as without
+    LoraProject project;    // of y: layers share it
+    int32_t slots;          // pieces of 16 KB of shared memory
+    int32_t reserved;       // 0
+};
+
+// Parameters of rms_norm_bwd_bf16_lora.
+struct RmsNormBwdLoraParams {
+    RmsNormBwdParams norm;  // as without
+    LoraProject project;    // of ds
+    int32_t slots;          // pieces of 16 KB of shared memory
+    int32_t reserved;       // 0
 };
 
 template <int kGroups>
@@ -146,3 +168,172 @@ KERNEL(rms_norm_apply_bf16_wide, RmsNormApplyParams, 256, 3) { rms_norm_apply<2>
 KERNEL(rms_norm_bwd_bf16, RmsNormBwdParams, 256, 3) { rms_norm_bwd<1>(p); }
 
 KERNEL(rms_norm_bwd_bf16_wide, RmsNormBwdParams, 256, 2) { rms_norm_bwd<2>(p); }
+
+// What the fused kernels keep of a row between its statistics and its use: slot `slot` has a piece of each of the four rows of
+// every thread, which only that thread reads.
+struct KeptRows {
+    unsigned char* smem;
+    int slots;
+
+    DEVICE Vec16* piece(int slot, int i) const {
+        return reinterpret_cast<Vec16*>(smem) + (slot * 4 + i) * kDownThreads + threadIdx.x;
+    }
+};
+
+// Number of the 32 columns of `part` among those of a warp.
+DEVICE int slot_of(int64_t stretch, int part) { return static_cast<int>(stretch / kGroupColumns) * 4 + part; }
+
+// Rows that are normalised when they are asked for.
+struct RmsNormFwdRows {
+    static constexpr bool kDeliversAllRows = true, kDeliversStretches = false, kKeepsRows = true;
+    const RmsNormFwdParams& p;
+    DownRows rows;
+    KeptRows kept;
+    float rstd[4];
+    bool is_stored;
+
+    // Adds the residual, and makes rstd.
+    DEVICE void statistics(float* of_quads) {
+        const int quad = lane_id() & 3;
+        UNROLL for (int i = 0; i < 4; i++) rstd[i] = 0;
+        NO_UNROLL for (int64_t stretch = threadIdx.x / 32 * kStretchColumns; stretch < p.cols; stretch += kGroupColumns) {
+            float squares[4] = {};
+            UNROLL_2 for (int part = 0; part < 4; part++) {
+                const int64_t column = stretch + part * 32 + quad * 8;
+                Vec16 s[4], residual[4];
+                UNROLL for (int i = 0; i < 4; i++) {
+                    const int64_t at = rows.at(i) * static_cast<int64_t>(p.cols) + column;
+                    s[i] = zero16(), residual[i] = zero16();
+                    if (column >= p.cols || rows.at(i) >= rows.end) continue;
+                    s[i] = load16(p.x + at);
+                    if (p.residual != nullptr) residual[i] = load16_constant(p.residual + at);
+                }
+                UNROLL for (int i = 0; i < 4; i++) {
+                    const int64_t at = rows.at(i) * static_cast<int64_t>(p.cols) + column;
+                    if (p.residual != nullptr) s[i] = add_pieces(s[i], residual[i]);
+                    squares[i] = add_squares(squares[i], s[i]);
+                    if (column >= p.cols || rows.at(i) >= rows.end) continue;
+                    if (p.residual != nullptr) store16(p.x + at, s[i]);
+                    if (slot_of(stretch, part) < kept.slots) store16(kept.piece(slot_of(stretch, part), i), s[i]);
+                }
+            }
+            UNROLL for (int i = 0; i < 4; i++) rstd[i] += squares[i];
+        }
+        sums_of_rows(rstd, of_quads);
+        UNROLL for (int i = 0; i < 4; i++) {
+            rstd[i] = 1.0f / sqrtf(rstd[i] / static_cast<float>(p.cols) + p.eps);
+            if (threadIdx.x < 32 && quad == 0 && rows.at(i) < rows.end) p.rstd[rows.at(i)] = rstd[i];
+        }
+    }
+
+    DEVICE void part(Vec16 (&x)[1][4], const DownRange&, int64_t stretch, int part) const {
+        const int64_t column = stretch + part * 32 + (lane_id() & 3) * 8;
+        const int slot = slot_of(stretch, part);
+        const Vec16 weight = column < p.cols ? load16_constant(p.weight + column) : zero16();
+        UNROLL for (int i = 0; i < 4; i++) {
+            const int64_t at = rows.at(i) * static_cast<int64_t>(p.cols) + column;
+            x[0][i] = zero16();
+            if (column >= p.cols || rows.at(i) >= rows.end) continue;
+            if (is_stored) {
+                x[0][i] = load16(p.y + at);
+                continue;
+            }
+            const Vec16 s = slot < kept.slots ? load16(kept.piece(slot, i)) : load16(p.x + at);
+            x[0][i] = scale_piece(s, rstd[i], weight);
+            store16(p.y + at, x[0][i]);
+        }
+    }
+};
+
+// Rows whose gradients are made when they are asked for.
+struct RmsNormBwdRows {
+    static constexpr bool kDeliversAllRows = true, kDeliversStretches = false, kKeepsRows = true;
+    const RmsNormBwdParams& p;
+    DownRows rows;
+    // dy first, then s.
+    KeptRows kept;
+    int dy_slots;
+    float rstd[4];
+    float pull[4];
+    bool is_stored;
+
+    DEVICE void statistics(float* of_quads) {
+        const int quad = lane_id() & 3;
+        UNROLL for (int i = 0; i < 4; i++) pull[i] = 0;
+        NO_UNROLL for (int64_t stretch = threadIdx.x / 32 * kStretchColumns; stretch < p.cols; stretch += kGroupColumns) {
+            float products[4] = {};
+            UNROLL_2 for (int part = 0; part < 4; part++) {
+                const int64_t column = stretch + part * 32 + quad * 8;
+                const int slot = slot_of(stretch, part);
+                const Vec16 weight = column < p.cols ? load16_constant(p.weight + column) : zero16();
+                Vec16 dy[4], s[4];
+                UNROLL for (int i = 0; i < 4; i++) {
+                    const int64_t at = rows.at(i) * static_cast<int64_t>(p.cols) + column;
+                    s[i] = zero16(), dy[i] = zero16();
+                    if (column >= p.cols || rows.at(i) >= rows.end) continue;
+                    s[i] = load16_constant(p.s + at);
+                    dy[i] = load16_constant(p.dy + at);
+                }
+                UNROLL for (int i = 0; i < 4; i++) {
+                    products[i] = add_products(products[i], dy[i], weight, s[i]);
+                    if (slot < dy_slots) store16(kept.piece(slot, i), dy[i]);
+                    if (dy_slots + slot < kept.slots) store16(kept.piece(dy_slots + slot, i), s[i]);
+                }
+            }
+            UNROLL for (int i = 0; i < 4; i++) pull[i] += products[i];
+        }
+        sums_of_rows(pull, of_quads);
+        UNROLL for (int i = 0; i < 4; i++) {
+            rstd[i] = rows.at(i) < rows.end ? p.rstd[rows.at(i)] : 0.0f;
+            pull[i] = rstd[i] * rstd[i] * (pull[i] / static_cast<float>(p.cols));
+        }
+    }
+
+    DEVICE void part(Vec16 (&x)[1][4], const DownRange&, int64_t stretch, int part) const {
+        const int64_t column = stretch + part * 32 + (lane_id() & 3) * 8;
+        const int slot = slot_of(stretch, part);
+        const Vec16 weight = column < p.cols ? load16_constant(p.weight + column) : zero16();
+        UNROLL for (int i = 0; i < 4; i++) {
+            const int64_t at = rows.at(i) * static_cast<int64_t>(p.cols) + column;
+            x[0][i] = zero16();
+            if (column >= p.cols || rows.at(i) >= rows.end) continue;
+            if (is_stored) {
+                x[0][i] = load16(p.ds + at);
+                continue;
+            }
+            const Vec16 d_in = p.d_in != nullptr ? load16(p.d_in + at) : zero16();
+            const Vec16 dy = slot < dy_slots ? load16(kept.piece(slot, i)) : load16_constant(p.dy + at);
+            const bool keeps_s = dy_slots + slot < kept.slots;
+            const Vec16 s = keeps_s ? load16(kept.piece(dy_slots + slot, i)) : load16_constant(p.s + at);
+            x[0][i] = norm_gradient(dy, weight, s, rstd[i], pull[i], d_in);
+            store16(p.ds + at, x[0][i]);
+            if (p.normed != nullptr) store16(p.normed + at, scale_piece(s, rstd[i], weight));
+        }
+    }
+};
+
+template <bool kDropout>
+DEVICE void rms_norm_fwd_lora(const RmsNormFwdLoraParams& p) {
+    DYNAMIC_SMEM(smem);
+    STATIC_SMEM(float, of_quads, kDownWarps * 32);
+    const DownRows rows(static_cast<int>(blockIdx.x), rows_there_are(p.norm.live_rows, p.norm.rows));
+    if (rows.first >= rows.end) return;
+    RmsNormFwdRows source{p.norm, rows, {smem, p.slots}, {}, false};
+    source.statistics(of_quads);
+    down_all<4, 1, kDropout>(p.project, rows, p.norm.cols, source, reinterpret_cast<float*>(smem));
+}
+
+KERNEL(rms_norm_fwd_bf16_lora, RmsNormFwdLoraParams, 256, 1) { rms_norm_fwd_lora<false>(p); }
+
+KERNEL(rms_norm_fwd_bf16_lora_dropout, RmsNormFwdLoraParams, 256, 1) { rms_norm_fwd_lora<true>(p); }
+
+KERNEL(rms_norm_bwd_bf16_lora, RmsNormBwdLoraParams, 256, 1) {
+    DYNAMIC_SMEM(smem);
+    STATIC_SMEM(float, of_quads, kDownWarps * 32);
+    const DownRows rows(static_cast<int>(blockIdx.x), rows_there_are(p.norm.live_rows, p.norm.rows));
+    if (rows.first >= rows.end) return;
+    const int slots = (p.norm.cols + kGroupColumns - 1) / kGroupColumns * 4;
+    RmsNormBwdRows source{p.norm, rows, {smem, p.slots}, slots < p.slots ? slots : p.slots, {}, {}, false};
+    source.statistics(of_quads);
+    down_all<4, 1, false>(p.project, rows, p.norm.cols, source, reinterpret_cast<float*>(smem));
+}

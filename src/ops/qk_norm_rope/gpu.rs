@@ -1,11 +1,12 @@
 //! QK-norm and rotation on a GPU: queries and keys in one launch, 128 columns of a row in a quad of lanes.
 
 use super::{OP, QkNormRope, RopeBackwardJob, RopeJob};
-use crate::device::kernels::params::{QkNormRopeJob, QkNormRopeParams};
+use crate::device::kernels::params::{QkNormRopeBwdLoraParams, QkNormRopeJob, QkNormRopeParams};
 use crate::device::kernels::{DevicePtr, Kernel};
 use crate::device::{Device, Launch, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::check_pieces;
+use crate::ops::lora_matmul::gpu::{BLOCK_ROWS, Project};
 use crate::tensor::Real;
 
 /// Columns of a quad.
@@ -20,13 +21,37 @@ const MAX_JOBS: usize = 2;
 /// See [`super::forward`].
 pub(super) fn forward<T: Real>(device: &Device, jobs: &[RopeJob<'_, T>]) -> Result<()> {
     let jobs: Vec<_> = jobs.iter().map(|job| (job.x, &job.op, &*job.y)).collect();
-    launch(device, Kernel::QkNormRopeFwdBf16, &jobs)
+    let (params, blocks) = params(&jobs)?;
+    launch(device, Kernel::QkNormRopeFwdBf16, &params, blocks)
 }
 
-/// See [`super::backward`].
-pub(super) fn backward<T: Real>(device: &Device, jobs: &[RopeBackwardJob<'_, T>]) -> Result<()> {
+/// See [`super::backward_with`].
+pub(super) fn backward<T: Real>(
+    device: &Device,
+    jobs: &[RopeBackwardJob<'_, T>],
+    project: Option<(&Project, &[&Tensor<T>])>,
+) -> Result<()> {
     let jobs: Vec<_> = jobs.iter().map(|job| (job.x, &job.op, &*job.dy)).collect();
-    launch(device, Kernel::QkNormRopeBwdBf16, &jobs)
+    let (params, blocks) = params(&jobs)?;
+    let Some((project, further)) = project else {
+        return launch(device, Kernel::QkNormRopeBwdBf16, &params, blocks);
+    };
+    let outputs: Vec<&Tensor<T>> = jobs.iter().map(|job| job.2).chain(further.iter().copied()).collect();
+    let rows = outputs.first().map_or(0, |output| output.rows());
+    if rows == 0 {
+        return Ok(());
+    }
+    let params = QkNormRopeBwdLoraParams {
+        jobs: params.jobs,
+        project: project.of_each(&outputs)?,
+        live_rows: jobs.last().map_or(device.live_rows(), |job| job.1.table.live_rows()),
+        rows: rows as i32,
+        num_jobs: jobs.len() as i32,
+        head_dim: params.head_dim,
+        reserved: 0,
+    };
+    let grid = [rows.div_ceil(BLOCK_ROWS) as u32, outputs.len() as u32, 1];
+    device.launch(&Launch { kernel: Kernel::QkNormRopeBwdBf16Lora, grid, dynamic_smem: 0 }, &params)
 }
 
 /// Blocks for `rows` rows of `cols` columns.
@@ -37,7 +62,8 @@ pub(super) fn blocks(rows: usize, cols: usize) -> usize {
 /// Input, parameters, and output or gradient.
 type Job<'a, T> = (&'a Tensor<T>, &'a QkNormRope<'a, T>, &'a Tensor<T>);
 
-fn launch<T: Real>(device: &Device, kernel: Kernel, jobs: &[Job<'_, T>]) -> Result<()> {
+/// The params of one launch, and its blocks. Jobs without rows have no blocks.
+fn params<T: Real>(jobs: &[Job<'_, T>]) -> Result<(QkNormRopeParams, usize)> {
     let head_dim = jobs.first().map_or(HEADS[0], |job| job.1.head_dim);
     if jobs.len() > MAX_JOBS || !HEADS.contains(&head_dim) || jobs.iter().any(|j| j.1.head_dim != head_dim) {
         let expected = format!("at most {MAX_JOBS} tensors with heads of 16, 32, 64 or 128");
@@ -49,7 +75,7 @@ fn launch<T: Real>(device: &Device, kernel: Kernel, jobs: &[Job<'_, T>]) -> Resu
         head_dim: head_dim as i32,
     };
     let mut first_block = 0;
-    for (x, op, y) in jobs.iter().filter(|(x, ..)| !x.is_empty()) {
+    for (x, op, y) in jobs {
         check_pieces(OP, "x", x)?;
         let [positions, cos, sin] = op.table.ptrs();
         params.jobs[params.num_jobs as usize] = QkNormRopeJob {
@@ -68,8 +94,12 @@ fn launch<T: Real>(device: &Device, kernel: Kernel, jobs: &[Job<'_, T>]) -> Resu
         params.num_jobs += 1;
         first_block += blocks(x.rows(), x.cols());
     }
-    if first_block == 0 {
+    Ok((params, first_block))
+}
+
+fn launch(device: &Device, kernel: Kernel, params: &QkNormRopeParams, blocks: usize) -> Result<()> {
+    if blocks == 0 {
         return Ok(());
     }
-    device.launch(&Launch { kernel, grid: [first_block as u32, 1, 1], dynamic_smem: 0 }, &params)
+    device.launch(&Launch { kernel, grid: [blocks as u32, 1, 1], dynamic_smem: 0 }, params)
 }

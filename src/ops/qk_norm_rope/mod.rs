@@ -26,6 +26,7 @@ pub use table::RopeTable;
 use super::{Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::{Error, Result};
+use crate::ops::lora_matmul::gpu::Project;
 use crate::tensor::Real;
 
 const OP: &str = "qk_norm_rope";
@@ -102,13 +103,26 @@ pub fn forward<T: Real>(device: &Device, jobs: &mut [RopeJob<'_, T>]) -> Result<
 /// # Errors
 /// [`Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
 pub fn backward<T: Real>(device: &Device, jobs: &mut [RopeBackwardJob<'_, T>]) -> Result<()> {
+    backward_with(device, jobs, None)
+}
+
+/// As [`backward`], and on a GPU the narrow products of the layers whose output gradients these are, in the same launch: those of
+/// the jobs, and then those of `further` gradients, which are complete already (that of the values).
+///
+/// # Errors
+/// As [`backward`]; on a CPU there is no [`Project`].
+pub fn backward_with<T: Real>(
+    device: &Device,
+    jobs: &mut [RopeBackwardJob<'_, T>],
+    project: Option<(&Project, &[&Tensor<T>])>,
+) -> Result<()> {
     for job in &*jobs {
         job.op.check(job.x, job.dy)?;
     }
     record(device, "qk_norm_rope.backward", jobs.iter().map(|job| job.x), 3);
     match runner::<T>(device, OP)? {
         Runner::Cpu => jobs.iter_mut().for_each(|job| cpu::backward(job.x, &job.op, job.dy)),
-        Runner::Gpu => gpu::backward(device, jobs)?,
+        Runner::Gpu => gpu::backward(device, jobs, project)?,
         Runner::Nobody => {}
     }
     Ok(())

@@ -1,11 +1,14 @@
 //! RMSNorm on a GPU: a row in the registers of one to eight warps.
 
 use super::{Backward, Norm, OP};
-use crate::device::kernels::params::{RmsNormApplyParams, RmsNormBwdParams, RmsNormFwdParams};
+use crate::device::kernels::params::{
+    RmsNormApplyParams, RmsNormBwdLoraParams, RmsNormBwdParams, RmsNormFwdLoraParams, RmsNormFwdParams,
+};
 use crate::device::kernels::{DevicePtr, Kernel};
 use crate::device::{Device, Launch, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::check_pieces;
+use crate::ops::lora_matmul::gpu::{BLOCK_ROWS, Project};
 use crate::tensor::Real;
 
 /// Columns that a warp holds.
@@ -14,6 +17,15 @@ const GROUP: usize = 1024;
 const WARPS: usize = 8;
 /// The most columns: two groups a warp.
 const MAX_COLS: usize = 2 * WARPS * GROUP;
+
+/// A piece of each of the four rows of 256 threads.
+const SLOT_BYTES: u32 = 4 * 256 * 16;
+/// Slots of a group of columns: 256 columns of 32 rows each.
+const SLOTS_PER_GROUP: usize = 4;
+/// What every GPU from sm_80 on has room for, beside the sums.
+const MAX_SLOTS: usize = 6;
+/// Sums of the narrow products: 64 columns of 32 rows of 4 warps.
+const SUMS_BYTES: u32 = 4 * 32 * 64 * 4;
 
 /// How `rows` rows of `cols` columns are cut into blocks: rows of a block, and whether warps hold two groups of columns.
 pub(super) fn plan(rows: usize, cols: usize) -> (u32, bool) {
@@ -27,8 +39,8 @@ pub(super) fn forward<T: Real>(
     x: &mut Tensor<T>,
     residual: Option<&Tensor<T>>,
     norm: &Norm<'_, T>,
-    y: &mut Tensor<T>,
-    rstd: &mut Tensor<T::Stat>,
+    (y, rstd): (&mut Tensor<T>, &mut Tensor<T::Stat>),
+    project: Option<&Project>,
 ) -> Result<()> {
     let kernels = [Kernel::RmsNormFwdBf16, Kernel::RmsNormFwdBf16Wide];
     let Some(launch) = launch(x, kernels)? else { return Ok(()) };
@@ -44,7 +56,12 @@ pub(super) fn forward<T: Real>(
         eps: norm.eps.to_f64() as f32,
         reserved: 0,
     };
-    device.launch(&launch, &params)
+    let Some(project) = project else { return device.launch(&launch, &params) };
+    let masked = project.is_masked();
+    let kernel = if masked { Kernel::RmsNormFwdBf16LoraDropout } else { Kernel::RmsNormFwdBf16Lora };
+    let (launch, slots) = fused(kernel, x.rows(), x.cols(), 1);
+    let project = project.of_one(y)?;
+    device.launch(&launch, &RmsNormFwdLoraParams { norm: params, project, slots, reserved: 0 })
 }
 
 /// See [`super::apply`].
@@ -70,7 +87,11 @@ pub(super) fn apply<T: Real>(
 }
 
 /// See [`super::backward`].
-pub(super) fn backward<T: Real>(device: &Device, args: Backward<'_, T>) -> Result<()> {
+pub(super) fn backward<T: Real>(
+    device: &Device,
+    args: Backward<'_, T>,
+    project: Option<&Project>,
+) -> Result<()> {
     let Backward { dy, s, norm, rstd, d_in, ds, normed } = args;
     let kernels = [Kernel::RmsNormBwdBf16, Kernel::RmsNormBwdBf16Wide];
     let Some(launch) = launch(s, kernels)? else { return Ok(()) };
@@ -86,7 +107,18 @@ pub(super) fn backward<T: Real>(device: &Device, args: Backward<'_, T>) -> Resul
         rows: s.rows() as i32,
         cols: s.cols() as i32,
     };
-    device.launch(&launch, &params)
+    let Some(project) = project else { return device.launch(&launch, &params) };
+    let (launch, slots) = fused(Kernel::RmsNormBwdBf16Lora, s.rows(), s.cols(), 2);
+    let project = project.of_one(ds)?;
+    device.launch(&launch, &RmsNormBwdLoraParams { norm: params, project, slots, reserved: 0 })
+}
+
+/// The launch of a kernel that also makes narrow products, and how many slots of shared memory keep columns of its `tensors` inputs.
+pub(super) fn fused(kernel: Kernel, rows: usize, cols: usize, tensors: usize) -> (Launch, i32) {
+    let slots = (tensors * cols.div_ceil(GROUP) * SLOTS_PER_GROUP).min(MAX_SLOTS);
+    let dynamic_smem = (slots as u32 * SLOT_BYTES).max(SUMS_BYTES);
+    let grid = [rows.div_ceil(BLOCK_ROWS) as u32, 1, 1];
+    (Launch { kernel, grid, dynamic_smem }, slots as i32)
 }
 
 /// The launch over the rows of `x` with the narrow or the wide one of `kernels`; none without rows.

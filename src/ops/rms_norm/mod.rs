@@ -24,6 +24,7 @@ mod tests;
 use super::{Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::Result;
+use crate::ops::lora_matmul::gpu::Project;
 use crate::tensor::Real;
 
 const OP: &str = "rms_norm";
@@ -31,7 +32,7 @@ const OP: &str = "rms_norm";
 /// Adds the residual, normalises, and keeps `rstd`.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module.
+/// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
 pub fn forward<T: Real>(
     device: &Device,
     x: &mut Tensor<T>,
@@ -39,6 +40,21 @@ pub fn forward<T: Real>(
     norm: &Norm<'_, T>,
     y: &mut Tensor<T>,
     rstd: &mut Tensor<T::Stat>,
+) -> Result<()> {
+    forward_with(device, x, residual, norm, (y, rstd), None)
+}
+
+/// As [`forward`], and on a GPU the narrow products of the layers that read `y`, in the same launch.
+///
+/// # Errors
+/// As [`forward`]; on a CPU there is no [`Project`].
+pub fn forward_with<T: Real>(
+    device: &Device,
+    x: &mut Tensor<T>,
+    residual: Option<&Tensor<T>>,
+    norm: &Norm<'_, T>,
+    (y, rstd): (&mut Tensor<T>, &mut Tensor<T::Stat>),
+    project: Option<&Project>,
 ) -> Result<()> {
     norm.check(x, rstd)?;
     check_shape(OP, "y", y, x.shape())?;
@@ -48,7 +64,7 @@ pub fn forward<T: Real>(
     record(device, "rms_norm.forward", x, if residual.is_some() { 4 } else { 2 });
     match runner::<T>(device, OP)? {
         Runner::Cpu => cpu::forward(x, residual, norm, y, rstd),
-        Runner::Gpu => gpu::forward(device, x, residual, norm, y, rstd)?,
+        Runner::Gpu => gpu::forward(device, x, residual, norm, (y, rstd), project)?,
         Runner::Nobody => {}
     }
     Ok(())
@@ -91,35 +107,55 @@ pub fn backward<T: Real>(
     ds: &mut Tensor<T>,
     normed: Option<&mut Tensor<T>>,
 ) -> Result<()> {
-    norm.check(s, rstd)?;
-    check_shape(OP, "dy", dy, s.shape())?;
-    check_shape(OP, "ds", ds, s.shape())?;
-    if let Some(d_in) = d_in {
+    backward_with(device, Backward { dy, s, norm, rstd, d_in, ds, normed }, None)
+}
+
+/// The arguments of [`backward`], all `[rows, hidden_size]` but `rstd`, `[rows, 1]`.
+#[derive(Debug)]
+pub struct Backward<'a, T: Real> {
+    /// Gradient of `y`.
+    pub dy: &'a Tensor<T>,
+    /// The residual stream that the forward pass left.
+    pub s: &'a Tensor<T>,
+    /// The parameters.
+    pub norm: &'a Norm<'a, T>,
+    /// As the forward pass made it.
+    pub rstd: &'a Tensor<T::Stat>,
+    /// Gradient along the residual stream; none: 0.
+    pub d_in: Option<&'a Tensor<T>>,
+    /// Overwritten.
+    pub ds: &'a mut Tensor<T>,
+    /// Overwritten with the output of the forward pass, where somebody needs it.
+    pub normed: Option<&'a mut Tensor<T>>,
+}
+
+/// As [`backward`], and on a GPU the narrow products of the layer whose output gradient `ds` is, in the same launch.
+///
+/// # Errors
+/// As [`backward`]; on a CPU there is no [`Project`].
+pub fn backward_with<T: Real>(
+    device: &Device,
+    args: Backward<'_, T>,
+    project: Option<&Project>,
+) -> Result<()> {
+    let s = args.s;
+    args.norm.check(s, args.rstd)?;
+    check_shape(OP, "dy", args.dy, s.shape())?;
+    check_shape(OP, "ds", args.ds, s.shape())?;
+    if let Some(d_in) = args.d_in {
         check_shape(OP, "d_in", d_in, s.shape())?;
     }
-    if let Some(normed) = &normed {
+    if let Some(normed) = &args.normed {
         check_shape(OP, "normed", normed, s.shape())?;
     }
-    let passes = 3 + usize::from(d_in.is_some()) + usize::from(normed.is_some());
+    let passes = 3 + usize::from(args.d_in.is_some()) + usize::from(args.normed.is_some());
     record(device, "rms_norm.backward", s, passes);
-    let args = Backward { dy, s, norm, rstd, d_in, ds, normed };
     match runner::<T>(device, OP)? {
         Runner::Cpu => cpu::backward(args),
-        Runner::Gpu => gpu::backward(device, args)?,
+        Runner::Gpu => gpu::backward(device, args, project)?,
         Runner::Nobody => {}
     }
     Ok(())
-}
-
-/// The arguments of [`backward`].
-struct Backward<'a, T: Real> {
-    dy: &'a Tensor<T>,
-    s: &'a Tensor<T>,
-    norm: &'a Norm<'a, T>,
-    rstd: &'a Tensor<T::Stat>,
-    d_in: Option<&'a Tensor<T>>,
-    ds: &'a mut Tensor<T>,
-    normed: Option<&'a mut Tensor<T>>,
 }
 
 /// The frozen parameters of a norm.

@@ -2,10 +2,13 @@
 
 use super::OP;
 use crate::device::kernels::Kernel;
-use crate::device::kernels::params::{SwigluBwdParams, SwigluFwdParams};
+use crate::device::kernels::params::{
+    SwigluBwdLoraParams, SwigluBwdParams, SwigluFwdLoraParams, SwigluFwdParams,
+};
 use crate::device::{Device, Launch, Tensor};
 use crate::error::Result;
 use crate::ops::check_pieces;
+use crate::ops::lora_matmul::gpu::{BLOCK_ROWS, Project};
 use crate::tensor::Real;
 
 /// Elements of a block: 256 threads with two pieces of eight.
@@ -17,6 +20,7 @@ pub(super) fn forward<T: Real>(
     gate: &Tensor<T>,
     up: &Tensor<T>,
     h: &mut Tensor<T>,
+    project: Option<&Project>,
 ) -> Result<()> {
     check_pieces(OP, "gate", gate)?;
     if gate.is_empty() {
@@ -30,7 +34,13 @@ pub(super) fn forward<T: Real>(
         rows: gate.rows() as i32,
         cols: gate.cols() as i32,
     };
-    device.launch(&launch(Kernel::SwigluFwdBf16, gate.len()), &params)
+    let Some(project) = project else {
+        return device.launch(&launch(Kernel::SwigluFwdBf16, gate.len()), &params);
+    };
+    let masked = project.is_masked();
+    let kernel = if masked { Kernel::SwigluFwdBf16LoraDropout } else { Kernel::SwigluFwdBf16Lora };
+    let project = project.of_one(h)?;
+    device.launch(&fused(kernel, gate.rows()), &SwigluFwdLoraParams { swiglu: params, project })
 }
 
 /// See [`super::backward`].
@@ -39,6 +49,7 @@ pub(super) fn backward<T: Real>(
     dh: &mut Tensor<T>,
     gate: &mut Tensor<T>,
     up: &mut Tensor<T>,
+    project: Option<&Project>,
 ) -> Result<()> {
     check_pieces(OP, "gate", gate)?;
     if gate.is_empty() {
@@ -52,7 +63,17 @@ pub(super) fn backward<T: Real>(
         rows: gate.rows() as i32,
         cols: gate.cols() as i32,
     };
-    device.launch(&launch(Kernel::SwigluBwdBf16, gate.len()), &params)
+    let Some(project) = project else {
+        return device.launch(&launch(Kernel::SwigluBwdBf16, gate.len()), &params);
+    };
+    let project = project.of_each(&[&*gate, &*up])?;
+    let launch = fused(Kernel::SwigluBwdBf16Lora, gate.rows());
+    device.launch(&launch, &SwigluBwdLoraParams { swiglu: params, project })
+}
+
+/// The launch of a kernel that also makes narrow products.
+fn fused(kernel: Kernel, rows: usize) -> Launch {
+    Launch { kernel, grid: [rows.div_ceil(BLOCK_ROWS) as u32, 1, 1], dynamic_smem: 0 }
 }
 
 fn launch(kernel: Kernel, elements: usize) -> Launch {

@@ -14,6 +14,7 @@ mod tests;
 use super::{Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::Result;
+use crate::ops::lora_matmul::gpu::Project;
 use crate::tensor::Real;
 
 const OP: &str = "swiglu";
@@ -23,12 +24,26 @@ const OP: &str = "swiglu";
 /// # Errors
 /// [`crate::error::Error::Shape`] if the shapes differ; errors of the device.
 pub fn forward<T: Real>(device: &Device, gate: &Tensor<T>, up: &Tensor<T>, h: &mut Tensor<T>) -> Result<()> {
+    forward_with(device, gate, up, h, None)
+}
+
+/// As [`forward`], and on a GPU the narrow products of the layer that reads `h`, in the same launch.
+///
+/// # Errors
+/// As [`forward`]; on a CPU there is no [`Project`].
+pub fn forward_with<T: Real>(
+    device: &Device,
+    gate: &Tensor<T>,
+    up: &Tensor<T>,
+    h: &mut Tensor<T>,
+    project: Option<&Project>,
+) -> Result<()> {
     check_shape(OP, "up", up, gate.shape())?;
     check_shape(OP, "h", h, gate.shape())?;
     record(device, "swiglu.forward", gate, 3);
     match runner::<T>(device, OP)? {
         Runner::Cpu => cpu::forward(gate, up, h),
-        Runner::Gpu => gpu::forward(device, gate, up, h)?,
+        Runner::Gpu => gpu::forward(device, gate, up, h, project)?,
         Runner::Nobody => {}
     }
     Ok(())
@@ -44,12 +59,26 @@ pub fn backward<T: Real>(
     gate: &mut Tensor<T>,
     up: &mut Tensor<T>,
 ) -> Result<()> {
+    backward_with(device, dh, gate, up, None)
+}
+
+/// As [`backward`], and on a GPU the narrow products of the two layers whose output gradients are made, in the same launch.
+///
+/// # Errors
+/// As [`backward`]; on a CPU there is no [`Project`].
+pub fn backward_with<T: Real>(
+    device: &Device,
+    dh: &mut Tensor<T>,
+    gate: &mut Tensor<T>,
+    up: &mut Tensor<T>,
+    project: Option<&Project>,
+) -> Result<()> {
     check_shape(OP, "up", up, gate.shape())?;
     check_shape(OP, "dh", dh, gate.shape())?;
     record(device, "swiglu.backward", gate, 6);
     match runner::<T>(device, OP)? {
         Runner::Cpu => cpu::backward(dh, gate, up),
-        Runner::Gpu => gpu::backward(device, dh, gate, up)?,
+        Runner::Gpu => gpu::backward(device, dh, gate, up, project)?,
         Runner::Nobody => {}
     }
     Ok(())

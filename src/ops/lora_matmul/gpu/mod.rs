@@ -7,12 +7,17 @@
 
 mod backward;
 mod check;
+mod project;
+#[cfg(test)]
+mod project_tests;
 mod tables;
 #[cfg(test)]
 mod tests;
 
 pub use backward::{Backward, GradJob, backward, backward_input, gradients, project_back};
 pub use check::self_test;
+pub(in crate::ops) use project::BLOCK_ROWS;
+pub use project::Project;
 pub use tables::{Factors, LayerAdapters, Rows, dropout_keys};
 
 use super::OP;
