@@ -7,6 +7,7 @@
 
 mod backward;
 mod check;
+pub mod dora;
 mod tables;
 #[cfg(test)]
 mod tests;
