@@ -113,7 +113,11 @@ impl ScoreConfig {
             layers = Layers::from_file::<Self>(path)?.over::<Self>(layers);
         }
         let layers = Layers::from_flags::<Self>(flags)?.over::<Self>(layers);
-        let config: Self = layers.read()?;
+        let mut config: Self = layers.read()?;
+        // A GPU computes in bf16, whatever the default for the CPU is.
+        if config.on_gpu() && config.dtype == Self::default().dtype {
+            config.dtype = Dtype::Bf16;
+        }
         config.check(&layers)?;
         Ok(config)
     }
@@ -134,6 +138,10 @@ impl ScoreConfig {
         }
     }
 
+    fn on_gpu(&self) -> bool {
+        matches!(self.device, DeviceChoice::Cuda(_) | DeviceChoice::Emulated)
+    }
+
     /// Refuses values that are valid but that this build cannot do yet. The only place that knows.
     ///
     /// # Errors
@@ -142,8 +150,7 @@ impl ScoreConfig {
         unsupported(&[
             ("mode", self.mode.to_string(), &["logprob", "choice"]),
             ("quant", self.quant.to_string(), &["none"]),
-            ("device", self.device.to_string(), &["auto", "cpu"]),
-            ("dtype", self.dtype.to_string(), &["f32"]),
+            ("dtype", self.dtype.to_string(), if self.on_gpu() { &["bf16"] } else { &["f32"] }),
             ("format", self.format.to_string(), &["plain", "chat"]),
         ])
     }

@@ -362,11 +362,15 @@ impl TrainConfig {
     /// An input error of class `CONFIG` that names the option, its value, and what is supported.
     pub fn check_supported(&self) -> Result<()> {
         let group_by = if self.group_by.is_some() { "given" } else { "absent" };
+        let dtypes: &[&str] = match (&self.gpu, self.device) {
+            (Some(_), _) => &["bf16", "f32"],
+            (None, DeviceChoice::Cuda(_) | DeviceChoice::Emulated) => &["bf16"],
+            (None, DeviceChoice::Auto | DeviceChoice::Cpu) => &["f32"],
+        };
         unsupported(&[
             ("task", self.task.to_string(), &["causal"]),
             ("quant", self.quant.to_string(), &["none"]),
-            ("device", self.device.to_string(), &["auto", "cpu"]),
-            ("dtype", self.dtype.to_string(), if self.gpu.is_some() { &["bf16", "f32"] } else { &["f32"] }),
+            ("dtype", self.dtype.to_string(), dtypes),
             ("format", self.format.to_string(), &["plain", "chat"]),
             ("loss", self.loss.to_string(), &["cross_entropy"]),
             ("target_shift", self.target_shift.to_string(), &["none"]),

@@ -34,6 +34,15 @@ pub(super) struct NoRoom {
     pub(super) capacity: u64,
 }
 
+/// Where tensors were while launches were recorded.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Places {
+    /// Offset and length.
+    ranges: Vec<(u64, u64)>,
+    /// Requests up to then.
+    requests: u64,
+}
+
 /// See the module text.
 #[derive(Debug)]
 pub(super) struct Arena {
@@ -42,8 +51,12 @@ pub(super) struct Arena {
     top: u64,
     used_bytes: u64,
     high_water: u64,
-    /// Length of every tensor, by offset.
-    used: BTreeMap<u64, u64>,
+    /// Length of every tensor and its number in the order of the requests, by offset.
+    used: BTreeMap<u64, (u64, u64)>,
+    /// Requests so far.
+    requests: u64,
+    /// Offset and length of every request since somebody asked for them.
+    trace: Option<Vec<(u64, u64)>>,
     /// Length of every hole below `top`, by offset. No hole touches another one or `top`.
     holes: BTreeMap<u64, u64>,
     /// The holes again, as (length, offset).
@@ -59,6 +72,8 @@ impl Arena {
             used_bytes: 0,
             high_water: 0,
             used: BTreeMap::new(),
+            requests: 0,
+            trace: None,
             holes: BTreeMap::new(),
             by_length: BTreeSet::new(),
         }
@@ -88,15 +103,37 @@ impl Arena {
             }
             None => return Err(self.no_room(length)),
         };
-        self.used.insert(offset, length);
+        self.requests += 1;
+        self.used.insert(offset, (length, self.requests));
+        if let Some(trace) = &mut self.trace {
+            trace.push((offset, length));
+        }
         self.used_bytes += length;
         self.high_water = self.high_water.max(self.top);
         Ok(offset)
     }
 
+    /// From here on the places of requests are noted.
+    pub(super) fn begin_trace(&mut self) {
+        self.trace = Some(Vec::new());
+    }
+
+    /// The places that were given out since [`Arena::begin_trace`].
+    pub(super) fn end_trace(&mut self) -> Places {
+        Places { ranges: self.trace.take().unwrap_or_default(), requests: self.requests }
+    }
+
+    /// Offset of a tensor that was asked for after `places` were noted and lies on one of them.
+    pub(super) fn newcomer_on(&self, places: &Places) -> Option<u64> {
+        let newcomers = self.used.iter().filter(|(_, (_, request))| *request > places.requests);
+        let mut offsets = newcomers.map(|(&offset, &(length, _))| (offset, offset + length));
+        let meets = |start: u64, end: u64| places.ranges.iter().any(|&(o, l)| o < end && start < o + l);
+        offsets.find(|&(start, end)| meets(start, end)).map(|(start, _)| start)
+    }
+
     /// Takes back what lies at `offset`.
     pub(super) fn give(&mut self, offset: u64) {
-        let Some(length) = self.used.remove(&offset) else {
+        let Some((length, _)) = self.used.remove(&offset) else {
             debug_assert!(false, "no tensor begins at {offset}");
             return;
         };

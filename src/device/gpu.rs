@@ -13,7 +13,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::arch::{Chip, Limits};
-use super::arena::{Arena, ArenaUse};
+use super::arena::{Arena, ArenaUse, Places};
 #[cfg(feature = "cuda")]
 use super::cuda::Cuda;
 #[cfg(feature = "emulated")]
@@ -62,9 +62,15 @@ pub(super) enum Call {
     Poison(DevicePtr, u64),
 }
 
-/// What was recorded.
+/// What was recorded, and where its tensors were.
 #[derive(Debug)]
-pub(super) enum Recorded {
+pub(super) struct Recording {
+    recorded: Recorded,
+    places: Places,
+}
+
+#[derive(Debug)]
+enum Recorded {
     /// A graph of the driver.
     #[cfg(feature = "cuda")]
     Cuda(super::cuda::GraphHandle),
@@ -287,6 +293,9 @@ impl Gpu {
             cuda.begin_capture()?;
         }
         *self.recording() = Some(Vec::new());
+        if let Some(region) = self.region().as_mut() {
+            region.arena.begin_trace();
+        }
         Ok(())
     }
 
@@ -294,21 +303,33 @@ impl Gpu {
     ///
     /// # Errors
     /// If the driver failed.
-    pub(super) fn end_recording(&self) -> Result<Recorded> {
+    pub(super) fn end_recording(&self) -> Result<Recording> {
         let calls = self.recording().take().unwrap_or_default();
-        match &self.driver {
+        let places = self.region().as_mut().map(|region| region.arena.end_trace()).unwrap_or_default();
+        let recorded = match &self.driver {
             #[cfg(feature = "cuda")]
-            Driver::Cuda(cuda) => cuda.end_capture().map(Recorded::Cuda),
-            _ => Ok(Recorded::Calls(calls)),
-        }
+            Driver::Cuda(cuda) => Recorded::Cuda(cuda.end_capture()?),
+            _ => Recorded::Calls(calls),
+        };
+        Ok(Recording { recorded, places })
     }
 
     /// Starts what was recorded.
     ///
     /// # Errors
-    /// If something of it failed.
-    pub(super) fn replay(&self, recorded: &Recorded) -> Result<()> {
-        match (recorded, &self.driver) {
+    /// If a tensor lies now where a recorded one was, or something of it failed.
+    pub(super) fn replay(&self, recording: &Recording) -> Result<()> {
+        let newcomer = self.region().as_ref().and_then(|region| region.arena.newcomer_on(&recording.places));
+        if let Some(offset) = newcomer {
+            return Err(Error::Device {
+                what: format!(
+                    "{}: a tensor that was made after launches were recorded lies in their memory, at {offset}",
+                    self.label
+                ),
+                fix: "this is a mistake in tanren: please report the message and the command".into(),
+            });
+        }
+        match (&recording.recorded, &self.driver) {
             #[cfg(feature = "cuda")]
             (Recorded::Cuda(graph), Driver::Cuda(cuda)) => cuda.launch_graph(graph),
             (Recorded::Calls(calls), _) => calls.iter().try_for_each(|call| self.repeat(call)),
@@ -333,8 +354,8 @@ impl Gpu {
     ///
     /// # Errors
     /// If the driver failed.
-    pub(super) fn forget(&self, recorded: &Recorded) -> Result<()> {
-        match (recorded, &self.driver) {
+    pub(super) fn forget(&self, recording: &Recording) -> Result<()> {
+        match (&recording.recorded, &self.driver) {
             #[cfg(feature = "cuda")]
             (Recorded::Cuda(graph), Driver::Cuda(cuda)) => cuda.destroy_graph(graph),
             _ => Ok(()),

@@ -1,6 +1,7 @@
 //! The whole model on one packed batch: scores of the targets, gradients of the adapters, logits.
 
 use super::adapter::Adapter;
+use super::adapter_tables::AdapterTables;
 pub use super::block::DropoutStep;
 use super::block::{Kept, Pass, Saved};
 use super::policy::Policy;
@@ -55,7 +56,8 @@ impl<T: Real> Decoder<T> {
             return Ok(Vec::new());
         }
         let tables = self.tables(device, batch, &batch.target_rows(), (0.0, None))?;
-        let pass = self.pass(device, (adapters, &[]), &tables, (None, None))?;
+        let of_adapters = self.adapter_tables(device, adapters, &[], None)?;
+        let pass = self.pass(device, (adapters, &of_adapters), &tables, (None, None));
         let forward = self.forward(&pass)?;
         let device = &tables.supervised.device;
         let head = self.weights.head();
@@ -76,14 +78,20 @@ impl<T: Real> Decoder<T> {
         options: PassOptions<'_>,
     ) -> Result<Vec<TargetScore>> {
         self.validate(device, batch, adapters)?;
-        let lowest = (0..self.weights.blocks.len()).find(|&l| adapters.iter().any(|a| a.adapts_block(l)));
-        let (Some(lowest), false) = (lowest, batch.targets.is_empty()) else {
+        let (Some(lowest), false) = (self.lowest(adapters), batch.targets.is_empty()) else {
             return self.score(device, batch, adapters);
         };
         let PassOptions { scale, dropout, policies } = options;
         let tables = self.tables(device, batch, &batch.target_rows(), (scale, dropout))?;
-        let pass = self.pass(device, (adapters, grads), &tables, (dropout, Some((lowest, policies))))?;
+        let of_adapters = self.adapter_tables(device, adapters, grads, dropout)?;
+        let kept = Some((lowest, policies));
+        let pass = self.pass(device, (adapters, &of_adapters), &tables, (dropout, kept));
         self.both_ways(&pass, lowest, grads)?.read(device)
+    }
+
+    /// The lowest block that backward reaches; none without adapters.
+    pub(super) fn lowest(&self, adapters: &[Adapter<T>]) -> Option<usize> {
+        (0..self.weights.blocks.len()).find(|&l| adapters.iter().any(|a| a.adapts_block(l)))
     }
 
     /// Logits of some rows (ascending), `[rows.len(), vocab_size]`.
@@ -100,13 +108,14 @@ impl<T: Real> Decoder<T> {
         self.validate(device, batch, adapters)?;
         let without = Batch { targets: Vec::new(), ..batch.clone() };
         let tables = self.tables(device, &without, rows, (0.0, None))?;
-        let pass = self.pass(device, (adapters, &[]), &tables, (None, None))?;
+        let of_adapters = self.adapter_tables(device, adapters, &[], None)?;
+        let pass = self.pass(device, (adapters, &of_adapters), &tables, (None, None));
         let forward = self.forward(&pass)?;
         linear_cross_entropy::logits(device, &forward.normed, self.weights.head())
     }
 
     /// Forward and backward over the batch in the tables of `pass`: adds to `grads`.
-    fn both_ways(
+    pub(super) fn both_ways(
         &self,
         pass: &Pass<'_, T>,
         lowest: usize,
@@ -133,7 +142,7 @@ impl<T: Real> Decoder<T> {
         Ok(scores)
     }
 
-    fn validate(&self, device: &Device, batch: &Batch, adapters: &[Adapter<T>]) -> Result<()> {
+    pub(super) fn validate(&self, device: &Device, batch: &Batch, adapters: &[Adapter<T>]) -> Result<()> {
         if T::DTYPE == DType::Bf16 && device.kind() == Kind::Cpu {
             return Err(Error::Device {
                 what: "the cpu computes in f32, and this model is in bf16".into(),
@@ -167,15 +176,26 @@ impl<T: Real> Decoder<T> {
         Ok(tables)
     }
 
-    fn pass<'a>(
+    fn adapter_tables(
+        &self,
+        device: &Device,
+        adapters: &[Adapter<T>],
+        grads: &[Adapter<T::Stat>],
+        dropout: Option<DropoutStep>,
+    ) -> Result<AdapterTables<T>> {
+        let mut tables = AdapterTables::new(device, &self.config, adapters, grads, dropout)?;
+        tables.measure(device, &self.weights, adapters)?;
+        Ok(tables)
+    }
+
+    pub(super) fn pass<'a>(
         &'a self,
         device: &'a Device,
-        adapters_and_grads: (&'a [Adapter<T>], &[Adapter<T::Stat>]),
+        adapters: (&'a [Adapter<T>], &'a AdapterTables<T>),
         tables: &'a BatchTables<T>,
         dropout_and_kept: (Option<DropoutStep>, Kept<'a>),
-    ) -> Result<Pass<'a, T>> {
-        let parts = (&self.config, &self.weights);
-        Pass::new(device, parts, adapters_and_grads, tables, dropout_and_kept)
+    ) -> Pass<'a, T> {
+        Pass::new(device, (&self.config, &self.weights), adapters, tables, dropout_and_kept)
     }
 
     /// Runs all blocks, and keeps what the backward pass needs of them.

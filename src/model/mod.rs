@@ -6,12 +6,14 @@
 //! that has an adapter, and computes no gradient of its input.
 
 pub mod adapter;
+mod adapter_tables;
 pub mod block;
 pub mod decoder;
 pub mod init;
 pub mod load;
 pub mod open;
 pub mod policy;
+pub mod recorded;
 pub mod tables;
 pub mod weights;
 
@@ -21,5 +23,6 @@ mod tests;
 pub use adapter::Adapter;
 pub use decoder::{Decoder, DropoutStep, PassOptions};
 pub use policy::{Policies, Policy};
+pub use recorded::RecordedPass;
 pub use tables::Room;
 pub use weights::Weights;

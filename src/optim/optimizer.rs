@@ -5,7 +5,8 @@
 
 use std::any::Any;
 
-use crate::device::{Class, Device, Machine, Tensor};
+use crate::device::kernels::DevicePtr;
+use crate::device::{Class, Device, Graph, Machine, Mailbox, Tensor};
 use crate::error::{Error, Result};
 use crate::formats::adapter::AdapterTensor;
 use crate::model::Adapter;
@@ -25,18 +26,22 @@ pub struct Optimizer<T: Real> {
     on_gpu: Option<OnGpu>,
 }
 
+/// See [`Optimizer::prepare`].
 #[derive(Debug)]
 struct OnGpu {
+    /// Where the tensors are: parameters, moments and gradients.
+    places: Vec<DevicePtr>,
     tensors: adamw::gpu::Tensors,
     scalars: adamw::gpu::StepScalars,
+    launches: Launches,
 }
 
-impl OnGpu {
-    fn new<T: Real>(device: &Device, trained: &[Trained<'_, T>]) -> Result<Self> {
-        let device = device.class(Class::Tables);
-        let tensors = adamw::gpu::Tensors::new(&device, trained)?;
-        Ok(Self { tensors, scalars: adamw::gpu::StepScalars::new(&device)? })
-    }
+#[derive(Debug)]
+enum Launches {
+    /// Once for all updates, with where their results are.
+    Recorded(Graph, adamw::gpu::Outcome),
+    /// At every update.
+    Direct,
 }
 
 /// The settings of one update.
@@ -54,6 +59,14 @@ pub struct Update {
     pub weight_decay: f64,
     /// Longest gradient; none switches clipping off.
     pub max_grad_norm: Option<f64>,
+}
+
+impl Update {
+    /// The numbers of update `step`, without clipping.
+    fn adamw(&self, step: u64) -> AdamW {
+        let Self { learning_rate, beta1, beta2, epsilon, weight_decay, .. } = *self;
+        AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, clip: 1.0, step }
+    }
 }
 
 impl<T: Real> Optimizer<T> {
@@ -134,7 +147,7 @@ impl<T: Real> Optimizer<T> {
     /// the gradients are zero afterwards.
     ///
     /// # Errors
-    /// [`Error::Shape`] if `grads` belongs to another adapter.
+    /// [`Error::Shape`] if `grads` belongs to another adapter; errors of the device.
     pub fn update(
         &mut self,
         device: &Device,
@@ -142,15 +155,99 @@ impl<T: Real> Optimizer<T> {
         adapter: &mut Adapter<T>,
         grads: &Adapter<T::Stat>,
     ) -> Result<f64> {
-        let mut adamw = AdamW {
-            learning_rate: update.learning_rate,
-            beta1: update.beta1,
-            beta2: update.beta2,
-            epsilon: update.epsilon,
-            weight_decay: update.weight_decay,
-            clip: 1.0,
-            step: self.step + 1,
+        if device.machine() == Machine::Gpu && self.master.is_some() {
+            let mut mailbox = Mailbox::new(device);
+            self.start_update(device, update, adapter, grads, &mut mailbox)?;
+            return self.finish_update(&mut mailbox);
+        }
+        let mut adamw = update.adamw(self.step + 1);
+        let mut trained = self.trained(adapter, grads)?;
+        let norm = grad_norm(device, &trained.iter().map(|one| one.grad).collect::<Vec<_>>());
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
+        adamw.clip = clip_factor(norm, update.max_grad_norm);
+        adamw::update(device, &adamw, &mut trained)?;
+        self.step += 1;
+        Ok(norm)
+    }
+
+    /// Makes what a GPU needs for updates of `adapter` by `grads`, before anything is recorded that shall not be disturbed.
+    ///
+    /// # Errors
+    /// As [`Optimizer::update`].
+    pub fn prepare(
+        &mut self,
+        device: &Device,
+        adapter: &mut Adapter<T>,
+        grads: &Adapter<T::Stat>,
+    ) -> Result<()> {
+        let trained = self.trained(adapter, grads)?;
+        let places: Vec<DevicePtr> =
+            trained.iter().flat_map(|one| [one.param.ptr(), one.exp_avg.ptr(), one.grad.ptr()]).collect();
+        if self.on_gpu.as_ref().is_some_and(|on_gpu| on_gpu.places == places) {
+            return Ok(());
+        }
+        let tables = device.class(Class::Tables);
+        let tensors = adamw::gpu::Tensors::new(&tables, &self.trained(adapter, grads)?)?;
+        let scalars = adamw::gpu::StepScalars::new(&tables)?;
+        let launch = || adamw::gpu::clip_and_update(device, &tensors, &scalars);
+        let launches = match device.arena() {
+            Some(_) if !device.is_dry() => {
+                let (graph, outcome) = device.capture(launch)?;
+                Launches::Recorded(graph, outcome)
+            }
+            _ => Launches::Direct,
         };
+        self.on_gpu = Some(OnGpu { places, tensors, scalars, launches });
+        Ok(())
+    }
+
+    /// Starts an update on a GPU; its norm goes to `norm`.
+    ///
+    /// # Errors
+    /// As [`Optimizer::update`].
+    pub fn start_update(
+        &mut self,
+        device: &Device,
+        update: &Update,
+        adapter: &mut Adapter<T>,
+        grads: &Adapter<T::Stat>,
+        norm: &mut Mailbox,
+    ) -> Result<()> {
+        self.prepare(device, adapter, grads)?;
+        let Some(on_gpu) = &mut self.on_gpu else {
+            return Err(Error::shape("adamw", "device", "a GPU", device.label()));
+        };
+        self.step += 1;
+        on_gpu.scalars.write(device, &update.adamw(self.step), update.max_grad_norm)?;
+        match &on_gpu.launches {
+            Launches::Recorded(graph, outcome) => {
+                device.replay(graph)?;
+                outcome.send(norm)
+            }
+            Launches::Direct => {
+                adamw::gpu::clip_and_update(device, &on_gpu.tensors, &on_gpu.scalars)?.send(norm)
+            }
+        }
+    }
+
+    /// Waits for an update that was started, and gives the norm of its gradient. If that is not finite, nothing has changed.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    pub fn finish_update(&mut self, norm: &mut Mailbox) -> Result<f64> {
+        let step = adamw::gpu::Outcome::take(norm)?;
+        self.step -= u64::from(!step.norm.is_finite());
+        Ok(step.norm)
+    }
+
+    /// All trained tensors with what belongs to them.
+    fn trained<'t>(
+        &'t mut self,
+        adapter: &'t mut Adapter<T>,
+        grads: &'t Adapter<T::Stat>,
+    ) -> Result<Vec<Trained<'t, T>>> {
         let mut shadows: Vec<Option<&mut Tensor<T>>> = Vec::new();
         let params: Vec<&mut Tensor<T::Stat>> = match &mut self.master {
             Some(master) => {
@@ -177,29 +274,7 @@ impl<T: Real> Optimizer<T> {
             exp_avg,
             exp_avg_sq,
         };
-        let mut trained: Vec<Trained<'_, T>> = params.zip(moments).map(one).collect();
-        let norm = match device.machine() {
-            Machine::Cpu => {
-                let norm = grad_norm(device, &trained.iter().map(|one| one.grad).collect::<Vec<_>>());
-                if !norm.is_finite() {
-                    return Ok(norm);
-                }
-                adamw.clip = clip_factor(norm, update.max_grad_norm);
-                adamw::update(device, &adamw, &mut trained)?;
-                norm
-            }
-            Machine::Gpu => {
-                let on_gpu = match &mut self.on_gpu {
-                    Some(on_gpu) => on_gpu,
-                    none => none.insert(OnGpu::new(device, &trained)?),
-                };
-                on_gpu.scalars.write(device, &adamw, update.max_grad_norm)?;
-                let outcome = adamw::gpu::clip_and_update(device, &on_gpu.tensors, &on_gpu.scalars)?;
-                outcome.read(device)?.norm
-            }
-        };
-        self.step += u64::from(norm.is_finite());
-        Ok(norm)
+        Ok(params.zip(moments).map(one).collect())
     }
 
     /// The state with names, for a checkpoint: `exp_avg.<tensor>` and `exp_avg_sq.<tensor>`.
@@ -312,7 +387,7 @@ mod tests {
         let mut model = variant("qwen3-tiny").unwrap().model_config().unwrap();
         (model.num_hidden_layers, model.hidden_size, model.vocab_size) = (1, 8, 16);
         let weights = init::dry::<f32>(&Device::dry(), &model).unwrap();
-        let other = Adapter::new(&device, wide.config(), &model, &weights, 1).unwrap();
+        let other = Adapter::<f32>::new(&device, wide.config(), &model, &weights, 1).unwrap();
         let error = optimizer.update(&device, &UPDATE, &mut wide, &other.zeros_like(&device).unwrap());
         assert!(error.unwrap_err().to_string().contains("grads"));
     }

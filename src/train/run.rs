@@ -1,5 +1,6 @@
 //! The loop: steps, logs, evaluations, checkpoints; starting, resuming, stopping.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -10,21 +11,21 @@ use super::checkpoint as state_files;
 use super::evaluate::{EvalMetrics, check_metric, evaluate};
 use super::event::{Event, StepLog, Summary};
 use super::identity::{Identity, identity};
-use super::itinerary::Itinerary;
+use super::itinerary::{Itinerary, Step};
 use super::log::Log;
 use super::output::{check_output, checkpoint_to_resume, remove_old_run};
-use super::plan::{chooses, planned};
+use super::plan::{Plan, chooses, planned};
 use super::plot;
 use super::prepare::{Prepared, Row, first_adapter, open_device, prepare};
 use super::state::TrainerState;
-use super::step::Stepper;
+use super::step::{Started, Stepper, room_of};
 use super::sums::Sums;
 use crate::config::TrainConfig;
 use crate::device::{Class, Device, Machine};
 use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
-use crate::model::Policies;
+use crate::model::{Policies, Room};
 use crate::optim::{Optimizer, Schedule};
 use crate::session::{Context, Notice};
 use crate::tensor::Real;
@@ -66,7 +67,7 @@ fn run_as<T: Real<Stat = f32>>(
     let planned = planned(config, &prepared, &itinerary)?;
     watch(Event::Planned(&planned));
     planned.check_fits()?;
-    let policies = planned.activation_policy;
+    let policies = planned.activation_policy.clone();
     if chooses(config) && !policies.keep_all() {
         let what =
             format!("to stay within the memory limit, blocks keep less: {policies}; results are the same");
@@ -87,9 +88,25 @@ fn run_as<T: Real<Stat = f32>>(
             peak_bytes: planned.peak_bytes,
         });
     }
+    reserve(&prepared.device, &planned)?;
     let mut training = Training::start(config, context, &prepared, (itinerary, policies), watch)?;
     training.steps(watch)?;
     training.finish(watch)
+}
+
+/// Takes the memory of a GPU that the run may use, in one piece: nothing is allocated in a step then, and launches can be
+/// recorded. The weights are there already.
+fn reserve(device: &Device, planned: &Plan) -> Result<()> {
+    let Some(planned_bytes) = planned.arena_bytes else { return Ok(()) };
+    let bytes = match device.card_memory()? {
+        Some(memory) => {
+            let limit = planned.memory_limit.as_ref().map_or(memory.free_bytes, |limit| limit.bytes);
+            limit.saturating_sub(planned.weights_bytes).min(memory.free_bytes / 100 * 97)
+        }
+        // Evaluation and other batches may lie less densely than the plan's.
+        None => planned_bytes + planned_bytes / 2 + (64 << 20),
+    };
+    device.reserve(bytes)
 }
 
 /// A run on its way.
@@ -132,6 +149,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             device,
             decoder: &prepared.decoder,
             policies,
+            recorded: None,
             grads: vec![adapter.zeros_like(&device.class(Class::Gradient))?],
             optimizer,
             adapters: vec![adapter],
@@ -160,6 +178,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             }
             None => remove_old_run(config)?,
         }
+        stepper.record(room(config, prepared, &itinerary, state.global_step)?)?;
         write_file(&config.output_dir.join("training_config.toml"), config.to_toml().as_bytes())?;
         let log = Log::open(&config.output_dir, state.global_step)?;
         watch(Event::Started {
@@ -214,37 +233,67 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         if done > 0 && self.evaluates_after(done) && !self.was_evaluated(done) {
             self.evaluate_and_save(watch)?;
         }
-        let (mut epoch, mut next) = self.itinerary.locate(done);
-        while self.state.global_step < total && !self.stopped_early {
-            let steps = self.itinerary.epoch(epoch)?;
-            for step in steps.iter().skip(next as usize) {
-                if self.state.global_step == total || self.stopped_early {
-                    break;
+        let mut rows = Rows { epoch: None };
+        // Steps that were started, in their order. A GPU gets its next step while it works on this one.
+        let ahead = if self.stepper.recorded.is_some() { 2 } else { 1 };
+        let mut started: VecDeque<Started> = VecDeque::new();
+        let mut last_end = Instant::now();
+        let mut stop = None;
+        while (self.state.global_step < total && !self.stopped_early) || !started.is_empty() {
+            let next = self.state.global_step + started.len() as u64;
+            let may_start = started.is_empty() || !self.pauses_after(next);
+            if stop.is_none() && next < total && started.len() < ahead && may_start {
+                match self.start_step(&mut rows, next) {
+                    Ok(step) => started.push_back(step),
+                    Err(error @ Error::Stopped { .. }) => stop = Some(error),
+                    Err(error) => return Err(error),
                 }
-                let rows = |batch: &Vec<usize>| batch.iter().map(|&i| &self.prepared.train[i]).collect();
-                let micro_batches: Vec<Vec<&Row>> = step.iter().map(rows).collect();
-                self.step(&micro_batches, watch)?;
-                self.evaluate_and_save(watch)?;
-                if self.context.stopped() && self.state.global_step < total {
-                    return Err(Error::Stopped { what: "stopped between two steps".into() });
+                if started.len() < ahead && stop.is_none() {
+                    continue;
                 }
             }
-            (epoch, next) = (epoch + 1, 0);
+            let Some(step) = started.pop_front() else { break };
+            let begin = step.begin().max(last_end);
+            self.finish_step(step, begin, watch)?;
+            last_end = Instant::now();
+            if started.is_empty() {
+                self.evaluate_and_save(watch)?;
+            }
+            if self.context.stopped() && self.state.global_step < total {
+                stop.get_or_insert(Error::Stopped { what: "stopped between two steps".into() });
+            }
+            if stop.is_some() && started.is_empty() {
+                break;
+            }
         }
-        Ok(())
+        stop.map_or(Ok(()), Err)
     }
 
-    fn step(&mut self, micro_batches: &[Vec<&Row>], watch: &mut dyn FnMut(Event<'_>)) -> Result<()> {
-        let start = Instant::now();
-        let done = self.state.global_step;
-        let learning_rate = self.schedule.learning_rate(done);
-        let result = self.stepper.run(done, learning_rate, micro_batches, self.context)?;
-        let seconds = start.elapsed().as_secs_f64();
+    /// Starts step `step` (from 0).
+    fn start_step(&mut self, rows: &mut Rows, step: u64) -> Result<Started> {
+        let micro_batches = rows.of(&self.itinerary, step)?;
+        let pick = |batch: &Vec<usize>| batch.iter().map(|&i| &self.prepared.train[i]).collect();
+        let micro_batches: Vec<Vec<&Row>> = micro_batches.iter().map(pick).collect();
+        let learning_rate = self.schedule.learning_rate(step);
+        self.stepper.start(step, learning_rate, &micro_batches, self.context)
+    }
+
+    /// Waits for a step that was started; its time counts from `begin`.
+    fn finish_step(
+        &mut self,
+        started: Started,
+        begin: Instant,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<()> {
+        let learning_rate = self.schedule.learning_rate(self.state.global_step);
+        let flops = started.flops;
+        let result = self.stepper.finish(started)?;
+        let seconds = begin.elapsed().as_secs_f64();
         let state = &mut self.state;
         state.global_step += 1;
         state.epoch = self.itinerary.position(state.global_step);
         state.num_input_tokens_seen += result.num_tokens as u64;
-        state.total_flos += self.prepared.device.take_ledger().total().flops as f64;
+        state.total_flos += flops as f64;
         state.empty_steps += u64::from(result.loss.is_none());
         self.all.add(&result, seconds);
         self.since_log.add(&result, seconds);
@@ -286,14 +335,22 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         if self.evaluates_after(done) {
             best = self.evaluate(watch)?;
         }
-        let due = match self.config.save_steps {
-            Some(steps) => done.is_multiple_of(steps.max(1)) || done == self.itinerary.total_steps(),
-            None => self.itinerary.ends_epoch(done),
-        };
-        if due || best || self.stopped_early {
+        if self.saves_after(done) || best || self.stopped_early {
             self.save(watch)?;
         }
         Ok(())
+    }
+
+    fn saves_after(&self, done: u64) -> bool {
+        match self.config.save_steps {
+            Some(steps) => done.is_multiple_of(steps.max(1)) || done == self.itinerary.total_steps(),
+            None => self.itinerary.ends_epoch(done),
+        }
+    }
+
+    /// Whether something needs the adapter as it is after so many steps.
+    fn pauses_after(&self, done: u64) -> bool {
+        self.evaluates_after(done) || self.saves_after(done) || self.context.stopped()
     }
 
     fn evaluates_after(&self, done: u64) -> bool {
@@ -400,6 +457,41 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             peak_bytes: memory.peak_bytes + memory.borrowed_bytes,
         })
     }
+}
+
+/// The rows of steps, epoch by epoch.
+struct Rows {
+    epoch: Option<(usize, Vec<Step>)>,
+}
+
+impl Rows {
+    /// The micro-batches of step `step` (from 0).
+    fn of(&mut self, itinerary: &Itinerary<'_>, step: u64) -> Result<Step> {
+        let (epoch, place) = itinerary.locate(step);
+        if self.epoch.as_ref().is_none_or(|(known, _)| *known != epoch) {
+            self.epoch = Some((epoch, itinerary.epoch(epoch)?));
+        }
+        let steps = self.epoch.as_ref().map(|(_, steps)| steps);
+        Ok(steps.and_then(|steps| steps.get(place as usize)).cloned().unwrap_or_default())
+    }
+}
+
+/// What the largest pass from step `done` on needs.
+fn room<T: Real>(
+    config: &TrainConfig,
+    prepared: &Prepared<T>,
+    itinerary: &Itinerary<'_>,
+    done: u64,
+) -> Result<Room> {
+    let mut room = Room::default();
+    let (first, _) = itinerary.locate(done);
+    let (last, _) = itinerary.locate(itinerary.total_steps().saturating_sub(1));
+    for epoch in first..=last {
+        let micro_batches = itinerary.epoch(epoch)?.into_iter().flatten();
+        let rows = micro_batches.map(|b| b.into_iter().map(|i| &prepared.train[i]).collect());
+        room = room.max(room_of(config, rows));
+    }
+    Ok(room)
 }
 
 /// True if as many evaluations in a row were no gain as the user has patience for; also after a resume.

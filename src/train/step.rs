@@ -1,11 +1,16 @@
 //! One optimizer step: micro-batches in passes that fit the memory, one loss over all of them, one update.
 
+use std::time::Instant;
+
 use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::data::packing::{collate, collate_shared};
-use crate::device::Device;
+use crate::device::{Device, Machine, Mailbox};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies};
+use crate::model::{
+    Adapter, Decoder, DropoutStep, PassOptions, Policies, RecordedPass, Room, recorded,
+};
+use crate::ops::linear_cross_entropy::TargetScore;
 use crate::optim::{Optimizer, Update};
 use crate::session::Context;
 use crate::tensor::Real;
@@ -31,34 +36,86 @@ pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
     pub(super) adapters: Vec<Adapter<T>>,
     pub(super) grads: Vec<Adapter<f32>>,
     pub(super) optimizer: Optimizer<T>,
+    /// The pass as recorded launches; on a GPU only.
+    pub(super) recorded: Option<RecordedPass<T>>,
+}
+
+/// A step that was started. On a CPU it is done, on a GPU its results are on their way.
+pub(super) struct Started {
+    step: u64,
+    result: StepResult,
+    scale: f64,
+    /// Floating-point operations.
+    pub(super) flops: u64,
+    passes: Vec<Pass>,
+    norm: Option<Mailbox>,
+    /// Where its rows come from, for messages.
+    places: Vec<String>,
+    begin: Instant,
+}
+
+/// A pass whose scores are on their way.
+struct Pass {
+    scores: Mailbox,
+    weights: Vec<f64>,
+    places: Vec<String>,
+}
+
+impl Started {
+    /// When it was started.
+    pub(super) fn begin(&self) -> Instant {
+        self.begin
+    }
 }
 
 impl<T: Real<Stat = f32>> Stepper<'_, T> {
-    /// Runs optimizer step `step` (from 0) on its micro-batches of rows.
+    /// Records the launches of a pass, where the device can: for all passes of the steps to come, none of which is larger than
+    /// `room`.
     ///
     /// # Errors
-    /// [`Error::Numeric`] if loss or gradient is not finite, and [`Error::Stopped`] if the context asks to stop; the adapter is
-    /// unchanged in both cases.
-    pub(super) fn run(
+    /// [`Error::Device`] if there is not so much memory.
+    pub(super) fn record(&mut self, room: Room) -> Result<()> {
+        if self.device.arena().is_none() || room.targets == 0 {
+            return Ok(());
+        }
+        self.optimizer.prepare(self.device, &mut self.adapters[0], &self.grads[0])?;
+        let dropout = Some(DropoutStep { seed: self.config.seed, step: 0 });
+        let options = PassOptions { scale: 1.0, dropout, policies: self.policies.as_slice() };
+        let recorded = self.decoder.record(self.device, room, &self.adapters, &mut self.grads, options)?;
+        self.recorded = Some(recorded);
+        Ok(())
+    }
+
+    /// Starts optimizer step `step` (from 0) on its micro-batches of rows.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] if the context asks to stop; the adapter is unchanged. As [`Stepper::finish`] on a CPU.
+    pub(super) fn start(
         &mut self,
         step: u64,
         learning_rate: f64,
         micro_batches: &[Vec<&Row>],
         context: &Context,
-    ) -> Result<StepResult> {
-        // On a GPU every update leaves zeros behind it.
-        for tensor in self.grads.iter_mut().flat_map(Adapter::tensors_mut) {
-            tensor.data_mut().fill(0.0);
+    ) -> Result<Started> {
+        let begin = Instant::now();
+        self.device.take_ledger();
+        if self.device.machine() == Machine::Cpu {
+            // On a GPU every update leaves zeros behind it.
+            for tensor in self.grads.iter_mut().flat_map(Adapter::tensors_mut) {
+                tensor.data_mut().fill(0.0);
+            }
         }
         let rows = || micro_batches.iter().flatten();
         let num_supervised_tokens: usize = rows().map(|r| r.example.supervised()).sum();
         let num_tokens = rows().map(|r| r.example.len()).sum();
-        let mut result = StepResult { loss: None, grad_norm: 0.0, num_tokens, num_supervised_tokens };
+        let result = StepResult { loss: None, grad_norm: 0.0, num_tokens, num_supervised_tokens };
+        let scale = 1.0 / num_supervised_tokens.max(1) as f64;
+        let places = places(&rows().copied().collect::<Vec<_>>());
+        let mut started =
+            Started { step, result, scale, flops: 0, passes: Vec::new(), norm: None, places, begin };
         if num_supervised_tokens == 0 {
-            return Ok(result);
+            return Ok(started);
         }
-        let scale = 1.0 / num_supervised_tokens as f64;
-        let dropout = Some(DropoutStep { seed: self.config.seed, step });
         let mut total = 0.0;
         let mut first_sample = 0;
         for micro_batch in micro_batches {
@@ -68,20 +125,9 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
                 }
                 let batch = packed(pass, self.config.share_prefix, first_sample);
                 first_sample += pass.len() as u32;
-                let (device, adapters, grads) = (self.device, &self.adapters, &mut self.grads);
-                let options = PassOptions { scale, dropout, policies: self.policies.as_slice() };
-                let scores = device
-                    .run(|| self.decoder.score_and_backward(device, &batch, adapters, grads, options))?;
-                let weights = batch.targets.iter().map(|t| f64::from(t.weight));
-                let loss: f64 = scores.iter().zip(weights).map(|(s, w)| -w * s.logprob).sum();
-                if !loss.is_finite() {
-                    return Err(not_finite("the loss", step, pass));
-                }
-                total += loss;
+                total += self.pass(&mut started, &batch, pass)?;
             }
         }
-        result.loss = Some(total * scale);
-        let device = self.device;
         let update = Update {
             learning_rate,
             beta1: self.config.adam_beta1,
@@ -91,12 +137,89 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
             max_grad_norm: Some(self.config.max_grad_norm).filter(|&norm| norm > 0.0),
         };
         let (optimizer, adapter, grads) = (&mut self.optimizer, &mut self.adapters[0], &self.grads[0]);
-        result.grad_norm = device.run(|| optimizer.update(device, &update, adapter, grads))?;
-        if !result.grad_norm.is_finite() {
-            return Err(not_finite("the gradient", step, &micro_batches.concat()));
+        let device = self.device;
+        if self.recorded.is_some() {
+            let mut norm = Mailbox::new(device);
+            optimizer.start_update(device, &update, adapter, grads, &mut norm)?;
+            started.norm = Some(norm);
+        } else {
+            started.result.loss = Some(total * scale);
+            started.result.grad_norm = device.run(|| optimizer.update(device, &update, adapter, grads))?;
+            if !started.result.grad_norm.is_finite() {
+                return Err(not_finite("the gradient", step, &started.places));
+            }
         }
-        Ok(result)
+        started.flops = device.take_ledger().total().flops;
+        Ok(started)
     }
+
+    /// One pass: its loss, or 0 where that comes later.
+    fn pass(&mut self, started: &mut Started, batch: &Batch, rows: &[&Row]) -> Result<f64> {
+        let (device, adapters, grads) = (self.device, &self.adapters, &mut self.grads);
+        let dropout = Some(DropoutStep { seed: self.config.seed, step: started.step });
+        let options = PassOptions { scale: started.scale, dropout, policies: self.policies.as_slice() };
+        let weights = batch.targets.iter().map(|t| f64::from(t.weight)).collect();
+        if let Some(recorded) = &mut self.recorded {
+            if !batch.targets.is_empty() {
+                let mut scores = Mailbox::new(device);
+                recorded.start(self.decoder, device, batch, (adapters, options), &mut scores)?;
+                started.passes.push(Pass { scores, weights, places: places(rows) });
+            }
+            return Ok(0.0);
+        }
+        let scores =
+            device.run(|| self.decoder.score_and_backward(device, batch, adapters, grads, options))?;
+        loss(&scores, &weights).ok_or_else(|| not_finite("the loss", started.step, &places(rows)))
+    }
+
+    /// Waits for a step.
+    ///
+    /// # Errors
+    /// [`Error::Numeric`] if loss or gradient is not finite; the step has not changed the adapter then.
+    pub(super) fn finish(&mut self, mut started: Started) -> Result<StepResult> {
+        let Some(mut norm) = started.norm else { return Ok(started.result) };
+        let mut total = 0.0;
+        for Pass { scores, weights, places } in &mut started.passes {
+            let scores = recorded::finish(scores)?;
+            total += loss(&scores, weights).ok_or_else(|| not_finite("the loss", started.step, places))?;
+        }
+        started.result.loss = Some(total * started.scale);
+        started.result.grad_norm = self.optimizer.finish_update(&mut norm)?;
+        if !started.result.grad_norm.is_finite() {
+            return Err(not_finite("the gradient", started.step, &started.places));
+        }
+        Ok(started.result)
+    }
+}
+
+/// Sum over the targets of weight times negative log-probability, if it is finite.
+fn loss(scores: &[TargetScore], weights: &[f64]) -> Option<f64> {
+    let loss: f64 = scores.iter().zip(weights).map(|(s, w)| -w * s.logprob).sum();
+    loss.is_finite().then_some(loss)
+}
+
+/// What the largest pass of these steps needs, by what its rows can need at most.
+pub(super) fn room_of<'a>(
+    config: &TrainConfig,
+    micro_batches: impl Iterator<Item = Vec<&'a Row>>,
+) -> Room {
+    let mut room = Room::default();
+    for micro_batch in micro_batches {
+        for pass in passes(&micro_batch, config.max_tokens_per_pass) {
+            let sum = |of: fn(&Row) -> usize| pass.iter().map(|row| of(row)).sum::<usize>();
+            let supervised = sum(|row| row.example.supervised());
+            // A shared prefix is a segment of its own.
+            let segments = if config.share_prefix { 2 * pass.len() } else { pass.len() };
+            room = room.max(Room {
+                tokens: sum(|row| row.example.len()),
+                segments,
+                target_rows: supervised,
+                targets: supervised,
+                positions: pass.iter().map(|row| row.example.len()).max().unwrap_or(0),
+            });
+        }
+    }
+    room
 }
 
 /// Consecutive rows of at most `max_tokens` tokens together; a longer row alone.
@@ -131,11 +254,16 @@ pub(super) fn packed(rows: &[&Row], share_prefix: bool, first_sample: u32) -> Ba
     batch
 }
 
-fn not_finite(what: &str, step: u64, rows: &[&Row]) -> Error {
-    let mut places: Vec<&str> = rows.iter().take(5).map(|row| row.place.as_str()).collect();
+/// Where some rows come from: the first five.
+fn places(rows: &[&Row]) -> Vec<String> {
+    let mut places: Vec<String> = rows.iter().take(5).map(|row| row.place.clone()).collect();
     if rows.len() > places.len() {
-        places.push("...");
+        places.push("...".into());
     }
+    places
+}
+
+fn not_finite(what: &str, step: u64, places: &[String]) -> Error {
     Error::Numeric {
         what: format!("{what} of step {} is not finite (rows {})", step + 1, places.join(", ")),
         fix: "lower --learning-rate, set --max-grad-norm, or look at these rows; the last checkpoint is good"

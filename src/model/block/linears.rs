@@ -2,14 +2,10 @@
 
 use super::super::adapter::Adapter;
 use super::super::tables::RowSet;
-use super::super::weights::{Module, linear_shape};
+use super::super::weights::Module;
 use super::Pass;
-use crate::config::ModelConfig;
-use crate::device::kernels::DevicePtr;
-use crate::device::kernels::params::DropoutKey;
-use crate::device::{Class, Device, Tensor};
+use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::lora_matmul::gpu::{Factors, LayerAdapters};
 use crate::ops::lora_matmul::{
     self, Apply, Forward, Frozen, GradJob, Lora, LoraGrad, LoraMatmul, OnGpu, xa_cols,
 };
@@ -128,8 +124,8 @@ impl<T: Real> Pass<'_, T> {
     fn loras<const N: usize>(&self, group: &Group<'_, T, N>) -> [Loras<'_, T>; N] {
         group.modules.map(|module| {
             let mut loras = Vec::new();
-            for (adapter, norms) in self.adapters.iter().zip(&self.dora_norms) {
-                let norm = norms[group.layer][module as usize].as_ref();
+            for (index, adapter) in self.adapters.iter().enumerate() {
+                let norm = self.of_adapters.dora_norm(index, group.layer, module);
                 loras.push(adapter.params(group.layer, module).map(|params| Lora {
                     a: &params.a,
                     b: &params.b,
@@ -150,50 +146,19 @@ impl<T: Real> Pass<'_, T> {
             let module = group.modules[i] as usize;
             let linear = &self.weights.blocks[group.layer].linears[module];
             let number = group.layer * Module::ALL.len() + module;
-            let key = self.dropout_keys.as_ref().map_or(DevicePtr(0), |keys| {
-                DevicePtr(keys.ptr().0 + (number * size_of::<DropoutKey>()) as u64)
-            });
             LoraMatmul {
                 frozen: Frozen { weight: &linear.weight, bias: linear.bias.as_ref() },
                 loras: &loras[i],
                 rows: &group.set.adapter_rows,
                 dropout: self.dropout(number, &group.set.keys),
                 gpu: group.set.gpu.as_ref().map(|rows| OnGpu {
-                    adapters: self.layer_adapters.get(group.layer).and_then(|block| block[module].as_ref()),
+                    adapters: self.of_adapters.on_gpu(group.layer, group.modules[i]),
                     rows,
-                    key,
+                    key: self.of_adapters.dropout_key(number),
                 }),
             }
         })
     }
-}
-
-/// The tables of the adapters of all linear layers, by block and module; none where no adapter has a layer as a target.
-pub(super) fn layer_adapters<T: Real>(
-    device: &Device,
-    config: &ModelConfig,
-    adapters: &[Adapter<T>],
-    grads: &[Adapter<T::Stat>],
-) -> Result<Vec<[Option<LayerAdapters>; 7]>> {
-    let places = || (0..config.num_hidden_layers).flat_map(|l| Module::ALL.into_iter().map(move |m| (l, m)));
-    let is_adapted = |&(l, m): &(usize, Module)| adapters.iter().any(|a| a.params(l, m).is_some());
-    let of_place = |(l, m): (usize, Module)| {
-        let factors = adapters.iter().enumerate().map(|(i, adapter)| {
-            let grads = grads.get(i).and_then(|g| g.params(l, m)).map(|g| (&g.a, &g.b));
-            let params = adapter.params(l, m)?;
-            let scaling = adapter.config().scaling() as f32;
-            Some(Factors { a: &params.a, b_t: &params.b, grads, scaling })
-        });
-        (linear_shape(config, m), factors.collect::<Vec<_>>())
-    };
-    let layers: Vec<_> = places().filter(is_adapted).map(of_place).collect();
-    let made = LayerAdapters::of_layers(&device.class(Class::Tables), &layers)?;
-    let mut blocks: Vec<[Option<LayerAdapters>; 7]> =
-        (0..config.num_hidden_layers).map(|_| [const { None }; 7]).collect();
-    for ((l, m), adapters) in places().filter(is_adapted).zip(made) {
-        blocks[l][m as usize] = Some(adapters);
-    }
-    Ok(blocks)
 }
 
 /// What `make` makes of every index, or its first error.

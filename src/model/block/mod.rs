@@ -14,16 +14,15 @@ mod linears;
 pub(super) use forward::Saved;
 
 use super::adapter::Adapter;
+use super::adapter_tables::AdapterTables;
 use super::policy::Policy;
 use super::tables::{BatchTables, RowSet};
-use super::weights::{Module, Weights};
+use super::weights::Weights;
 use crate::config::ModelConfig;
-use crate::device::kernels::params::DropoutKey;
-use crate::device::{Class, Device, Machine, Table, Tensor};
+use crate::device::{Class, Device, Tensor};
 use crate::error::Result;
 use crate::ops::attention::Heads;
-use crate::ops::lora_matmul::gpu::LayerAdapters;
-use crate::ops::lora_matmul::{self, Dropout, RowKeys};
+use crate::ops::lora_matmul::{Dropout, RowKeys};
 use crate::ops::qk_norm_rope::QkNormRope;
 use crate::ops::rms_norm::Norm;
 use crate::tensor::Real;
@@ -37,9 +36,6 @@ pub struct DropoutStep {
     pub step: u64,
 }
 
-/// Norms of DoRA by adapter, block and module.
-type DoraNorms<S> = Vec<Vec<[Option<Tensor<S>>; 7]>>;
-
 /// One pass over one batch: what is constant over the blocks.
 pub(super) struct Pass<'a, T: Real> {
     pub(super) device: &'a Device,
@@ -47,82 +43,40 @@ pub(super) struct Pass<'a, T: Real> {
     pub(super) weights: &'a Weights<T>,
     pub(super) adapters: &'a [Adapter<T>],
     pub(super) tables: &'a BatchTables<T>,
-    /// Norms of DoRA by adapter, block and module.
-    dora_norms: DoraNorms<T::Stat>,
-    /// What kernels read of the adapters, by block and module; empty on a CPU.
-    layer_adapters: Vec<[Option<LayerAdapters>; 7]>,
-    /// What kernels draw the masks of this step with, by number of the layer.
-    dropout_keys: Option<Table<DropoutKey>>,
+    of_adapters: &'a AdapterTables<T>,
     dropout: Option<DropoutStep>,
     kept: Kept<'a>,
+}
+
+/// Dropout of a layer, by its number in the model; none if the adapters have none.
+pub(super) fn dropout_of<'k, T: Real>(
+    adapters: &[Adapter<T>],
+    DropoutStep { seed, step }: DropoutStep,
+    number: usize,
+    keys: &'k RowKeys,
+) -> Option<Dropout<'k>> {
+    let p = adapters.first().map_or(0.0, |a| a.config().dropout);
+    Dropout::new(p, seed, step, number as u32, keys)
 }
 
 /// The lowest block that backward reaches, and the policies from there on; none without a backward pass.
 pub(super) type Kept<'a> = Option<(usize, &'a [Policy])>;
 
 impl<'a, T: Real> Pass<'a, T> {
-    /// Prepares a pass over the batch in `tables`. `grads` are where a backward pass will add to, by adapter.
+    /// Prepares a pass over the batch in `tables`.
     pub(super) fn new(
         device: &'a Device,
         (config, weights): (&'a ModelConfig, &'a Weights<T>),
-        (adapters, grads): (&'a [Adapter<T>], &[Adapter<T::Stat>]),
+        (adapters, of_adapters): (&'a [Adapter<T>], &'a AdapterTables<T>),
         tables: &'a BatchTables<T>,
         (dropout, kept): (Option<DropoutStep>, Kept<'a>),
-    ) -> Result<Self> {
-        let mut dora_norms = Vec::new();
-        for adapter in adapters {
-            let mut blocks = Vec::new();
-            for (layer, block) in weights.blocks.iter().enumerate() {
-                let mut norms = [const { None }; 7];
-                for module in Module::ALL {
-                    let Some(params) = adapter.params(layer, module) else { continue };
-                    if params.magnitude.is_some() {
-                        let weight = &block.linears[module as usize].weight;
-                        let scaling = T::Stat::from_f64(adapter.config().scaling());
-                        norms[module as usize] =
-                            Some(lora_matmul::dora_norm(device, weight, &params.a, &params.b, scaling)?);
-                    }
-                }
-                blocks.push(norms);
-            }
-            dora_norms.push(blocks);
-        }
-        let layer_adapters = match device.machine() {
-            Machine::Gpu => linears::layer_adapters(device, config, adapters, grads)?,
-            Machine::Cpu => Vec::new(),
-        };
-        let mut pass = Self {
-            device,
-            config,
-            weights,
-            adapters,
-            tables,
-            dora_norms,
-            layer_adapters,
-            dropout_keys: None,
-            dropout,
-            kept,
-        };
-        if device.machine() == Machine::Gpu && pass.dropout(0, &RowKeys::default()).is_some() {
-            let keys: Vec<DropoutKey> = pass.keys_of_step().collect();
-            pass.dropout_keys = Some(Table::new(&device.class(Class::Tables), &keys)?);
-        }
-        Ok(pass)
+    ) -> Self {
+        Self { device, config, weights, adapters, tables, of_adapters, dropout, kept }
     }
 
     /// The dropout of a layer, by its number in the model.
     fn dropout<'k>(&self, number: usize, keys: &'k RowKeys) -> Option<Dropout<'k>> {
-        let p = self.adapters.first().map_or(0.0, |a| a.config().dropout);
-        let DropoutStep { seed, step } = self.dropout?;
-        Dropout::new(p, seed, step, number as u32, keys)
-    }
-
-    fn keys_of_step(&self) -> impl Iterator<Item = DropoutKey> {
-        let nobody = RowKeys::default();
-        (0..self.weights.blocks.len() * Module::ALL.len())
-            .filter_map(move |number| Some(DropoutKey { word: self.dropout(number, &nobody)?.key() }))
-            .collect::<Vec<_>>()
-            .into_iter()
+        dropout_of(self.adapters, self.dropout?, number, keys)
     }
 
     /// What block `layer` keeps for the backward pass; none where that does not come.

@@ -10,7 +10,7 @@ use half::bf16;
 use super::{AdamW, OP, Trained};
 use crate::device::kernels::Kernel;
 use crate::device::kernels::params::{AdamWBlock, AdamWParams, AdamWScalars, AdamWTensor};
-use crate::device::{Device, Launch, Table, Tensor, Work};
+use crate::device::{Device, Launch, Mailbox, Table, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::ops::{Runner, runner};
 use crate::tensor::Real;
@@ -131,6 +131,12 @@ pub struct Step {
     pub was_applied: bool,
 }
 
+impl From<[f64; 3]> for Step {
+    fn from([norm, clip, applied]: [f64; 3]) -> Self {
+        Self { norm, clip, was_applied: applied != 0.0 }
+    }
+}
+
 impl Outcome {
     /// Reads it, after everything that was started before. On a dry device zeros.
     ///
@@ -139,8 +145,25 @@ impl Outcome {
     pub fn read(&self, device: &Device) -> Result<Step> {
         let mut numbers = [0.0; 3];
         device.read_into(&self.numbers, &mut numbers)?;
-        let [norm, clip, applied] = numbers;
-        Ok(Step { norm, clip, was_applied: applied != 0.0 })
+        Ok(numbers.into())
+    }
+
+    /// Starts its copy to the host, for [`Outcome::take`].
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn send(&self, mailbox: &mut Mailbox) -> Result<()> {
+        mailbox.send(&self.numbers, self.numbers.len())
+    }
+
+    /// Waits for what [`Outcome::send`] has sent.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn take(mailbox: &mut Mailbox) -> Result<Step> {
+        let numbers = mailbox.take::<f64>()?;
+        let numbers: Result<[f64; 3], _> = numbers.try_into();
+        numbers.map(Step::from).map_err(|other: Vec<f64>| Error::shape(OP, "outcome", 3, other.len()))
     }
 }
 

@@ -90,8 +90,8 @@ fn record<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>, has_gradi
     device.record(OP, Work::new(flops, (numbers * size_of::<T>()) as u64));
 }
 
-/// The logits `x W^T`, `[rows, vocab_size]`: for tests and for the few rows that generation looks at. On a GPU the vocabulary is a
-/// multiple of 8.
+/// The logits `x W^T`, `[rows, vocab_size]`: for tests and for the few rows that generation looks at. On a GPU a
+/// vocabulary that is no multiple of 8 takes a way through the host.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not fit each other; those of the device.

@@ -4,7 +4,7 @@
 
 use crate::batch::Target;
 use crate::device::kernels::params::{CrossEntropyRow, CrossEntropyTarget};
-use crate::device::{Device, Machine, Table, Tensor};
+use crate::device::{Device, Machine, Mailbox, Table, Tensor};
 use crate::error::{Error, Result};
 
 use super::{OP, TargetScore};
@@ -152,6 +152,25 @@ pub(super) enum Place {
 }
 
 impl Scores {
+    /// Starts the copy of the scores of the first `count` targets to the host, for [`Scores::take`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no room for so many, or they are on the host already; those of the device.
+    pub fn send(&self, mailbox: &mut Mailbox, count: usize) -> Result<()> {
+        match &self.place {
+            Place::Device(tensor, _) => mailbox.send(tensor, 2 * count),
+            Place::Host(_) => Err(Error::shape(OP, "scores", "on a GPU", "on the host")),
+        }
+    }
+
+    /// Waits for what [`Scores::send`] has sent.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn take(mailbox: &mut Mailbox) -> Result<Vec<TargetScore>> {
+        Ok(mailbox.take::<f32>()?.chunks_exact(2).map(score).collect())
+    }
+
     /// The scores of the targets, in their order; on a dry device zeros.
     ///
     /// # Errors
@@ -172,8 +191,6 @@ impl Scores {
             Place::Host(scores) => (scores.iter().take(count).copied().collect(), scores.len()),
             Place::Device(tensor, _) => {
                 let values = device.read(tensor)?;
-                let score =
-                    |pair: &[f32]| TargetScore { logprob: f64::from(pair[0]), is_argmax: pair[1] != 0.0 };
                 (values.chunks_exact(2).take(count).map(score).collect(), tensor.rows())
             }
         };
@@ -182,4 +199,9 @@ impl Scores {
         }
         Ok(scores)
     }
+}
+
+/// The two numbers of a target.
+fn score(pair: &[f32]) -> TargetScore {
+    TargetScore { logprob: f64::from(pair[0]), is_argmax: pair[1] != 0.0 }
 }

@@ -7,9 +7,9 @@ use crate::config::{Dtype, ModelConfig, TrainConfig};
 use crate::device::arch::Chip;
 use crate::device::{ByClass, Class, Device, Ledger};
 use crate::error::Result;
-use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, init};
+use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, Room, init};
 use crate::optim::{Optimizer, Update};
-use crate::tensor::Real;
+use crate::tensor::{DType, Real};
 
 /// Whose step is planned, and where it would run.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +18,7 @@ pub(super) struct Setup<'a> {
     pub(super) model: &'a ModelConfig,
     /// The GPU that kernels are planned for; none on the cpu.
     pub(super) chip: Option<Chip>,
+    pub(super) dtype: Dtype,
 }
 
 /// What a step takes.
@@ -55,14 +56,14 @@ impl Setup<'_> {
     /// # Errors
     /// As the step itself: an input error if a row does not fit the model.
     pub(super) fn measure(&self, passes: &[Batch], policies: &Policies) -> Result<Measured> {
-        match self.config.dtype {
+        match self.dtype {
             Dtype::F32 => self.measure_as::<f32>(passes, policies),
             Dtype::Bf16 => self.measure_as::<bf16>(passes, policies),
         }
     }
 
     fn measure_as<T: Real<Stat = f32>>(&self, passes: &[Batch], policies: &Policies) -> Result<Measured> {
-        let Self { config, model, chip } = *self;
+        let Self { config, model, chip, .. } = *self;
         let device = chip.map_or_else(Device::dry, Device::dry_gpu);
         let weights = init::dry::<T>(&device.class(Class::Weights), model)?;
         let decoder = Decoder { config: model.clone(), weights };
@@ -78,6 +79,12 @@ impl Setup<'_> {
         device.take_ledger();
         let dropout = Some(DropoutStep { seed: config.seed, step: 0 });
         let options = PassOptions { scale: 1.0, dropout, policies: policies.as_slice() };
+        if chip.is_some() && T::DTYPE == DType::Bf16 && passes.iter().any(|batch| !batch.targets.is_empty()) {
+            // A run records its launches, with room for every pass.
+            let room = passes.iter().map(Room::of).fold(Room::default(), Room::max);
+            optimizer.prepare(&device, &mut adapters[0], &grads[0])?;
+            drop(decoder.record(&device, room, &adapters, &mut grads, options)?);
+        }
         for batch in passes {
             decoder.score_and_backward(&device, batch, &adapters, &mut grads, options)?;
         }

@@ -25,7 +25,7 @@ use crate::batch::Batch;
 use crate::config::{DeviceChoice, Dtype, ModelConfig, TrainConfig};
 use crate::device::arch::Chip;
 use crate::device::card::CARDS;
-use crate::device::{Card, Class, available_memory};
+use crate::device::{Card, Class, Device, Machine, available_memory};
 use crate::error::{Error, Result};
 use crate::model::{Policies, Policy};
 use crate::tensor::Real;
@@ -33,6 +33,9 @@ use crate::tensor::Real;
 /// Part of the free memory of this machine that a run may take unless told otherwise: the rest is for rows, the tokenizer, and
 /// other programs.
 const DEFAULT_PART: f64 = 0.8;
+
+/// The same of the free memory of a GPU, which a run takes in one piece: the rest is for what the driver needs on top.
+const CARD_PART: f64 = 0.97;
 
 /// Memory and work of one optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -118,13 +121,14 @@ pub struct Capacity {
 struct Place {
     /// The GPU that kernels are planned for; none on the cpu.
     chip: Option<Chip>,
+    dtype: Dtype,
     card: Option<&'static Card>,
     limit: Option<Limit>,
 }
 
 impl Place {
-    /// The card that the configuration names, or this machine; and the memory there.
-    fn of(config: &TrainConfig) -> Result<Self> {
+    /// The card that the configuration names, or the device of a run, or this machine; and the memory there.
+    fn of(config: &TrainConfig, device: Option<&Device>) -> Result<Self> {
         let card = match &config.gpu {
             None => None,
             Some(name) => match Card::find(name) {
@@ -139,14 +143,27 @@ impl Place {
                 }
             },
         };
-        let on_gpu = matches!(config.device, DeviceChoice::Cuda(_) | DeviceChoice::Emulated);
-        let chip = card.map(Card::chip).or(on_gpu.then_some(Chip::RTX_3080));
+        let device = device.filter(|device| card.is_none() && device.machine() == Machine::Gpu);
+        let named = matches!(config.device, DeviceChoice::Cuda(_) | DeviceChoice::Emulated);
+        let on_gpu = card.is_some() || device.is_some() || named;
+        let chip = match (card, device) {
+            (Some(card), _) => Some(card.chip()),
+            (None, Some(device)) => Some(device.chip()?),
+            (None, None) => named.then_some(Chip::RTX_3080),
+        };
+        // GPUs compute in bf16; a plan for one that is not here may ask what f32 would take.
+        let dtype = if on_gpu && card.is_none() { Dtype::Bf16 } else { config.dtype };
         let limit = |bytes, source| Some(Limit { bytes, source });
+        let free = device.map(Device::card_memory).transpose()?.flatten();
         let limit = match (config.memory_limit, card) {
             (Some(size), _) => limit(size.bytes(), "memory_limit".to_owned()),
             (None, Some(card)) => {
                 limit(card.tensor_bytes(), format!("{}, less what is not for tensors", card.title))
             }
+            (None, None) if free.is_some() => free.and_then(|memory| {
+                let source = format!("{:.0}% of the memory of the card that is free", 100.0 * CARD_PART);
+                limit((memory.free_bytes as f64 * CARD_PART) as u64, source)
+            }),
             // The memory of a GPU is not that of this machine.
             (None, None) if on_gpu => None,
             (None, None) => available_memory().and_then(|bytes| {
@@ -154,11 +171,12 @@ impl Place {
                 limit((bytes as f64 * DEFAULT_PART) as u64, source)
             }),
         };
-        Ok(Self { chip, card, limit })
+        let card = card.or_else(|| device.and_then(|device| Card::of_label(device.label())));
+        Ok(Self { chip, dtype, card, limit })
     }
 
     fn setup<'a>(&self, config: &'a TrainConfig, model: &'a ModelConfig) -> Setup<'a> {
-        Setup { config, model, chip: self.chip }
+        Setup { config, model, chip: self.chip, dtype: self.dtype }
     }
 
     fn limit_bytes(&self) -> Option<u64> {
@@ -262,7 +280,7 @@ impl Plan {
 /// # Errors
 /// As the step itself: an input error if a row does not fit the model; or if the card is unknown.
 pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row>]) -> Result<Plan> {
-    let place = Place::of(config)?;
+    let place = Place::of(config, None)?;
     let setup = place.setup(config, model);
     let passes = passes_of(config, micro_batches);
     let (policies, measured) = setup.choose(&passes, place.limit_bytes())?;
@@ -275,7 +293,7 @@ pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row
 /// An input error if the workload does not fit the model, or the card is unknown.
 pub fn plan_workload(config: &TrainConfig, model: &ModelConfig, workload: &Workload) -> Result<Plan> {
     workload.check(model)?;
-    let place = Place::of(config)?;
+    let place = Place::of(config, None)?;
     let setup = place.setup(config, model);
     let (policies, measured) = setup.choose(&[workload.batch()], place.limit_bytes())?;
     let plan = place.plan(&setup, policies, &measured, &measured);
@@ -288,7 +306,7 @@ pub(super) fn planned<T: Real<Stat = f32>>(
     prepared: &Prepared<T>,
     itinerary: &Itinerary<'_>,
 ) -> Result<Plan> {
-    let place = Place::of(config)?;
+    let place = Place::of(config, Some(&prepared.device))?;
     let setup = place.setup(config, &prepared.model.config);
     let longest = fullest(config, &prepared.train, |row| row.example.len());
     // The head and the last block work for supervised tokens only: short rows with many of them may take more.

@@ -198,7 +198,7 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
     let keys = (case.p > 0.0).then_some(&case.keys);
     let rows = Rows::new(device, case.rows, &case.runs, keys)?;
     let (mut weights, mut factors, mut tables, mut dy) = (vec![], vec![], vec![], vec![]);
-    for (l, (layer, &out)) in case.layers.iter().zip(&case.out_features).enumerate() {
+    for (layer, &out) in case.layers.iter().zip(&case.out_features) {
         weights.push((upload(&layer.weight, out)?, upload(&layer.bias, 1)?));
         dy.push(upload(&layer.dy, case.rows)?);
         for ((a, b_t), r) in layer.factors.iter().zip(case.ranks) {

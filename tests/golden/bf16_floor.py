@@ -1,0 +1,116 @@
+"""How far transformers + PEFT in bf16 are from their own f32 results: the floor that tanren's bf16 kernels are held against.
+
+Repeats every case beside this file with the base model in bf16, the adapter in f32 and autocast to bf16 (as trainers run it), and
+writes the distance from expected.safetensors and case.json to bf16.json in the folder of the case.
+
+    python bf16_floor.py [CASE ...]        needs torch, transformers, peft, safetensors, as in README.md
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+HERE = Path(__file__).parent
+
+
+def distance(got, expected):
+    """Largest and mean absolute difference, and the largest value."""
+    error = (got.double() - expected.double()).abs()
+    return {"max": error.max().item(), "mean": error.mean().item(), "largest": expected.abs().max().item()}
+
+
+def relative(got, expected):
+    """Euclidean distance over the norm of what is expected, over all tensors together."""
+    error = sum(((g.double() - e.double()) ** 2).sum().item() for g, e in zip(got, expected))
+    return math.sqrt(error / sum((e.double() ** 2).sum().item() for e in expected))
+
+
+def name_in_file(name):
+    """Name of a parameter in adapter_model.safetensors."""
+    return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def logits_of(model, sequences):
+    """Logits of all sequences, one after another, and the log-probabilities of their labels."""
+    logits, logprobs = [], []
+    for sequence in sequences:
+        ids = torch.tensor([sequence["input_ids"]])
+        with torch.autocast("cpu", torch.bfloat16):
+            own = model(input_ids=ids).logits[0].float()
+        logits.append(own)
+        for t, label in enumerate(sequence["labels"][1:]):
+            if label != -100:
+                logprobs.append(torch.log_softmax(own[t], -1)[label])
+    return torch.cat(logits), torch.stack(logprobs)
+
+
+def run(case):
+    dir = HERE / case
+    info = json.loads((dir / "case.json").read_text())
+    expected = load_file(dir / "expected.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(dir / info["model_dir"], dtype=torch.bfloat16)
+    step0 = [s for batch in info["steps"][0]["micro_batches"] for s in batch]
+    result = {}
+    with torch.no_grad():
+        logits, logprobs = logits_of(model, step0)
+    result["logits_base"] = distance(logits, expected["logits_base"])
+    result["label_logprobs_base"] = distance(logprobs, expected["label_logprobs_base"])
+
+    model = PeftModel.from_pretrained(model, dir / "adapter_init", is_trainable=True)
+    trained = {name_in_file(n): p for n, p in model.named_parameters() if p.requires_grad}
+    assert all(p.dtype == torch.float32 for p in trained.values())
+    with torch.no_grad():
+        logits, logprobs = logits_of(model, step0)
+    result["logits_adapter"] = distance(logits, expected["logits_adapter"])
+    result["label_logprobs_adapter"] = distance(logprobs, expected["label_logprobs_adapter"])
+
+    o = info["optimizer"]
+    adamw = torch.optim.AdamW(
+        trained.values(), betas=(o["beta1"], o["beta2"]), eps=o["eps"], weight_decay=o["weight_decay"]
+    )
+    losses, norms = [], []
+    for number, step in enumerate(info["steps"]):
+        adamw.zero_grad()
+        total = 0.0
+        for sequence in [s for batch in step["micro_batches"] for s in batch]:
+            labels = torch.tensor(sequence["labels"][1:])
+            if not (labels != -100).any():
+                continue
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(input_ids=torch.tensor([sequence["input_ids"]])).logits[0, :-1]
+            nll = torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
+            (nll / step["num_items"]).backward()
+            total += nll.item()
+        losses.append(abs(total / step["num_items"] - step["loss"]))
+        if number == 0:
+            names = [n for n in trained if "grad." + n in expected]
+            got = [trained[n].grad for n in names]
+            result["grad"] = relative(got, [expected["grad." + n].reshape(trained[n].shape) for n in names])
+        norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), o["max_grad_norm"]).item()
+        norms.append(abs(norm / step["grad_norm"] - 1))
+        for group in adamw.param_groups:
+            group["lr"] = step["lr"]
+        adamw.step()
+    result["loss"] = {"max": max(losses), "mean": sum(losses) / len(losses)}
+    result["grad_norm"] = max(norms)
+    final = load_file(dir / "adapter_final" / "adapter_model.safetensors")
+    got = [trained[n].detach() for n in final]
+    result["adapter_final"] = relative(got, [final[n].reshape(trained[n].shape) for n in final])
+    with torch.no_grad():
+        _, logprobs = logits_of(model, step0)
+    result["label_logprobs_final"] = distance(logprobs, expected["label_logprobs_final"])
+    (dir / "bf16.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(case, json.dumps(result))
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    for case in sys.argv[1:] or sorted(p.parent.name for p in HERE.glob("*/expected.safetensors")):
+        run(case)
