@@ -14,6 +14,8 @@ mod common;
 mod adamw;
 #[path = "kernels/cublaslt.rs"]
 mod cublaslt;
+#[path = "kernels/dora.rs"]
+mod dora;
 #[path = "kernels/harness.rs"]
 mod harness;
 #[path = "kernels/linear_cross_entropy.rs"]
@@ -30,7 +32,7 @@ fn main() {
     };
     println!("kernels on {}", device.label());
     let mut criterion = common::criterion();
-    for bench in [lora_matmul::bench, linear_cross_entropy::bench, adamw::bench] {
+    for bench in [lora_matmul::bench, linear_cross_entropy::bench, adamw::bench, dora::bench] {
         if let Err(error) = bench(&mut criterion, &device) {
             eprintln!("{error}");
             std::process::exit(error.exit_code().into());
