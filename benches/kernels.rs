@@ -10,6 +10,8 @@
 #[allow(dead_code, reason = "rows and the CPU are for the other benchmarks")]
 mod common;
 
+#[path = "kernels/attention.rs"]
+mod attention;
 #[path = "kernels/cublaslt.rs"]
 mod cublaslt;
 #[path = "kernels/harness.rs"]
@@ -26,9 +28,11 @@ fn main() {
     };
     println!("kernels on {}", device.label());
     let mut criterion = common::criterion();
-    if let Err(error) = lora_matmul::bench(&mut criterion, &device) {
-        eprintln!("{error}");
-        std::process::exit(error.exit_code().into());
+    for bench in [lora_matmul::bench, attention::bench] {
+        if let Err(error) = bench(&mut criterion, &device) {
+            eprintln!("{error}");
+            std::process::exit(error.exit_code().into());
+        }
     }
     criterion.final_summary();
 }

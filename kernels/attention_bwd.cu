@@ -1,23 +1,27 @@
 // Gradients of attention: dq in one kernel, dk and dv in another, without atomics, so every sum has one order.
 //
-// With P = exp(scale * q k^T - lse), dP = dO v^T and D = rowsum(dO * O): dS = P * (dP - D), dq = scale * dS k, dk = scale * dS^T q,
-// dv = P^T dO. Both kernels compute P and dP: seven products instead of the five of one kernel that adds dq with atomics or in a second
-// buffer, for bytes that do not change from run to run. Source of the recomputation: Dao et al., "FlashAttention", 2022.
+// With P = exp(scale * q k^T - lse), dP = dO v^T and D = rowsum(dO * O): dS = P * (dP - D), dq = scale * dS k, dk =
+// scale * dS^T q, dv = P^T dO. Both kernels compute P and dP: seven products instead of the five of one kernel that
+// adds dq with atomics or in a second buffer, for bytes that do not change from run to run. Source of the
+// recomputation: Dao et al., "FlashAttention", 2022.
 //
-// attention_bwd_dq: a block has 64 queries of one head, its four warps 16 each, with q and dO in registers (64 of them at heads of 128,
-// beside 64 sums); keys and values come 32 at a time through a ring of two stages, 32 KB, so that two blocks fit. It writes
-// (lse * log2(e), D) of its queries for the other kernel, by tile and head, 64 pairs each: rows that a tile does not have get an
-// infinite lse, which makes their P 0 there without a mask.
+// attention_bwd_dq: a block has 64 queries of one head, its four warps 16 each, with q and dO in registers (64 of them
+// at heads of 128, beside 64 sums); keys and values come 32 at a time through a ring of two stages, 32 KB, so that two
+// blocks fit. It writes (lse * log2(e), D) of its queries for the other kernel, by tile and head, 64 pairs each: rows
+// that a tile does not have get an infinite lse, which makes their P 0 there without a mask.
 //
-// attention_bwd_dkv: a block has 64 keys of one key head, which it keeps in shared memory, and takes 64 queries at a time, over all
-// tiles that see the keys and all query heads of the group: dk and dv are summed in registers, nothing is expanded to query heads.
-// The products are transposed (S^T = k q^T), so that P^T and dS^T are A fragments as they are and never pass through shared memory.
-// Eight warps: four times 16 keys, for the first and the last 32 queries; the two halves are added at the end, in that order. At
-// heads of 128 a lane has 128 sums and a block 97 KB (k and v, two stages of q, dO and statistics): one block on a multiprocessor of
-// sm_86, two warps on every scheduler. A step is 4 products, 128 mma a warp, 8,192 cycles of a tensor core for two warps at 32 cycles
-// each; 320 KB from shared memory take 2,560, and 128 operations a byte of q and dO take 0.5 TB/s from the L2 cache.
-// Key rows that no query sees get zeros. Warps skip keys and queries that are not there and, by 16 keys and 32 queries, the masked
-// part of the diagonal. Kernels here expect gradients of all rows of the query tiles; P and dS are rounded to bf16 for their products.
+// attention_bwd_dkv: a block has 64 keys of one key head, which it keeps in shared memory, and takes 64 queries at a
+// time, over all tiles that see the keys and all query heads of the group: dk and dv are summed in registers, nothing
+// is expanded to query heads. The products are transposed (S^T = k q^T), so that P^T and dS^T are A fragments as they
+// are and never pass through shared memory. Eight warps: four times 16 keys, for the first and the last 32 queries; the
+// two halves are added at the end, in that order. At heads of 128 a lane has 128 sums and a block 97 KB (k and v, two
+// stages of q, dO and statistics): one block on a multiprocessor of sm_86, two warps on every scheduler. A step is 4
+// products, 128 mma a warp, 8,192 cycles of a tensor core for two warps at 32 cycles each; 320 KB from shared memory
+// take 2,560 (36 % with the copies), and 128 operations a byte of q and dO take 0.5 TB/s from L2. Key rows that no
+// query sees get zeros. Warps skip keys and queries that are not there and, by 16 keys and 32 queries, the masked part
+// of the diagonal. P and dS are rounded to bf16 for their products. With seven products for five and 89 % of the tiles'
+// pairs needed at samples of 512 rows, the limit of both kernels together is 5 / 7 * 0.89 = 64 % of the tensor cores'
+// rate, 38 TFLOP/s.
 #include "common/simt.cuh"
 #include "attention.cuh"
 
@@ -91,7 +95,8 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     // A stage has room for 64 rows of one tensor.
     static_assert(kStageBytes == kAttentionRows * kDim * 2, "the rows of q, o and dO pass through the ring");
     load_head_rows<kAttentionRows, kDim, kThreads>(smem, p.o + head * kDim, q_stride, row_start, row_end);
-    load_head_rows<kAttentionRows, kDim, kThreads>(smem + kStageBytes, p.d_o + head * kDim, q_stride, row_start, row_end);
+    unsigned char* const second = smem + kStageBytes;
+    load_head_rows<kAttentionRows, kDim, kThreads>(second, p.d_o + head * kDim, q_stride, row_start, row_end);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -100,7 +105,7 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     UNROLL for (int slice = 0; slice < kSlices; slice++) {
         uint32_t o[4];
         load_a_rows<kDim>(o, smem, first, slice);
-        load_a_rows<kDim>(d_o[slice][0], smem + kStageBytes, first, slice);
+        load_a_rows<kDim>(d_o[slice][0], second, first, slice);
         UNROLL for (int i = 0; i < 4; i += 2) {
             const uint32_t(&g)[4] = d_o[slice][0];
             d_low = fmaf(low_bf16(o[i]), low_bf16(g[i]), d_low);
@@ -118,18 +123,18 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
         store8(stats, lse_low, d_low);
         store8(stats + 16, lse_high, d_high);
     }
-    const int32_t* const packed = p.queries.packed_rows + tile_idx * static_cast<int64_t>(kAttentionRows) + first + group;
-    const int packed_low = packed[0], packed_high = packed[8];
+    const int64_t slot = tile_idx * static_cast<int64_t>(kAttentionRows) + first + group;
+    const int packed_low = p.queries.packed_rows[slot], packed_high = p.queries.packed_rows[slot + 8];
 
     __syncthreads();
-    load_head_rows<kAttentionRows, kDim, kThreads>(smem + kStageBytes, p.q + head * kDim, q_stride, row_start, row_end);
+    load_head_rows<kAttentionRows, kDim, kThreads>(second, p.q + head * kDim, q_stride, row_start, row_end);
     cp_async_commit();
     load_head_rows<kKeys, kDim, kThreads>(smem, k, kv_stride, walk.key, walk.key_end);
     load_head_rows<kKeys, kDim, kThreads>(smem + kTileBytes, v, kv_stride, walk.key, walk.key_end);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();
-    UNROLL for (int slice = 0; slice < kSlices; slice++) load_a_rows<kDim>(q[slice][0], smem + kStageBytes, first, slice);
+    UNROLL for (int slice = 0; slice < kSlices; slice++) load_a_rows<kDim>(q[slice][0], second, first, slice);
 
     HeadRows<kDim> dq;
     int stage = 0;
@@ -209,11 +214,13 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
         const int query_tile = p.visits[visit] >> 1, head = kv_head * p.group + member;
         const AttentionTile& rows = p.queries.tiles[query_tile];
         const int row_start = rows.row_start, row_end = rows.row_end;
-        load_head_rows<kAttentionRows, kDim, kThreads>(stage, p.q + head * kDim, q_stride, row_start, row_end);
-        load_head_rows<kAttentionRows, kDim, kThreads>(stage + kTileBytes, p.d_o + head * kDim, q_stride, row_start, row_end);
+        const bf16 *q = p.q + head * kDim, *d_o = p.d_o + head * kDim;
+        load_head_rows<kAttentionRows, kDim, kThreads>(stage, q, q_stride, row_start, row_end);
+        load_head_rows<kAttentionRows, kDim, kThreads>(stage + kTileBytes, d_o, q_stride, row_start, row_end);
         if (threadIdx.x < kStatsBytes / 16) {
             const int64_t slot = query_tile * static_cast<int64_t>(p.num_heads) + head;
-            cp_async16(stage + 2 * kTileBytes + threadIdx.x * 16, p.stats + slot * (kAttentionRows * 2) + threadIdx.x * 4, true);
+            const float* const stats = p.stats + slot * (kAttentionRows * 2) + threadIdx.x * 4;
+            cp_async16(stage + 2 * kTileBytes + threadIdx.x * 16, stats, true);
         }
         cp_async_commit();
     };

@@ -1,16 +1,18 @@
-// o = softmax(scale * q k^T) v and lse = log(sum of exponentials) over packed rows, one tile of 64 queries of one head a block.
+// o = softmax(scale * q k^T) v and lse = log(sum of exponentials) over packed rows, one tile of 64 queries of one head
+// a block.
 //
-// Four warps have 16 queries each; their part of q stays in registers, so shared memory holds one tile of 64 keys and one of 64
-// values: 32 KB for heads of 128. While scores are computed the values arrive, while the values are used the next keys do, with two
-// barriers a tile. On GeForce RTX 30 (sm_86) an mma with f32 sums holds its tensor core for 32 cycles: a tile of 16 x 64 scores
-// is 128 of them, 4,096 cycles, against about 700 other instructions of the warp (96 ldmatrix, 64 products of the rescaling, 32
-// exponentials at four cycles, the rest). Two or three blocks on a multiprocessor hide these behind each other's mma; reads of shared
-// memory take a quarter of its bandwidth, and 64 operations a byte of k and v take 0.9 TB/s from the L2 cache at 59.5 TFLOP/s.
-// What is lost is the masked half of the diagonal: samples of 512 rows compute 36 tiles where 32.1 are needed (89 %). 64 rows and
-// not 128, because samples have 200 to 1,000 rows: 300 rows are 5 tiles of 64, with warps without a query idle, or 3 of 128.
+// Four warps have 16 queries each; their part of q stays in registers, so shared memory holds one tile of 64 keys and
+// one of 64 values: 32 KB for heads of 128. While scores are computed the values arrive, while the values are used the
+// next keys do, with two barriers a tile. On GeForce RTX 30 (sm_86) an mma with f32 sums holds its tensor core for 32
+// cycles: a tile of 16 x 64 scores of heads of 128 is 128 of them, 4,096 cycles, against 640 other instructions of the
+// warp. Two blocks on a multiprocessor, two warps on every scheduler, hide these behind each other's mma (three would
+// need 168 registers, which spills); reads of shared memory take 31 % of its bandwidth, and 64 operations a byte of k
+// and v take 0.9 TB/s from the L2 cache at 59.5 TFLOP/s. What is lost for certain is the masked half of the diagonal:
+// samples of 512 rows compute 36 tiles where 32.1 are needed (89 %). 64 rows and not 128, because samples have 200 to
+// 1,000 rows: 300 rows are 5 tiles of 64, with warps without a query idle, or 3 of 128.
 //
-// Scores and statistics are f32, exponentials are 2^x with scale * log2(e) folded into the argument; probabilities are rounded to bf16
-// for the second product, o once. Source of the recurrence: Dao et al., "FlashAttention", 2022.
+// Scores and statistics are f32, exponentials are 2^x with scale * log2(e) folded into the argument; probabilities are
+// rounded to bf16 for the second product, o once. Source of the recurrence: Dao et al., "FlashAttention", 2022.
 #include "common/simt.cuh"
 #include "attention.cuh"
 
@@ -58,8 +60,8 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
     __syncthreads();
     uint32_t q[kSlices][1][4];
     UNROLL for (int slice = 0; slice < kSlices; slice++) load_a_rows<kDim>(q[slice][0], v_tile, first, slice);
-    const int32_t* const packed = p.queries.packed_rows + tile_idx * static_cast<int64_t>(kAttentionRows) + first + group;
-    const int packed_low = packed[0], packed_high = packed[8];
+    const int64_t slot = tile_idx * static_cast<int64_t>(kAttentionRows) + first + group;
+    const int packed_low = p.queries.packed_rows[slot], packed_high = p.queries.packed_rows[slot + 8];
 
     HeadRows<kDim> o;
     float max_low = -INFINITY, max_high = -INFINITY, sum_low = 0, sum_high = 0;

@@ -1,4 +1,4 @@
-//! The kernels on the emulator against the definition in f64: ragged segments, prefixes, grouped heads, some rows as queries, rooms.
+//! The kernels on the emulator against the definition in f64: ragged segments, prefixes, grouped heads, some rows as queries.
 
 #![cfg(feature = "emulated")]
 
