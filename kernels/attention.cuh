@@ -142,28 +142,40 @@ DEVICE void store_head_rows(bf16* target, int64_t stride, int first, int end, co
     }
 }
 
+// The 16 rows of a query tile that a warp of four takes. Early rows see less of the diagonal than late ones, and a warp's
+// tensor core is given by its number, so every second block (by fours: blocks that meet on one multiprocessor are as many
+// apart as there are multiprocessors, 68 or 132) goes through its rows backwards.
+DEVICE int query_rows_of_warp() {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    return (blockIdx.x / 4 % 2 == 0 ? warp : 3 - warp) * 16;
+}
+
 // A block's way through the ranges of its query tile, of which there is at least one, kKeys keys at a time.
 template <int kKeys>
 struct KeyWalk {
-    const AttentionRange* range;
-    const AttentionRange* end;
+    const AttentionRange* const ranges;
+    int range;
+    int range_end;
     int key;
     int key_end;
     int unmasked_end;
 
-    DEVICE void start(const AttentionRange* first, const AttentionRange* last) {
-        range = first, end = last;
+    DEVICE void start(const AttentionTile& tile) {
+        range = tile.range_start, range_end = tile.range_end;
         open();
     }
 
-    DEVICE bool is_done() const { return range == end; }
+    DEVICE bool is_done() const { return range == range_end; }
 
     DEVICE void next() {
         key += kKeys;
-        if (key >= key_end && ++range != end) open();
+        if (key >= key_end && ++range != range_end) open();
     }
 
-    DEVICE void open() { key = range->key_start, key_end = range->key_end, unmasked_end = range->unmasked_end; }
+    DEVICE void open() {
+        const AttentionRange& now = ranges[range];
+        key = now.key_start, key_end = now.key_end, unmasked_end = now.unmasked_end;
+    }
 
     // Some query of the tile does not see all kKeys keys.
     DEVICE bool is_masked() const { return key + kKeys > unmasked_end; }
