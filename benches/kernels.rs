@@ -12,6 +12,8 @@ mod common;
 
 #[path = "kernels/adamw.rs"]
 mod adamw;
+#[path = "kernels/attention.rs"]
+mod attention;
 #[path = "kernels/cublaslt.rs"]
 mod cublaslt;
 #[path = "kernels/dora.rs"]
@@ -32,7 +34,7 @@ fn main() {
     };
     println!("kernels on {}", device.label());
     let mut criterion = common::criterion();
-    for bench in [lora_matmul::bench, linear_cross_entropy::bench, adamw::bench, dora::bench] {
+    for bench in [lora_matmul::bench, attention::bench, linear_cross_entropy::bench, adamw::bench, dora::bench] {
         if let Err(error) = bench(&mut criterion, &device) {
             eprintln!("{error}");
             std::process::exit(error.exit_code().into());
