@@ -1,12 +1,13 @@
 #!/bin/sh
-# Packs the peers of gpu.py for a GPU machine without network: fetch_peers.sh [OUT.tgz] (default: runs/peers/peers.tgz).
+# Packs the peers of gpu.py for a GPU machine without network: fetch_peers.sh [OUT.tar.xz] (default:
+# runs/peers/peers.tar.xz, 14 MB).
 #
 # For Python 3.12 with torch 2.11 (CUDA 13) and transformers 5.17 there; what such a machine has already is left out.
-# There: mkdir site && tar xzf peers.tgz -C site && PYTHONPATH=site python3 gpu.py ...
+# There: mkdir site && tar xJf peers.tar.xz -C site && PYTHONPATH=site python3 gpu.py ...
 set -eu
 
 cd "$(dirname "$0")"
-out="${1-../../runs/peers/peers.tgz}"
+out="${1-../../runs/peers/peers.tar.xz}"
 python="${PYTHON:-python3}"
 stage="$(mktemp -d)"
 trap 'rm -rf "$stage"' EXIT
@@ -34,5 +35,5 @@ done
 rm -rf "$stage/site/studio" "$stage/site/unsloth_cli" "$stage/site/unsloth/studio"
 find "$stage/site/bitsandbytes" -name 'libbitsandbytes_*.so' ! -name '*cuda130*' ! -name '*cpu*' -delete
 mkdir -p "$(dirname "$out")"
-tar czf "$out" -C "$stage/site" .
+tar cf - -C "$stage/site" . | xz -T0 -6 >"$out"
 ls -l "$out"
