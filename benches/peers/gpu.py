@@ -102,12 +102,15 @@ def reason(text):
 
 
 def run(command, log, seconds, env=None):
-    """Runs to the end; returns the output's last line."""
+    """Runs to the end; returns the output's last line.
+
+    In the folder of the log: some libraries write where they are started.
+    """
     command = [str(x) for x in command]
     with open(log, "w") as out:
         try:
             done = subprocess.run(command, stdout=out, timeout=seconds,
-                                  stderr=subprocess.STDOUT,
+                                  stderr=subprocess.STDOUT, cwd=log.parent,
                                   env={**os.environ, **(env or {})})
         except subprocess.TimeoutExpired:
             raise Failure(f"stopped after {seconds:.0f} s") from None
@@ -191,7 +194,8 @@ class Job:
                 self.args.gate_steps, "--grads", self.grads(name)] if gate \
             else ["--mode", "time", "--warmup", self.args.warmup,
                   "--steps", self.args.steps]
-        cap = ["--cap-gib", self.args.cap_gib] if self.args.cap_gib else []
+        cap = ["--cap-gib", self.args.cap_gib] \
+            if self.args.cap_gib and not gate else []
         line = run([sys.executable, HERE / "gpu_peer.py", *options, *mode,
                     "--model", self.gate_model if gate else self.model,
                     "--init-adapter", self.gate_adapter if gate
@@ -226,7 +230,7 @@ class Job:
              "--weight-decay", 0, "--device", self.args.device,
              "--dtype", "bf16" if self.gpu else "f32",
              *(["--memory-limit", f"{self.args.cap_gib}GiB"]
-               if self.args.cap_gib else []),
+               if self.args.cap_gib and not gate else []),
              *options, *more, *self.args.tanren_arg],
             self.log(label), self.args.timeout)
         process = time.perf_counter() - began
@@ -492,6 +496,9 @@ def main():
     if unknown:
         parser.error(f"no setting {', '.join(unknown)}; there are "
                      f"{', '.join(SETTINGS)}")
+    for name in ("out", "cache", "tanren", "rows"):
+        path = getattr(args, name)
+        setattr(args, name, path and path.resolve())
     if args.warmup < 1 or args.steps < 1:
         parser.error("--warmup and --steps are at least 1")
     sys.exit(compare(args))
