@@ -65,7 +65,7 @@ class Watch:
         if shutil.which("nvidia-smi"):
             self.child = subprocess.Popen(
                 ["nvidia-smi", f"--query-gpu={','.join(self.FIELDS)}",
-                 "--format=csv,noheader,nounits", "-lms", "500"],
+                 "--format=csv,noheader,nounits", "-lms", "200"],
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
     def stop(self):
@@ -257,10 +257,7 @@ class Job:
         training = sum(x["step_seconds"] for x in logged[1:])
         return {"steps": steps, "losses": [x["loss"] for x in logged],
                 "first_step_seconds": process - training,
-                "peak_allocated": last.get("peak_tensor_bytes"),
-                "peak_reserved": last.get("peak_reserved_bytes"),
-                "busy": last.get("gpu_busy"),
-                "kernels_per_step": last.get("launches_per_step")}
+                "peak_allocated": last.get("peak_tensor_bytes")}
 
     def tanren_gate(self, name, options):
         # One update with a huge epsilon moves weights by their gradients.
@@ -306,6 +303,8 @@ class Job:
             seen = watch.stop() if self.gpu else {}
         result.update(report.summarise(result, self.flops_per_token, peak))
         result["watch"] = seen
+        if seen:
+            result["used"] = seen["utilization.gpu"] / 100
         (self.out / "runs" / f"{label}.json").write_text(
             json.dumps(result, indent=1) + "\n")
         return result

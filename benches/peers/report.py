@@ -84,9 +84,9 @@ def table(results):
     `results`: {setting: {"runs": [...], "gate": {...}, "error": text}}.
     """
     lines = ["| setting | tokens/s | slowest - fastest | samples/s | step, ms |"
-             " MFU | GPU busy | kernels/step | peak allocated / reserved, GiB |"
+             " MFU | GPU busy | GPU used | kernels/step | peak allocated / reserved, GiB |"
              " first step, s | padding | tanren's speed |",
-             "|---|" + "---:|" * 11]
+             "|---|" + "---:|" * 12]
     rates = {name: middle(result["runs"], "tokens_per_second")
              for name, result in results.items()}
     own = max((rate[0] for name, rate in rates.items()
@@ -107,6 +107,7 @@ def table(results):
             name, number(rate[0]), f"{number(rate[1])} - {number(rate[2])}",
             cell("samples_per_second", 1), cell("step_ms", 2),
             cell("mfu", 1, 100, " %"), cell("busy", 0, 100, " %"),
+            cell("used", 0, 100, " %"),
             cell("kernels_per_step"), memory, cell("first_step_seconds", 1),
             cell("padding", 1, 100, " %"), against]) + " |")
     failed = [(name, result.get("error")) for name, result in results.items()
@@ -182,7 +183,7 @@ def self_test():
     assert "| 50 % |" in lines[3] and lines[3].endswith("| 2.00 x |")
     assert lines[-1] == "| trl | not installed: trl |"
     widths = {line.count("|") for line in lines[:4]}
-    assert widths == {13}, widths
+    assert widths == {14}, widths
     gates = gate_table(results).splitlines()
     assert gates[2].endswith("| ok |") and gates[3].endswith("| a \\|b |")
     assert len(gates) == 4
