@@ -86,6 +86,7 @@ functions! {
     cuModuleUnload(Handle);
     cuModuleGetFunction(*mut Handle, Handle, *const c_char);
     cuFuncSetAttribute(Handle, c_uint, c_int);
+    cuFuncLoad(Handle);
     cuLaunchKernel(Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void);
 }
 

@@ -3,7 +3,7 @@
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 pub use super::block::DropoutStep;
-use super::block::{Kept, Pass, Saved};
+use super::block::{Kept, NormBack, Pass, Saved};
 use super::policy::Policy;
 use super::tables::{BatchTables, Room};
 use super::weights::Weights;
@@ -127,15 +127,21 @@ impl<T: Real> Decoder<T> {
         let (head, dx) = (self.weights.head(), Some(&mut d_normed));
         let scores = linear_cross_entropy::forward(device, &normed, head, &tables.targets, dx)?;
         drop(normed);
-        let mut d_stream = device.empty(stream.rows(), stream.cols())?;
-        let norm = pass.final_norm();
-        rms_norm::backward(device, &d_normed, &stream, &norm, &rstd, None, &mut d_stream, None)?;
-        drop((d_normed, stream));
         let mut layer = self.weights.blocks.len();
+        let back = NormBack {
+            d_normed: &d_normed,
+            stream: &stream,
+            norm: pass.final_norm(),
+            rstd: &rstd,
+            d_in: None,
+            normed: None,
+        };
+        let mut output = pass.norm_backward(layer - 1, back)?;
+        drop((d_normed, stream));
         while let Some(block) = saved.pop() {
             layer -= 1;
-            match pass.backward(layer, block, d_stream, layer == lowest, grads)? {
-                Some(d_in) => d_stream = d_in,
+            match pass.backward(layer, block, output, layer == lowest, grads)? {
+                Some(below) => output = below,
                 None => break,
             }
         }

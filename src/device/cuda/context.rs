@@ -248,6 +248,19 @@ impl Cuda {
         Ok(function.handle)
     }
 
+    /// Loads all kernels. The driver would load each at its first launch, which is no good while launches are recorded.
+    pub(super) fn load_kernels(&self) -> Result<(), Fault> {
+        if self.module == 0 {
+            return Ok(());
+        }
+        for &kernel in Kernel::ALL {
+            let function = self.function(kernel, 0)?;
+            // SAFETY: the handle is a function of the loaded module.
+            self.call("cuFuncLoad", |driver| unsafe { (driver.cuFuncLoad)(function) })?;
+        }
+        Ok(())
+    }
+
     fn lookup(&self, kernel: Kernel) -> Result<Handle, Fault> {
         let mut handle = 0;
         // Symbols are names of C, so there is no zero byte inside.

@@ -20,6 +20,7 @@ impl Cuda {
     /// From here on launches and fills are kept and not started.
     pub(in crate::device) fn begin_capture(&self) -> Result<()> {
         self.ours(|cuda| {
+            cuda.load_kernels()?;
             cuda.call("cuStreamBeginCapture_v2", |driver| {
                 // SAFETY: the handle is the stream of this context.
                 unsafe { (driver.cuStreamBeginCapture_v2)(cuda.stream(), THREAD_LOCAL) }

@@ -83,12 +83,12 @@ impl<T: Real> Pass<'_, T> {
         let (mut mlp, [gate, up]) = self.mlp_half(layer, &x, projected, keep)?;
         let x_in = keep.map(|_| x);
 
-        let mut h = self.like(&gate)?;
-        swiglu::forward(&set.device, &gate, &up, &mut h)?;
-        mlp.gate_up = keep.is_some_and(|policy| policy.keeps(Class::GateUp)).then_some([gate, up]);
         let group = Group { layer, modules: [Module::Down], set };
-        let places = [self.place_of_input(layer + 1), self.place(keep, Class::Xa)];
-        let [(out, xa_down)] = self.linears(&group, &h, places)?;
+        let xa = self.xa(&group, gate.rows(), &self.place(keep, Class::Xa))?;
+        let mut h = self.like(&gate)?;
+        swiglu::forward_with(&set.device, &gate, &up, &mut h, xa.made_by.as_ref())?;
+        mlp.gate_up = keep.is_some_and(|policy| policy.keeps(Class::GateUp)).then_some([gate, up]);
+        let [(out, xa_down)] = self.linears(&group, &h, xa, &self.place_of_input(layer + 1))?;
         mlp.xa_down = Some(xa_down);
         Ok(match (x_in, attention) {
             (Some(x_in), Some(attention)) => {
@@ -141,19 +141,24 @@ impl<T: Real> Pass<'_, T> {
         let place = |class| self.place(keep, class);
         let mut rstd_in = place(Class::Rstd).empty(x.rows(), 1)?;
         let mut normed = self.like(x)?;
-        rms_norm::forward(&all.device, x, residual, &self.input_norm(layer), &mut normed, &mut rstd_in)?;
-        let places = || [place(Class::Qkv), place(Class::Xa)];
+        let (norm, xa_place, y_place) = (self.input_norm(layer), place(Class::Xa), place(Class::Qkv));
+        let made = (&mut normed, &mut rstd_in);
         // The order of the sums in the gradient of the input.
         let [(k, xa_k), (v, xa_v), (q, xa_q)] = if self.is_last(layer) {
             let group = Group { layer, modules: [Module::K, Module::V], set: all };
-            let [k, v] = self.linears(&group, &normed, places())?;
+            let xa = self.xa(&group, x.rows(), &xa_place)?;
+            rms_norm::forward_with(&all.device, x, residual, &norm, made, xa.made_by.as_ref())?;
+            let [k, v] = self.linears(&group, &normed, xa, &y_place)?;
             let normed = rows::gather(self.device, &normed, &self.tables.target_rows)?;
             let group = Group { layer, modules: [Module::Q], set };
-            let [q] = self.linears(&group, &normed, places())?;
+            let xa = self.xa(&group, normed.rows(), &xa_place)?.apart();
+            let [q] = self.linears(&group, &normed, xa, &y_place)?;
             [k, v, q]
         } else {
             let group = Group { layer, modules: [Module::K, Module::V, Module::Q], set };
-            self.linears(&group, &normed, places())?
+            let xa = self.xa(&group, x.rows(), &xa_place)?;
+            rms_norm::forward_with(&all.device, x, residual, &norm, made, xa.made_by.as_ref())?;
+            self.linears(&group, &normed, xa, &y_place)?
         };
         drop(normed);
 
@@ -165,7 +170,8 @@ impl<T: Real> Pass<'_, T> {
         drop((q_rotated, k_rotated));
 
         let group = Group { layer, modules: [Module::O], set };
-        let [(projected, xa_o)] = self.linears(&group, &o, [place(Class::XMid), place(Class::Xa)])?;
+        let xa = self.xa(&group, o.rows(), &place(Class::Xa))?.apart();
+        let [(projected, xa_o)] = self.linears(&group, &o, xa, &place(Class::XMid))?;
         Ok((AttentionHalf { rstd_in, q, k, v, o, lse, xa: [xa_q, xa_k, xa_v, xa_o] }, projected))
     }
 
@@ -187,10 +193,13 @@ impl<T: Real> Pass<'_, T> {
         };
         let stream = Some(picked.as_ref().unwrap_or(x_in));
         let norm = self.post_attention_norm(layer);
-        rms_norm::forward(device, &mut x_mid, stream, &norm, &mut normed, &mut rstd_mid)?;
+        let group = self.gate_and_up(layer);
+        let xa = self.xa(&group, x_mid.rows(), &self.place(keep, Class::Xa))?;
+        let made = (&mut normed, &mut rstd_mid);
+        rms_norm::forward_with(device, &mut x_mid, stream, &norm, made, xa.made_by.as_ref())?;
         drop(picked);
-        let places = [self.place(keep, Class::GateUp), self.place(keep, Class::Xa)];
-        let [(gate, xa_gate), (up, xa_up)] = self.linears(&self.gate_and_up(layer), &normed, places)?;
+        let place = self.place(keep, Class::GateUp);
+        let [(gate, xa_gate), (up, xa_up)] = self.linears(&group, &normed, xa, &place)?;
         let half = MlpHalf { x_mid, rstd_mid, gate_up: None, xa: [xa_gate, xa_up], xa_down: None };
         Ok((half, [gate, up]))
     }

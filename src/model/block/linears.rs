@@ -6,8 +6,9 @@ use super::super::weights::Module;
 use super::Pass;
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
+use crate::ops::lora_matmul::gpu::Project;
 use crate::ops::lora_matmul::{
-    self, Apply, Forward, Frozen, GradJob, Lora, LoraGrad, LoraMatmul, OnGpu, xa_cols,
+    self, Apply, Frozen, GradJob, Lora, LoraGrad, LoraMatmul, OnGpu, xa_cols,
 };
 use crate::tensor::Real;
 
@@ -21,6 +22,20 @@ pub(super) struct Group<'s, T: Real, const N: usize> {
 /// Adapters of a layer, by index.
 type Loras<'s, T> = Vec<Option<Lora<'s, T>>>;
 
+/// `x~ A^T` or `dxa` of the layers of a group: a narrow product of a tensor that may be made along with the tensor.
+pub(in crate::model) struct Narrow<T: Real, const N: usize> {
+    pub(super) products: [Tensor<T>; N],
+    /// What the kernel that makes the tensor has to make of it; none where that is a step of its own.
+    pub(super) made_by: Option<Project>,
+}
+
+impl<T: Real, const N: usize> Narrow<T, N> {
+    /// For a tensor whose kernel makes nothing but it.
+    pub(super) fn apart(self) -> Self {
+        Self { made_by: None, ..self }
+    }
+}
+
 /// What the gradients of the adapters of one layer are made of.
 pub(super) struct Job<'t, T: Real> {
     pub(super) module: Module,
@@ -32,22 +47,48 @@ pub(super) struct Job<'t, T: Real> {
 }
 
 impl<T: Real> Pass<'_, T> {
-    /// `y` and `x~ A^T` of every layer, from where `y_place` and `xa_place` say.
+    /// Room for `x~ A^T` of a group with `rows` rows, and the products that give it, for the kernel that makes the input.
+    pub(super) fn xa<const N: usize>(
+        &self,
+        group: &Group<'_, T, N>,
+        rows: usize,
+        place: &Device,
+    ) -> Result<Narrow<T, N>> {
+        let loras = self.loras(group);
+        let layers = self.layers(group, &loras);
+        let products = try_array(|i| place.empty(rows, xa_cols(self.device, &layers, i)))?;
+        let made_by = lora_matmul::projection(&group.set.device, &layers, &products.each_ref())?;
+        Ok(Narrow { products, made_by })
+    }
+
+    /// The same for the gradients `dxa`, for the kernel that makes the gradient of the output.
+    pub(super) fn dxa<const N: usize>(&self, group: &Group<'_, T, N>, rows: usize) -> Result<Narrow<T, N>> {
+        let loras = self.loras(group);
+        let layers = self.layers(group, &loras);
+        let products = try_array(|i| self.device.empty(rows, xa_cols(self.device, &layers, i)))?;
+        let made_by = lora_matmul::projection_back(&group.set.device, &layers, &products.each_ref())?;
+        Ok(Narrow { products, made_by })
+    }
+
+    /// `y` of every layer with its `x~ A^T`, which is made here unless it was made with `x`.
     pub(super) fn linears<const N: usize>(
         &self,
         group: &Group<'_, T, N>,
         x: &Tensor<T>,
-        [y_place, xa_place]: [Device; 2],
+        xa: Narrow<T, N>,
+        place: &Device,
     ) -> Result<[(Tensor<T>, Tensor<T>); N]> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let mut outputs = try_array(|i| {
-            let y = y_place.empty(x.rows(), layers[i].frozen.weight.rows())?;
-            Ok((y, xa_place.empty(x.rows(), xa_cols(self.device, &layers, i))?))
-        })?;
-        let mut args = outputs.each_mut().map(|(y, xa)| Forward { y, xa });
-        lora_matmul::forward(&group.set.device, x, &layers, &mut args)?;
-        Ok(outputs)
+        let Narrow { products: mut xa, made_by } = xa;
+        if made_by.is_none() {
+            lora_matmul::project(&group.set.device, x, &layers, &mut xa.each_mut())?;
+        }
+        let mut y = try_array(|i| place.empty(x.rows(), layers[i].frozen.weight.rows()))?;
+        let args = y.iter_mut().zip(&xa).map(|(y, xa)| Apply { y, xa });
+        lora_matmul::apply(&group.set.device, x, &layers, &mut args.collect::<Vec<_>>())?;
+        let mut pairs = y.into_iter().zip(xa);
+        try_array(|_| pairs.next().ok_or_else(|| Error::shape("linears", "layers", N, "fewer")))
     }
 
     /// `y` of every layer again, from the saved `x~ A^T`.
@@ -74,18 +115,21 @@ impl<T: Real> Pass<'_, T> {
         Ok(xa)
     }
 
-    /// `dxa` of every layer, and the gradient of the input they share, where it is wanted.
+    /// `dxa` of every layer, which is made here unless it was made with `dy`, and the gradient of the input they share, where it
+    /// is wanted.
     pub(super) fn linears_back<const N: usize>(
         &self,
         group: &Group<'_, T, N>,
         dy: [&Tensor<T>; N],
+        dxa: Narrow<T, N>,
         dx: Option<&mut Tensor<T>>,
     ) -> Result<[Tensor<T>; N]> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let mut dxa =
-            try_array(|i| self.device.empty(dy[i].rows(), xa_cols(self.device, &layers, i)))?;
-        lora_matmul::project_back(&group.set.device, &layers, &dy, &mut dxa.each_mut())?;
+        let Narrow { products: mut dxa, made_by } = dxa;
+        if made_by.is_none() {
+            lora_matmul::project_back(&group.set.device, &layers, &dy, &mut dxa.each_mut())?;
+        }
         if let Some(dx) = dx {
             lora_matmul::backward_input(&group.set.device, &layers, &dy, &dxa.each_ref(), dx)?;
         }

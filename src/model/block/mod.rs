@@ -11,6 +11,7 @@ mod backward;
 mod forward;
 mod linears;
 
+pub(super) use backward::NormBack;
 pub(super) use forward::Saved;
 
 use super::adapter::Adapter;

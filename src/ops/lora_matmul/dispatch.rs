@@ -16,6 +16,22 @@ pub(super) fn project<T: Real>(
     with_group(layers, |group| gpu::project(device, group, x, xa))
 }
 
+/// See [`super::projection`].
+pub(super) fn projection<T: Real>(
+    layers: &[LoraMatmul<'_, T>],
+    xa: &[&Tensor<T>],
+) -> Result<Option<gpu::Project>> {
+    with_group(layers, |group| gpu::Project::forward(group, xa))
+}
+
+/// See [`super::projection_back`].
+pub(super) fn projection_back<T: Real>(
+    layers: &[LoraMatmul<'_, T>],
+    dxa: &[&Tensor<T>],
+) -> Result<Option<gpu::Project>> {
+    with_group(layers, |group| gpu::Project::backward(group, dxa))
+}
+
 /// See [`super::apply`].
 pub(super) fn apply<T: Real>(
     device: &Device,
@@ -61,10 +77,10 @@ fn job<'j, T: Real>(job: &'j GradJob<'_, '_, T>) -> Result<gpu::GradJob<'j, T>> 
 }
 
 /// Runs `work` on the group that `layers` are on a GPU.
-fn with_group<T: Real>(
+fn with_group<T: Real, R>(
     layers: &[LoraMatmul<'_, T>],
-    work: impl FnOnce(&Group<'_, T>) -> Result<()>,
-) -> Result<()> {
+    work: impl FnOnce(&Group<'_, T>) -> Result<R>,
+) -> Result<R> {
     let of_gpu: Vec<Layer<'_, T>> = layers.iter().map(layer).collect::<Result<_>>()?;
     let rows = tables(&layers[0])?.rows;
     work(&Group { layers: &of_gpu, rows, dropout: rate(layers.iter()), tile: None })

@@ -128,6 +128,11 @@ pub fn b_shape(device: &Device, out_features: usize, r: usize) -> [usize; 2] {
 }
 
 impl<T: Real> LoraMatmul<'_, T> {
+    /// Whether some adapter of the layer has a magnitude.
+    pub fn has_dora(&self) -> bool {
+        self.loras.iter().flatten().any(|lora| lora.dora.is_some())
+    }
+
     /// The largest rank of any adapter.
     pub fn max_rank(&self) -> usize {
         self.loras.iter().flatten().map(|l| l.a.rows()).max().unwrap_or(0)
@@ -219,6 +224,42 @@ pub fn forward<T: Real>(
     apply(device, x, layers, &mut outputs.collect::<Vec<_>>())
 }
 
+/// The products that give `xa` of a group, for the kernel of another op that makes the group's input and multiplies along the way.
+/// None where [`project`] has to do it: on a CPU, and with DoRA.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn projection<T: Real>(
+    device: &Device,
+    layers: &[LoraMatmul<'_, T>],
+    xa: &[&Tensor<T>],
+) -> Result<Option<gpu::Project>> {
+    check_count("xa", layers, xa.len())?;
+    if layers.iter().any(LoraMatmul::has_dora) || runner::<T>(device, OP)? != Runner::Gpu {
+        return Ok(None);
+    }
+    let rows = xa.first().map_or(0, |xa| xa.rows());
+    work::record_project(device, rows, layers, false);
+    dispatch::projection(layers, xa)
+}
+
+/// As [`projection`], the products that give `dxa`, for the kernel that makes `dy`.
+///
+/// # Errors
+/// [`Error::Shape`] if the shapes do not follow the table of the module.
+pub fn projection_back<T: Real>(
+    device: &Device,
+    layers: &[LoraMatmul<'_, T>],
+    dxa: &[&Tensor<T>],
+) -> Result<Option<gpu::Project>> {
+    check_count("dxa", layers, dxa.len())?;
+    if layers.iter().any(LoraMatmul::has_dora) || runner::<T>(device, OP)? != Runner::Gpu {
+        return Ok(None);
+    }
+    work::record_project_back(device, layers, &[]);
+    dispatch::projection_back(layers, dxa)
+}
+
 /// Writes `xa` of every layer of a group.
 ///
 /// # Errors
@@ -234,7 +275,7 @@ pub fn project<T: Real>(
         check_shape(OP, "x", x, [x.rows(), layer.frozen.weight.cols()])?;
         layer.check(device, x.rows(), xa, xa_cols(device, layers, i))?;
     }
-    work::record_project(device, x.rows(), layers);
+    work::record_project(device, x.rows(), layers, true);
     match runner::<T>(device, OP)? {
         Runner::Gpu => dispatch::project(device, x, layers, xa),
         // Temporary tensors of the CPU belong into its plan.

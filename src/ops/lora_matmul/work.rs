@@ -33,10 +33,15 @@ impl<T: Real> LoraMatmul<'_, T> {
     }
 }
 
-/// `xa` of a group.
-pub(super) fn record_project<T: Real>(device: &Device, rows: usize, layers: &[LoraMatmul<'_, T>]) {
+/// `xa` of a group; `reads` unless whoever made the input has it at hand.
+pub(super) fn record_project<T: Real>(
+    device: &Device,
+    rows: usize,
+    layers: &[LoraMatmul<'_, T>],
+    reads: bool,
+) {
     let input = layers.first().map_or(0, |l| rows * l.frozen.weight.cols()) as u64;
-    let mut work = Work::new(0, input);
+    let mut work = Work::new(0, if reads { input } else { 0 });
     for layer in layers {
         let in_features = layer.frozen.weight.cols();
         work.flops += layer.over_runs(|rows, r| 2 * rows * r * in_features);
@@ -70,13 +75,13 @@ pub(super) fn record_apply<T: Real>(
     record(device, base, frozen, size_of::<T>());
 }
 
-/// `dxa` of a group.
+/// `dxa` of a group; without `dy` where whoever made that has it at hand.
 pub(super) fn record_project_back<T: Real>(device: &Device, layers: &[LoraMatmul<'_, T>], dy: &[&Tensor<T>]) {
     let mut work = Work::new(0, 0);
-    for (layer, dy) in layers.iter().zip(dy).filter(|(layer, _)| layer.max_rank() > 0) {
+    for (i, layer) in layers.iter().enumerate().filter(|(_, layer)| layer.max_rank() > 0) {
         let out_features = layer.frozen.weight.rows();
         work.flops += layer.over_runs(|rows, r| 2 * rows * r * out_features);
-        work.bytes += dy.len() as u64 + layer.over_runs(|rows, r| rows * r);
+        work.bytes += dy.get(i).map_or(0, |dy| dy.len() as u64) + layer.over_runs(|rows, r| rows * r);
         work.bytes += layer.loras.iter().flatten().map(|l| l.b.len() as u64).sum::<u64>();
     }
     record(device, "lora_matmul.project_back.lora", work, size_of::<T>());

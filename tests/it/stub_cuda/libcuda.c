@@ -391,6 +391,11 @@ int cuFuncSetAttribute(void* function, unsigned attribute, int value) {
     return SUCCESS;
 }
 
+int cuFuncLoad(void* function) {
+    ENTER;
+    return function && captured < 0 ? SUCCESS : INVALID_VALUE;
+}
+
 // The params of kernels/self_test.cu.
 typedef struct SelfTestParams {
     const uint32_t* x;
