@@ -167,7 +167,7 @@ mod tests {
         assert_eq!((plan.logits.tiles_m, plan.logits.tiles_n), (4, 1187));
         // 32 tiles in 4 parts are 128 blocks of the 136 that run at once.
         assert_eq!((plan.dx.tiles_m * plan.dx.tiles_n, plan.splits), (32, 4));
-        assert!(plan.splits * plan.split_tokens >= 151_936 && plan.split_tokens % 32 == 0);
+        assert!(plan.splits * plan.split_tokens >= 151_936 && plan.split_tokens.is_multiple_of(32));
         assert_eq!(of(2176, 4096, 151_936).splits, 1);
     }
 
