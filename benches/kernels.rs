@@ -14,6 +14,8 @@ mod common;
 mod adamw;
 #[path = "kernels/cublaslt.rs"]
 mod cublaslt;
+#[path = "kernels/dora.rs"]
+mod dora;
 #[path = "kernels/embedding.rs"]
 mod embedding;
 #[path = "kernels/harness.rs"]
@@ -46,6 +48,7 @@ fn main() {
         lora_matmul::bench,
         linear_cross_entropy::bench,
         adamw::bench,
+        dora::bench,
         rms_norm::bench,
         qk_norm_rope::bench,
         swiglu::bench,

@@ -27,8 +27,7 @@ impl Narrow {
         let mut numbers = 0;
         for &[out, input] in shapes {
             weights.push(device.empty(out, input)?);
-            let (a, b_t) =
-                (random(device, LORA_R, input, 0.02, 80)?, random(device, LORA_R, out, 0.02, 81)?);
+            let (a, b_t) = (random(device, LORA_R, input, 0.02, 80)?, random(device, LORA_R, out, 0.02, 81)?);
             let of_layer = Factors { a: &a, b_t: &b_t, grads: None, scaling: 1.0 };
             tables.push(LayerAdapters::new(device, [out, input], &[Some(of_layer)])?);
             outputs.push(device.empty(rows, LORA_R)?);
@@ -59,7 +58,9 @@ impl Narrow {
     /// For the kernel that makes the input, or with `back` the gradient of the output.
     pub(crate) fn project(&self, back: bool) -> Result<Option<Project>> {
         let outputs: Vec<_> = self.outputs.iter().collect();
-        self.with_group(|group| if back { Project::backward(group, &outputs) } else { Project::forward(group, &outputs) })
+        self.with_group(|group| {
+            if back { Project::backward(group, &outputs) } else { Project::forward(group, &outputs) }
+        })
     }
 
     /// What they add to `cost`.

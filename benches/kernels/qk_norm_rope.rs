@@ -34,19 +34,24 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
                 qk_norm_rope::forward(device, &mut [q_job, k_job])
             })?;
             // In place: the gradients go on from call to call, at the same cost.
-            let (mut dq, mut dk) = (random(device, rows, q_cols, 1.0, 3)?, random(device, rows, kv_cols, 1.0, 4)?);
+            let (mut dq, mut dk) =
+                (random(device, rows, q_cols, 1.0, 3)?, random(device, rows, kv_cols, 1.0, 4)?);
             let dv = random(device, rows, kv_cols, 1.0, 5)?;
             let shapes = [[q_cols, hidden], [kv_cols, hidden], [kv_cols, hidden]];
             let qkv = Narrow::new(device, rows, &shapes, true)?;
             for (kind, project) in [("backward", None), ("backward with dxa of qkv", qkv.project(true)?)] {
                 let fused = qkv.on_top_of(cost(3, kv_cols));
-                bench.run(&format!("{kind} {name}"), if project.is_some() { fused } else { cost(3, 0) }, || {
-                    let q_job = RopeBackwardJob { x: &q, op, dy: &mut dq };
-                    let k_job = RopeBackwardJob { x: &k, op, dy: &mut dk };
-                    let further = [&dv];
-                    let project = project.as_ref().map(|project| (project, &further[..]));
-                    qk_norm_rope::backward_with(device, &mut [q_job, k_job], project)
-                })?;
+                bench.run(
+                    &format!("{kind} {name}"),
+                    if project.is_some() { fused } else { cost(3, 0) },
+                    || {
+                        let q_job = RopeBackwardJob { x: &q, op, dy: &mut dq };
+                        let k_job = RopeBackwardJob { x: &k, op, dy: &mut dk };
+                        let further = [&dv];
+                        let project = project.as_ref().map(|project| (project, &further[..]));
+                        qk_norm_rope::backward_with(device, &mut [q_job, k_job], project)
+                    },
+                )?;
             }
         }
     }

@@ -43,7 +43,8 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
                 let cost = if project.is_some() { o.on_top_of(tensors(5)) } else { tensors(5) };
                 bench.run(&format!("{kind} {name}"), cost, || {
                     let (d_in, normed) = (Some(&residual), Some(&mut y));
-                    let args = Backward { dy: &dy, s: &x, norm: &norm, rstd: &rstd, d_in, ds: &mut ds, normed };
+                    let args =
+                        Backward { dy: &dy, s: &x, norm: &norm, rstd: &rstd, d_in, ds: &mut ds, normed };
                     rms_norm::backward_with(device, args, project.as_ref())
                 })?;
             }

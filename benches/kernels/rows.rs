@@ -14,10 +14,8 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     for (model, hidden, ..) in MODELS {
         for num_rows in ROWS {
             let name = format!("{model} {num_rows}");
-            let cost = |rows: usize, passes: usize| Cost {
-                flops: 0,
-                bytes: (2 * passes * rows * hidden) as u64,
-            };
+            let cost =
+                |rows: usize, passes: usize| Cost { flops: 0, bytes: (2 * passes * rows * hidden) as u64 };
             let mut x = random(device, num_rows, hidden, 1.0, 0)?;
             let index = RowIndex::new(device, &(0..num_rows).step_by(2).collect::<Vec<_>>())?;
             let picked = num_rows / 2;

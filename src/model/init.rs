@@ -16,18 +16,18 @@ use crate::tensor::Real;
 pub fn random<T: Real>(device: &Device, config: &ModelConfig, seed: u64) -> Result<Weights<T>> {
     let mut index = 0;
     Weights::build(config, |_, [rows, cols], role| {
-        let mut tensor = device.empty(rows, cols)?;
         let mut stream = Stream::new(seed, Purpose::ModelInit, index);
         index += 1;
         let range = config.initializer_range as f32;
-        for value in tensor.data_mut() {
-            *value = T::from_f32(match role {
+        let value = |_| {
+            T::from_f32(match role {
                 Role::Matrix => stream.normal() * range,
                 Role::Bias => 0.0,
                 Role::Norm => 1.0,
-            });
-        }
-        Ok(tensor)
+            })
+        };
+        let values: Vec<T> = (0..rows * cols).map(value).collect();
+        device.tensor(rows, cols, &values)
     })
 }
 

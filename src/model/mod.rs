@@ -18,6 +18,8 @@ pub mod tables;
 pub mod weights;
 
 #[cfg(test)]
+mod gpu_tests;
+#[cfg(test)]
 mod tests;
 
 pub use adapter::Adapter;

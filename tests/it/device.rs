@@ -89,30 +89,67 @@ fn without_a_driver_auto_takes_the_cpu_and_cuda_is_an_error() {
 }
 
 #[test]
-fn a_gpu_is_opened_before_training_on_it_is_refused() {
+fn a_gpu_that_is_asked_for_is_used_or_says_why_not() {
     let (_dir, commands) = small();
     for args in &commands {
         with_stub(&on(args, "cuda"), &[("STUB_CODE", "999"), ("STUB_CALL", "1")]).expect(5, &["999"]);
         with_stub(&on(args, "cuda:1"), &[]).expect(5, &["there is no GPU cuda:1, only cuda:0"]);
-        let (emulated, parts) = match cfg!(feature = "emulated") {
-            true => (2, ["do not run on the emulator yet", "--device cpu"]),
-            false => (5, ["this build has no emulator", "--features emulated"]),
-        };
-        with_stub(&on(args, "emulated"), &[]).expect(emulated, &parts);
+        if !cfg!(feature = "emulated") {
+            let parts = ["this build has no emulator", "--features emulated"];
+            with_stub(&on(args, "emulated"), &[]).expect(5, &parts);
+        }
         if FATBIN.is_none() {
             with_stub(&on(args, "cuda"), &[])
                 .expect(5, &["this build has no kernels", "build again with an nvcc"]);
             continue;
         }
-        let parts =
-            ["do not run on cuda:0 (Stub GPU) yet", "only `tanren inspect device` uses it", "--device cpu"];
-        let refused = with_stub(&on(args, "cuda"), &[]);
-        assert!(refused.expect(2, &parts).calls.contains(&"cuModuleLoadData".to_owned()), "{refused:?}");
-        with_stub(&on(args, "auto"), &[]).expect(
-            0,
-            &["device: cpu (cuda:0 (Stub GPU) is there, but training and scoring do not run on GPUs yet"],
-        );
+        let used = with_stub(&on(args, "auto"), &[]);
+        used.expect(0, &["device: cuda:0 (Stub GPU)"]);
+        assert!(used.calls.contains(&"cuModuleLoadData".to_owned()), "{used:?}");
     }
+}
+
+/// The stub computes nothing: losses are those of scores that are all 0. What it shows is which calls a training makes.
+#[test]
+fn a_training_records_its_step_once_and_replays_it() {
+    if FATBIN.is_none() {
+        return;
+    }
+    let (dir, [train, _]) = small();
+    let train: Vec<String> = train.into_iter().filter(|arg| arg != "--dry-run").collect();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut args = on(&train, "cuda");
+    args.extend(["--max-steps", "5", "--tokens-per-batch", "64", "--save-steps", "5"]);
+    let run = with_stub(&args, &[("STUB_LOG", log.path().to_str().unwrap())]);
+    run.expect(0, &["device", "step 5/5"]);
+    let count = |name: &str| run.calls.iter().filter(|call| *call == name).count();
+    // A graph of a pass and one of an update; two graphs a step.
+    assert_eq!(count("cuStreamBeginCapture_v2"), 2, "{run:?}");
+    assert_eq!(count("cuGraphLaunch"), 10, "{run:?}");
+    let last_capture = run.calls.iter().rposition(|call| call == "cuStreamEndCapture").unwrap();
+    let after = &run.calls[last_capture..];
+    let replays = after.iter().position(|call| call == "cuGraphLaunch").unwrap();
+    let end = after.iter().rposition(|call| call == "cuGraphLaunch").unwrap();
+    let between = |name: &str| after[replays..end].iter().filter(|call| *call == name).count();
+    assert_eq!(between("cuLaunchKernel") + between("cuMemAlloc_v2") + between("cuStreamSynchronize"), 0);
+    let left = "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0 graphs 0";
+    assert_eq!(run.calls.last().unwrap(), left, "{run:?}");
+    assert!(dir.path().join("out/adapter_model.safetensors").is_file());
+}
+
+#[cfg(feature = "emulated")]
+#[test]
+fn the_emulator_trains_and_scores() {
+    let (dir, [train, score]) = small();
+    let train: Vec<String> = train.into_iter().filter(|arg| arg != "--dry-run").collect();
+    let mut args = on(&train, "emulated");
+    args.extend(["--max-steps", "3", "--tokens-per-batch", "64", "--save-steps", "3"]);
+    with_stub(&args, &[]).expect(0, &["step 3/3"]);
+    let adapter = dir.path().join("out");
+    let mut args = on(&score, "emulated");
+    args.extend(["--adapter", adapter.to_str().unwrap()]);
+    with_stub(&args, &[]).expect(0, &[]);
+    assert!(fs::read_to_string(dir.path().join("scores.jsonl")).is_ok() || dir.path().join("scores").exists());
 }
 
 #[test]
@@ -136,7 +173,7 @@ fn a_healthy_gpu_passes_its_self_test_and_gets_everything_back() {
     // All launches and copies are in one order.
     assert_eq!(log.matches("cuStreamCreate").count(), 1);
     let last = log.lines().last().unwrap();
-    assert_eq!(last, "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0");
+    assert_eq!(last, "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0 graphs 0");
     with_stub(&["inspect", "device", "--device", "auto"], &[]).expect(0, &["cuda:0 (Stub GPU)"]);
     let two = with_stub(&["inspect", "device"], &[("STUB_DEVICES", "2")]);
     two.expect(0, &["cpu", "cuda:0 (Stub GPU)", "cuda:1 (Stub GPU)"]);

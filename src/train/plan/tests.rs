@@ -126,7 +126,7 @@ fn auto_finds_the_least_work_that_fits() {
     };
     let batch = [workload(3000).batch()];
     let any = config(1);
-    let setup = Setup { config: &any, model: &model, chip: None };
+    let setup = Setup { config: &any, model: &model, chip: None, dtype: any.dtype };
     let blocks = model.num_hidden_layers;
     let mut pairs = Vec::new();
     for (checkpoint, dropped) in (0..=blocks).flat_map(|c| (0..=blocks - c).map(move |d| (c, d))) {

@@ -15,9 +15,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NOT_FOUND = 500 };
+enum {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    INVALID_DEVICE = 101,
+    INVALID_CONTEXT = 201,
+    NOT_FOUND = 500,
+    NOT_IN_CAPTURE = 900,
+};
 
-static int calls, context_set, leaks_pinned, leaks_events, leaks_streams, leaks_modules, leaks_contexts;
+static int calls, context_set, leaks_pinned, leaks_events, leaks_streams, leaks_modules, leaks_contexts, leaks_graphs;
+
+// What was started while a stream is captured, or -1 outside of that.
+static int captured = -1;
 
 static const char* text_of(const char* name, const char* otherwise) {
     const char* value = getenv(name);
@@ -94,6 +105,7 @@ int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
     if (bytes > total_bytes() - used_bytes()) return OUT_OF_MEMORY;
     Range* range = malloc(sizeof *range);
     *range = (Range){(uint64_t)(uintptr_t)aligned_alloc(256, (bytes + 255) / 256 * 256), bytes, ranges};
+    memset((void*)(uintptr_t)range->start, 0, bytes);
     ranges = range;
     *address = range->start;
     return SUCCESS;
@@ -131,6 +143,7 @@ int cuMemFreeHost(void* memory) {
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
     ENTER;
+    if (captured >= 0) return NOT_IN_CAPTURE;
     if (!context_set || !stream || !is_inside(to, bytes)) return INVALID_VALUE;
     memcpy((void*)(uintptr_t)to, from, bytes);
     return SUCCESS;
@@ -138,6 +151,7 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stre
 
 int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
     ENTER;
+    if (captured >= 0) return NOT_IN_CAPTURE;
     if (!context_set || !stream || !is_inside(from, bytes)) return INVALID_VALUE;
     memcpy(to, (const void*)(uintptr_t)from, bytes);
     return SUCCESS;
@@ -146,6 +160,10 @@ int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
 int cuMemsetD8Async(uint64_t to, unsigned char byte, size_t bytes, void* stream) {
     ENTER;
     if (!context_set || !stream || !is_inside(to, bytes)) return INVALID_VALUE;
+    if (captured >= 0) {
+        captured++;
+        return SUCCESS;
+    }
     memset((void*)(uintptr_t)to, byte, bytes);
     return SUCCESS;
 }
@@ -243,6 +261,7 @@ int cuStreamDestroy_v2(void* stream) {
 
 int cuStreamSynchronize(void* stream) {
     ENTER;
+    if (captured >= 0) return NOT_IN_CAPTURE;
     return stream ? SUCCESS : INVALID_VALUE;
 }
 
@@ -276,6 +295,57 @@ int cuEventElapsedTime(float* milliseconds, void* first, void* last) {
     (void)first, (void)last;
     *milliseconds = 1.5f;
     return SUCCESS;
+}
+
+// ---- graphs: how many launches they have is all that is known of them ----
+
+int cuStreamBeginCapture_v2(void* stream, int mode) {
+    ENTER;
+    if (!stream || mode != 1 || captured >= 0) return INVALID_VALUE;
+    captured = 0;
+    return SUCCESS;
+}
+
+int cuStreamEndCapture(void* stream, void** graph) {
+    ENTER;
+    if (!stream || captured < 0) return INVALID_VALUE;
+    int* made = malloc(sizeof *made);
+    *made = captured;
+    captured = -1;
+    leaks_graphs++;
+    *graph = made;
+    return SUCCESS;
+}
+
+int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long flags) {
+    ENTER;
+    if (!graph || flags) return INVALID_VALUE;
+    int* made = malloc(sizeof *made);
+    *made = *(int*)graph;
+    leaks_graphs++;
+    *ready = made;
+    return SUCCESS;
+}
+
+int cuGraphLaunch(void* ready, void* stream) {
+    ENTER;
+    return ready && stream && captured < 0 && *(int*)ready > 0 ? SUCCESS : INVALID_VALUE;
+}
+
+static int destroy_graph(void* graph) {
+    free(graph);
+    leaks_graphs--;
+    return SUCCESS;
+}
+
+int cuGraphDestroy(void* graph) {
+    ENTER;
+    return destroy_graph(graph);
+}
+
+int cuGraphExecDestroy(void* ready) {
+    ENTER;
+    return destroy_graph(ready);
 }
 
 // ---- kernels ----
@@ -350,6 +420,10 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
     const Function* kernel = function;
     if (!context_set || !stream || extra || !params || block_x % 32 != 0 || block_y != 1 || block_z != 1) return INVALID_VALUE;
     if (smem > kernel->allowed_smem) return INVALID_VALUE;
+    if (captured >= 0) {
+        captured++;
+        return SUCCESS;
+    }
     if (strcmp(kernel->name, "self_test") == 0) self_test(params[0], grid_x * grid_y * grid_z);
     return SUCCESS;
 }
@@ -359,7 +433,7 @@ __attribute__((destructor)) static void at_exit(void) {
     char line[200];
     int memory = 0;
     for (Range* range = ranges; range; range = range->next) memory++;
-    snprintf(line, sizeof line, "exit: memory %d pinned %d events %d streams %d modules %d contexts %d", memory, leaks_pinned,
-             leaks_events, leaks_streams, leaks_modules, leaks_contexts);
+    snprintf(line, sizeof line, "exit: memory %d pinned %d events %d streams %d modules %d contexts %d graphs %d", memory,
+             leaks_pinned, leaks_events, leaks_streams, leaks_modules, leaks_contexts, leaks_graphs);
     if (calls) write_line(line);
 }

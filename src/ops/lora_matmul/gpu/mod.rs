@@ -7,6 +7,7 @@
 
 mod backward;
 mod check;
+pub mod dora;
 mod project;
 #[cfg(test)]
 mod project_tests;

@@ -1,0 +1,395 @@
+//! DoRA's kernels on the emulator against f64: each alone, and whole layers in both directions against the CPU's op.
+
+#![cfg(feature = "emulated")]
+
+use half::bf16;
+
+use super::*;
+use crate::batch::{AdapterRows, Batch};
+use crate::device::{EmulatorOptions, Schedule};
+use crate::ops::lora_matmul::gpu::{
+    Factors, GradJob, Group, Layer, LayerAdapters, apply, backward_input, dropout_keys, forward, gradients,
+    project_back,
+};
+use crate::ops::lora_matmul::{self as op, Dropout, Forward, Frozen, LayerBackward, Lora, LoraGrad, RowKeys};
+use crate::ops::testing::{assert_as_good, cpu, kernel_device, relative_rms, rounded};
+use crate::rng::{Purpose, Stream};
+
+const SCALING: [f32; 3] = [0.5, 1.0, 0.25];
+const RANKS: [usize; 3] = [7, 4, 16];
+/// Adapter 1 has no magnitude.
+const HAS_MAGNITUDE: [bool; 3] = [true, false, true];
+const UNTOUCHED: f64 = 77.0;
+
+/// One layer with three adapters, as f64 numbers that bf16 can hold. Of the room for rows the first `live` are there.
+struct Case {
+    room: usize,
+    live: usize,
+    sizes: [usize; 2],
+    p: f64,
+    runs: Vec<AdapterRows>,
+    keys: RowKeys,
+    x: Vec<f64>,
+    dy: Vec<f64>,
+    weight: Vec<f64>,
+    bias: Vec<f64>,
+    a: [Vec<f64>; 3],
+    b_t: [Vec<f64>; 3],
+    magnitude: [Vec<f64>; 3],
+}
+
+fn random(len: usize, size: f32, index: u32) -> Vec<f64> {
+    let mut stream = Stream::new(23, Purpose::ModelInit, index);
+    (0..len).map(|_| bf16::from_f32(size * stream.normal()).to_f64()).collect()
+}
+
+impl Case {
+    fn new([room, live]: [usize; 2], [out, inputs]: [usize; 2], p: f64) -> Self {
+        // Adapter 1, rows without adapter, adapter 0, adapter 2 and adapter 0 again.
+        let cuts = [0, live / 4, live / 3, live / 2, live - live / 4, live];
+        let run = |adapter, i: usize| AdapterRows { adapter, rows: cuts[i]..cuts[i + 1] };
+        let mut batch = Batch::default();
+        batch.push_segment(&vec![0; live.div_ceil(2)], None, 0);
+        batch.push_segment(&vec![0; live / 2], None, 0);
+        let each = |f: &dyn Fn(usize) -> Vec<f64>| [f(0), f(1), f(2)];
+        Self {
+            room,
+            live,
+            sizes: [out, inputs],
+            p,
+            runs: vec![run(1, 0), run(0, 2), run(2, 3), run(0, 4)],
+            keys: RowKeys::new(&batch.segments),
+            x: random(room * inputs, 1.0, 1),
+            dy: random(room * out, 1.0, 2),
+            weight: random(out * inputs, 0.1, 3),
+            bias: random(out, 1.0, 4),
+            a: each(&|i| random(RANKS[i] * inputs, 0.1, 10 + i as u32)),
+            b_t: each(&|i| random(RANKS[i] * out, 0.3, 20 + i as u32)),
+            magnitude: each(&|i| random(out, 0.3, 30 + i as u32).iter().map(|m| 1.0 + m).collect())
+                .map(|m| rounded(&m)),
+        }
+    }
+
+    fn dropout(&self) -> Option<Dropout<'_>> {
+        Dropout::new(self.p, 5, 9, 3, &self.keys)
+    }
+
+    fn name(&self) -> String {
+        format!("{} of {} rows, {:?}, dropout {}", self.live, self.room, self.sizes, self.p)
+    }
+}
+
+/// Of the rows that are there: y and dx; then dA, dB transposed and d magnitude of all adapters.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Outcome {
+    y: Vec<f64>,
+    dx: Vec<f64>,
+    da: Vec<f64>,
+    db_t: Vec<f64>,
+    magnitude: Vec<f64>,
+}
+
+fn upload(device: &Device, rows: usize, values: &[f64]) -> Tensor<bf16> {
+    let numbers: Vec<bf16> = values.iter().map(|&x| bf16::from_f64(x)).collect();
+    device.tensor(rows, values.len().checked_div(rows).unwrap_or(0), &numbers).unwrap()
+}
+
+fn read(device: &Device, tensor: &Tensor<bf16>) -> Vec<f64> {
+    device.read(tensor).unwrap().into_iter().map(bf16::to_f64).collect()
+}
+
+/// The transpose of a matrix with `cols` columns.
+fn transposed(values: &[f64], cols: usize) -> Vec<f64> {
+    (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied()).collect()
+}
+
+/// The CPU's op in f64.
+fn expected(case: &Case) -> Outcome {
+    let device = cpu();
+    let [out, inputs] = case.sizes;
+    let tensor =
+        |rows: usize, values: &[f64]| device.tensor(rows, values.len() / rows.max(1), values).unwrap();
+    let x = tensor(case.live, &case.x[..case.live * inputs]);
+    let dy = tensor(case.live, &case.dy[..case.live * out]);
+    let (weight, bias) = (tensor(out, &case.weight), tensor(1, &case.bias));
+    let a: Vec<_> = (0..3).map(|i| tensor(RANKS[i], &case.a[i])).collect();
+    let b: Vec<_> = (0..3).map(|i| tensor(out, &transposed(&case.b_t[i], out))).collect();
+    let scaling = SCALING.map(f64::from);
+    let norms: Vec<_> =
+        (0..3).map(|i| op::dora_norm(&device, &weight, &a[i], &b[i], scaling[i]).unwrap()).collect();
+    let magnitudes: Vec<_> = case.magnitude.iter().map(|m| tensor(1, m)).collect();
+    let dora = |i: usize| HAS_MAGNITUDE[i].then_some((&magnitudes[i], &norms[i]));
+    let loras: Vec<_> =
+        (0..3).map(|i| Some(Lora { a: &a[i], b: &b[i], scaling: scaling[i], dora: dora(i) })).collect();
+    let layer = op::LoraMatmul {
+        frozen: Frozen { weight: &weight, bias: Some(&bias) },
+        loras: &loras,
+        rows: &case.runs,
+        dropout: case.dropout(),
+        gpu: None,
+    };
+    let (mut y, mut dx) = (device.zeros(case.live, out).unwrap(), device.zeros(case.live, inputs).unwrap());
+    let mut xa = device.zeros(case.live, 16).unwrap();
+    op::forward(&device, &x, &[layer], &mut [Forward { y: &mut y, xa: &mut xa }]).unwrap();
+    let zeros = |t: &Tensor<f64>| device.zeros::<f64>(t.rows(), t.cols()).unwrap();
+    let mut da: Vec<_> = a.iter().map(zeros).collect();
+    let mut db: Vec<_> = b.iter().map(zeros).collect();
+    let mut dm: Vec<_> = magnitudes.iter().map(zeros).collect();
+    let mut grads: Vec<_> = da
+        .iter_mut()
+        .zip(&mut db)
+        .zip(&mut dm)
+        .map(|((a, b), m)| Some(LoraGrad { a, b, magnitude: Some(m) }))
+        .collect();
+    let of_layer = LayerBackward { dy: &dy, xa: &xa, grads: &mut grads };
+    let args = op::Backward { x: &x, dx: Some(&mut dx), layers: &mut [of_layer] };
+    op::backward(&device, &[layer], args).unwrap();
+    Outcome {
+        y: y.data().to_vec(),
+        dx: dx.data().to_vec(),
+        da: da.iter().flat_map(|t| t.data().to_vec()).collect(),
+        db_t: db.iter().flat_map(|t| transposed(t.data(), t.cols())).collect(),
+        magnitude: dm.iter().flat_map(|t| t.data().to_vec()).collect(),
+    }
+}
+
+/// The kernels, composed as the text of the module says. Gradients start from 1, which is taken off again.
+fn run(case: &Case, device: &Device) -> Outcome {
+    let [out, inputs] = case.sizes;
+    let count = Table::new(device, &vec![0u32; case.live]).unwrap();
+    let live = device.with_live_rows(count.count_ptr());
+    let mut rows = Rows::with_capacity(device, case.room, 4, case.p > 0.0).unwrap();
+    rows.write(device, case.live, &case.runs, (case.p > 0.0).then_some(&case.keys)).unwrap();
+    let beyond = |values: &[f64], cols: usize| -> Tensor<bf16> {
+        let mut values = values.to_vec();
+        values[case.live * cols..].fill(f64::NAN);
+        upload(device, case.room, &values)
+    };
+    let (x, dy) = (beyond(&case.x, inputs), beyond(&case.dy, out));
+    let (weight, bias) = (upload(device, out, &case.weight), upload(device, 1, &case.bias));
+    let ones = |rows: usize, cols: usize| device.tensor(rows, cols, &vec![1.0f32; rows * cols]).unwrap();
+    let (mut a, mut b_t, mut magnitudes, mut norms, mut grads) = (vec![], vec![], vec![], vec![], vec![]);
+    for i in 0..3 {
+        a.push(upload(device, RANKS[i], &case.a[i]));
+        b_t.push(upload(device, RANKS[i], &case.b_t[i]));
+        magnitudes.push(upload(device, 1, &case.magnitude[i]));
+        let mut c = device.empty(1, out).unwrap();
+        let merged = Merged { weight: &weight, a: &a[i], b_t: &b_t[i], scaling: SCALING[i] };
+        norm(device, merged, &mut c).unwrap();
+        norms.push(c);
+        grads.push((ones(RANKS[i], inputs), ones(RANKS[i], out), ones(1, out)));
+    }
+    let factors: Vec<_> = (0..3)
+        .map(|i| {
+            let (a, b_t, grads) = (&a[i], &b_t[i], Some((&grads[i].0, &grads[i].1)));
+            Some(Factors { a, b_t, grads, scaling: SCALING[i] })
+        })
+        .collect();
+    let adapters = LayerAdapters::new(device, [out, inputs], &factors).unwrap();
+    let of_adapter = |i: usize| {
+        let (magnitude, norm, grad) = (&magnitudes[i], &norms[i], Some(&grads[i].2));
+        HAS_MAGNITUDE[i].then_some(Magnitude { magnitude, norm, grad })
+    };
+    let gains = Magnitudes::new(device, out, &[of_adapter(0), of_adapter(1), of_adapter(2)]).unwrap();
+    let layer = Layer { weight: &weight, bias: None, adapters: Some(&adapters), key: DevicePtr(0) };
+    let plain = Layer { adapters: None, ..layer };
+    let group = |layers| Group { layers, rows: &rows, dropout: None, tile: None };
+    let (layers, plains) = ([layer], [plain]);
+    let (adapted, frozen) = (group(&layers), group(&plains));
+    let wide = |cols: usize| upload(device, case.room, &vec![UNTOUCHED; case.room * cols]);
+    let (mut y, mut z, mut xa, mut dxa) = (wide(out), wide(out), wide(16), wide(16));
+    let (mut dyg, mut dx) = (wide(out), wide(inputs));
+    let whole = |input| Scale { input: Some(input), gain: Gain::Whole, addend: None, bias: None };
+
+    let key = case.dropout().map(|d| dropout_keys(device, &[d.key()]).unwrap());
+    let mask = case.dropout().zip(key.as_ref());
+    let mask = mask.map(|(d, key)| (DropoutRate { threshold: d.threshold() }, key.ptr()));
+    let (mut dropped, none) = (wide(inputs), wide(0));
+    if let Some(mask) = mask {
+        let (mut rest, mut of_rest) = (wide(inputs), wide(out));
+        let args = Dropped { out: Some(&mut dropped), rest: Some(&mut rest), addend: None };
+        dropout(&live, &rows, mask, &x, args).unwrap();
+        forward(&live, &adapted, &dropped, &mut [&mut z], &mut [&mut xa]).unwrap();
+        apply(&live, &frozen, &rest, &[&none], &mut [&mut of_rest]).unwrap();
+        let args = Scale { addend: Some(&of_rest), bias: Some(&bias), ..whole(&z) };
+        scale(&live, &rows, &gains, args, &mut y).unwrap();
+    } else {
+        forward(&live, &adapted, &x, &mut [&mut z], &mut [&mut xa]).unwrap();
+        scale(&live, &rows, &gains, Scale { bias: Some(&bias), ..whole(&z) }, &mut y).unwrap();
+    }
+    magnitude_gradient(&live, &rows, &gains, &dy, &z).unwrap();
+    scale(&live, &rows, &gains, whole(&dy), &mut dyg).unwrap();
+    project_back(&live, &adapted, &[&dyg], &mut [&mut dxa]).unwrap();
+    let input = if mask.is_some() { &dropped } else { &x };
+    let job = GradJob { layer, rows: &rows, x: input, dy: &dyg, xa: &xa, dxa: &dxa };
+    gradients(&live, None, &[job]).unwrap();
+    if let Some(mask) = mask {
+        let mut unmasked = wide(inputs);
+        scale(&live, &rows, &gains, Scale { gain: Gain::LessOne, ..whole(&dy) }, &mut dyg).unwrap();
+        backward_input(&live, &adapted, &[&dyg], &[&dxa], &mut unmasked).unwrap();
+        backward_input(&live, &frozen, &[&dy], &[&none], &mut dx).unwrap();
+        let args = Dropped { out: None, rest: None, addend: Some(&mut dx) };
+        dropout(&live, &rows, mask, &unmasked, args).unwrap();
+    } else {
+        backward_input(&live, &adapted, &[&dyg], &[&dxa], &mut dx).unwrap();
+    }
+
+    let first = |tensor: &Tensor<bf16>| {
+        let mut values = read(device, tensor);
+        let beyond = values.split_off(case.live * tensor.cols());
+        assert!(beyond.iter().all(|&x| x == UNTOUCHED), "{}: rows that are not there", case.name());
+        values
+    };
+    let less_one = |tensor: &Tensor<f32>| -> Vec<f64> {
+        device.read(tensor).unwrap().into_iter().map(|x| f64::from(x) - 1.0).collect()
+    };
+    Outcome {
+        y: first(&y),
+        dx: first(&dx),
+        da: grads.iter().flat_map(|g| less_one(&g.0)).collect(),
+        db_t: grads.iter().flat_map(|g| less_one(&g.1)).collect(),
+        magnitude: grads.iter().flat_map(|g| less_one(&g.2)).collect(),
+    }
+}
+
+#[test]
+fn whole_layers_are_those_of_the_cpu() {
+    let cases = [
+        ([17, 17], [72, 136], 0.0),
+        ([129, 128], [264, 72], 0.0),
+        ([300, 127], [72, 264], 0.25),
+        ([130, 129], [136, 136], 0.5),
+        ([300, 300], [72, 72], 0.25),
+        ([8, 1], [8, 8], 0.25),
+    ];
+    for (number, (rows, sizes, p)) in cases.into_iter().enumerate() {
+        let case = Case::new(rows, sizes, p);
+        let (got, exact) = (run(&case, &kernel_device(number as u64)), expected(&case));
+        // Roundings of z, g dy, x~ and of the results, 1.7e-3 each.
+        for (what, got, exact, most) in [
+            ("y", &got.y, &exact.y, 4e-3),
+            ("dx", &got.dx, &exact.dx, 4e-3),
+            ("dA", &got.da, &exact.da, 5e-3),
+            ("dB", &got.db_t, &exact.db_t, 5e-3),
+            ("d magnitude", &got.magnitude, &exact.magnitude, 4e-3),
+        ] {
+            let error = relative_rms(got, exact);
+            assert!(error <= most, "{}: {what} is off by {error:e}", case.name());
+        }
+    }
+    // Without a row nothing happens.
+    let none = run(&Case::new([9, 0], [16, 24], 0.25), &kernel_device(0));
+    assert!(none.y.is_empty() && none.da.iter().chain(&none.magnitude).all(|&g| g == 0.0));
+}
+
+#[test]
+fn norms_are_those_of_the_merged_weight() {
+    for (out, inputs) in [(8, 8), (72, 264), (136, 1000)] {
+        let (case, device, host) = (Case::new([1, 1], [out, inputs], 0.0), kernel_device(3), cpu());
+        for i in 0..3 {
+            let (weight, mut c) = (upload(&device, out, &case.weight), device.empty(1, out).unwrap());
+            let (a, b_t) = (upload(&device, RANKS[i], &case.a[i]), upload(&device, RANKS[i], &case.b_t[i]));
+            let merged = Merged { weight: &weight, a: &a, b_t: &b_t, scaling: SCALING[i] };
+            norm(&device, merged, &mut c).unwrap();
+            let weight = host.tensor(out, inputs, &case.weight).unwrap();
+            let a = host.tensor(RANKS[i], inputs, &case.a[i]).unwrap();
+            let b = host.tensor(out, RANKS[i], &transposed(&case.b_t[i], out)).unwrap();
+            let exact = op::dora_norm(&host, &weight, &a, &b, f64::from(SCALING[i])).unwrap();
+            for (got, exact) in device.read(&c).unwrap().iter().zip(exact.data()) {
+                assert!((f64::from(*got) / exact - 1.0).abs() < 1e-6, "{got} {exact}");
+            }
+        }
+    }
+}
+
+#[test]
+fn scaled_columns_are_rounded_once() {
+    let (rows, columns) = (57, 1048);
+    let (case, device) = (Case::new([rows, rows], [columns, 8], 0.0), kernel_device(4));
+    let of_rows = Rows::new(&device, rows, &case.runs, None).unwrap();
+    let norms: Vec<f32> = (0..columns).map(|j| 1.5 + j as f32 / 512.0).collect();
+    let norm = device.tensor(1, columns, &norms).unwrap();
+    let magnitudes = case.magnitude.clone().map(|m| upload(&device, 1, &m));
+    let of_adapter = |i: usize| {
+        HAS_MAGNITUDE[i].then_some(Magnitude { magnitude: &magnitudes[i], norm: &norm, grad: None })
+    };
+    let gains = Magnitudes::new(&device, columns, &[of_adapter(0), of_adapter(1), of_adapter(2)]).unwrap();
+    let addend = random(rows * columns, 1.0, 50);
+    let (dy, bias) = (upload(&device, rows, &case.dy), upload(&device, 1, &case.bias));
+    for (gain, less, has_more) in [(Gain::Whole, 0.0, true), (Gain::LessOne, 1.0, false)] {
+        // In place of the addend, or of the input.
+        let mut out = upload(&device, rows, if has_more { &addend } else { &case.dy });
+        let other = upload(&device, rows, &addend);
+        let args = Scale {
+            input: has_more.then_some(&dy),
+            gain,
+            addend: has_more.then_some(&other),
+            bias: has_more.then_some(&bias),
+        };
+        scale(&device, &of_rows, &gains, args, &mut out).unwrap();
+        let exact: Vec<f64> = (0..rows * columns)
+            .map(|at| {
+                let (row, j) = (at / columns, at % columns);
+                let adapter = case.runs.iter().find(|r| r.rows.contains(&row)).map(|r| r.adapter);
+                let with = adapter.filter(|&i| HAS_MAGNITUDE[i]);
+                let g = with.map_or(1.0, |i| case.magnitude[i][j] / f64::from(norms[j]));
+                (g - less) * case.dy[at] + if has_more { addend[at] + case.bias[j] } else { 0.0 }
+            })
+            .collect();
+        assert_as_good("scale", &read(&device, &out), &exact, &rounded(&exact), 1.0);
+    }
+}
+
+#[test]
+fn dropout_and_what_it_takes_away_make_the_input() {
+    for (rows, columns, p) in [(5, 8, 0.3), (33, 264, 0.5), (130, 128, 0.1)] {
+        let (case, device) = (Case::new([rows, rows], [8, columns], p), kernel_device(5));
+        let of_rows = Rows::new(&device, rows, &case.runs, Some(&case.keys)).unwrap();
+        let mask = case.dropout().unwrap();
+        let key = dropout_keys(&device, &[mask.key()]).unwrap();
+        let rate = DropoutRate { threshold: mask.threshold() };
+        let x = upload(&device, rows, &case.x);
+        let (mut out, mut rest) =
+            (device.empty(rows, columns).unwrap(), device.empty(rows, columns).unwrap());
+        let args = Dropped { out: Some(&mut out), rest: Some(&mut rest), addend: None };
+        dropout(&device, &of_rows, (rate, key.ptr()), &x, args).unwrap();
+        let mut exact = vec![0.0; rows * columns];
+        mask.apply(0, columns, &case.x, &mut exact, false);
+        let (out, rest) = (read(&device, &out), read(&device, &rest));
+        assert_as_good("dropout", &out, &exact, &rounded(&exact), 1.0);
+        assert!(out.iter().zip(&exact).all(|(got, exact)| (*got == 0.0) == (*exact == 0.0)), "{rows} {p}");
+        assert!(out.iter().zip(&rest).zip(&case.x).all(|((out, rest), x)| out + rest == *x), "{rows} {p}");
+    }
+}
+
+#[test]
+fn schedules_do_not_change_a_bit() {
+    let case = Case::new([150, 140], [72, 72], 0.25);
+    let device = |seed| {
+        let schedule = Schedule::Random(seed);
+        Device::emulated(EmulatorOptions { check: false, schedule, ..EmulatorOptions::default() }).unwrap()
+    };
+    let first = run(&case, &device(0));
+    for seed in 1..30 {
+        assert_eq!(run(&case, &device(seed)), first, "schedule {seed}");
+    }
+}
+
+#[test]
+fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
+    let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
+    run(&Case::new([512, 512], [256, 256], 0.25), &device);
+    let mut seen = 0;
+    for (symbol, counters) in device.take_counters().kernels {
+        if !symbol.starts_with("dora") && !symbol.starts_with("dropout") {
+            continue;
+        }
+        seen += 1;
+        assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
+        // A warp of the norms reads 8 bytes of B transposed, a quarter of a sector, and the neighbours find the rest in the cache;
+        // gains and keys are read once for many numbers.
+        let most = if symbol == "dora_norm" { 1.3 } else { 1.15 };
+        assert!(counters.total.sector_ratio() <= most, "{symbol}: {counters:?}");
+    }
+    assert_eq!(seen, 5);
+}
