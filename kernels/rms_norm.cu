@@ -92,7 +92,7 @@ DEVICE void rms_norm_fwd(const RmsNormFwdParams& p) {
             squares[i] = add_squares(squares[i], s[i][part]);
         }
     }
-    const float rstd = 1.0f / sqrtf(team.sum(squares, sums) / static_cast<float>(p.cols) + p.eps);
+    const float rstd = rsqrtf(team.sum(squares, sums) / static_cast<float>(p.cols) + p.eps);
     if (!team.active) return;
     if (team.first_group == 0 && lane_id() == 0) p.rstd[team.row] = rstd;
     UNROLL for (int i = 0; i < kGroups; i++) {
@@ -222,7 +222,7 @@ struct RmsNormFwdRows {
         }
         sums_of_rows(rstd, of_quads);
         UNROLL for (int i = 0; i < 4; i++) {
-            rstd[i] = 1.0f / sqrtf(rstd[i] / static_cast<float>(p.cols) + p.eps);
+            rstd[i] = rsqrtf(rstd[i] / static_cast<float>(p.cols) + p.eps);
             if (threadIdx.x < 32 && quad == 0 && rows.at(i) < rows.end) p.rstd[rows.at(i)] = rstd[i];
         }
     }

@@ -81,7 +81,7 @@ struct RopeStretch {
             UNROLL for (int part = 0; part < 4; part++) sum[part] = add_squares(0.0f, x[part]);
             head_sums(sum);
             UNROLL for (int part = 0; part < 4; part++) {
-                const float rstd = 1.0f / sqrtf(sum[part] / static_cast<float>(kHeadDim) + eps);
+                const float rstd = rsqrtf(sum[part] / static_cast<float>(kHeadDim) + eps);
                 const Vec16 w = load16_constant(weight + head_column(part, quad));
                 UNROLL for (int i = 0; i < 4; i++) {
                     y[part][2 * i] *= rstd * low_of(w, i);
@@ -119,7 +119,7 @@ struct RopeStretch {
             head_sums(squares);
             head_sums(products);
             UNROLL for (int part = 0; part < 4; part++) {
-                const float rstd = 1.0f / sqrtf(squares[part] / static_cast<float>(kHeadDim) + eps);
+                const float rstd = rsqrtf(squares[part] / static_cast<float>(kHeadDim) + eps);
                 const float pull = rstd * rstd * (products[part] / static_cast<float>(kHeadDim));
                 UNROLL for (int i = 0; i < 4; i++) {
                     g[part][2 * i] = rstd * fmaf(low_of(x[part], i), -pull, g[part][2 * i]);
