@@ -12,6 +12,8 @@ mod common;
 
 #[path = "kernels/adamw.rs"]
 mod adamw;
+#[path = "kernels/attention.rs"]
+mod attention;
 #[path = "kernels/cublaslt.rs"]
 mod cublaslt;
 #[path = "kernels/dora.rs"]
@@ -46,6 +48,7 @@ fn main() {
     let mut criterion = common::criterion();
     for bench in [
         lora_matmul::bench,
+        attention::bench,
         linear_cross_entropy::bench,
         adamw::bench,
         dora::bench,

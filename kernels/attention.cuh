@@ -1,9 +1,10 @@
-// What the attention kernels share: the work lists that the host makes of a batch, and tiles of rows of one head in shared memory.
+// What the attention kernels share: the work lists that the host makes of a batch, and tiles of a head in shared memory.
 //
-// A query tile is up to 64 query rows of one segment, with the ranges of key rows that they see; a key tile is up to 64 key rows of
-// one segment, with the query tiles that see it. Both lists are made for a capacity and hold their length in memory, so one
-// graph of launches serves batches of any size; that length stands for the live rows of other kernels. Causal masks
-// compare the packed row of a query with the row of a key, so query rows may be any rows of the batch.
+// A query tile is up to 64 query rows of one segment, with the ranges of key rows that they see; a key tile is up to 64
+// key rows of one segment, with the query tiles that see it. Both lists are made for a capacity and hold their length
+// in memory, so one graph of launches serves batches of any size; that length stands for the live rows of other
+// kernels. Causal masks compare the packed row of a query with the row of a key, so query rows may be any rows of the
+// batch.
 #pragma once
 
 #include "common/gemm_tile.cuh"
@@ -18,7 +19,8 @@ struct AttentionTile {
     int32_t range_end;    // one past the last entry
 };
 
-// A run of key rows, never empty. All queries of the tile see those up to unmasked_end; each sees at least the first one.
+// A run of key rows, never empty. All queries of the tile see those up to unmasked_end; each sees at least the first
+// one.
 struct AttentionRange {
     int32_t key_start;     // first row of k and v
     int32_t key_end;       // one past the last row
@@ -31,7 +33,7 @@ struct AttentionQueries {
     const AttentionTile* tiles;    // [num_tiles]
     const int32_t* num_tiles;      // how many there are
     const AttentionRange* ranges;  // by tile
-    const int32_t* packed_rows;    // [num_tiles, 64] the row in the batch of every query; INT_MAX where a tile has no row
+    const int32_t* packed_rows;    // [num_tiles, 64] row in the batch of every query; INT_MAX where a tile has none
 };
 
 // Key rows and who sees them.
@@ -42,8 +44,8 @@ struct AttentionKeyTile {
     int32_t visit_end;    // one past the last entry
 };
 
-// Copies rows first .. first + kRows of one head (`source` is its first column) to a tile; rows from `end` on become 0 and are not
-// read. The swizzle is that of a `columns` tile of kDim, which serves ldmatrix in both directions.
+// Copies rows first .. first + kRows of one head (`source` is its first column) to a tile; rows from `end` on become 0
+// and are not read. The swizzle is that of a `columns` tile of kDim, which serves ldmatrix in both directions.
 template <int kRows, int kDim, int kThreads>
 DEVICE void load_head_rows(unsigned char* tile, const bf16* source, int64_t stride, int first, int end) {
     constexpr int kPieces = kDim / 8, kStep = kThreads / kPieces, kCount = (kRows + kStep - 1) / kStep;
@@ -126,9 +128,11 @@ struct HeadRows {
     }
 };
 
-// Copies rows of a tile to rows first .. end of one head, with the lanes of `kThreads` threads, of which this is number `thread`.
+// Copies rows of a tile to rows first .. end of one head, with the lanes of `kThreads` threads, of which this is number
+// `thread`.
 template <int kRows, int kDim, int kThreads>
-DEVICE void store_head_rows(bf16* target, int64_t stride, int first, int end, const unsigned char* tile, int row, int thread) {
+DEVICE void store_head_rows(bf16* target, int64_t stride, int first, int end, const unsigned char* tile, int row,
+                            int thread) {
     constexpr int kPieces = kDim / 8;
     UNROLL for (int i = thread; i < kRows * kPieces; i += kThreads) {
         const int r = i / kPieces, piece = i % kPieces;
@@ -138,28 +142,40 @@ DEVICE void store_head_rows(bf16* target, int64_t stride, int first, int end, co
     }
 }
 
+// The 16 rows of a query tile that a warp of four takes. Early rows see less of the diagonal than late ones, and a warp's
+// tensor core is given by its number, so every second block (by fours: blocks that meet on one multiprocessor are as many
+// apart as there are multiprocessors, 68 or 132) goes through its rows backwards.
+DEVICE int query_rows_of_warp() {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    return (blockIdx.x / 4 % 2 == 0 ? warp : 3 - warp) * 16;
+}
+
 // A block's way through the ranges of its query tile, of which there is at least one, kKeys keys at a time.
 template <int kKeys>
 struct KeyWalk {
-    const AttentionRange* range;
-    const AttentionRange* end;
+    const AttentionRange* const ranges;
+    int range;
+    int range_end;
     int key;
     int key_end;
     int unmasked_end;
 
-    DEVICE void start(const AttentionRange* first, const AttentionRange* last) {
-        range = first, end = last;
+    DEVICE void start(const AttentionTile& tile) {
+        range = tile.range_start, range_end = tile.range_end;
         open();
     }
 
-    DEVICE bool is_done() const { return range == end; }
+    DEVICE bool is_done() const { return range == range_end; }
 
     DEVICE void next() {
         key += kKeys;
-        if (key >= key_end && ++range != end) open();
+        if (key >= key_end && ++range != range_end) open();
     }
 
-    DEVICE void open() { key = range->key_start, key_end = range->key_end, unmasked_end = range->unmasked_end; }
+    DEVICE void open() {
+        const AttentionRange& now = ranges[range];
+        key = now.key_start, key_end = now.key_end, unmasked_end = now.unmasked_end;
+    }
 
     // Some query of the tile does not see all kKeys keys.
     DEVICE bool is_masked() const { return key + kKeys > unmasked_end; }

@@ -1,23 +1,29 @@
 // Gradients of attention: dq in one kernel, dk and dv in another, without atomics, so every sum has one order.
 //
-// With P = exp(scale * q k^T - lse), dP = dO v^T and D = rowsum(dO * O): dS = P * (dP - D), dq = scale * dS k, dk = scale * dS^T q,
-// dv = P^T dO. Both kernels compute P and dP: seven products instead of the five of one kernel that adds dq with atomics or in a second
-// buffer, for bytes that do not change from run to run. Source of the recomputation: Dao et al., "FlashAttention", 2022.
+// With P = exp(scale * q k^T - lse), dP = dO v^T and D = rowsum(dO * O): dS = P * (dP - D), dq = scale * dS k, dk =
+// scale * dS^T q, dv = P^T dO. Both kernels compute P and dP: seven products instead of the five of one kernel that
+// adds dq with atomics or in a second buffer, for bytes that do not change from run to run. Source of the
+// recomputation: Dao et al., "FlashAttention", 2022.
 //
-// attention_bwd_dq: a block has 64 queries of one head, its four warps 16 each, with q and dO in registers (64 of them at heads of 128,
-// beside 64 sums); keys and values come 32 at a time through a ring of two stages, 32 KB, so that two blocks fit. It writes
-// (lse * log2(e), D) of its queries for the other kernel, by tile and head, 64 pairs each: rows that a tile does not have get an
-// infinite lse, which makes their P 0 there without a mask.
+// attention_bwd_dq: a block has 64 queries of one head, its four warps 16 each, with q and dO in registers (64 of them
+// at heads of 128, beside 64 sums); keys and values come 32 at a time through a ring of two stages, 32 KB, so that two
+// blocks fit. It writes (lse * log2(e), D) of its queries for the other kernel, by tile and head, 64 pairs each: rows
+// that a tile does not have get an infinite lse, which makes their P 0 there without a mask.
 //
-// attention_bwd_dkv: a block has 64 keys of one key head, which it keeps in shared memory, and takes 64 queries at a time, over all
-// tiles that see the keys and all query heads of the group: dk and dv are summed in registers, nothing is expanded to query heads.
-// The products are transposed (S^T = k q^T), so that P^T and dS^T are A fragments as they are and never pass through shared memory.
-// Eight warps: four times 16 keys, for the first and the last 32 queries; the two halves are added at the end, in that order. At
-// heads of 128 a lane has 128 sums and a block 97 KB (k and v, two stages of q, dO and statistics): one block on a multiprocessor of
-// sm_86, two warps on every scheduler. A step is 4 products, 128 mma a warp, 8,192 cycles of a tensor core for two warps at 32 cycles
-// each; 320 KB from shared memory take 2,560, and 128 operations a byte of q and dO take 0.5 TB/s from the L2 cache.
-// Key rows that no query sees get zeros. Warps skip keys and queries that are not there and, by 16 keys and 32 queries, the masked
-// part of the diagonal. Kernels here expect gradients of all rows of the query tiles; P and dS are rounded to bf16 for their products.
+// attention_bwd_dkv: a block has 64 keys of one key head, which it keeps in shared memory, and takes 64 queries at a
+// time, over all tiles that see the keys and all query heads of the group: dk and dv are summed in registers, nothing
+// is expanded to query heads. The products are transposed (S^T = k q^T), so that P^T and dS^T are A fragments as they
+// are and never pass through shared memory. Eight warps: four times 16 keys, for the first and the last 32 queries; the
+// two halves are added at the end, in that order. At heads of 128 a lane has 128 sums and a block 97 KB (k and v, two
+// stages of q, dO and statistics): one block on a multiprocessor of sm_86, two warps on every scheduler. A step is 4
+// products, 128 mma a warp, 8,192 cycles of a tensor core for two warps at 32 cycles each; 384 KB from shared memory
+// take 3,072 (39 % with the copies), and 128 operations a byte of q and dO take 0.5 TB/s from L2. Key rows that no query
+// sees get zeros. P and dS are rounded to bf16 for their products.
+//
+// Both leave out parts that are not there or masked for a whole warp: 16 queries and 16 keys. The schedulers of
+// attention_bwd_dkv then have three quarters of a diagonal tile at most; samples of 512 rows are 34 tiles where 32.1 are
+// needed (94 %). With seven products for five the limit of both kernels is 5 / (3 / 0.97 + 4 / 0.94) = 68 % of the
+// tensor cores' rate, 40 TFLOP/s on an RTX 3080.
 #include "common/simt.cuh"
 #include "attention.cuh"
 
@@ -58,18 +64,17 @@ struct AttentionBwdDkvParams {
 };
 
 
-// A fragments of kN / 2 slices of 16 columns, from accumulators.
-template <int kN>
-DEVICE void to_a(uint32_t (&a)[kN / 2][1][4], const float (&acc)[1][kN][4]) {
-    UNROLL for (int n = 0; n < kN; n++) {
-        a[n / 2][0][n % 2 * 2] = pack_bf16(acc[0][n][0], acc[0][n][1]);
-        a[n / 2][0][n % 2 * 2 + 1] = pack_bf16(acc[0][n][2], acc[0][n][3]);
+// An A fragment of 16 columns, from accumulators.
+DEVICE void to_a(uint32_t (&a)[1][4], const float (&acc)[1][2][4]) {
+    UNROLL for (int n = 0; n < 2; n++) {
+        a[0][n * 2] = pack_bf16(acc[0][n][0], acc[0][n][1]);
+        a[0][n * 2 + 1] = pack_bf16(acc[0][n][2], acc[0][n][3]);
     }
 }
 
 template <int kDim>
 DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
-    constexpr int kKeys = 32, kThreads = 128, kSlices = kDim / 16, kMmaN = kKeys / 8;
+    constexpr int kKeys = 32, kThreads = 128, kSlices = kDim / 16;
     constexpr int kTileBytes = kKeys * kDim * 2, kStageBytes = 2 * kTileBytes;
     DYNAMIC_SMEM(smem);
 
@@ -77,20 +82,21 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     if (tile_idx >= *p.queries.num_tiles) return;
     const AttentionTile& tile = p.queries.tiles[tile_idx];
     const int row_start = tile.row_start, row_end = tile.row_end;
-    KeyWalk<kKeys> walk;
-    walk.start(p.queries.ranges + tile.range_start, p.queries.ranges + tile.range_end);
+    KeyWalk<kKeys> walk{p.queries.ranges, 0, 0, 0, 0, 0};
+    walk.start(tile);
 
     const int64_t q_stride = static_cast<int64_t>(p.num_heads) * kDim, kv_stride = q_stride / p.group;
     const bf16* const k = p.k + head / p.group * kDim;
     const bf16* const v = p.v + head / p.group * kDim;
     const int lane = lane_id(), group = lane >> 2, quad = lane & 3;
-    const int first = static_cast<int>(threadIdx.x) / 32 * 16, row = row_start + first + group;
+    const int first = query_rows_of_warp(), row = row_start + first + group;
     const bool is_active = row_start + first < row_end;
 
     // A stage has room for 64 rows of one tensor.
     static_assert(kStageBytes == kAttentionRows * kDim * 2, "the rows of q, o and dO pass through the ring");
     load_head_rows<kAttentionRows, kDim, kThreads>(smem, p.o + head * kDim, q_stride, row_start, row_end);
-    load_head_rows<kAttentionRows, kDim, kThreads>(smem + kStageBytes, p.d_o + head * kDim, q_stride, row_start, row_end);
+    unsigned char* const second = smem + kStageBytes;
+    load_head_rows<kAttentionRows, kDim, kThreads>(second, p.d_o + head * kDim, q_stride, row_start, row_end);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -99,7 +105,7 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     UNROLL for (int slice = 0; slice < kSlices; slice++) {
         uint32_t o[4];
         load_a_rows<kDim>(o, smem, first, slice);
-        load_a_rows<kDim>(d_o[slice][0], smem + kStageBytes, first, slice);
+        load_a_rows<kDim>(d_o[slice][0], second, first, slice);
         UNROLL for (int i = 0; i < 4; i += 2) {
             const uint32_t(&g)[4] = d_o[slice][0];
             d_low = fmaf(low_bf16(o[i]), low_bf16(g[i]), d_low);
@@ -117,18 +123,20 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
         store8(stats, lse_low, d_low);
         store8(stats + 16, lse_high, d_high);
     }
-    const int32_t* const packed = p.queries.packed_rows + tile_idx * static_cast<int64_t>(kAttentionRows) + first + group;
-    const int packed_low = packed[0], packed_high = packed[8];
+    const int32_t* const packed = p.queries.packed_rows + tile_idx * static_cast<int64_t>(kAttentionRows) + first;
+    const int packed_low = packed[group], packed_high = packed[group + 8];
+    // The last query of the warp, which sees the most keys.
+    const int packed_last = is_active ? packed[min(16, row_end - row_start - first) - 1] : 0;
 
     __syncthreads();
-    load_head_rows<kAttentionRows, kDim, kThreads>(smem + kStageBytes, p.q + head * kDim, q_stride, row_start, row_end);
+    load_head_rows<kAttentionRows, kDim, kThreads>(second, p.q + head * kDim, q_stride, row_start, row_end);
     cp_async_commit();
     load_head_rows<kKeys, kDim, kThreads>(smem, k, kv_stride, walk.key, walk.key_end);
     load_head_rows<kKeys, kDim, kThreads>(smem + kTileBytes, v, kv_stride, walk.key, walk.key_end);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();
-    UNROLL for (int slice = 0; slice < kSlices; slice++) load_a_rows<kDim>(q[slice][0], smem + kStageBytes, first, slice);
+    UNROLL for (int slice = 0; slice < kSlices; slice++) load_a_rows<kDim>(q[slice][0], second, first, slice);
 
     HeadRows<kDim> dq;
     int stage = 0;
@@ -141,6 +149,7 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
         stage ^= 1;
         const bool is_masked = walk.is_masked();
         const int seen_low = walk.visible(packed_low), seen_high = walk.visible(packed_high);
+        const int seen = is_active ? walk.visible(packed_last) : 0;
         walk.next();
         const bool is_last = walk.is_done();
         if (!is_last) {
@@ -149,26 +158,27 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
             load_head_rows<kKeys, kDim, kThreads>(next + kTileBytes, v, kv_stride, walk.key, walk.key_end);
             cp_async_commit();
         }
-        if (is_active) {
-            float s[1][kMmaN][4] = {}, dp[1][kMmaN][4] = {};
+        UNROLL for (int part = 0; part < kKeys; part += 16) {
+            if (part >= seen) break;
+            float s[1][2][4] = {}, dp[1][2][4] = {};
             UNROLL for (int slice = 0; slice < kSlices; slice++) {
-                uint32_t b[kMmaN][2];
-                load_b_rows<kDim>(b, k_tile, 0, slice);
+                uint32_t b[2][2];
+                load_b_rows<kDim>(b, k_tile, part, slice);
                 mma_tile(s, q[slice], b);
-                load_b_rows<kDim>(b, v_tile, 0, slice);
+                load_b_rows<kDim>(b, v_tile, part, slice);
                 mma_tile(dp, d_o[slice], b);
             }
-            UNROLL for (int n = 0; n < kMmaN; n++) {
+            UNROLL for (int n = 0; n < 2; n++) {
                 UNROLL for (int i = 0; i < 4; i++) {
                     const float lse2 = i < 2 ? lse_low : lse_high, d = i < 2 ? d_low : d_high;
                     float x = fast_exp2(fmaf(s[0][n][i], p.scale_log2, -lse2));
-                    if (is_masked && n * 8 + quad * 2 + i % 2 >= (i < 2 ? seen_low : seen_high)) x = 0;
+                    if (is_masked && part + n * 8 + quad * 2 + i % 2 >= (i < 2 ? seen_low : seen_high)) x = 0;
                     dp[0][n][i] = x * (dp[0][n][i] - d);
                 }
             }
-            uint32_t ds[kMmaN / 2][1][4];
-            to_a<kMmaN>(ds, dp);
-            UNROLL for (int i = 0; i < kMmaN / 2; i++) dq.add(ds[i], k_tile, i * 16);
+            uint32_t ds[1][4];
+            to_a(ds, dp);
+            dq.add(ds, k_tile, part);
         }
         if (is_last) break;
     }
@@ -184,7 +194,7 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
 
 template <int kDim>
 DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
-    constexpr int kThreads = 256, kSlices = kDim / 16, kMmaN = 4;
+    constexpr int kThreads = 256, kSlices = kDim / 16;
     constexpr int kTileBytes = kAttentionRows * kDim * 2, kStatsBytes = kAttentionRows * 8;
     constexpr int kStageBytes = 2 * kTileBytes + kStatsBytes;
     DYNAMIC_SMEM(smem);
@@ -199,7 +209,8 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
     const int key_start = tile.key_start, key_end = tile.key_end;
     const int64_t q_stride = static_cast<int64_t>(p.num_heads) * kDim, kv_stride = static_cast<int64_t>(kv_heads) * kDim;
     const int lane = lane_id(), group = lane >> 2, quad = lane & 3, warp = static_cast<int>(threadIdx.x) / 32;
-    const int first = warp % 4 * 16, half = warp / 4 * 32;
+    // The two warps of a scheduler have keys of both ends: together they skip about the same share of the diagonal.
+    const int first = (warp < 4 ? warp : 7 - warp) * 16, half = warp / 4 * 32, key = key_start + first;
 
     // What comes next: query head `member` of the group, of the tile of `visit`.
     int visit = tile.visit_start, member = 0;
@@ -208,11 +219,13 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
         const int query_tile = p.visits[visit] >> 1, head = kv_head * p.group + member;
         const AttentionTile& rows = p.queries.tiles[query_tile];
         const int row_start = rows.row_start, row_end = rows.row_end;
-        load_head_rows<kAttentionRows, kDim, kThreads>(stage, p.q + head * kDim, q_stride, row_start, row_end);
-        load_head_rows<kAttentionRows, kDim, kThreads>(stage + kTileBytes, p.d_o + head * kDim, q_stride, row_start, row_end);
+        const bf16 *q = p.q + head * kDim, *d_o = p.d_o + head * kDim;
+        load_head_rows<kAttentionRows, kDim, kThreads>(stage, q, q_stride, row_start, row_end);
+        load_head_rows<kAttentionRows, kDim, kThreads>(stage + kTileBytes, d_o, q_stride, row_start, row_end);
         if (threadIdx.x < kStatsBytes / 16) {
             const int64_t slot = query_tile * static_cast<int64_t>(p.num_heads) + head;
-            cp_async16(stage + 2 * kTileBytes + threadIdx.x * 16, p.stats + slot * (kAttentionRows * 2) + threadIdx.x * 4, true);
+            const float* const stats = p.stats + slot * (kAttentionRows * 2) + threadIdx.x * 4;
+            cp_async16(stage + 2 * kTileBytes + threadIdx.x * 16, stats, true);
         }
         cp_async_commit();
     };
@@ -237,50 +250,50 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
         if (visit < visit_end) load_step(ring + stage * kStageBytes);
 
         const AttentionTile& rows = p.queries.tiles[entry >> 1];
-        const int32_t* const packed = p.queries.packed_rows + (entry >> 1) * static_cast<int64_t>(kAttentionRows) + half;
+        const int32_t* const packed = p.queries.packed_rows + (entry >> 1) * static_cast<int64_t>(kAttentionRows);
         const bool is_masked = (entry & 1) != 0;
-        const int key = key_start + first;
-        // The last query of the half is its latest; it is INT_MAX where rows are missing.
-        if (key >= key_end || rows.row_start + half >= rows.row_end || (is_masked && packed[31] < key)) continue;
-
-        float s[1][kMmaN][4] = {}, dp[1][kMmaN][4] = {};
-        UNROLL for (int slice = 0; slice < kSlices; slice++) {
-            uint32_t a[1][4], b[kMmaN][2];
-            load_a_rows<kDim>(a[0], k_tile, first, slice);
-            load_b_rows<kDim>(b, q_tile, half, slice);
-            mma_tile(s, a, b);
-            load_a_rows<kDim>(a[0], v_tile, first, slice);
-            load_b_rows<kDim>(b, d_o_tile, half, slice);
-            mma_tile(dp, a, b);
-        }
-        UNROLL for (int n = 0; n < kMmaN; n++) {
-            // lse and D of queries 2 quad and 2 quad + 1.
-            const Vec16 of = load16(stats + (half + n * 8 + quad * 2) * 2);
-            int packed_row[2] = {INT_MAX, INT_MAX};
-            if (is_masked) {
-                const Vec8 at = load8(packed + n * 8 + quad * 2);
-                packed_row[0] = static_cast<int>(at.word[0]), packed_row[1] = static_cast<int>(at.word[1]);
+        if (key >= key_end) continue;
+        NO_UNROLL for (int query = half; query < half + 32; query += 16) {
+            if (rows.row_start + query >= rows.row_end) break;
+            // The last query is the latest; it is INT_MAX where rows are missing.
+            if (is_masked && packed[query + 15] < key) continue;
+            float s[1][2][4] = {}, dp[1][2][4] = {};
+            UNROLL for (int slice = 0; slice < kSlices; slice++) {
+                uint32_t a[1][4], b[2][2];
+                load_a_rows<kDim>(a[0], k_tile, first, slice);
+                load_b_rows<kDim>(b, q_tile, query, slice);
+                mma_tile(s, a, b);
+                load_a_rows<kDim>(a[0], v_tile, first, slice);
+                load_b_rows<kDim>(b, d_o_tile, query, slice);
+                mma_tile(dp, a, b);
             }
-            UNROLL for (int i = 0; i < 4; i++) {
-                float x = fast_exp2(fmaf(s[0][n][i], p.scale_log2, -bits_float(of.word[i % 2 * 2])));
-                if (key + group + i / 2 * 8 > packed_row[i % 2]) x = 0;
-                s[0][n][i] = x;
-                dp[0][n][i] = x * (dp[0][n][i] - bits_float(of.word[i % 2 * 2 + 1]));
+            UNROLL for (int n = 0; n < 2; n++) {
+                // lse and D of queries 2 quad and 2 quad + 1.
+                const Vec16 of = load16(stats + (query + n * 8 + quad * 2) * 2);
+                int packed_row[2] = {INT_MAX, INT_MAX};
+                if (is_masked) {
+                    const Vec8 at = load8(packed + query + n * 8 + quad * 2);
+                    packed_row[0] = static_cast<int>(at.word[0]), packed_row[1] = static_cast<int>(at.word[1]);
+                }
+                UNROLL for (int i = 0; i < 4; i++) {
+                    float x = fast_exp2(fmaf(s[0][n][i], p.scale_log2, -bits_float(of.word[i % 2 * 2])));
+                    if (key + group + i / 2 * 8 > packed_row[i % 2]) x = 0;
+                    s[0][n][i] = x;
+                    dp[0][n][i] = x * (dp[0][n][i] - bits_float(of.word[i % 2 * 2 + 1]));
+                }
             }
-        }
-        uint32_t probabilities[kMmaN / 2][1][4], ds[kMmaN / 2][1][4];
-        to_a<kMmaN>(probabilities, s);
-        to_a<kMmaN>(ds, dp);
-        UNROLL for (int i = 0; i < kMmaN / 2; i++) {
-            dv.add(probabilities[i], d_o_tile, half + i * 16);
-            dk.add(ds[i], q_tile, half + i * 16);
+            uint32_t a[1][4];
+            to_a(a, s);
+            dv.add(a, d_o_tile, query);
+            to_a(a, dp);
+            dk.add(a, q_tile, query);
         }
     }
 
     // The second half of the queries to the first, in fragment order.
     using Rows = HeadRows<kDim>;
     __syncthreads();
-    float* const sums = reinterpret_cast<float*>(ring) + (warp % 4) * (kDim * 32);
+    float* const sums = reinterpret_cast<float*>(ring) + first / 16 * (kDim * 32);
     static_assert(4 * kDim * 32 * 4 <= 2 * kStageBytes, "the sums of four warps fit into the ring");
     const auto each = [&](auto&& visit_fragment) {
         UNROLL for (int i = 0; i < kDim / 8; i++) {
@@ -296,7 +309,7 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
         });
     }
     __syncthreads();
-    if (warp >= 4 || key_start + first >= key_end) return;
+    if (warp >= 4 || key >= key_end) return;
     each([](float(&acc)[4], const float* at) {
         const Vec16 x = load16(at);
         UNROLL for (int j = 0; j < 4; j++) acc[j] += bits_float(x.word[j]);
@@ -305,8 +318,8 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
     dk.to_tile(k_tile, first);
     dv.to_tile(v_tile, first);
     __syncwarp();
-    store_head_rows<16, kDim, 32>(p.dk + kv_head * kDim, kv_stride, key_start + first, key_end, k_tile, first, lane);
-    store_head_rows<16, kDim, 32>(p.dv + kv_head * kDim, kv_stride, key_start + first, key_end, v_tile, first, lane);
+    store_head_rows<16, kDim, 32>(p.dk + kv_head * kDim, kv_stride, key, key_end, k_tile, first, lane);
+    store_head_rows<16, kDim, 32>(p.dv + kv_head * kDim, kv_stride, key, key_end, v_tile, first, lane);
 }
 
 KERNEL(attention_bwd_dq_bf16_d16, AttentionBwdDqParams, 128, 3) { attention_bwd_dq<16>(p); }

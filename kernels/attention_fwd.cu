@@ -1,16 +1,21 @@
-// o = softmax(scale * q k^T) v and lse = log(sum of exponentials) over packed rows, one tile of 64 queries of one head a block.
+// o = softmax(scale * q k^T) v and lse = log(sum of exponentials) over packed rows, one tile of 64 queries of one head
+// a block.
 //
-// Four warps have 16 queries each; their part of q stays in registers, so shared memory holds one tile of 64 keys and one of 64
-// values: 32 KB for heads of 128. While scores are computed the values arrive, while the values are used the next keys do, with two
-// barriers a tile. On GeForce RTX 30 (sm_86) an mma with f32 sums holds its tensor core for 32 cycles: a tile of 16 x 64 scores
-// is 128 of them, 4,096 cycles, against about 700 other instructions of the warp (96 ldmatrix, 64 products of the rescaling, 32
-// exponentials at four cycles, the rest). Two or three blocks on a multiprocessor hide these behind each other's mma; reads of shared
-// memory take a quarter of its bandwidth, and 64 operations a byte of k and v take 0.9 TB/s from the L2 cache at 59.5 TFLOP/s.
-// What is lost is the masked half of the diagonal: samples of 512 rows compute 36 tiles where 32.1 are needed (89 %). 64 rows and
-// not 128, because samples have 200 to 1,000 rows: 300 rows are 5 tiles of 64, with warps without a query idle, or 3 of 128.
+// Four warps have 16 queries each; their part of q stays in registers, so shared memory holds one tile of 64 keys and
+// one of 64 values: 32 KB for heads of 128. While scores are computed the values arrive, while the values are used the
+// next keys do, with two barriers a tile. On GeForce RTX 30 (sm_86) an mma with f32 sums holds its tensor core for 32
+// cycles: a tile of 16 x 64 scores of heads of 128 is 128 of them, 4,096 cycles, against 700 other instructions of the
+// warp. Two blocks on a multiprocessor, two warps on every scheduler, hide these behind each other's mma (three would
+// need 168 registers, which spills); reads of shared memory take 31 % of its bandwidth, and 64 operations a byte of k
+// and v take 0.9 TB/s from the L2 cache at 59.5 TFLOP/s. 64 rows and not 128, because samples have 200 to 1,000 rows:
+// 300 rows are 5 tiles of 64, with warps without a query idle, or 3 of 128.
 //
-// Scores and statistics are f32, exponentials are 2^x with scale * log2(e) folded into the argument; probabilities are rounded to bf16
-// for the second product, o once. Source of the recurrence: Dao et al., "FlashAttention", 2022.
+// What is lost is masked scores. Samples of 512 rows have 36 tiles where 32.1 are needed (89 %), so every warp leaves out
+// the parts of 16 keys that none of its queries sees: 33 are left (97 %; of 300 rows 93 %), as far as the warps of
+// another block fill the time.
+//
+// Scores and statistics are f32, exponentials are 2^x with scale * log2(e) folded into the argument; probabilities are
+// rounded to bf16 for the second product, o once. Source of the recurrence: Dao et al., "FlashAttention", 2022.
 #include "common/simt.cuh"
 #include "attention.cuh"
 
@@ -30,7 +35,7 @@ struct AttentionFwdParams {
 
 template <int kDim>
 DEVICE void attention_fwd(const AttentionFwdParams& p) {
-    constexpr int kKeys = 64, kThreads = 128, kSlices = kDim / 16, kMmaN = kKeys / 8;
+    constexpr int kKeys = 64, kThreads = 128, kSlices = kDim / 16, kParts = kKeys / 16;
     constexpr float kLn2 = 0.693147180559945309f;
     DYNAMIC_SMEM(smem);
     unsigned char* const k_tile = smem;
@@ -40,26 +45,26 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
     if (tile_idx >= *p.queries.num_tiles) return;
     const AttentionTile& tile = p.queries.tiles[tile_idx];
     const int row_start = tile.row_start, row_end = tile.row_end;
-    KeyWalk<kKeys> walk;
-    walk.start(p.queries.ranges + tile.range_start, p.queries.ranges + tile.range_end);
+    KeyWalk<kKeys> walk{p.queries.ranges, 0, 0, 0, 0, 0};
+    walk.start(tile);
 
     const int64_t q_stride = static_cast<int64_t>(p.num_heads) * kDim, kv_stride = q_stride / p.group;
-    const bf16* const k = p.k + head / p.group * kDim;
-    const bf16* const v = p.v + head / p.group * kDim;
+    const int kv_head = head / p.group * kDim;
     const int lane = lane_id(), group = lane >> 2, quad = lane & 3;
-    const int first = static_cast<int>(threadIdx.x) / 32 * 16;
+    const int first = query_rows_of_warp();
     const bool is_active = row_start + first < row_end;
 
     load_head_rows<kAttentionRows, kDim, kThreads>(v_tile, p.q + head * kDim, q_stride, row_start, row_end);
     cp_async_commit();
-    load_head_rows<kKeys, kDim, kThreads>(k_tile, k, kv_stride, walk.key, walk.key_end);
+    load_head_rows<kKeys, kDim, kThreads>(k_tile, p.k + kv_head, kv_stride, walk.key, walk.key_end);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();
     uint32_t q[kSlices][1][4];
     UNROLL for (int slice = 0; slice < kSlices; slice++) load_a_rows<kDim>(q[slice][0], v_tile, first, slice);
-    const int32_t* const packed = p.queries.packed_rows + tile_idx * static_cast<int64_t>(kAttentionRows) + first + group;
-    const int packed_low = packed[0], packed_high = packed[8];
+    const int32_t* const packed = p.queries.packed_rows + tile_idx * static_cast<int64_t>(kAttentionRows) + first;
+    // The last query of the warp, which sees the most keys.
+    const int packed_last = is_active ? packed[min(16, row_end - row_start - first) - 1] : 0;
 
     HeadRows<kDim> o;
     float max_low = -INFINITY, max_high = -INFINITY, sum_low = 0, sum_high = 0;
@@ -67,22 +72,26 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
         // The keys are there, and nobody reads v_tile any more.
         cp_async_wait<0>();
         __syncthreads();
-        load_head_rows<kKeys, kDim, kThreads>(v_tile, v, kv_stride, walk.key, walk.key_end);
+        load_head_rows<kKeys, kDim, kThreads>(v_tile, p.v + kv_head, kv_stride, walk.key, walk.key_end);
         cp_async_commit();
-        float s[1][kMmaN][4] = {};
-        if (is_active) {
-            UNROLL for (int slice = 0; slice < kSlices; slice++) {
-                uint32_t b[kMmaN][2];
-                load_b_rows<kDim>(b, k_tile, 0, slice);
-                mma_tile(s, q[slice], b);
+        float s[kParts][1][2][4] = {};
+        const int seen = is_active ? walk.visible(packed_last) : 0;
+        if (seen > 0) {
+            UNROLL for (int part = 0; part < kParts; part++) {
+                if (part * 16 >= seen) break;
+                UNROLL for (int slice = 0; slice < kSlices; slice++) {
+                    uint32_t b[2][2];
+                    load_b_rows<kDim>(b, k_tile, part * 16, slice);
+                    mma_tile(s[part], q[slice], b);
+                }
             }
             if (walk.is_masked()) {
-                const int seen_low = walk.visible(packed_low), seen_high = walk.visible(packed_high);
-                UNROLL for (int n = 0; n < kMmaN; n++) {
+                const int seen_low = walk.visible(packed[group]), seen_high = walk.visible(packed[group + 8]);
+                UNROLL for (int n = 0; n < 2 * kParts; n++) {
                     UNROLL for (int i = 0; i < 2; i++) {
                         const int column = n * 8 + quad * 2 + i;
-                        if (column >= seen_low) s[0][n][i] = -INFINITY;
-                        if (column >= seen_high) s[0][n][i + 2] = -INFINITY;
+                        if (column >= seen_low) s[n / 2][0][n % 2][i] = -INFINITY;
+                        if (column >= seen_high) s[n / 2][0][n % 2][i + 2] = -INFINITY;
                     }
                 }
             }
@@ -92,13 +101,16 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
         __syncthreads();
         walk.next();
         const bool is_last = walk.is_done();
-        if (!is_last) load_head_rows<kKeys, kDim, kThreads>(k_tile, k, kv_stride, walk.key, walk.key_end);
+        if (!is_last) {
+            load_head_rows<kKeys, kDim, kThreads>(k_tile, p.k + kv_head, kv_stride, walk.key, walk.key_end);
+        }
         cp_async_commit();
-        if (is_active) {
-            float low = s[0][0][0], high = s[0][0][2];
-            UNROLL for (int n = 0; n < kMmaN; n++) {
-                low = fmaxf(low, fmaxf(s[0][n][0], s[0][n][1]));
-                high = fmaxf(high, fmaxf(s[0][n][2], s[0][n][3]));
+        if (seen > 0) {
+            float low = s[0][0][0][0], high = s[0][0][0][2];
+            UNROLL for (int n = 0; n < 2 * kParts; n++) {
+                const float(&x)[4] = s[n / 2][0][n % 2];
+                low = fmaxf(low, fmaxf(x[0], x[1]));
+                high = fmaxf(high, fmaxf(x[2], x[3]));
             }
             // The first tile has a key for every query, so these are numbers from then on.
             low = fmaxf(max_low, quad_max(low) * p.scale_log2);
@@ -107,16 +119,19 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
             max_low = low, max_high = high;
             sum_low *= shrink_low, sum_high *= shrink_high;
             o.scale(shrink_low, shrink_high);
-            uint32_t probabilities[kKeys / 16][1][4];
-            UNROLL for (int n = 0; n < kMmaN; n++) {
-                float(&x)[4] = s[0][n];
+            uint32_t probabilities[kParts][1][4];
+            UNROLL for (int n = 0; n < 2 * kParts; n++) {
+                float(&x)[4] = s[n / 2][0][n % 2];
                 x[0] = fast_exp2(fmaf(x[0], p.scale_log2, -low)), x[1] = fast_exp2(fmaf(x[1], p.scale_log2, -low));
                 x[2] = fast_exp2(fmaf(x[2], p.scale_log2, -high)), x[3] = fast_exp2(fmaf(x[3], p.scale_log2, -high));
                 sum_low += x[0] + x[1], sum_high += x[2] + x[3];
                 probabilities[n / 2][0][n % 2 * 2] = pack_bf16(x[0], x[1]);
                 probabilities[n / 2][0][n % 2 * 2 + 1] = pack_bf16(x[2], x[3]);
             }
-            UNROLL for (int i = 0; i < kKeys / 16; i++) o.add(probabilities[i], v_tile, i * 16);
+            UNROLL for (int part = 0; part < kParts; part++) {
+                if (part * 16 >= seen) break;
+                o.add(probabilities[part], v_tile, part * 16);
+            }
         }
         if (is_last) break;
     }
@@ -141,6 +156,6 @@ KERNEL(attention_fwd_bf16_d16, AttentionFwdParams, 128, 3) { attention_fwd<16>(p
 
 KERNEL(attention_fwd_bf16_d32, AttentionFwdParams, 128, 3) { attention_fwd<32>(p); }
 
-KERNEL(attention_fwd_bf16_d64, AttentionFwdParams, 128, 3) { attention_fwd<64>(p); }
+KERNEL(attention_fwd_bf16_d64, AttentionFwdParams, 128, 4) { attention_fwd<64>(p); }
 
 KERNEL(attention_fwd_bf16_d128, AttentionFwdParams, 128, 2) { attention_fwd<128>(p); }

@@ -8,6 +8,7 @@ pub mod arch;
 pub mod card;
 pub mod gpus;
 pub mod kernels;
+pub mod primitives;
 pub mod self_test;
 
 mod arena;

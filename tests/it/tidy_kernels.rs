@@ -9,7 +9,7 @@ use crate::tidy::{demand, length};
 const ENDINGS: [&str; 4] = [".cu", ".cuh", ".hpp", ".cpp"];
 
 /// Files of kernels that are no op, and why: the device runs these to check itself.
-const NO_OPS: [&str; 1] = ["self_test"];
+const NO_OPS: [&str; 2] = ["primitives", "self_test"];
 
 /// The headers that make the common ground.
 const GROUND: [&str; 2] = ["kernels/common/simt.cuh", "kernels/common/ptx.cuh"];

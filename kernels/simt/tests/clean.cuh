@@ -4,7 +4,6 @@
 #include "common/simt.cuh"
 
 #include "gemm.cuh"
-#include "primitives.cuh"
 #include "small.cuh"
 
 KERNEL(test_gemm, TestGemmParams, 256, 1) { gemm<kNone>(p); }
@@ -13,4 +12,3 @@ KERNEL(test_norm, TestNormParams, 128, 1) { norm<kNone>(p); }
 KERNEL(test_transpose, TestTransposeParams, 128, 1) { transpose<kNone>(p); }
 KERNEL(test_last_row, TestRowsParams, 256, 1) { last_row<kNone>(p); }
 KERNEL(test_sum, TestSumParams, 128, 1) { sum<kNone>(p); }
-KERNEL(test_primitives, TestPrimitivesParams, 32, 1) { primitives(p); }

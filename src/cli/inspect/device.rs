@@ -7,7 +7,7 @@ use crate::cli::units::bytes;
 use crate::config::DeviceChoice;
 use crate::device::gpus::{Driver, GpuInfo, Image, gpus, images};
 use crate::device::self_test::{Finding, Outcome, self_test};
-use crate::device::{Device, GpuMemory};
+use crate::device::{Device, GpuMemory, primitives};
 use crate::error::{Error, Result};
 use crate::ops::lora_matmul;
 
@@ -15,7 +15,7 @@ use crate::ops::lora_matmul;
 type Check = fn(&Device) -> Result<Vec<Finding>>;
 
 /// What `--self-test` runs behind [`self_test`], in this order, where kernels run.
-const KERNEL_CHECKS: [Check; 1] = [lora_matmul::gpu::self_test];
+const KERNEL_CHECKS: [Check; 2] = [primitives::self_test, lora_matmul::gpu::self_test];
 
 /// Shows the devices that were asked for, and tests them with `--self-test`.
 ///

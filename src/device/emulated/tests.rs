@@ -1,7 +1,4 @@
-//! Memory, launches and traps of the emulator, and its primitives one by one.
-
-use bytemuck::{Pod, Zeroable};
-use half::bf16;
+//! Memory, launches and traps of the emulator.
 
 use super::kernel_tests::{Task, download, numbers, upload};
 use super::{Emulator, EmulatorOptions, Schedule};
@@ -146,79 +143,4 @@ fn checks_may_begin_late() {
     emulator.set_options(fast());
     task.run(&emulator, "test_norm").unwrap();
     assert_eq!(download::<f32>(&emulator, kept, 10), numbers(10, 1));
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct PrimitivesParams {
-    words: DevicePtr,
-    numbers: DevicePtr,
-    matrices: DevicePtr,
-    a: DevicePtr,
-    b: DevicePtr,
-    out: DevicePtr,
-}
-
-/// What lane `lane` gets from every primitive, from the tables of the PTX ISA (`ldmatrix`, `mma.m16n8k16`, `shfl`).
-fn expected(
-    lane: usize,
-    words: &[u32],
-    floats: &[f32],
-    matrices: &[bf16],
-    a: &[bf16],
-    b: &[bf16],
-) -> [u32; 24] {
-    let (group, of_four) = (lane / 4, lane % 4);
-    let pair = |low: bf16, high: bf16| u32::from(low.to_bits()) | u32::from(high.to_bits()) << 16;
-    let matrix = |i: usize, row: usize, column: usize| matrices[i * 64 + row * 8 + column];
-    let product = |row: usize, column: usize| -> f32 {
-        (0..16).map(|k| a[row * 16 + k].to_f32() * b[k * 8 + column].to_f32()).sum()
-    };
-    let mut want = [0; 24];
-    want[0] = words[5];
-    want[1] = words[lane ^ 9];
-    want[2] = if lane + 3 < 32 { words[lane + 3] } else { words[lane] };
-    want[3] = (0..32).map(|i| (words[i] & 1) << i).sum();
-    want[4] = floats.iter().sum::<f32>().to_bits();
-    want[5] = floats.iter().copied().fold(f32::MIN, f32::max).to_bits();
-    want[6] = floats[group * 4..][..4].iter().sum::<f32>().to_bits();
-    want[7] = floats[group * 4..][..4].iter().copied().fold(f32::MIN, f32::max).to_bits();
-    for i in 0..4 {
-        want[8 + i] = pair(matrix(i, group, 2 * of_four), matrix(i, group, 2 * of_four + 1));
-        want[12 + i] = pair(matrix(i, 2 * of_four, group), matrix(i, 2 * of_four + 1, group));
-        let (row, column) = (group + i / 2 * 8, 2 * of_four + i % 2);
-        want[16 + i] = (product(row, column) + (i + 1) as f32).to_bits();
-        want[20 + i] = if lane.is_multiple_of(2) { words[lane / 4 * 4 + i] } else { 0 };
-    }
-    want
-}
-
-#[test]
-fn primitives_do_what_the_instruction_set_says() {
-    // Integers, so that sums are exact in any order.
-    let integers = |len: usize, seed: u32| -> Vec<f32> {
-        numbers(len, seed).iter().map(|x| (x * 64.0).round()).collect()
-    };
-    let halves = |len, seed| -> Vec<bf16> { integers(len, seed).into_iter().map(bf16::from_f32).collect() };
-    let words: Vec<u32> = numbers(32, 1).iter().map(|x| x.to_bits()).collect();
-    let (floats, matrices, a, b) = (integers(32, 2), halves(256, 3), halves(256, 4), halves(128, 5));
-    for options in [fast(), checked(), EmulatorOptions { schedule: Schedule::Random(3), ..checked() }] {
-        let emulator = emulator(options);
-        let params = PrimitivesParams {
-            words: upload(&emulator, &words),
-            numbers: upload(&emulator, &floats),
-            matrices: upload(&emulator, &matrices),
-            a: upload(&emulator, &a),
-            b: upload(&emulator, &b),
-            out: emulator.alloc(24 * 32 * 4).unwrap(),
-        };
-        emulator.launch("test_primitives", [1, 1, 1], 32, 0, bytemuck::bytes_of(&params)).unwrap();
-        let out = download::<u32>(&emulator, params.out, 24 * 32);
-        for lane in 0..32 {
-            let want = expected(lane, &words, &floats, &matrices, &a, &b);
-            for (i, want) in want.into_iter().enumerate() {
-                assert_eq!(out[i * 32 + lane], want, "primitive {i}, lane {lane}");
-            }
-        }
-    }
 }

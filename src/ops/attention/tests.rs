@@ -225,3 +225,24 @@ proptest! {
         prop_assert_eq!(next, total);
     }
 }
+
+#[test]
+fn a_gpu_needs_one_launch_forward_and_two_backward() {
+    use half::bf16;
+
+    let device = Device::dry_for(Machine::Gpu);
+    let heads = Heads { head_dim: 64, ..HEADS };
+    let mut plan = AttentionPlan::causal(&segments(&[(300, None), (17, None)]));
+    plan.upload(&device).unwrap();
+    let rows = |cols: usize| device.empty::<bf16>(317, cols).unwrap();
+    let (q, k, v) = (rows(heads.q_cols()), rows(heads.kv_cols()), rows(heads.kv_cols()));
+    let args = Attention { q: &q, k: &k, v: &v, heads, plan: &plan };
+    let (mut o, mut lse) = (rows(heads.q_cols()), device.empty(317, heads.num_attention_heads).unwrap());
+    forward(&device, &args, &mut o, &mut lse).unwrap();
+    let (mut dq, mut dk, mut dv) = (rows(heads.q_cols()), rows(heads.kv_cols()), rows(heads.kv_cols()));
+    let grads = Backward { d_o: &o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
+    backward(&device, &args, grads).unwrap();
+    let ledger = device.take_ledger();
+    let launches: Vec<u64> = ledger.entries().map(|(_, _, work)| work.launches).collect();
+    assert_eq!(launches, [2, 1], "backward, forward");
+}

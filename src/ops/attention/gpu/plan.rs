@@ -1,4 +1,4 @@
-//! Which kernels compute attention on a GPU, in how many blocks: pure functions of heads and rooms, with values to print and to test.
+//! Which kernels compute attention on a GPU, in how many blocks: pure functions of heads and rooms.
 //!
 //! Blocks are numbered with the heads of one tile as neighbours, the heaviest tiles first: heads that share a key head meet in the
 //! L2 cache, and what runs last is short.
@@ -98,4 +98,39 @@ pub(super) fn dkv(kernels: &Kernels, heads: &Heads, rooms: Rooms) -> Option<Laun
     let stage = 2 * tile_bytes(kernels) + TILE * STATS_BYTES;
     let smem = 2 * tile_bytes(kernels) + DKV_STAGES * stage;
     launch(kernels.dkv, rooms.key_tiles * heads.num_key_value_heads, smem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::arch::{Arch, occupancy};
+
+    const ROOMS: Rooms = Rooms { tiles: 40, key_tiles: 50 };
+
+    #[test]
+    fn plans_are_their_kernels_budgets_and_grids_are_made_for_the_rooms() {
+        let heads =
+            |head_dim| Heads { num_attention_heads: 8, num_key_value_heads: 2, head_dim, softmax_scale: 1.0 };
+        for kernels in &KERNELS {
+            let heads = heads(kernels.head_dim);
+            let launches =
+                [forward(kernels, &heads, ROOMS), dq(kernels, &heads, ROOMS), dkv(kernels, &heads, ROOMS)];
+            for (launch, blocks) in launches.into_iter().flatten().zip([40 * 8, 40 * 8, 50 * 2]) {
+                assert_eq!(launch.grid, [blocks, 1, 1], "{launch}");
+                assert_eq!(launch.dynamic_smem, launch.kernel.budget().smem, "{launch}");
+            }
+            assert_eq!(launches.iter().flatten().count(), 3);
+        }
+        let none = Rooms { tiles: 0, key_tiles: 0 };
+        assert_eq!(forward(&KERNELS[0], &heads(16), none), None);
+    }
+
+    #[test]
+    fn two_blocks_of_queries_and_one_of_keys_fit_at_the_largest_head_dim() {
+        let resident = |kernel: Kernel| {
+            occupancy(Arch::Sm86, kernel.threads(), kernel.budget().registers, kernel.budget().smem)
+        };
+        let Kernels { forward, dq, dkv, .. } = KERNELS[3];
+        assert_eq!([forward, dq, dkv].map(resident), [2, 2, 1]);
+    }
 }

@@ -1,4 +1,4 @@
-//! The kernels on the emulator against the definition in f64: ragged segments, prefixes, grouped heads, some rows as queries, rooms.
+//! The kernels on the emulator against the definition in f64: ragged segments, prefixes, grouped heads, some rows as queries.
 
 #![cfg(feature = "emulated")]
 
@@ -226,16 +226,18 @@ const PREFIXES: [(usize, Option<usize>); 8] = [
 ];
 
 #[test]
-fn ragged_segments_agree_with_f64_for_every_head_dim_and_group() {
-    for (seed, (kv, group, d)) in [(1, 2, 128), (1, 4, 64), (2, 1, 32), (1, 7, 16)].into_iter().enumerate() {
+fn ragged_segments_agree_with_f64_for_every_head_dim() {
+    for (seed, (kv, group, d)) in [(1, 2, 128), (1, 2, 64), (1, 1, 32), (2, 1, 16)].into_iter().enumerate() {
         let case = Case::new(heads(kv, group, d), &RAGGED);
         compare(&case, &run(&case, &kernel_device(seed as u64)));
     }
 }
 
 #[test]
-fn groups_of_seven_and_single_heads_agree_at_the_large_head_dims() {
-    for (seed, (kv, group, d)) in [(1, 7, 128), (2, 1, 128), (1, 7, 64), (2, 2, 64)].into_iter().enumerate() {
+fn every_group_of_heads_agrees() {
+    let groups =
+        [(1, 7, 128), (2, 1, 128), (1, 4, 128), (1, 7, 64), (2, 2, 64), (1, 4, 64), (1, 4, 32), (2, 7, 16)];
+    for (seed, (kv, group, d)) in groups.into_iter().enumerate() {
         let case = Case::new(heads(kv, group, d), &[(65, None), (31, None)]);
         compare(&case, &run(&case, &kernel_device(seed as u64)));
     }
@@ -345,12 +347,12 @@ fn emulator(options: EmulatorOptions) -> Device {
 
 #[test]
 fn schedules_do_not_change_a_bit() {
-    for d in [64, 128] {
-        let case = Case::for_rows(heads(1, 2, d), &[(70, None), (3, Some(0)), (66, Some(0))], |row| row != 5);
+    for (d, schedules) in [(64, 30), (128, 8)] {
+        let case = Case::for_rows(heads(1, 2, d), &[(40, None), (3, Some(0)), (66, Some(0))], |row| row != 5);
         let device =
             |seed| emulator(EmulatorOptions { schedule: Schedule::Random(seed), ..Default::default() });
         let first = run(&case, &device(0));
-        for seed in 1..30 {
+        for seed in 1..schedules {
             assert_eq!(run(&case, &device(seed)), first, "head_dim {d}, schedule {seed}");
         }
     }

@@ -1,0 +1,507 @@
+#!/usr/bin/env python3
+"""tanren and its peers on one GPU: the same fine-tuning job, side by side.
+
+    python gpu.py --workload w1 --peers hf,trl,unsloth,liger,tanren --out DIR
+    python gpu.py --self-test
+
+Starts one process after another (A B C D D C B A, three rounds), checks first
+that each computes the same thing, and writes DIR/results.json and
+DIR/results.md. What is not installed or fails is reported and stops nothing.
+Exits 0 if every setting was measured, 1 if not, 2 if the job itself could not
+be made. README.md says what is measured and why it is fair.
+"""
+import argparse
+import importlib.util
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import report
+import workloads
+
+HERE = Path(__file__).resolve().parent
+RATE = "1e-4"
+
+# Options of gpu_peer.py, and the environment, of every setting there is.
+SETTINGS = {
+    "hf": (["--impl", "hf", "--group"], {}),
+    "hf-compile": (["--impl", "hf", "--group", "--compile"], {}),
+    "hf-ckpt": (["--impl", "hf", "--group", "--checkpointing"], {}),
+    "trl": (["--impl", "trl", "--group"], {}),
+    "trl-ckpt": (["--impl", "trl", "--group", "--checkpointing"], {}),
+    "liger": (["--impl", "liger", "--group"], {}),
+    "liger-logits": (["--impl", "liger", "--group", "--no-fused-loss"], {}),
+    "unsloth": (["--impl", "unsloth", "--group"],
+                {"UNSLOTH_GC_KEEP_LAYERS": "max"}),
+    "unsloth-ckpt": (["--impl", "unsloth", "--group", "--checkpointing"], {}),
+    "unsloth-graphs": (["--impl", "unsloth", "--group"],
+                       {"UNSLOTH_GC_KEEP_LAYERS": "max",
+                        "UNSLOTH_BLOCK_CUDAGRAPHS": "1"}),
+    "tanren": ([], {}),
+    "tanren-share": (["--share-prefix", "true"], {}),
+}
+MODULES = {"hf": ["peft"], "trl": ["peft", "trl", "datasets"],
+           "liger": ["peft", "liger_kernel"], "unsloth": ["unsloth"]}
+
+
+class Failure(Exception):
+    """A process that did not do what it should, in one line."""
+
+
+class Watch:
+    """Clocks, power and memory of the GPU while a process runs."""
+
+    FIELDS = ["clocks.sm", "clocks.mem", "power.draw", "temperature.gpu",
+              "memory.used", "utilization.gpu"]
+
+    def __init__(self):
+        self.child = None
+        if shutil.which("nvidia-smi"):
+            self.child = subprocess.Popen(
+                ["nvidia-smi", f"--query-gpu={','.join(self.FIELDS)}",
+                 "--format=csv,noheader,nounits", "-lms", "200"],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    def stop(self):
+        if self.child is None:
+            return {}
+        self.child.terminate()
+        return clocks(self.child.communicate()[0])
+
+
+def clocks(text):
+    """Medians over the samples in which the GPU worked."""
+    samples = []
+    for line in text.splitlines():
+        try:
+            sample = [float(x) for x in line.split(",")]
+        except ValueError:
+            continue  # a line that was cut off, or a field without a value
+        if len(sample) == len(Watch.FIELDS):
+            samples.append(dict(zip(Watch.FIELDS, sample)))
+    busy = [s for s in samples if s["utilization.gpu"] > 0]
+    if not busy:
+        return {}
+    return {"samples": len(busy),
+            "memory_used_mib": max(s["memory.used"] for s in busy),
+            **{key: statistics.median(s[key] for s in busy)
+               for key in Watch.FIELDS if key != "memory.used"}}
+
+
+def reason(text):
+    """The line of a log that says why a process failed."""
+    lines = [x.strip() for x in text.splitlines() if x.strip()]
+    errors = [x for x in lines if "rror" in x and "(most recent" not in x]
+    return report.one_line((errors or lines or ["no output"])[-1])
+
+
+def run(command, log, seconds, env=None):
+    """Runs to the end; returns the output's last line.
+
+    In the folder of the log: some libraries write where they are started.
+    """
+    command = [str(x) for x in command]
+    with open(log, "w") as out:
+        try:
+            done = subprocess.run(command, stdout=out, timeout=seconds,
+                                  stderr=subprocess.STDOUT, cwd=log.parent,
+                                  env={**os.environ, **(env or {})})
+        except subprocess.TimeoutExpired:
+            raise Failure(f"stopped after {seconds:.0f} s") from None
+        except OSError as error:
+            raise Failure(str(error)) from None
+    text = log.read_text(errors="replace")
+    if done.returncode:
+        raise Failure(f"exit code {done.returncode}: {reason(text)}")
+    return text.splitlines()[-1] if text.strip() else ""
+
+
+def missing(name, quant, tanren):
+    """What a setting needs and this machine does not have, or None."""
+    if name.startswith("tanren"):
+        return None if tanren.exists() else f"not built: {tanren}"
+    modules = ["torch", "transformers", *MODULES[name.split("-")[0]],
+               *(["bitsandbytes"] if quant != "none" else [])]
+    absent = [x for x in modules if importlib.util.find_spec(x) is None]
+    return f"not installed: {', '.join(absent)}" if absent else None
+
+
+class Job:
+    """A workload with its files: model, adapter, rows; once for timing and
+    once, with four layers, for the gate."""
+
+    def __init__(self, args, workload):
+        self.args, self.workload = args, workload
+        self.out, self.cache = args.out, args.cache or args.out / "cache"
+        for folder in (self.out / "logs", self.out / "runs", self.cache):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.gpu = args.device == "cuda"
+        self.layers = workloads.SHAPES[workload.model].layers
+
+    def log(self, name):
+        return self.out / "logs" / f"{name}.log"
+
+    def prepare(self):
+        steps = max(self.args.warmup + self.args.steps, self.args.gate_steps)
+        count = steps * self.workload.samples
+        if self.args.rows:
+            rows = workloads.read_rows(self.args.rows)
+            rows = (rows * -(-count // len(rows)))[:count]
+        else:
+            rows = workloads.draw_rows(self.workload, count, self.args.seed)
+        self.rows = self.out / "rows.jsonl"
+        workloads.write_rows(self.rows, rows)
+        self.step_tokens = [
+            sum(len(row["input_ids"]) for row in rows[i:i + self.workload.samples])
+            for i in range(0, count, self.workload.samples)]
+        measured = rows[self.args.warmup * self.workload.samples:]
+        self.flops_per_token = workloads.flops(self.workload, measured) \
+            / sum(len(row["input_ids"]) for row in measured)
+        self.model, self.adapter = self.make(0)
+        self.gate_model, self.gate_adapter = \
+            self.make(min(4, self.layers)) if self.args.gate else (None, None)
+
+    def make(self, layers):
+        """Model and adapter folders; made once, for all runs to come."""
+        model = self.cache / (f"{self.workload.model}-{layers or 'all'}"
+                              f"{'' if self.gpu else '-f32'}")
+        if not (model / "model.safetensors").exists() \
+                and not (model / "model.safetensors.index.json").exists():
+            run([sys.executable, HERE / "make_model.py", model, "--model",
+                 self.workload.model, "--layers", layers, "--tokenizer",
+                 "--dtype", "bf16" if self.gpu else "f32",
+                 "--device", self.args.device],
+                self.log(f"make_model-{model.name}"), self.args.timeout)
+        adapter = self.cache / (f"adapter-{model.name}-r{self.workload.r}-"
+                                f"{len(self.workload.targets)}")
+        if not (adapter / "adapter_model.safetensors").exists():
+            run([sys.executable, HERE / "make_adapter.py", model, adapter,
+                 "--r", self.workload.r, "--alpha", self.workload.alpha,
+                 "--target-modules", ",".join(self.workload.targets)],
+                self.log(f"make_{adapter.name}"), self.args.timeout)
+        return model, adapter
+
+    # ---- one process each ----
+
+    def peer(self, name, options, env, gate, label):
+        mode = ["--mode", "gate", "--warmup", 0, "--steps",
+                self.args.gate_steps, "--grads", self.grads(name)] if gate \
+            else ["--mode", "time", "--warmup", self.args.warmup,
+                  "--steps", self.args.steps]
+        cap = ["--cap-gib", self.args.cap_gib] \
+            if self.args.cap_gib and not gate else []
+        line = run([sys.executable, HERE / "gpu_peer.py", *options, *mode,
+                    "--model", self.gate_model if gate else self.model,
+                    "--init-adapter", self.gate_adapter if gate
+                    else self.adapter, "--rows", self.rows,
+                    "--samples", self.workload.samples, "--quant",
+                    self.workload.quant, "--learning-rate", RATE, *cap,
+                    "--device", self.args.device],
+                   self.log(label), self.args.timeout, env)
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise Failure(f"no result: {report.one_line(line)}") from None
+
+    def grads(self, name):
+        return self.cache / f"grads-{name}.safetensors"
+
+    def tanren(self, options, gate, label, steps, more):
+        out = self.cache / f"out-{label}"
+        began = time.perf_counter()
+        run([self.args.tanren, "train", "--preset", "none", "--task", "causal",
+             "--model", self.gate_model if gate else self.model,
+             "--train-file", self.rows, "--output-dir", out, "--overwrite",
+             "--init-adapter", self.gate_adapter if gate else self.adapter,
+             "--lora-r", self.workload.r, "--lora-alpha", self.workload.alpha,
+             "--target-modules", ",".join(self.workload.targets),
+             "--lora-dropout", 0, "--quant", self.workload.quant,
+             "--batch-size", self.workload.samples,
+             "--max-tokens-per-pass", max(self.step_tokens),
+             "--max-seq-length", max(self.step_tokens),
+             "--max-steps", steps, "--shuffle", "false", "--logging-steps", 1,
+             "--save-steps", steps, "--lr-scheduler", "constant",
+             "--weight-decay", 0, "--device", self.args.device,
+             "--dtype", "bf16" if self.gpu else "f32",
+             *(["--memory-limit", f"{self.args.cap_gib}GiB"]
+               if self.args.cap_gib and not gate else []),
+             *options, *more, *self.args.tanren_arg],
+            self.log(label), self.args.timeout)
+        process = time.perf_counter() - began
+        with open(out / "training_log.jsonl") as lines:
+            lines = [json.loads(x) for x in lines]
+        logged = [x for x in lines if "loss" in x]
+        if len(logged) != steps:
+            raise Failure(f"{len(logged)} steps in the log instead of {steps}")
+        return logged, lines[-1], process, out
+
+    def tanren_time(self, options, label):
+        total = self.args.warmup + self.args.steps
+        logged, last, process, _ = self.tanren(
+            options, False, label, total,
+            ["--learning-rate", RATE, "--max-grad-norm", "1.0"])
+        for step, tokens in zip(logged, self.step_tokens):
+            if step["num_tokens"] != tokens:
+                raise Failure(f"step {step['step']} has {step['num_tokens']} "
+                              f"tokens instead of {tokens}")
+        steps = [{"samples": self.workload.samples, "tokens": x["num_tokens"],
+                  "supervised": x["num_supervised_tokens"],
+                  "seconds": x["step_seconds"]}
+                 for x in logged[self.args.warmup:]]
+        training = sum(x["step_seconds"] for x in logged[1:])
+        return {"steps": steps, "losses": [x["loss"] for x in logged],
+                "first_step_seconds": process - training,
+                "peak_allocated": last.get("peak_tensor_bytes")}
+
+    def tanren_gate(self, name, options):
+        # One update with a huge epsilon moves weights by their gradients.
+        _, _, _, out = self.tanren(
+            options, True, f"gate-{name}-gradients", 1,
+            ["--learning-rate", "1e10", "--adam-epsilon", "1e6",
+             "--max-grad-norm", 0])
+        logged, *_ = self.tanren(
+            options, True, f"gate-{name}", self.args.gate_steps,
+            ["--learning-rate", RATE, "--max-grad-norm", "1.0"])
+        return [x["loss"] for x in logged], \
+            ["--before", self.gate_adapter, "--after", out]
+
+    # ---- the gate and the clock ----
+
+    def gate(self, name, reference):
+        options, env = SETTINGS[name]
+        try:
+            if name.startswith("tanren"):
+                losses, grads = self.tanren_gate(name, options)
+            else:
+                losses = self.peer(name, options, env, True,
+                                   f"gate-{name}")["losses"]
+                grads = [self.grads(name)]
+            line = run([sys.executable, HERE / "gradients.py",
+                        self.grads("reference"), *grads],
+                       self.log(f"gate-{name}-cosine"), self.args.timeout)
+            return {"loss": losses[0],
+                    "loss_gap": report.gap(losses[0], reference[0]),
+                    "curve_gap": report.curve_gap(losses, reference),
+                    **json.loads(line)}
+        except Failure as error:
+            return {"error": str(error)}
+
+    def measure(self, name, label, peak):
+        options, env = SETTINGS[name]
+        watch = Watch()
+        try:
+            result = self.tanren_time(options, label) \
+                if name.startswith("tanren") \
+                else self.peer(name, options, env, False, label)
+        finally:
+            seen = watch.stop() if self.gpu else {}
+        result.update(report.summarise(result, self.flops_per_token, peak))
+        result["watch"] = seen
+        if seen:
+            result["used"] = seen["utilization.gpu"] / 100
+        (self.out / "runs" / f"{label}.json").write_text(
+            json.dumps(result, indent=1) + "\n")
+        return result
+
+
+def machine():
+    """Name and driver of the GPU."""
+    if not shutil.which("nvidia-smi"):
+        return {"gpu": "none", "driver": ""}
+    done = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,driver_version",
+         "--format=csv,noheader"], capture_output=True, text=True)
+    first = (done.stdout.strip().splitlines() or ["unknown, "])[0]
+    name, _, driver = first.partition(", ")
+    return {"gpu": name, "driver": driver}
+
+
+def document(facts, results, gate):
+    """The Markdown file."""
+    first = next((r for x in results.values() for r in x["runs"]
+                  if r.get("versions")), {})
+    watched = [r["watch"] for x in results.values() for r in x["runs"]
+               if r.get("watch")]
+    lines = [f"# {facts['workload']}: {facts['title']}", "", facts["what"], "",
+             report.table(results), ""]
+    if gate:
+        lines += ["Before the clock: step 0 and its adapter gradients against "
+                  "transformers in f32, on four layers.", "",
+                  report.gate_table(results), ""]
+    lines.append(f"GPU: {facts['gpu']}, driver {facts['driver']}.")
+    if watched:
+        sm = [w["clocks.sm"] for w in watched]
+        lines.append(f"Clock of the multiprocessors while it worked: "
+                     f"{min(sm):.0f} to {max(sm):.0f} MHz (medians of runs).")
+    if first:
+        lines.append("Versions: " + ", ".join(
+            f"{k} {v}" for k, v in first["versions"].items()) +
+            f"; attention of the peers: {first.get('attention')}.")
+    lines.append("Peers spend much of a small step on launching kernels, and "
+                 "a faster GPU waits longer for them: read the speeds together "
+                 "with the share of time in which the GPU was busy.")
+    return "\n".join(lines) + "\n"
+
+
+def compare(args):
+    workload = workloads.with_options(
+        workloads.WORKLOADS[args.workload], args.model, args.samples,
+        args.tokens)
+    began = time.monotonic()
+    job = Job(args, workload)
+    facts = {"workload": args.workload, **machine()}
+    peak = args.peak_tflops or report.peak_tflops(facts["gpu"])
+    try:
+        job.prepare()
+    except (Failure, OSError) as error:
+        print(f"the job could not be made: {error}", file=sys.stderr)
+        return 2
+    mean = statistics.mean(job.step_tokens)
+    facts["title"] = workload.title
+    facts["what"] = (
+        f"Qwen3-{workload.model}, {'bf16' if job.gpu else 'f32'}"
+        f"{', ' + workload.quant if workload.quant != 'none' else ''}, LoRA r "
+        f"{workload.r} on {', '.join(workload.targets)}; {workload.samples} "
+        f"rows a step, {mean:.0f} tokens on average; {args.steps} steps after "
+        f"{args.warmup}, {args.rounds} rounds there and back"
+        f"{f'; memory capped at {args.cap_gib} GiB' if args.cap_gib else ''}.")
+    print(facts["what"], file=sys.stderr)
+    results = {name: {"runs": []} for name in args.peers}
+    for name, result in results.items():
+        why = missing(name, workload.quant, args.tanren)
+        if why:
+            result["error"] = why
+    if args.gate:
+        try:
+            reference = job.peer("reference", ["--impl", "reference"], {},
+                                 True, "gate-reference")["losses"]
+        except Failure as error:
+            print(f"no reference, so no gate: {error}", file=sys.stderr)
+            reference, args.gate = None, False
+            facts["gate_error"] = str(error)
+        for name, result in results.items():
+            if reference is None or result.get("error"):
+                continue
+            print(f"gate: {name}", file=sys.stderr)
+            result["gate"] = job.gate(name, reference)
+            verdict = report.judge(result["gate"])
+            if verdict and not args.force:
+                result["error"] = f"gate: {verdict}"
+    able = [name for name in args.peers if not results[name].get("error")]
+    for index, (number, name) in enumerate(report.order(able, args.rounds)):
+        if results[name].get("error"):
+            continue
+        if args.time_limit and time.monotonic() - began > args.time_limit:
+            facts["stopped"] = f"after {args.time_limit} s, in round {number + 1}"
+            print(f"time limit: stopped {facts['stopped']}", file=sys.stderr)
+            break
+        print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr)
+        try:
+            results[name]["runs"].append(
+                job.measure(name, f"{name}-{index}", peak))
+        except Failure as error:
+            results[name]["error"] = str(error)
+    text = document(facts, results, args.gate)
+    (args.out / "results.md").write_text(text)
+    (args.out / "results.json").write_text(json.dumps(
+        {"facts": facts, "peak_tflops": peak, "results": results},
+        indent=1) + "\n")
+    print(text)
+    return 0 if all(x["runs"] and not x.get("error")
+                    for x in results.values()) else 1
+
+
+def self_test():
+    workloads.self_test()
+    report.self_test()
+    text = "1500, 2619, 300.5, 50, 9000, 90\n1300, 2619, 200, 40, 8000, 0\n" \
+        "1700, 2619, 310, 52, 9500, 95\nN/A\n150"
+    seen = clocks(text)
+    assert seen["clocks.sm"] == 1600 and seen["memory_used_mib"] == 9500
+    assert seen["samples"] == 2 and clocks("") == {}
+    assert reason("a\nValueError: b\n\n") == "ValueError: b"
+    assert reason("Traceback (most recent call last):\nc") == "c"
+    assert reason("") == "no output"
+    assert missing("tanren", "none", Path("/nowhere/tanren"))
+    for name in SETTINGS:
+        assert name.startswith("tanren") or name.split("-")[0] in MODULES
+    facts = {"workload": "w1", "title": "t", "what": "w", "gpu": "g",
+             "driver": "1"}
+    run_ = {"steps": [{"tokens": 10, "samples": 1, "seconds": 1.0}],
+            "versions": {"torch": "2"}, "attention": "sdpa",
+            "watch": {"clocks.sm": 1500.0}}
+    run_.update(report.summarise(run_, 1.0, None))
+    page = document(facts, {"hf": {"runs": [run_]},
+                            "trl": {"runs": [], "error": "x"}}, True)
+    for part in ("| hf | 10 |", "| trl | x |", "1500 to 1500 MHz", "torch 2",
+                 "sdpa"):
+        assert part in page, part
+    assert math.isclose(run_["padding"], 0.0)
+    print("self-test: ok")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--self-test", action="store_true",
+                        help="check rows, statistics and tables; needs no torch")
+    parser.add_argument("--workload", choices=workloads.WORKLOADS, default="w1")
+    parser.add_argument("--peers", default="hf,trl,unsloth,liger,tanren",
+                        help=f"settings with commas between, or all: "
+                             f"{', '.join(SETTINGS)}")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--cache", type=Path,
+                        help="models and adapters (default: OUT/cache)")
+    parser.add_argument("--tanren", type=Path,
+                        default=HERE / "../../target/release/tanren")
+    parser.add_argument("--tanren-arg", action="append", default=[],
+                        help="one more argument for tanren train "
+                             "(--tanren-arg=--flag; may be repeated)")
+    parser.add_argument("--rows", type=Path,
+                        help="pre-tokenised rows (rows.py) instead of drawn ones")
+    parser.add_argument("--model", choices=workloads.SHAPES)
+    parser.add_argument("--samples", type=int, help="rows of a step")
+    parser.add_argument("--tokens", type=int, help="about as many tokens a step")
+    parser.add_argument("--warmup", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gate-steps", type=int, default=20)
+    parser.add_argument("--no-gate", dest="gate", action="store_false")
+    parser.add_argument("--force", action="store_true",
+                        help="measure also what fails the gate")
+    parser.add_argument("--cap-gib", type=float,
+                        help="memory of each process, as on a smaller card")
+    parser.add_argument("--peak-tflops", type=float)
+    parser.add_argument("--timeout", type=float, default=300,
+                        help="seconds of one process")
+    parser.add_argument("--time-limit", type=float,
+                        help="start no run after this many seconds")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    args = parser.parse_args()
+    if args.self_test:
+        self_test()
+        return
+    if args.out is None:
+        parser.error("--out is needed")
+    args.peers = list(SETTINGS) if args.peers == "all" \
+        else args.peers.split(",")
+    unknown = [name for name in args.peers if name not in SETTINGS]
+    if unknown:
+        parser.error(f"no setting {', '.join(unknown)}; there are "
+                     f"{', '.join(SETTINGS)}")
+    for name in ("out", "cache", "tanren", "rows"):
+        path = getattr(args, name)
+        setattr(args, name, path and path.resolve())
+    if args.warmup < 1 or args.steps < 1:
+        parser.error("--warmup and --steps are at least 1")
+    sys.exit(compare(args))
+
+
+if __name__ == "__main__":
+    main()
