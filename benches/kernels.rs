@@ -18,12 +18,24 @@ mod attention;
 mod cublaslt;
 #[path = "kernels/dora.rs"]
 mod dora;
+#[path = "kernels/embedding.rs"]
+mod embedding;
 #[path = "kernels/harness.rs"]
 mod harness;
 #[path = "kernels/linear_cross_entropy.rs"]
 mod linear_cross_entropy;
 #[path = "kernels/lora_matmul.rs"]
 mod lora_matmul;
+#[path = "kernels/narrow.rs"]
+mod narrow;
+#[path = "kernels/qk_norm_rope.rs"]
+mod qk_norm_rope;
+#[path = "kernels/rms_norm.rs"]
+mod rms_norm;
+#[path = "kernels/rows.rs"]
+mod rows;
+#[path = "kernels/swiglu.rs"]
+mod swiglu;
 
 use tanren::device::Device;
 
@@ -34,7 +46,18 @@ fn main() {
     };
     println!("kernels on {}", device.label());
     let mut criterion = common::criterion();
-    for bench in [lora_matmul::bench, attention::bench, linear_cross_entropy::bench, adamw::bench, dora::bench] {
+    for bench in [
+        lora_matmul::bench,
+        attention::bench,
+        linear_cross_entropy::bench,
+        adamw::bench,
+        dora::bench,
+        rms_norm::bench,
+        qk_norm_rope::bench,
+        swiglu::bench,
+        rows::bench,
+        embedding::bench,
+    ] {
         if let Err(error) = bench(&mut criterion, &device) {
             eprintln!("{error}");
             std::process::exit(error.exit_code().into());

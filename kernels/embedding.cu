@@ -1,6 +1,7 @@
 // Embedding lookup: y[t, :] = table[ids[t], :].
 //
-// A block copies one row, 16 bytes a thread and pass. Ids are checked on the host before they come here (Batch::validate).
+// A block copies one row, 16 bytes a thread and pass. Ids are checked on the host before they come here
+// (Batch::validate).
 #include "common/simt.cuh"
 
 // Parameters of embedding_bf16.

@@ -1,10 +1,12 @@
-// out = scaling * dropout(in) factor^T with the rows of `in` from wherever they are at hand: the core of the narrow LoRA products.
+// out = scaling * dropout(in) factor^T with the rows of `in` from wherever they are at hand: the core of the narrow
+// LoRA products.
 //
-// A block has 32 rows and 8 warps that split the features in stretches of 128. Lane q of a quad holds 8 consecutive columns of
-// rows g, g + 8, g + 16 and g + 24: 16 bytes that are mma fragments as they are, because the product does not care in which order k
-// is summed as long as both operands agree. The sums of the warps are added in a fixed order. Who delivers the columns is a Source:
-// it loads them, or makes them from what it loads and stores them on the way. So an op whose output goes through adapters next
-// multiplies while it has the rows in registers, and nobody reads them again; the results are the same bits either way.
+// A block has 32 rows and 8 warps that split the features in stretches of 128. Lane q of a quad holds 8 consecutive
+// columns of rows g, g + 8, g + 16 and g + 24: 16 bytes that are mma fragments as they are, because the product does
+// not care in which order k is summed as long as both operands agree. The sums of the warps are added in a fixed
+// order. Who delivers the columns is a Source: it loads them, or makes them from what it loads and stores them on the
+// way. So an op whose output goes through adapters next multiplies while it has the rows in registers, and nobody
+// reads them again; the results are the same bits either way.
 #pragma once
 
 #include "common/rows.cuh"
@@ -76,8 +78,9 @@ struct DownRange {
     int adapter;
 };
 
-// The columns of the output that a pass makes, in groups of 16. Where layers share the input, the columns of all of them are
-// one row, first..end; where they do not, every input has its share of the groups and these columns of its own layer.
+// The columns of the output that a pass makes, in groups of 16. Where layers share the input, the columns of all of
+// them are one row, first..end; where they do not, every input has its share of the groups and these columns of its
+// own layer.
 struct DownColumns {
     const LoraDownLayer* layers;
     int first;
@@ -237,8 +240,8 @@ DEVICE void down_pass(const DownColumns& columns, const LoraDropout& dropout, co
     __syncthreads();
 }
 
-// All rows of a block for some columns: run by run, then zeros for rows without adapter. A source that makes its rows does so in
-// the first pass, which comes even if no row has an adapter; in later ones it reads what it stored.
+// All rows of a block for some columns: run by run, then zeros for rows without adapter. A source that makes its rows
+// does so in the first pass, which comes even if no row has an adapter; in later ones it reads what it stored.
 template <int kGroups, int kInputs, bool kDropout, class Source>
 DEVICE void down_runs(const DownColumns& columns, const LoraRun* runs, int num_runs, const LoraDropout& dropout,
                       const DownRows& rows, int64_t features, int stride, Source& source, float* sums) {
@@ -273,8 +276,8 @@ DEVICE void down_runs(const DownColumns& columns, const LoraRun* runs, int num_r
     }
 }
 
-// Everything that `p` asks for of the rows that `source` makes. With dropout every layer sees another input, so it has passes of
-// its own.
+// Everything that `p` asks for of the rows that `source` makes. With dropout every layer sees another input, so it has
+// passes of its own.
 template <int kGroups, int kInputs, bool kDropout, class Source>
 DEVICE void down_all(const LoraProject& p, const DownRows& rows, int64_t features, Source& source, float* sums) {
     constexpr int kColumns = kGroups / kInputs * 16;
@@ -310,7 +313,8 @@ struct StoredRows {
     }
 };
 
-// Sums over the four rows of this lane from the sums of its columns, in the order of RowTeam::sum; `of_quads` is [8 * 32].
+// Sums over the four rows of this lane from the sums of its columns, in the order of RowTeam::sum; `of_quads` is [8 *
+// 32].
 DEVICE void sums_of_rows(float (&sum)[4], float* of_quads) {
     const int warp = threadIdx.x / 32, lane = lane_id();
     UNROLL for (int i = 0; i < 4; i++) {

@@ -1,12 +1,13 @@
 // QK-norm and rotary position embedding of queries and keys, both in one launch, and the way back.
 //
-// Per row and head: n = x rstd w (left out without a weight), then pairs (i, i + d / 2) turn by the angle of the row's position, whose
-// cosine and sine are in a table. Backward turns the gradient back and goes through the norm, whose statistics are made again
-// from x. Numbers are bf16, arithmetic f32, one rounding at a store. A quad of lanes has 128 columns of a row: four pieces of
-// 16 bytes of every input under way per lane, and no shared memory. The table is small and stays in the caches.
+// Per row and head: n = x rstd w (left out without a weight), then pairs (i, i + d / 2) turn by the angle of the row's
+// position, whose cosine and sine are in a table. Backward turns the gradient back and goes through the norm, whose
+// statistics are made again from x. Numbers are bf16, arithmetic f32, one rounding at a store. A quad of lanes has 128
+// columns of a row: four pieces of 16 bytes of every input under way per lane, and no shared memory. The table is
+// small and stays in the caches.
 //
-// The _lora kernel also makes the narrow products of the layers whose output gradients these are (dxa of q, k and v, which is not
-// rotated): 32 rows of one of them a block, in the layout of lora_down.cuh.
+// The _lora kernel also makes the narrow products of the layers whose output gradients these are (dxa of q, k and v,
+// which is not rotated): 32 rows of one of them a block, in the layout of lora_down.cuh.
 #include "common/simt.cuh"
 #include "common/qk_norm_rope.cuh"
 #include "lora_down.cuh"

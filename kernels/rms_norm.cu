@@ -1,16 +1,17 @@
 // RMSNorm with the residual addition in front of it, again, and its gradient.
 //
-// s = x + residual, rounded (it is what later layers read, so the statistics are those of the rounded numbers); rstd = 1 /
-// sqrt(mean(s^2) + eps); y = s rstd w. Backward: ds = d_in + rstd (dy w - s pull) with pull = rstd^2 mean(dy w s), where d_in is the
-// gradient that came along the residual stream; the normed input, which the gradients of the next product need, is made
-// again in the same pass. All tensors are [rows, cols], numbers bf16, sums f32, one rounding at a store. A row stays in the registers of
-// its warps from the first read to the last write, so every tensor moves once; a warp has 4 pieces of each input under way per
-// lane, 4 KB. Shared memory: static, the sums of lanes.
+// s = x + residual, rounded (it is what later layers read, so the statistics are those of the rounded numbers); rstd =
+// 1 / sqrt(mean(s^2) + eps); y = s rstd w. Backward: ds = d_in + rstd (dy w - s pull) with pull = rstd^2 mean(dy w s),
+// where d_in is the gradient that came along the residual stream; the normed input, which the gradients of the next
+// product need, is made again in the same pass. All tensors are [rows, cols], numbers bf16, sums f32, one rounding at
+// a store. A row stays in the registers of its warps from the first read to the last write, so every tensor moves
+// once; a warp has 4 pieces of each input under way per lane, 4 KB. Shared memory: static, the sums of lanes.
 //
-// The _lora kernels also make the narrow products of the layers that read y (xa), or of the layer whose output gradient ds is
-// (dxa): 32 rows a block, in the layout of lora_down.cuh. Statistics need a row as a whole, so they come first, and between them and
-// the second half as many columns as fit stay in shared memory (`slots` of 16 KB, 256 columns of one tensor each); what does not
-// fit is read again. Statistics are added in the same order as in the plain kernels: results are the same bits.
+// The _lora kernels also make the narrow products of the layers that read y (xa), or of the layer whose output
+// gradient ds is (dxa): 32 rows a block, in the layout of lora_down.cuh. Statistics need a row as a whole, so they
+// come first, and between them and the second half as many columns as fit stay in shared memory (`slots` of 16 KB, 256
+// columns of one tensor each); what does not fit is read again. Statistics are added in the same order as in the plain
+// kernels: results are the same bits.
 #include "common/simt.cuh"
 #include "common/rows.cuh"
 #include "lora_down.cuh"
@@ -91,7 +92,7 @@ DEVICE void rms_norm_fwd(const RmsNormFwdParams& p) {
             squares[i] = add_squares(squares[i], s[i][part]);
         }
     }
-    const float rstd = 1.0f / sqrtf(team.sum(squares, sums) / static_cast<float>(p.cols) + p.eps);
+    const float rstd = rsqrtf(team.sum(squares, sums) / static_cast<float>(p.cols) + p.eps);
     if (!team.active) return;
     if (team.first_group == 0 && lane_id() == 0) p.rstd[team.row] = rstd;
     UNROLL for (int i = 0; i < kGroups; i++) {
@@ -169,8 +170,8 @@ KERNEL(rms_norm_bwd_bf16, RmsNormBwdParams, 256, 3) { rms_norm_bwd<1>(p); }
 
 KERNEL(rms_norm_bwd_bf16_wide, RmsNormBwdParams, 256, 2) { rms_norm_bwd<2>(p); }
 
-// What the fused kernels keep of a row between its statistics and its use: slot `slot` has a piece of each of the four rows of
-// every thread, which only that thread reads.
+// What the fused kernels keep of a row between its statistics and its use: slot `slot` has a piece of each of the four
+// rows of every thread, which only that thread reads.
 struct KeptRows {
     unsigned char* smem;
     int slots;
@@ -221,7 +222,7 @@ struct RmsNormFwdRows {
         }
         sums_of_rows(rstd, of_quads);
         UNROLL for (int i = 0; i < 4; i++) {
-            rstd[i] = 1.0f / sqrtf(rstd[i] / static_cast<float>(p.cols) + p.eps);
+            rstd[i] = rsqrtf(rstd[i] / static_cast<float>(p.cols) + p.eps);
             if (threadIdx.x < 32 && quad == 0 && rows.at(i) < rows.end) p.rstd[rows.at(i)] = rstd[i];
         }
     }

@@ -18,10 +18,10 @@ use crate::cublaslt::{Blas, Product};
 use crate::harness::{Bench, Cost, random};
 
 /// Rows that fill an RTX 3080 in whole waves.
-const ROWS: [usize; 2] = [2176, 4352];
+pub(crate) const ROWS: [usize; 2] = [2176, 4352];
 
 /// Model, hidden size, intermediate size, columns of q, columns of k and of v.
-const MODELS: [(&str, usize, usize, usize, usize); 4] = [
+pub(crate) const MODELS: [(&str, usize, usize, usize, usize); 4] = [
     ("Qwen3-0.6B", 1024, 3072, 2048, 1024),
     ("Qwen3-1.7B", 2048, 6144, 2048, 1024),
     ("Qwen3-4B", 2560, 9728, 4096, 1024),

@@ -1,9 +1,10 @@
-// QK-norm and rotation of 128 columns of a row in the four lanes of a quad: shared by the plain kernels and those that multiply
-// on the way.
+// QK-norm and rotation of 128 columns of a row in the four lanes of a quad: shared by the plain kernels and those that
+// multiply on the way.
 //
-// Lane q holds pieces (8 numbers) q, 4 + q, 8 + q and 12 + q of the stretch, which is one head of 128, two of 64, four of 32 or
-// eight of 16. So the partner of a number in the rotation (half a head further) is in the same lane for heads of 128 and 64, and two
-// lanes or one lane away for 32 and 16; a sum over a head is one over parts of a lane, and then over 4, 4, 4 or 2 lanes.
+// Lane q holds pieces (8 numbers) q, 4 + q, 8 + q and 12 + q of the stretch, which is one head of 128, two of 64, four
+// of 32 or eight of 16. So the partner of a number in the rotation (half a head further) is in the same lane for heads
+// of 128 and 64, and two lanes or one lane away for 32 and 16; a sum over a head is one over parts of a lane, and then
+// over 4, 4, 4 or 2 lanes.
 #pragma once
 
 #include "rows.cuh"
@@ -33,8 +34,8 @@ struct RopeStretch {
         }
     }
 
-    // Turns all pairs: cos and sin are [position][kHalf] and begin at the row's position; `direction` -1 turns back. All lanes
-    // of the warp call it.
+    // Turns all pairs: cos and sin are [position][kHalf] and begin at the row's position; `direction` -1 turns back.
+    // All lanes of the warp call it.
     DEVICE static void rotate(float (&y)[4][8], const float* cos, const float* sin, float direction, int quad) {
         if constexpr (kHeadDim >= 64) {
             constexpr int kAway = kParts / 2;
@@ -80,7 +81,7 @@ struct RopeStretch {
             UNROLL for (int part = 0; part < 4; part++) sum[part] = add_squares(0.0f, x[part]);
             head_sums(sum);
             UNROLL for (int part = 0; part < 4; part++) {
-                const float rstd = 1.0f / sqrtf(sum[part] / static_cast<float>(kHeadDim) + eps);
+                const float rstd = rsqrtf(sum[part] / static_cast<float>(kHeadDim) + eps);
                 const Vec16 w = load16_constant(weight + head_column(part, quad));
                 UNROLL for (int i = 0; i < 4; i++) {
                     y[part][2 * i] *= rstd * low_of(w, i);
@@ -118,7 +119,7 @@ struct RopeStretch {
             head_sums(squares);
             head_sums(products);
             UNROLL for (int part = 0; part < 4; part++) {
-                const float rstd = 1.0f / sqrtf(squares[part] / static_cast<float>(kHeadDim) + eps);
+                const float rstd = rsqrtf(squares[part] / static_cast<float>(kHeadDim) + eps);
                 const float pull = rstd * rstd * (products[part] / static_cast<float>(kHeadDim));
                 UNROLL for (int i = 0; i < 4; i++) {
                     g[part][2 * i] = rstd * fmaf(low_of(x[part], i), -pull, g[part][2 * i]);

@@ -1,0 +1,70 @@
+//! Adapters of a group of layers, for kernels that make its narrow products.
+
+use half::bf16;
+use tanren::batch::AdapterRows;
+use tanren::device::kernels::DevicePtr;
+use tanren::device::{Device, Tensor};
+use tanren::error::Result;
+use tanren::ops::lora_matmul::gpu::{Factors, Group, Layer, LayerAdapters, Project, Rows};
+
+use crate::common::LORA_R;
+use crate::harness::{Cost, random};
+
+/// Layers `[out_features, in_features]` with one adapter of rank 16 each, and the outputs of their narrow products.
+pub(crate) struct Narrow {
+    weights: Vec<Tensor<bf16>>,
+    tables: Vec<LayerAdapters>,
+    rows: Rows,
+    pub(crate) outputs: Vec<Tensor<bf16>>,
+    _factors: Vec<(Tensor<bf16>, Tensor<bf16>)>,
+    cost: Cost,
+}
+
+impl Narrow {
+    /// The products of `rows` rows with the factor on the side of the input, or of the output (`back`).
+    pub(crate) fn new(device: &Device, rows: usize, shapes: &[[usize; 2]], back: bool) -> Result<Self> {
+        let (mut weights, mut tables, mut outputs, mut factors) = (vec![], vec![], vec![], vec![]);
+        let mut numbers = 0;
+        for &[out, input] in shapes {
+            weights.push(device.empty(out, input)?);
+            let (a, b_t) = (random(device, LORA_R, input, 0.02, 80)?, random(device, LORA_R, out, 0.02, 81)?);
+            let of_layer = Factors { a: &a, b_t: &b_t, grads: None, scaling: 1.0 };
+            tables.push(LayerAdapters::new(device, [out, input], &[Some(of_layer)])?);
+            outputs.push(device.empty(rows, LORA_R)?);
+            factors.push((a, b_t));
+            numbers += if back { out } else { input };
+        }
+        let run = [AdapterRows { adapter: 0, rows: 0..rows }];
+        let cost = Cost {
+            flops: 2 * (rows * LORA_R * numbers) as u64,
+            bytes: 2 * (LORA_R * (numbers + rows * shapes.len())) as u64,
+        };
+        let rows = Rows::new(device, rows, &run, None)?;
+        Ok(Self { weights, tables, rows, outputs, _factors: factors, cost })
+    }
+
+    /// Calls `f` with the group of the layers.
+    pub(crate) fn with_group<R>(&self, f: impl FnOnce(&Group<'_, bf16>) -> R) -> R {
+        let layers = self.weights.iter().zip(&self.tables);
+        let layers = layers.map(|(weight, table)| Layer {
+            weight,
+            bias: None,
+            adapters: Some(table),
+            key: DevicePtr(0),
+        });
+        f(&Group { layers: &layers.collect::<Vec<_>>(), rows: &self.rows, dropout: None, tile: None })
+    }
+
+    /// For the kernel that makes the input, or with `back` the gradient of the output.
+    pub(crate) fn project(&self, back: bool) -> Result<Option<Project>> {
+        let outputs: Vec<_> = self.outputs.iter().collect();
+        self.with_group(|group| {
+            if back { Project::backward(group, &outputs) } else { Project::forward(group, &outputs) }
+        })
+    }
+
+    /// What they add to `cost`.
+    pub(crate) fn on_top_of(&self, cost: Cost) -> Cost {
+        Cost { flops: cost.flops + self.cost.flops, bytes: cost.bytes + self.cost.bytes }
+    }
+}
