@@ -234,7 +234,6 @@ fn fifty_steps_in_bf16_stay_near_those_in_f32() {
     let largest = drift.iter().fold(0.0f64, |m, d| m.max(d.abs()));
     let mean = (drift.iter().sum::<f64>() / 50.0).abs();
     let distance = relative_rms(&trained, &expected_trained);
-    println!("largest difference {largest:.2e}, mean {mean:.2e}, adapter {distance:.2e}");
     assert!(largest <= 1.5e-2 && mean <= 2e-3 && distance <= 2e-2, "{largest:e} {mean:e} {distance:e}");
 }
 

@@ -5,6 +5,7 @@
 //! transformers and PEFT themselves lose in bf16 is in `bf16.json` of each case: that is what bf16 is measured by.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, reason = "the figures of a test that passes, for --nocapture")]
 
 use std::path::PathBuf;
 
