@@ -215,9 +215,8 @@ fn what_cannot_be_done_yet_is_refused_in_one_place() {
     for text in [
         "task = \"classify\"",
         "quant = \"nf4\"",
-        "device = \"cuda\"",
-        "device = \"emulated\"",
         "dtype = \"bf16\"",
+        "dtype = \"f32\"\ndevice = \"cuda\"",
         "format = \"template\"",
         "group_by = \"QuestionId\"",
     ] {
@@ -225,7 +224,10 @@ fn what_cannot_be_done_yet_is_refused_in_one_place() {
         let error = resolve(text).unwrap().check_supported().unwrap_err().to_string();
         assert!(error.contains(&format!("field \"{key}\": not supported by this build: got")), "{error}");
     }
-    assert!(resolve("format = \"chat\"\ndevice = \"cpu\"").unwrap().check_supported().is_ok());
+    for device in ["auto", "cpu", "cuda:1", "emulated"] {
+        let config = resolve(&format!("format = \"chat\"\ndevice = \"{device}\"")).unwrap();
+        assert!(config.check_supported().is_ok(), "{device}");
+    }
 }
 
 #[test]

@@ -11,8 +11,8 @@ use super::kernels::DevicePtr;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 
-/// Words before the entries: the number of entries, and what keeps these on a 16-byte boundary.
-const HEADER: usize = 4;
+/// Words before the entries: the number of entries, and what keeps these at the start of a sector of 32 bytes.
+const HEADER: usize = 8;
 
 /// See the module text. `S` is a struct that kernels know, of whole 32-bit words.
 #[derive(Debug)]
@@ -99,9 +99,9 @@ mod tests {
         let mut table = Table::<[u32; 2]>::with_capacity(&device, 3).unwrap();
         table.write(&device, &[[1, 2], [3, 4]]).unwrap();
         assert_eq!((table.len(), table.capacity()), (2, 3));
-        assert_eq!(table.words.data()[..8], [2, 0, 0, 0, 1, 2, 3, 4]);
+        assert_eq!(table.words.data()[..12], [2, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
         table.write(&device, &[[5, 6]]).unwrap();
-        assert_eq!(table.words.data()[..6], [1, 0, 0, 0, 5, 6]);
+        assert_eq!(table.words.data()[..10], [1, 0, 0, 0, 0, 0, 0, 0, 5, 6]);
         assert!(table.write(&device, &[[0, 0]; 4]).is_err());
         assert_eq!(Table::<u32>::new(&Device::dry(), &[1, 2, 3]).unwrap().ptr(), DevicePtr(0));
     }

@@ -59,13 +59,21 @@ fn the_peak_is_known_by_class_and_a_gpu_rounds_up() {
 }
 
 #[test]
-fn launches_count_on_a_gpu_only() {
+fn launches_count_to_the_op_that_was_noted_before_them() {
+    let device = Device::dry_for(Machine::Gpu);
+    let launch = Launch { kernel: kernels::Kernel::SelfTest, grid: [1, 1, 1], dynamic_smem: 0 };
+    let params = <kernels::params::SelfTestParams as bytemuck::Zeroable>::zeroed();
     let work = Work::new(8, 2);
-    for (device, launches) in [(Device::dry(), 0), (Device::dry_for(Machine::Gpu), 2)] {
-        device.record("a", work);
-        device.record("a", work);
-        assert_eq!(device.take_ledger().total(), Work { flops: 16, bytes: 4, launches });
+    device.record("a", work);
+    device.record("b", work);
+    for _ in 0..2 {
+        device.launch(&launch, &params).unwrap();
     }
+    device.record("a", work);
+    let ledger = device.take_ledger();
+    let of: Vec<_> = ledger.entries().map(|(op, calls, work)| (op, calls, work.launches)).collect();
+    assert_eq!(of, [("a", 2, 0), ("b", 1, 2)]);
+    assert_eq!(ledger.total(), Work { flops: 24, bytes: 6, launches: 2 });
 }
 
 #[test]

@@ -90,24 +90,16 @@ fn computes(device: &Device, op: &'static str) -> Result<bool> {
 mod tests {
     #[cfg(feature = "emulated")]
     #[test]
-    fn an_op_without_kernels_is_refused_and_not_skipped() {
-        use super::lora_matmul;
+    fn numbers_that_kernels_do_not_know_are_refused_and_not_skipped() {
+        use super::swiglu;
         use crate::device::{Device, EmulatorOptions};
 
         let device = Device::emulated(EmulatorOptions::default()).unwrap();
-        let tensor = || device.zeros::<half::bf16>(4, 16).unwrap();
-        let (gate, up) = (tensor(), tensor());
-        let layer = lora_matmul::LoraMatmul {
-            frozen: lora_matmul::Frozen { weight: &up, bias: None },
-            loras: &[],
-            rows: &[],
-            dropout: None,
-            gpu: None,
-        };
-        let (mut y, mut xa) = (device.zeros(4, 4).unwrap(), device.zeros(4, 0).unwrap());
-        let out = lora_matmul::Forward { y: &mut y, xa: &mut xa };
-        let error = lora_matmul::forward(&device, &gate, &[layer], &mut [out]).unwrap_err();
-        assert!(error.exit_code() == 5 && error.to_string().contains("lora_matmul"), "{error}");
+        let tensor = || device.zeros::<f32>(4, 16).unwrap();
+        let (mut gate, mut up, mut h) = (tensor(), tensor(), tensor());
+        let error = swiglu::forward(&device, &gate, &up, &mut h).unwrap_err();
+        assert!(error.exit_code() == 5 && error.to_string().contains("swiglu computes in bf16"), "{error}");
+        assert!(swiglu::backward(&device, &mut h, &mut gate, &mut up).is_err());
     }
 
     #[test]

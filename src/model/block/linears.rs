@@ -84,7 +84,8 @@ impl<T: Real> Pass<'_, T> {
         if made_by.is_none() {
             lora_matmul::project(&group.set.device, x, &layers, &mut xa.each_mut())?;
         }
-        let mut y = try_array(|i| place.empty(x.rows(), layers[i].frozen.weight.rows()))?;
+        let mut y: [Tensor<T>; N] =
+            try_array(|i| place.empty(x.rows(), layers[i].frozen.weight.rows()))?;
         let args = y.iter_mut().zip(&xa).map(|(y, xa)| Apply { y, xa });
         lora_matmul::apply(&group.set.device, x, &layers, &mut args.collect::<Vec<_>>())?;
         let mut pairs = y.into_iter().zip(xa);
