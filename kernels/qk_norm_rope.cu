@@ -146,7 +146,7 @@ struct QkNormRopeBwdRows {
 };
 
 KERNEL(qk_norm_rope_bwd_bf16_lora, QkNormRopeBwdLoraParams, 256, 1) {
-    STATIC_SMEM(float, sums, kDownSumsBytes<2> / 4);
+    STATIC_SMEM(float, sums, kDownSumsBytes<1> / 4);
     const int which = static_cast<int>(blockIdx.y);
     const bool turns = which < p.num_jobs;
     const QkNormRopeJob& job = p.jobs[turns ? which : 0];
@@ -156,9 +156,10 @@ KERNEL(qk_norm_rope_bwd_bf16_lora, QkNormRopeBwdLoraParams, 256, 1) {
     if (rows.first >= rows.end) return;
     const int64_t cols = turns ? job.cols : layer->features;
     QkNormRopeBwdRows source{job, turns ? job.y : layer->input, cols, p.head_dim, rows, !turns, {}};
-    for (int first = 0; first < p.project.rank_stride || !source.is_stored; first += 32) {
+    // 16 columns a pass: with more the registers run out, and later passes find dx in the L2 cache.
+    for (int first = 0; first < p.project.rank_stride || !source.is_stored; first += 16) {
         const DownColumns columns{layer, first, p.project.rank_stride, p.project.rank_stride};
-        down_runs<2, 1, false>(columns, p.project.runs, *p.project.num_runs, p.project.dropout, rows, cols,
+        down_runs<1, 1, false>(columns, p.project.runs, *p.project.num_runs, p.project.dropout, rows, cols,
                                p.project.stride, source, sums);
     }
 }
