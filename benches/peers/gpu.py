@@ -148,7 +148,9 @@ class Job:
         return self.out / "logs" / f"{name}.log"
 
     def prepare(self):
-        steps = max(self.args.warmup + self.args.steps, self.args.gate_steps)
+        # One more than is measured, for tanren_time.
+        steps = max(self.args.warmup + self.args.steps + 1,
+                    self.args.gate_steps)
         count = steps * self.workload.samples
         if self.args.rows:
             rows = workloads.read_rows(self.args.rows)
@@ -160,7 +162,8 @@ class Job:
         self.step_tokens = [
             sum(len(row["input_ids"]) for row in rows[i:i + self.workload.samples])
             for i in range(0, count, self.workload.samples)]
-        measured = rows[self.args.warmup * self.workload.samples:]
+        measured = rows[self.args.warmup * self.workload.samples:][
+            :self.args.steps * self.workload.samples]
         self.flops_per_token = workloads.flops(self.workload, measured) \
             / sum(len(row["input_ids"]) for row in measured)
         self.model, self.adapter = self.make(0)
@@ -242,7 +245,9 @@ class Job:
         return logged, lines[-1], process, out
 
     def tanren_time(self, options, label):
-        total = self.args.warmup + self.args.steps
+        # A GPU works on the next step while one is finished, so that steps end
+        # later than they are computed; only the last one has none behind it.
+        total = self.args.warmup + self.args.steps + 1
         logged, last, process, _ = self.tanren(
             options, False, label, total,
             ["--learning-rate", RATE, "--max-grad-norm", "1.0"])
@@ -253,7 +258,7 @@ class Job:
         steps = [{"samples": self.workload.samples, "tokens": x["num_tokens"],
                   "supervised": x["num_supervised_tokens"],
                   "seconds": x["step_seconds"]}
-                 for x in logged[self.args.warmup:]]
+                 for x in logged[self.args.warmup:-1]]
         training = sum(x["step_seconds"] for x in logged[1:])
         return {"steps": steps, "losses": [x["loss"] for x in logged],
                 "first_step_seconds": process - training,
