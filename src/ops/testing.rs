@@ -21,6 +21,28 @@ pub(crate) fn kernel_device(seed: u64) -> Device {
     Device::emulated(EmulatorOptions { check: true, schedule, ..EmulatorOptions::default() }).unwrap()
 }
 
+/// Demands that `run` gives the same bits under `schedules` orders of execution of the emulator; with `TANREN_TEST_DEVICE=cuda`, in
+/// as many runs on the first GPU as `TANREN_TEST_REPEATS` says (250).
+#[cfg(feature = "emulated")]
+pub(crate) fn assert_repeats<R: PartialEq + std::fmt::Debug>(schedules: u64, run: impl Fn(&Device) -> R) {
+    use crate::device::{EmulatorOptions, Schedule};
+    if std::env::var("TANREN_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        let device = kernel_device(0);
+        let repeats = std::env::var("TANREN_TEST_REPEATS").ok().and_then(|n| n.parse().ok()).unwrap_or(250);
+        let first = run(&device);
+        (1..repeats).for_each(|repeat| assert!(run(&device) == first, "run {repeat}"));
+        return;
+    }
+    let emulator = |seed| {
+        let schedule = Schedule::Random(seed);
+        Device::emulated(EmulatorOptions { schedule, ..EmulatorOptions::default() }).unwrap()
+    };
+    let first = run(&emulator(0));
+    for seed in 1..schedules {
+        assert!(run(&emulator(seed)) == first, "schedule {seed}");
+    }
+}
+
 /// Standard normal numbers; the stream is named by `index`.
 pub(crate) fn random<T: Real>(device: &Device, rows: usize, cols: usize, index: u32) -> Tensor<T> {
     let mut stream = Stream::new(99, Purpose::ModelInit, index);

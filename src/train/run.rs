@@ -253,7 +253,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
                 }
             }
             let Some(step) = started.pop_front() else { break };
-            let begin = step.begin().max(last_end);
+            let begin = step.begin(self.prepared.device.kind(), last_end);
             self.finish_step(step, begin, watch)?;
             last_end = Instant::now();
             if started.is_empty() {

@@ -1,11 +1,11 @@
 //! One optimizer step: micro-batches in passes that fit the memory, one loss over all of them, one update.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::data::packing::{collate, collate_shared};
-use crate::device::{Device, Machine, Mailbox};
+use crate::device::{Device, Kind, Machine, Mailbox};
 use crate::error::{Error, Result};
 use crate::model::{
     Adapter, Decoder, DropoutStep, PassOptions, Policies, RecordedPass, Room, recorded,
@@ -52,6 +52,8 @@ pub(super) struct Started {
     /// Where its rows come from, for messages.
     places: Vec<String>,
     begin: Instant,
+    /// Time that starting it took: on a device that finishes what it starts, most of the step's.
+    start_time: Duration,
 }
 
 /// A pass whose scores are on their way.
@@ -62,9 +64,13 @@ struct Pass {
 }
 
 impl Started {
-    /// When it was started.
-    pub(super) fn begin(&self) -> Instant {
-        self.begin
+    /// When the time of the step began, if the step before it ended at `last_end`: a card works on one after the other, other
+    /// devices have done the work while it was started.
+    pub(super) fn begin(&self, kind: Kind, last_end: Instant) -> Instant {
+        match kind {
+            Kind::Cuda => self.begin.max(last_end),
+            _ => Instant::now().checked_sub(self.start_time).unwrap_or(self.begin),
+        }
     }
 }
 
@@ -112,8 +118,9 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let scale = 1.0 / num_supervised_tokens.max(1) as f64;
         let places = places(&rows().copied().collect::<Vec<_>>());
         let mut started =
-            Started { step, result, scale, flops: 0, passes: Vec::new(), norm: None, places, begin };
+            Started { step, result, scale, flops: 0, passes: Vec::new(), norm: None, places, begin, start_time: Duration::ZERO };
         if num_supervised_tokens == 0 {
+            started.start_time = begin.elapsed();
             return Ok(started);
         }
         let mut total = 0.0;
@@ -150,6 +157,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
             }
         }
         started.flops = device.take_ledger().total().flops;
+        started.start_time = begin.elapsed();
         Ok(started)
     }
 

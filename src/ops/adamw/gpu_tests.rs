@@ -6,9 +6,9 @@ use half::bf16;
 
 use super::gpu::{Step, StepScalars, Tensors, clip_and_update};
 use super::{AdamW, Trained, update};
-use crate::device::{Device, EmulatorOptions, Schedule, Tensor};
+use crate::device::{Device, EmulatorOptions, Tensor};
 use crate::ops::grad_norm::clip_factor;
-use crate::ops::testing::{cpu, kernel_device, random};
+use crate::ops::testing::{assert_repeats, cpu, kernel_device, random};
 
 /// Less than a block, one, more, and several.
 const SHAPES: [[usize; 2]; 5] = [[1, 8], [16, 256], [3, 1368], [7, 24], [5, 2400]];
@@ -155,18 +155,11 @@ fn no_tensors_and_wrong_ones() {
 }
 
 #[test]
-fn schedules_do_not_change_a_bit() {
-    let run = |seed| {
-        let schedule = Schedule::Random(seed);
-        let options = EmulatorOptions { check: false, schedule, ..EmulatorOptions::default() };
-        let device = Device::emulated(options).unwrap();
-        let (state, outcomes) = steps(&device, Some(0.5));
-        (state.read(&device).0, outcomes)
-    };
-    let first = run(0);
-    for seed in 1..30 {
-        assert!(run(seed) == first, "schedule {seed}");
-    }
+fn gpu_repeats_have_the_same_bits() {
+    assert_repeats(30, |device| {
+        let (state, outcomes) = steps(device, Some(0.5));
+        (state.read(device).0, outcomes)
+    });
 }
 
 #[test]

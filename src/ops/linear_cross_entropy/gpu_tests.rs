@@ -7,8 +7,8 @@ use half::bf16;
 use super::plan::{Plan, Problem, Wanted, plan};
 use super::*;
 use crate::batch::Target;
-use crate::device::{EmulatorOptions, Schedule};
-use crate::ops::testing::{assert_as_good, inner, kernel_device};
+use crate::device::EmulatorOptions;
+use crate::ops::testing::{assert_as_good, assert_repeats, inner, kernel_device};
 use crate::rng::{Purpose, Stream};
 
 /// What is computed, as f64 numbers that bf16 can hold.
@@ -219,17 +219,10 @@ fn logits_of_all_rows() {
 }
 
 #[test]
-fn schedules_do_not_change_a_bit() {
+fn gpu_repeats_have_the_same_bits() {
     let mut case = Case::new([70, 70], 72, 200);
     case.wanted = Wanted { chunk_rows: Some(64), tile: Some([64, 64]), splits: Some(3) };
-    let device = |seed| {
-        let schedule = Schedule::Random(seed);
-        Device::emulated(EmulatorOptions { check: false, schedule, ..EmulatorOptions::default() }).unwrap()
-    };
-    let first = run(&case, &device(0), true);
-    for seed in 1..30 {
-        assert_eq!(run(&case, &device(seed), true), first, "schedule {seed}");
-    }
+    assert_repeats(30, |device| run(&case, device, true));
 }
 
 #[test]

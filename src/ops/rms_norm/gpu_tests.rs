@@ -5,10 +5,8 @@
 use half::bf16;
 
 use super::{Norm, apply, backward, forward};
-use crate::device::{Device, EmulatorOptions, Schedule};
-use crate::ops::testing::{
-    RAGGED_ROWS, assert_as_good, bf16_numbers, kernel_device, live, live_count, rounded, with_room,
-};
+use crate::device::{Device, EmulatorOptions};
+use crate::ops::testing::{RAGGED_ROWS, assert_as_good, assert_repeats, bf16_numbers, kernel_device, live, live_count, rounded, with_room};
 
 const EPS: f32 = 1e-6;
 
@@ -135,16 +133,9 @@ fn widths_without_kernels_are_refused() {
 }
 
 #[test]
-fn schedules_do_not_change_a_bit() {
-    let emulator = |seed| {
-        let schedule = Schedule::Random(seed);
-        Device::emulated(EmulatorOptions { schedule, ..EmulatorOptions::default() }).unwrap()
-    };
+fn gpu_repeats_have_the_same_bits() {
     let case = Case::new(19, 3000);
-    let first = case.run(&emulator(0));
-    for seed in 1..30 {
-        assert_eq!(case.run(&emulator(seed)), first, "schedule {seed}");
-    }
+    assert_repeats(30, |device| case.run(device));
 }
 
 #[test]

@@ -8,12 +8,12 @@ use super::{DropoutRate, Factors, Group, Layer, LayerAdapters, Project, Rows, dr
 use crate::batch::{AdapterRows, Batch};
 use crate::device::kernels::DevicePtr;
 use crate::device::kernels::params::DropoutKey;
-use crate::device::{Device, EmulatorOptions, Schedule, Table, Tensor};
+use crate::device::{Device, EmulatorOptions, Table, Tensor};
 use crate::ops::lora_matmul::RowKeys;
 use crate::ops::qk_norm_rope::{self, QkNormRope, RopeBackwardJob, RopeTable};
 use crate::ops::rms_norm::{self, Norm};
 use crate::ops::swiglu;
-use crate::ops::testing::{bf16_numbers, kernel_device, live_count, with_room};
+use crate::ops::testing::{assert_repeats, bf16_numbers, kernel_device, live_count, with_room};
 
 /// Rows, ranks by adapter (0: the adapter leaves all layers alone) and probability of dropping.
 #[derive(Debug, Clone, Copy)]
@@ -322,13 +322,9 @@ fn a_product_of_another_shape_is_refused() {
 }
 
 #[test]
-fn schedules_do_not_change_a_bit() {
-    let emulator = |seed| {
-        let schedule = Schedule::Random(seed);
-        Device::emulated(EmulatorOptions { schedule, ..EmulatorOptions::default() }).unwrap()
-    };
+fn gpu_repeats_have_the_same_bits() {
     let case = Case { rows: 45, ranks: [16, 7, 3], p: 0.25 };
-    let all = |device: &Device| {
+    assert_repeats(30, |device| {
         [
             rms_norm_forward(device, case, 264, 3),
             rms_norm_backward(device, case, 264),
@@ -336,11 +332,7 @@ fn schedules_do_not_change_a_bit() {
             swiglu_backward(device, case, 264, None),
             qk_norm_rope_backward(device, case, 32, None),
         ]
-    };
-    let first = all(&emulator(0));
-    for seed in 1..30 {
-        assert!(all(&emulator(seed)) == first, "schedule {seed}");
-    }
+    });
 }
 
 #[test]

@@ -6,10 +6,10 @@ use half::bf16;
 
 use super::*;
 use crate::batch::{AdapterRows, Batch};
-use crate::device::{EmulatorOptions, Schedule};
+use crate::device::EmulatorOptions;
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
 use crate::ops::lora_matmul::{Dropout, RowKeys};
-use crate::ops::testing::{assert_as_good, kernel_device, rounded};
+use crate::ops::testing::{assert_as_good, assert_repeats, kernel_device, rounded};
 use crate::rng::{Purpose, Stream};
 
 const SCALING: [f32; 3] = [0.5, 1.0, 0.25];
@@ -267,11 +267,6 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
     })
 }
 
-fn emulator(seed: u64) -> Device {
-    let schedule = Schedule::Random(seed);
-    Device::emulated(EmulatorOptions { schedule, ..EmulatorOptions::default() }).unwrap()
-}
-
 fn compare(case: &Case, device: &Device) {
     let name = format!(
         "rows {} ranks {:?} dropout {} out {:?} tile {:?}",
@@ -317,12 +312,9 @@ fn adapters_may_be_missing_and_ranks_may_pass_a_block() {
 }
 
 #[test]
-fn schedules_do_not_change_a_bit() {
+fn gpu_repeats_have_the_same_bits() {
     let case = Case::new(150, [16, 7, 3], 0.25, &[136, 72], Some([64, 64]));
-    let first = run(&case, &emulator(0)).unwrap();
-    for seed in 1..250 {
-        assert_eq!(run(&case, &emulator(seed)).unwrap(), first, "schedule {seed}");
-    }
+    assert_repeats(250, |device| run(&case, device).unwrap());
 }
 
 /// Every kernel once, at features that are whole sectors.

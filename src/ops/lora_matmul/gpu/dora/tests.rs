@@ -6,13 +6,13 @@ use half::bf16;
 
 use super::*;
 use crate::batch::{AdapterRows, Batch};
-use crate::device::{EmulatorOptions, Schedule};
+use crate::device::EmulatorOptions;
 use crate::ops::lora_matmul::gpu::{
     Factors, GradJob, Group, Layer, LayerAdapters, apply, backward_input, dropout_keys, forward, gradients,
     project_back,
 };
 use crate::ops::lora_matmul::{self as op, Dropout, Forward, Frozen, LayerBackward, Lora, LoraGrad, RowKeys};
-use crate::ops::testing::{assert_as_good, cpu, kernel_device, relative_rms, rounded};
+use crate::ops::testing::{assert_as_good, assert_repeats, cpu, kernel_device, relative_rms, rounded};
 use crate::rng::{Purpose, Stream};
 
 const SCALING: [f32; 3] = [0.5, 1.0, 0.25];
@@ -363,16 +363,9 @@ fn dropout_and_what_it_takes_away_make_the_input() {
 }
 
 #[test]
-fn schedules_do_not_change_a_bit() {
+fn gpu_repeats_have_the_same_bits() {
     let case = Case::new([150, 140], [72, 72], 0.25);
-    let device = |seed| {
-        let schedule = Schedule::Random(seed);
-        Device::emulated(EmulatorOptions { check: false, schedule, ..EmulatorOptions::default() }).unwrap()
-    };
-    let first = run(&case, &device(0));
-    for seed in 1..30 {
-        assert_eq!(run(&case, &device(seed)), first, "schedule {seed}");
-    }
+    assert_repeats(30, |device| run(&case, device));
 }
 
 #[test]
