@@ -202,4 +202,3 @@ fn layer_adapters<T: Real>(
     }
     Ok(blocks)
 }
-

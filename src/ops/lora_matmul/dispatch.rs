@@ -54,7 +54,8 @@ pub(super) fn apply<T: Real>(
     Ok(())
 }
 
-/// Writes the product of the layer with its dropped-out input to `y`, without bias, and gives that of the frozen weight with the rest.
+/// Writes the product of the layer with its dropped-out input to `y`, without bias, and gives that of the frozen weight with the
+/// rest of the input.
 fn apply_dropped<T: Real>(
     device: &Device,
     x: &Tensor<T>,

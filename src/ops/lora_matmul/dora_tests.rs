@@ -70,7 +70,8 @@ fn adapter<T: Real>(device: &Device, weight: &Tensor<T>, l: usize, i: usize) -> 
         Machine::Gpu => b_t,
     };
     let [rows, cols] = b_shape(device, out, r);
-    let (a, b) = (tensor(device, r, IN, &bf16_numbers(r * IN, 0.1, 100 + number)), tensor(device, rows, cols, &b));
+    let (a, b) =
+        (tensor(device, r, IN, &bf16_numbers(r * IN, 0.1, 100 + number)), tensor(device, rows, cols, &b));
     let dora = has_magnitude.then(|| {
         let magnitude = bf16_numbers(out, 0.3, 300 + number).into_iter();
         let magnitude: Vec<f64> = magnitude.map(|m| bf16::from_f64(1.0 + m).to_f64()).collect();
@@ -101,13 +102,15 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
     let keys = RowKeys::new(&batch.segments);
     let dropout = |l: usize| Dropout::new(case.p, 5, 9, l as u32, &keys);
 
-    let (x, dy) = (rows_of(IN, 1), case.layers.iter().map(|&l| rows_of(OUT[l], 2 + l as u32)).collect::<Vec<_>>());
+    let (x, dy) =
+        (rows_of(IN, 1), case.layers.iter().map(|&l| rows_of(OUT[l], 2 + l as u32)).collect::<Vec<_>>());
     let frozen = |&l: &usize| {
         let weight = tensor(device, OUT[l], IN, &bf16_numbers(OUT[l] * IN, 0.1, 10 + l as u32));
         (weight, tensor(device, 1, OUT[l], &bf16_numbers(OUT[l], 1.0, 20 + l as u32)))
     };
     let frozen: Vec<(Tensor<T>, Tensor<T>)> = case.layers.iter().map(frozen).collect();
-    let of_layer = |(&l, (weight, _)): (&usize, &(Tensor<T>, _))| [0, 1, 2].map(|i| adapter(device, weight, l, i));
+    let of_layer =
+        |(&l, (weight, _)): (&usize, &(Tensor<T>, _))| [0, 1, 2].map(|i| adapter(device, weight, l, i));
     let adapters: Vec<[Option<One<T>>; 3]> = case.layers.iter().zip(&frozen).map(of_layer).collect();
     let ones = |[rows, cols]: [usize; 2]| tensor::<T::Stat>(device, rows, cols, &vec![1.0; rows * cols]);
     let grad = |one: &Option<One<T>>| {
@@ -197,7 +200,11 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
     for of_layer in &mut grads {
         let mut of_one = Vec::new();
         for grad in of_layer {
-            of_one.push(grad.as_mut().map(|g| LoraGrad { a: &mut g.a, b: &mut g.b, magnitude: g.magnitude.as_mut() }));
+            of_one.push(grad.as_mut().map(|g| LoraGrad {
+                a: &mut g.a,
+                b: &mut g.b,
+                magnitude: g.magnitude.as_mut(),
+            }));
         }
         views.push(of_one);
     }
@@ -207,7 +214,10 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
 
     let there = |tensor: &Tensor<T>| {
         let mut values = read(device, tensor);
-        assert!(values.split_off(live * tensor.cols()).iter().all(|&x| x == UNTOUCHED), "rows that are not there");
+        assert!(
+            values.split_off(live * tensor.cols()).iter().all(|&x| x == UNTOUCHED),
+            "rows that are not there"
+        );
         values
     };
     let mut named = vec![("dx".to_owned(), there(&dx))];
@@ -248,7 +258,10 @@ fn groups_with_dora_are_those_of_the_cpu() {
             let error = relative_rms(got, exact);
             // Roundings of z, g dy, x~ and of the results, 1.7e-3 each.
             let most = if name.starts_with("dA") || name.starts_with("dB") { 5e-3 } else { 4.5e-3 };
-            assert!(error <= most, "{live} of {room} rows, dropout {p}, {layers:?}: {name} is off by {error:e}");
+            assert!(
+                error <= most,
+                "{live} of {room} rows, dropout {p}, {layers:?}: {name} is off by {error:e}"
+            );
         }
     }
 }

@@ -108,7 +108,7 @@ pub struct OnGpu<'a> {
     pub rows: &'a gpu::Rows,
     /// Address of the key of the dropout masks; null without dropout.
     pub key: DevicePtr,
-    /// Address of the number of rows there are, for [`gradients`], whose jobs have rows of their own; null: as many as the tensors have.
+    /// Address of the number of rows there are, for [`gradients`], whose jobs have rows of their own; null: all.
     pub live_rows: DevicePtr,
 }
 
