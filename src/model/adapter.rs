@@ -318,7 +318,8 @@ fn row_norms<T: Real, W: Real>(device: &Device, weight: &Tensor<W>, r: usize) ->
     // The factors of a start: B is zero.
     let [rows, cols] = lora_matmul::b_shape(device, weight.rows(), r);
     let (a, b) = (device.zeros(r, weight.cols())?, device.zeros(rows, cols)?);
-    let norms = lora_matmul::dora_norm(device, weight, &a, &b, W::Stat::ZERO)?;
+    let mut norms = device.empty(1, weight.rows())?;
+    lora_matmul::dora_norm(device, weight, (&a, &b), W::Stat::ZERO, &mut norms)?;
     if device.is_dry() {
         return device.empty(norms.rows(), norms.cols());
     }

@@ -9,6 +9,7 @@ use crate::device::kernels::DevicePtr;
 use crate::device::kernels::params::DropoutKey;
 use crate::device::{Class, Device, Machine, Table, Tensor};
 use crate::error::Result;
+use crate::ops::lora_matmul::gpu::dora::{Magnitude, Magnitudes};
 use crate::ops::lora_matmul::gpu::{Factors, LayerAdapters};
 use crate::ops::lora_matmul::{self, RowKeys};
 use crate::tensor::Real;
@@ -17,6 +18,8 @@ use crate::tensor::Real;
 pub(super) struct AdapterTables<T: Real> {
     /// By block and module; empty on a CPU.
     on_gpu: Vec<[Option<LayerAdapters>; 7]>,
+    /// By block and module; empty on a CPU.
+    magnitudes: Vec<[Option<Magnitudes>; 7]>,
     /// By number of the layer in the model.
     dropout_keys: Option<Table<DropoutKey>>,
     /// By adapter, block and module.
@@ -43,8 +46,12 @@ impl<T: Real> AdapterTables<T> {
             Machine::Gpu if !keys.is_empty() => Some(Table::new(&tables, &keys)?),
             _ => None,
         };
-        let blocks = || (0..config.num_hidden_layers).map(|_| [const { None }; 7]).collect();
-        Ok(Self { on_gpu, dropout_keys, dora_norms: adapters.iter().map(|_| blocks()).collect() })
+        let dora_norms = room_for_norms(&tables, config, adapters)?;
+        let magnitudes = match device.machine() {
+            Machine::Gpu => layer_magnitudes(&tables, config, (adapters, &dora_norms), grads)?,
+            Machine::Cpu => Vec::new(),
+        };
+        Ok(Self { on_gpu, magnitudes, dropout_keys, dora_norms })
     }
 
     /// Takes the keys of another step.
@@ -70,14 +77,11 @@ impl<T: Real> AdapterTables<T> {
     ) -> Result<()> {
         for (adapter, blocks) in adapters.iter().zip(&mut self.dora_norms) {
             for (layer, (block, norms)) in weights.blocks.iter().zip(blocks).enumerate() {
-                for module in Module::ALL {
-                    let Some(params) = adapter.params(layer, module) else { continue };
-                    if params.magnitude.is_some() {
-                        let weight = &block.linears[module as usize].weight;
-                        let scaling = T::Stat::from_f64(adapter.config().scaling());
-                        let norm = lora_matmul::dora_norm(device, weight, &params.a, &params.b, scaling)?;
-                        norms[module as usize] = Some(norm);
-                    }
+                for (module, norm) in Module::ALL.into_iter().zip(norms) {
+                    let (Some(params), Some(norm)) = (adapter.params(layer, module), norm) else { continue };
+                    let weight = &block.linears[module as usize].weight;
+                    let scaling = T::Stat::from_f64(adapter.config().scaling());
+                    lora_matmul::dora_norm(device, weight, (&params.a, &params.b), scaling, norm)?;
                 }
             }
         }
@@ -94,6 +98,11 @@ impl<T: Real> AdapterTables<T> {
         self.on_gpu.get(layer).and_then(|block| block[module as usize].as_ref())
     }
 
+    /// The magnitudes of a layer as kernels find them; none where no adapter has one there.
+    pub(super) fn magnitudes(&self, layer: usize, module: Module) -> Option<&Magnitudes> {
+        self.magnitudes.get(layer).and_then(|block| block[module as usize].as_ref())
+    }
+
     /// Address of the key of a layer, by its number in the model; null without dropout.
     pub(super) fn dropout_key(&self, number: usize) -> DevicePtr {
         self.dropout_keys.as_ref().map_or(DevicePtr(0), |keys| {
@@ -107,6 +116,63 @@ fn keys_of<T: Real>(config: &ModelConfig, adapters: &[Adapter<T>], step: Dropout
     let nobody = RowKeys::default();
     let key = |number| Some(DropoutKey { word: dropout_of(adapters, step, number, &nobody)?.key() });
     (0..config.num_hidden_layers * Module::ALL.len()).filter_map(key).collect()
+}
+
+/// Room for the norms of all layers with a magnitude, by adapter, block and module.
+fn room_for_norms<T: Real>(
+    device: &Device,
+    config: &ModelConfig,
+    adapters: &[Adapter<T>],
+) -> Result<Vec<Vec<[Option<Tensor<T::Stat>>; 7]>>> {
+    let of_adapter = |adapter: &Adapter<T>| {
+        let of_block = |l: usize| {
+            let mut norms = [const { None }; 7];
+            for (module, norm) in Module::ALL.into_iter().zip(&mut norms) {
+                if let Some(magnitude) = adapter.params(l, module).and_then(|p| p.magnitude.as_ref()) {
+                    *norm = Some(device.empty(1, magnitude.cols())?);
+                }
+            }
+            Ok(norms)
+        };
+        (0..config.num_hidden_layers).map(of_block).collect()
+    };
+    adapters.iter().map(of_adapter).collect()
+}
+
+/// The tables of the magnitudes of all linear layers, by block and module; none where no adapter has one.
+fn layer_magnitudes<T: Real>(
+    device: &Device,
+    config: &ModelConfig,
+    (adapters, norms): (&[Adapter<T>], &[Vec<[Option<Tensor<T::Stat>>; 7]>]),
+    grads: &[Adapter<T::Stat>],
+) -> Result<Vec<[Option<Magnitudes>; 7]>> {
+    let of_block = |l: usize| {
+        let mut tables = [const { None }; 7];
+        for (module, table) in Module::ALL.into_iter().zip(&mut tables) {
+            let entries: Vec<_> = (0..adapters.len())
+                .map(|i| magnitude_of(&adapters[i], &norms[i], grads.get(i), (l, module)))
+                .collect();
+            if entries.iter().any(Option::is_some) {
+                *table = Some(Magnitudes::new(device, linear_shape(config, module)[0], &entries)?);
+            }
+        }
+        Ok(tables)
+    };
+    (0..config.num_hidden_layers).map(of_block).collect()
+}
+
+/// The magnitude of one adapter in a layer, with its norm and gradient.
+fn magnitude_of<'a, T: Real>(
+    adapter: &'a Adapter<T>,
+    norms: &'a [[Option<Tensor<T::Stat>>; 7]],
+    grads: Option<&'a Adapter<T::Stat>>,
+    (layer, module): (usize, Module),
+) -> Option<Magnitude<'a, T>> {
+    Some(Magnitude {
+        magnitude: adapter.params(layer, module)?.magnitude.as_ref()?,
+        norm: norms[layer][module as usize].as_ref()?,
+        grad: grads.and_then(|g| g.params(layer, module)?.magnitude.as_ref()),
+    })
 }
 
 /// The tables of the adapters of all linear layers, by block and module; none where no adapter has a layer as a target.
@@ -136,4 +202,3 @@ fn layer_adapters<T: Real>(
     }
     Ok(blocks)
 }
-

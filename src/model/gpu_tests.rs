@@ -9,7 +9,7 @@ use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::policy::Policy;
 use super::recorded;
 use super::tables::Room;
-use super::weights::{Role, Weights};
+use super::weights::{Module, Role, Weights};
 use crate::batch::{Batch, Target};
 use crate::config::{LoraConfig, ModelConfig, TargetModules, variant};
 use crate::device::arch::Chip;
@@ -68,17 +68,37 @@ fn adapter(device: &Device, layers: usize, r: usize, dropout: f64) -> Adapter<f3
     };
     let dry = super::init::dry::<f32>(&Device::dry(), &config(layers)).unwrap();
     let mut adapter = Adapter::<f32>::new(device, &lora, &config(layers), &dry, r as u64).unwrap();
-    let mut index = 100 * r as u32;
+    fill(device, &mut adapter, 100 * r as u32);
+    adapter
+}
+
+/// Gives an adapter other numbers, magnitudes near 1.
+fn fill<T: Real>(device: &Device, adapter: &mut Adapter<T>, mut index: u32) {
     adapter
         .set_from_peft(device, |_, shape| {
             index += 1;
             let mut stream = Stream::new(9, Purpose::AdapterInit, index);
-            let size = 1.0 / (*shape.last().unwrap() as f32).sqrt();
-            let value = |_| bf16::from_f32(0.3 * size * stream.normal()).to_f32();
+            let (mean, size) = match shape {
+                [_] => (1.0, 0.3),
+                _ => (0.0, 0.3 / (*shape.last().unwrap() as f32).sqrt()),
+            };
+            let value = |_| bf16::from_f32(mean + size * stream.normal()).to_f32();
             Ok((0..shape.iter().product()).map(value).collect())
         })
         .unwrap();
-    adapter
+}
+
+/// A new adapter with DoRA on v and down.
+fn dora_adapter(device: &Device, model: &Decoder<bf16>, dropout: f64) -> Adapter<f32> {
+    let lora = LoraConfig {
+        r: 20,
+        alpha: 20.0,
+        dropout,
+        target_modules: TargetModules::List(vec!["v_proj".into(), "down_proj".into()]),
+        use_rslora: false,
+        use_dora: true,
+    };
+    Adapter::new(device, &lora, &model.config, &model.weights, 3).unwrap()
 }
 
 /// Sequences `(length, adapter, prefix)`; every third token carries loss.
@@ -158,6 +178,55 @@ fn recorded_passes_have_the_bits_of_direct_ones() {
     let larger = batch(&[(room.tokens + 1, 0, None)], 0);
     let mut mailbox = Mailbox::new(&device);
     assert!(recorded.start(&model, &device, &larger, (&adapters, dropout(0)), &mut mailbox).is_err());
+}
+
+#[test]
+fn recorded_passes_with_dora_measure_the_norms_anew() {
+    let device = kernel_device(4);
+    device.reserve(64 << 20).unwrap();
+    let model = model::<bf16>(&device, 2);
+    let batch = batch(&[(20, 0, None), (9, 1, None)], 0);
+    let needed = Room::of(&batch);
+    let room = Room { tokens: needed.tokens + 7, target_rows: needed.target_rows + 3, ..needed };
+    for p in [0.0, 0.1] {
+        // The other adapter has all layers as targets, and no magnitudes.
+        let mut adapters = vec![
+            dora_adapter(&device, &model, p).cast::<bf16>(&device).unwrap(),
+            adapter(&device, 2, 4, p).cast::<bf16>(&device).unwrap(),
+        ];
+        fill(&device, &mut adapters[0], 1000);
+        let options = options((p > 0.0).then_some(DropoutStep { seed: 5, step: 3 }));
+        let mut grads: Vec<_> = adapters.iter().map(|a| a.zeros_like(&device).unwrap()).collect();
+        let mut recorded = model.record(&device, room, &adapters, &mut grads, options).unwrap();
+        for round in 0..2 {
+            fill(&device, &mut adapters[0], 2000 + 100 * round);
+            for tensor in grads.iter_mut().flat_map(Adapter::tensors_mut) {
+                let zeros = vec![0.0; tensor.len()];
+                device.write(tensor, &zeros).unwrap();
+            }
+            let (expected, gradient) = pass(&device, &model, &adapters, &batch, options);
+            let mut mailbox = Mailbox::new(&device);
+            recorded.start(&model, &device, &batch, (&adapters, options), &mut mailbox).unwrap();
+            assert_eq!(recorded::finish(&mut mailbox).unwrap(), expected, "dropout {p}, round {round}");
+            assert_eq!(numbers(&device, &grads), gradient, "dropout {p}, round {round}");
+        }
+    }
+}
+
+#[test]
+fn new_magnitudes_are_the_norms_of_the_weights() {
+    let device = kernel_device(5);
+    let model = model::<bf16>(&device, 1);
+    let adapter = dora_adapter(&device, &model, 0.0);
+    for module in [Module::V, Module::Down] {
+        let weight = &model.weights.blocks[0].linears[module as usize].weight;
+        let magnitude = adapter.params(0, module).unwrap().magnitude.as_ref().unwrap();
+        let numbers = device.read(weight).unwrap();
+        for (row, magnitude) in numbers.chunks(weight.cols()).zip(device.read(magnitude).unwrap()) {
+            let norm = row.iter().map(|w| w.to_f64() * w.to_f64()).sum::<f64>().sqrt();
+            assert!((f64::from(magnitude) / norm - 1.0).abs() < 1e-6, "{magnitude} {norm}");
+        }
+    }
 }
 
 #[test]
@@ -250,6 +319,22 @@ fn launches(layers: usize) -> [u64; 2] {
     let forward = count();
     model.score_and_backward(&device, &batch, &adapters, &mut grads, options(None)).unwrap();
     [forward, count()]
+}
+
+#[test]
+fn a_dry_pass_with_dora_launches_what_a_real_one_does() {
+    let launches = |device: &Device, model: &Decoder<bf16>| -> u64 {
+        let adapters = vec![dora_adapter(device, model, 0.1).cast::<bf16>(device).unwrap()];
+        let mut grads = vec![adapters[0].zeros_like(device).unwrap()];
+        let options = options(Some(DropoutStep { seed: 1, step: 2 }));
+        device.take_ledger();
+        model.score_and_backward(device, &batch(&[(9, 0, None)], 0), &adapters, &mut grads, options).unwrap();
+        device.take_ledger().launches().map(|(_, count)| count).sum()
+    };
+    let (dry, real) = (Device::dry_gpu(Chip::RTX_3080), kernel_device(6));
+    let weights = super::init::dry::<bf16>(&dry, &config(2)).unwrap();
+    let planned = launches(&dry, &Decoder { weights, config: config(2) });
+    assert_eq!(planned, launches(&real, &model::<bf16>(&real, 2)));
 }
 
 #[test]

@@ -198,8 +198,10 @@ impl<T: Real> Pass<'_, T> {
                 dropout: self.dropout(number, &group.set.keys),
                 gpu: group.set.gpu.as_ref().map(|rows| OnGpu {
                     adapters: self.of_adapters.on_gpu(group.layer, group.modules[i]),
+                    magnitudes: self.of_adapters.magnitudes(group.layer, group.modules[i]),
                     rows,
                     key: self.of_adapters.dropout_key(number),
+                    live_rows: group.set.device.live_rows(),
                 }),
             }
         })

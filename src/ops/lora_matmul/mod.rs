@@ -28,6 +28,8 @@
 
 mod cpu;
 mod dispatch;
+#[cfg(test)]
+mod dora_tests;
 mod dropout;
 pub mod gpu;
 pub mod plan;
@@ -37,7 +39,7 @@ mod work;
 
 pub use dropout::{Dropout, RowKeys};
 
-use super::{Runner, check_shape, computes, runner};
+use super::{Runner, check_shape, runner};
 use crate::batch::AdapterRows;
 use super::gemm::Write;
 use crate::device::kernels::DevicePtr;
@@ -100,10 +102,14 @@ pub struct LoraMatmul<'a, T: Real> {
 pub struct OnGpu<'a> {
     /// The adapters of the layer, with their gradients.
     pub adapters: Option<&'a gpu::LayerAdapters>,
+    /// The magnitudes of those that have one, with the norms of [`dora_norm`] and their gradients.
+    pub magnitudes: Option<&'a gpu::dora::Magnitudes>,
     /// Which rows go through which adapter.
     pub rows: &'a gpu::Rows,
     /// Address of the key of the dropout masks; null without dropout.
     pub key: DevicePtr,
+    /// Address of the number of rows there are, for [`gradients`], whose jobs have rows of their own; null: all.
+    pub live_rows: DevicePtr,
 }
 
 /// Columns of `xa` and `dxa` of layer `i` of a group. On a GPU: the largest rank of the group, rounded up to whole fragments of the
@@ -128,14 +134,14 @@ pub fn b_shape(device: &Device, out_features: usize, r: usize) -> [usize; 2] {
 }
 
 impl<T: Real> LoraMatmul<'_, T> {
-    /// Whether some adapter of the layer has a magnitude.
-    pub fn has_dora(&self) -> bool {
-        self.loras.iter().flatten().any(|lora| lora.dora.is_some())
-    }
-
     /// The largest rank of any adapter.
     pub fn max_rank(&self) -> usize {
         self.loras.iter().flatten().map(|l| l.a.rows()).max().unwrap_or(0)
+    }
+
+    /// True if any adapter has a magnitude: `dxa` is then not a product with `dy` itself.
+    pub fn has_dora(&self) -> bool {
+        self.loras.iter().flatten().any(|lora| lora.dora.is_some())
     }
 
     fn check(&self, device: &Device, rows: usize, xa: &Tensor<T>, xa_cols: usize) -> Result<()> {
@@ -506,26 +512,31 @@ fn check_count<T: Real>(arg: &'static str, layers: &[LoraMatmul<'_, T>], count: 
     }
 }
 
-/// Norms of the rows of `W + scaling * B A`, `[1, out_features]`: the divisor of DoRA.
+/// Writes the norms of the rows of `W + scaling * B A`, `[1, out_features]`: the divisor of DoRA. `B` is as in [`Lora`].
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not fit each other.
+/// [`Error::Shape`] if the shapes do not fit each other; errors of the device.
 pub fn dora_norm<T: Real>(
     device: &Device,
     weight: &Tensor<T>,
-    a: &Tensor<T>,
-    b: &Tensor<T>,
+    (a, b): (&Tensor<T>, &Tensor<T>),
     scaling: T::Stat,
-) -> Result<Tensor<T::Stat>> {
+    norm: &mut Tensor<T::Stat>,
+) -> Result<()> {
     check_shape(OP, "lora_a", a, [a.rows(), weight.cols()])?;
-    check_shape(OP, "lora_b", b, [weight.rows(), a.rows()])?;
-    let mut norm = device.empty(1, weight.rows())?;
+    check_shape(OP, "lora_b", b, b_shape(device, weight.rows(), a.rows()))?;
+    check_shape(OP, "dora_norm", norm, [1, weight.rows()])?;
     device.record(
         "lora_matmul.dora_norm",
         Work::new(2 * (weight.len() * (a.rows() + 1)) as u64, (weight.len() * size_of::<T>()) as u64),
     );
-    if computes(device, OP)? {
-        cpu::dora_norm(weight, a, b, scaling, &mut norm);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => cpu::dora_norm(weight, a, b, scaling, norm),
+        Runner::Gpu => {
+            let merged = gpu::dora::Merged { weight, a, b_t: b, scaling: scaling.to_f64() as f32 };
+            gpu::dora::norm(device, merged, norm)?;
+        }
+        Runner::Nobody => {}
     }
-    Ok(norm)
+    Ok(())
 }

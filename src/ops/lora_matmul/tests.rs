@@ -65,7 +65,11 @@ fn case(ranks: [usize; 3], dora: bool, p: f64) -> Case {
 impl Case {
     /// Norms of the DoRA adapters, as constants.
     fn norms(&self) -> Vec<Option<Tensor<f64>>> {
-        let norm = |l: &Adapter| dora_norm(&self.device, &self.weight, &l.a, &l.b, 0.7).unwrap();
+        let norm = |l: &Adapter| {
+            let mut norm = self.device.empty(1, OUT).unwrap();
+            dora_norm(&self.device, &self.weight, (&l.a, &l.b), 0.7, &mut norm).unwrap();
+            norm
+        };
         self.adapters.iter().map(|l| l.as_ref().filter(|l| l.magnitude.is_some()).map(norm)).collect()
     }
 

@@ -50,7 +50,7 @@ pub fn backward_input<T: Real>(
     group.check(&problem)?;
     check_shape(OP, "dx", dx, [problem.rows, problem.in_features])?;
     check_each("dy", dy.iter().copied(), group, |layer| [problem.rows, layer.weight.rows()])?;
-    check_each("dxa", dxa.iter().copied(), group, |layer| problem.xa_shape(layer))?;
+    let xa_stride = group.xa_stride(&problem, "dxa", dxa)?;
     if problem.rows == 0 {
         return Ok(());
     }
@@ -65,7 +65,7 @@ pub fn backward_input<T: Real>(
         num_layers: group.layers.len() as i32,
         rows: problem.rows as i32,
         in_features: problem.in_features as i32,
-        xa_stride: problem.rank_stride() as i32,
+        xa_stride: xa_stride as i32,
         tiles_m: plan.tiles_m as i32,
         tiles_n: plan.tiles_n as i32,
         group: plan.group as i32,

@@ -113,6 +113,17 @@ impl<T: Real> Group<'_, T> {
         Ok(())
     }
 
+    /// Columns of the `xa` or `dxa` of adapted layers: at least those of this group, and more where a larger one made them.
+    pub(super) fn xa_stride(&self, problem: &Problem, arg: &'static str, xa: &[&Tensor<T>]) -> Result<usize> {
+        let is_adapted = |layer: &Layer<'_, T>| layer.adapters.is_some_and(|a| a.max_rank > 0);
+        let with = self.layers.iter().zip(xa).filter(|(layer, _)| is_adapted(layer));
+        let stride = with.map(|(_, xa)| xa.cols()).max().unwrap_or(0).max(problem.rank_stride());
+        let cols = stride.next_multiple_of(plan::RANK_UNIT);
+        let shape = |layer: &Layer<'_, T>| [problem.rows, if is_adapted(layer) { cols } else { 0 }];
+        check_each(arg, xa.iter().copied(), self, shape)?;
+        Ok(cols)
+    }
+
     pub(super) fn dropout(&self) -> LoraDropout {
         LoraDropout {
             row_keys: self.rows.row_keys(),
@@ -209,7 +220,7 @@ pub fn apply<T: Real>(
     group.check(&problem)?;
     check_shape(OP, "x", x, [problem.rows, problem.in_features])?;
     check_each("y", y.iter().map(|t| &**t), group, |layer| [problem.rows, layer.weight.rows()])?;
-    check_each("xa", xa.iter().copied(), group, |layer| problem.xa_shape(layer))?;
+    let xa_stride = group.xa_stride(&problem, "xa", xa)?;
     if problem.rows == 0 {
         return Ok(());
     }
@@ -223,7 +234,7 @@ pub fn apply<T: Real>(
         num_layers: group.layers.len() as i32,
         rows: problem.rows as i32,
         in_features: problem.in_features as i32,
-        xa_stride: problem.rank_stride() as i32,
+        xa_stride: xa_stride as i32,
         tiles_m: plan.tiles_m as i32,
         tiles_n: plan.tiles_n as i32,
         group: plan.group as i32,

@@ -115,8 +115,13 @@ fn expected(case: &Case) -> Outcome {
     let a: Vec<_> = (0..3).map(|i| tensor(RANKS[i], &case.a[i])).collect();
     let b: Vec<_> = (0..3).map(|i| tensor(out, &transposed(&case.b_t[i], out))).collect();
     let scaling = SCALING.map(f64::from);
-    let norms: Vec<_> =
-        (0..3).map(|i| op::dora_norm(&device, &weight, &a[i], &b[i], scaling[i]).unwrap()).collect();
+    let norms: Vec<Tensor<f64>> = (0..3)
+        .map(|i| {
+            let mut norm = device.empty(1, out).unwrap();
+            op::dora_norm(&device, &weight, (&a[i], &b[i]), scaling[i], &mut norm).unwrap();
+            norm
+        })
+        .collect();
     let magnitudes: Vec<_> = case.magnitude.iter().map(|m| tensor(1, m)).collect();
     let dora = |i: usize| HAS_MAGNITUDE[i].then_some((&magnitudes[i], &norms[i]));
     let loras: Vec<_> =
@@ -294,7 +299,8 @@ fn norms_are_those_of_the_merged_weight() {
             let weight = host.tensor(out, inputs, &case.weight).unwrap();
             let a = host.tensor(RANKS[i], inputs, &case.a[i]).unwrap();
             let b = host.tensor(out, RANKS[i], &transposed(&case.b_t[i], out)).unwrap();
-            let exact = op::dora_norm(&host, &weight, &a, &b, f64::from(SCALING[i])).unwrap();
+            let mut exact = host.empty(1, out).unwrap();
+            op::dora_norm(&host, &weight, (&a, &b), f64::from(SCALING[i]), &mut exact).unwrap();
             for (got, exact) in device.read(&c).unwrap().iter().zip(exact.data()) {
                 assert!((f64::from(*got) / exact - 1.0).abs() < 1e-6, "{got} {exact}");
             }
