@@ -235,8 +235,7 @@ impl<'a, T: Real<Stat = f32>> Step<'a, T> {
         self.optimizer.prepare(self.device, &mut self.adapters[0], &self.grads[0])?;
         let options = self.options(batch);
         let (room, adapters) = (Room::of(batch), &self.adapters);
-        self.recorded =
-            Some(self.decoder.record(self.device, room, adapters, &mut self.grads, options)?);
+        self.recorded = Some(self.decoder.record(self.device, room, adapters, &mut self.grads, options)?);
         Ok(())
     }
 

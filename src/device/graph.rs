@@ -12,8 +12,9 @@
 use std::sync::Arc;
 
 use super::Device;
-use super::gpu::{Gpu, Recording};
+use super::gpu::Gpu;
 use super::ledger::Ledger;
+use super::recording::Recording;
 use crate::error::{Error, Result};
 
 /// See the module text.

@@ -2,7 +2,7 @@
 
 use super::Device;
 #[cfg(feature = "cuda")]
-use super::gpu::Letter;
+use super::recording::Letter;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::tensor::Element;

@@ -24,6 +24,7 @@ mod launch;
 mod ledger;
 mod mailbox;
 mod pool;
+mod recording;
 mod table;
 mod tensor;
 
@@ -174,7 +175,15 @@ impl Device {
         let machine = if gpu.is_some() { Machine::Gpu } else { Machine::Cpu };
         let pool = Arc::new(Pool::new(machine.granularity()));
         let gpu = gpu.map(Arc::new);
-        Self { kind, class: Class::Temporary, pool, ledger: Arc::default(), threads: None, gpu, live_rows: DevicePtr(0) }
+        Self {
+            kind,
+            class: Class::Temporary,
+            pool,
+            ledger: Arc::default(),
+            threads: None,
+            gpu,
+            live_rows: DevicePtr(0),
+        }
     }
 
     /// A handle of this device whose buffers are for `class`.

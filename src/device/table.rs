@@ -51,7 +51,12 @@ impl<S: bytemuck::Pod> Table<S> {
     /// [`Error::Shape`] if there are more entries than room; those of the device.
     pub fn write(&mut self, device: &Device, entries: &[S]) -> Result<()> {
         if entries.len() > self.capacity {
-            return Err(Error::shape("table", "entries", format!("at most {}", self.capacity), entries.len()));
+            return Err(Error::shape(
+                "table",
+                "entries",
+                format!("at most {}", self.capacity),
+                entries.len(),
+            ));
         }
         let mut words = vec![0u32; HEADER];
         words[0] = entries.len() as u32;

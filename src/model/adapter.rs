@@ -59,8 +59,8 @@ impl<T: Real> Adapter<T> {
                 let index = (layer * Module::ALL.len() + module as usize) as u32;
                 let mut stream = Stream::new(seed, Purpose::AdapterInit, index);
                 let bound = 1.0 / (in_features as f32).sqrt();
-                let values = (0..config.r * in_features)
-                    .map(|_| T::from_f32((2.0 * stream.uniform() - 1.0) * bound));
+                let values =
+                    (0..config.r * in_features).map(|_| T::from_f32((2.0 * stream.uniform() - 1.0) * bound));
                 let a = device.tensor(config.r, in_features, &values.collect::<Vec<_>>())?;
                 let [rows, cols] = lora_matmul::b_shape(device, out_features, config.r);
                 let b = device.zeros(rows, cols)?;

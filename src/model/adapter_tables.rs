@@ -105,9 +105,9 @@ impl<T: Real> AdapterTables<T> {
 
     /// Address of the key of a layer, by its number in the model; null without dropout.
     pub(super) fn dropout_key(&self, number: usize) -> DevicePtr {
-        self.dropout_keys.as_ref().map_or(DevicePtr(0), |keys| {
-            DevicePtr(keys.ptr().0 + (number * size_of::<DropoutKey>()) as u64)
-        })
+        self.dropout_keys
+            .as_ref()
+            .map_or(DevicePtr(0), |keys| DevicePtr(keys.ptr().0 + (number * size_of::<DropoutKey>()) as u64))
     }
 }
 

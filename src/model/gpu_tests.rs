@@ -154,7 +154,12 @@ fn recorded_passes_have_the_bits_of_direct_ones() {
     };
     let expected: Vec<_> = (0..3).map(direct).collect();
     let room = batches.iter().map(Room::of).fold(Room::default(), Room::max);
-    let room = Room { tokens: room.tokens + 30, targets: room.targets + 5, target_rows: room.target_rows + 9, ..room };
+    let room = Room {
+        tokens: room.tokens + 30,
+        targets: room.targets + 5,
+        target_rows: room.target_rows + 9,
+        ..room
+    };
     let dropout = |step| options(Some(DropoutStep { seed: 5, step }));
     let mut recorded = model.record(&device, room, &adapters, &mut grads, dropout(0)).unwrap();
     let mut before = vec![0.0; numbers(&device, &grads).len()];
@@ -250,7 +255,10 @@ fn adapters_and_prefixes_in_one_batch_agree_with_the_cpu() {
     let narrow: Vec<Adapter<bf16>> =
         ranks.iter().map(|&r| adapter(&device, 2, r, 0.0).cast(&device).unwrap()).collect();
     let wide: Vec<Adapter<f32>> = ranks.iter().map(|&r| adapter(&cpu, 2, r, 0.0)).collect();
-    let batch = batch(&[(20, 1, None), (6, 1, Some(0)), (9, 1, Some(0)), (4, 1, Some(2)), (15, 0, None), (8, 2, None)], 0);
+    let batch = batch(
+        &[(20, 1, None), (6, 1, Some(0)), (9, 1, Some(0)), (4, 1, Some(2)), (15, 0, None), (8, 2, None)],
+        0,
+    );
     let (scores, grads) = pass(&device, &model::<bf16>(&device, 2), &narrow, &batch, options(None));
     let (expected, expected_grads) = pass(&cpu, &model::<f32>(&cpu, 2), &wide, &batch, options(None));
     let error = scores.iter().zip(&expected).map(|(a, b)| (a.logprob - b.logprob).abs()).sum::<f64>();
@@ -309,7 +317,10 @@ fn fifty_steps_in_bf16_stay_near_those_in_f32() {
 /// Launches of a pass forward, and of one in both directions.
 fn launches(layers: usize) -> [u64; 2] {
     let device = Device::dry_gpu(Chip::RTX_3080);
-    let model = Decoder { weights: super::init::dry::<bf16>(&device, &config(layers)).unwrap(), config: config(layers) };
+    let model = Decoder {
+        weights: super::init::dry::<bf16>(&device, &config(layers)).unwrap(),
+        config: config(layers),
+    };
     let adapters = vec![adapter(&device, layers, 16, 0.0).cast::<bf16>(&device).unwrap()];
     let mut grads = vec![adapters[0].zeros_like(&device).unwrap()];
     let batch = batch(&[(40, 0, None)], 0);

@@ -25,7 +25,10 @@ pub struct RecordedPass<T: Real> {
 
 impl<T: Real> std::fmt::Debug for RecordedPass<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RecordedPass").field("room", &self.room).field("graph", &self.graph).finish_non_exhaustive()
+        f.debug_struct("RecordedPass")
+            .field("room", &self.room)
+            .field("graph", &self.graph)
+            .finish_non_exhaustive()
     }
 }
 
@@ -44,7 +47,8 @@ impl<T: Real> Decoder<T> {
         options: PassOptions<'_>,
     ) -> Result<RecordedPass<T>> {
         let lowest = self.lowest(adapters);
-        let lowest = lowest.ok_or_else(|| Error::shape("record", "adapters", "one that adapts a layer", "none"))?;
+        let lowest =
+            lowest.ok_or_else(|| Error::shape("record", "adapters", "one that adapts a layer", "none"))?;
         let PassOptions { dropout, policies, .. } = options;
         let mut tables = BatchTables::with_room(device, &self.config, room, dropout.is_some())?;
         tables.write(device, &Batch::default(), &[], 0.0)?;

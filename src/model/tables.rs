@@ -66,7 +66,13 @@ pub(super) struct RowSet<T: Real> {
 
 impl<T: Real> RowSet<T> {
     /// Room for `rows` rows of batches with `room`.
-    fn with_room(device: &Device, config: &ModelConfig, rows: usize, room: Room, dropout: bool) -> Result<Self> {
+    fn with_room(
+        device: &Device,
+        config: &ModelConfig,
+        rows: usize,
+        room: Room,
+        dropout: bool,
+    ) -> Result<Self> {
         let tables = device.class(Class::Tables);
         let (head_dim, theta) = (config.head_dim, config.rope_theta);
         let capacity = PlanCapacity { query_rows: rows, key_rows: room.tokens, segments: room.segments };
@@ -114,7 +120,12 @@ pub(super) struct BatchTables<T: Real> {
 
 impl<T: Real> BatchTables<T> {
     /// Room for batches. `dropout`: whether masks are drawn.
-    pub(super) fn with_room(device: &Device, config: &ModelConfig, room: Room, dropout: bool) -> Result<Self> {
+    pub(super) fn with_room(
+        device: &Device,
+        config: &ModelConfig,
+        room: Room,
+        dropout: bool,
+    ) -> Result<Self> {
         let tables = device.class(Class::Tables);
         Ok(Self {
             ids: tables.empty(room.tokens, 1)?,

@@ -7,11 +7,11 @@ use half::bf16;
 
 use super::event::Event;
 use super::passes::{Packed, passes};
+use crate::batch::Batch;
 use crate::config::ScoreConfig;
 use crate::data::encode::{Encoder, Example};
 use crate::data::jsonl::{Record, read_files};
 use crate::data::routing::{Routing, select};
-use crate::batch::Batch;
 use crate::device::{Device, Machine};
 use crate::error::{Error, InputError, Result};
 use crate::formats::adapter::read_adapter;

@@ -41,11 +41,8 @@ fn emulated(threads: Option<usize>) -> Result<Device> {
     use crate::device::EmulatorOptions;
 
     // A launch takes as long as its work takes here, and a watchdog is for kernels that hang.
-    let options = EmulatorOptions {
-        threads: threads.unwrap_or(0),
-        watchdog_secs: 600.0,
-        ..EmulatorOptions::default()
-    };
+    let options =
+        EmulatorOptions { threads: threads.unwrap_or(0), watchdog_secs: 600.0, ..EmulatorOptions::default() };
     Device::emulated(options)
 }
 

@@ -7,25 +7,26 @@ use std::time::Instant;
 use half::bf16;
 use serde_json::{Map, Value, json};
 
+use super::ahead::{Rows, reserve, room};
 use super::checkpoint as state_files;
 use super::evaluate::{EvalMetrics, check_metric, evaluate};
 use super::event::{Event, StepLog, Summary};
 use super::identity::{Identity, identity};
-use super::itinerary::{Itinerary, Step};
+use super::itinerary::Itinerary;
 use super::log::Log;
 use super::output::{check_output, checkpoint_to_resume, remove_old_run};
-use super::plan::{Plan, chooses, planned};
+use super::plan::{chooses, planned};
 use super::plot;
 use super::prepare::{Prepared, Row, first_adapter, open_device, prepare};
 use super::state::TrainerState;
-use super::step::{Started, Stepper, room_of};
+use super::step::{Started, Stepper};
 use super::sums::Sums;
 use crate::config::TrainConfig;
 use crate::device::{Class, Device, Machine};
 use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
-use crate::model::{Policies, Room};
+use crate::model::Policies;
 use crate::optim::{Optimizer, Schedule};
 use crate::session::{Context, Notice};
 use crate::tensor::Real;
@@ -92,21 +93,6 @@ fn run_as<T: Real<Stat = f32>>(
     let mut training = Training::start(config, context, &prepared, (itinerary, policies), watch)?;
     training.steps(watch)?;
     training.finish(watch)
-}
-
-/// Takes the memory of a GPU that the run may use, in one piece: nothing is allocated in a step then, and launches can be
-/// recorded. The weights are there already.
-fn reserve(device: &Device, planned: &Plan) -> Result<()> {
-    let Some(planned_bytes) = planned.arena_bytes else { return Ok(()) };
-    let bytes = match device.card_memory()? {
-        Some(memory) => {
-            let limit = planned.memory_limit.as_ref().map_or(memory.free_bytes, |limit| limit.bytes);
-            limit.saturating_sub(planned.weights_bytes).min(memory.free_bytes / 100 * 97)
-        }
-        // Evaluation and other batches may lie less densely than the plan's.
-        None => planned_bytes + planned_bytes / 2 + (64 << 20),
-    };
-    device.reserve(bytes)
 }
 
 /// A run on its way.
@@ -233,7 +219,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         if done > 0 && self.evaluates_after(done) && !self.was_evaluated(done) {
             self.evaluate_and_save(watch)?;
         }
-        let mut rows = Rows { epoch: None };
+        let mut rows = Rows::default();
         // Steps that were started, in their order. A GPU gets its next step while it works on this one.
         let ahead = if self.stepper.recorded.is_some() { 2 } else { 1 };
         let mut started: VecDeque<Started> = VecDeque::new();
@@ -457,41 +443,6 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             peak_bytes: memory.peak_bytes + memory.borrowed_bytes,
         })
     }
-}
-
-/// The rows of steps, epoch by epoch.
-struct Rows {
-    epoch: Option<(usize, Vec<Step>)>,
-}
-
-impl Rows {
-    /// The micro-batches of step `step` (from 0).
-    fn of(&mut self, itinerary: &Itinerary<'_>, step: u64) -> Result<Step> {
-        let (epoch, place) = itinerary.locate(step);
-        if self.epoch.as_ref().is_none_or(|(known, _)| *known != epoch) {
-            self.epoch = Some((epoch, itinerary.epoch(epoch)?));
-        }
-        let steps = self.epoch.as_ref().map(|(_, steps)| steps);
-        Ok(steps.and_then(|steps| steps.get(place as usize)).cloned().unwrap_or_default())
-    }
-}
-
-/// What the largest pass from step `done` on needs.
-fn room<T: Real>(
-    config: &TrainConfig,
-    prepared: &Prepared<T>,
-    itinerary: &Itinerary<'_>,
-    done: u64,
-) -> Result<Room> {
-    let mut room = Room::default();
-    let (first, _) = itinerary.locate(done);
-    let (last, _) = itinerary.locate(itinerary.total_steps().saturating_sub(1));
-    for epoch in first..=last {
-        let micro_batches = itinerary.epoch(epoch)?.into_iter().flatten();
-        let rows = micro_batches.map(|b| b.into_iter().map(|i| &prepared.train[i]).collect());
-        room = room.max(room_of(config, rows));
-    }
-    Ok(room)
 }
 
 /// True if as many evaluations in a row were no gain as the user has patience for; also after a resume.

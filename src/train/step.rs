@@ -7,9 +7,7 @@ use crate::config::TrainConfig;
 use crate::data::packing::{collate, collate_shared};
 use crate::device::{Device, Kind, Machine, Mailbox};
 use crate::error::{Error, Result};
-use crate::model::{
-    Adapter, Decoder, DropoutStep, PassOptions, Policies, RecordedPass, Room, recorded,
-};
+use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, RecordedPass, Room, recorded};
 use crate::ops::linear_cross_entropy::TargetScore;
 use crate::optim::{Optimizer, Update};
 use crate::session::Context;
@@ -117,8 +115,17 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let result = StepResult { loss: None, grad_norm: 0.0, num_tokens, num_supervised_tokens };
         let scale = 1.0 / num_supervised_tokens.max(1) as f64;
         let places = places(&rows().copied().collect::<Vec<_>>());
-        let mut started =
-            Started { step, result, scale, flops: 0, passes: Vec::new(), norm: None, places, begin, start_time: Duration::ZERO };
+        let mut started = Started {
+            step,
+            result,
+            scale,
+            flops: 0,
+            passes: Vec::new(),
+            norm: None,
+            places,
+            begin,
+            start_time: Duration::ZERO,
+        };
         if num_supervised_tokens == 0 {
             started.start_time = begin.elapsed();
             return Ok(started);
@@ -207,10 +214,7 @@ fn loss(scores: &[TargetScore], weights: &[f64]) -> Option<f64> {
 }
 
 /// What the largest pass of these steps needs, by what its rows can need at most.
-pub(super) fn room_of<'a>(
-    config: &TrainConfig,
-    micro_batches: impl Iterator<Item = Vec<&'a Row>>,
-) -> Room {
+pub(super) fn room_of<'a>(config: &TrainConfig, micro_batches: impl Iterator<Item = Vec<&'a Row>>) -> Room {
     let mut room = Room::default();
     for micro_batch in micro_batches {
         for pass in passes(&micro_batch, config.max_tokens_per_pass) {

@@ -149,7 +149,9 @@ fn the_emulator_trains_and_scores() {
     let mut args = on(&score, "emulated");
     args.extend(["--adapter", adapter.to_str().unwrap()]);
     with_stub(&args, &[]).expect(0, &[]);
-    assert!(fs::read_to_string(dir.path().join("scores.jsonl")).is_ok() || dir.path().join("scores").exists());
+    assert!(
+        fs::read_to_string(dir.path().join("scores.jsonl")).is_ok() || dir.path().join("scores").exists()
+    );
 }
 
 #[test]

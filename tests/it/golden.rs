@@ -209,7 +209,8 @@ fn check(name: &str) {
         close(name, &tensor.data, &last.tensors[name].data, 1e-4, 1e-5);
     }
     close("final", &got.final_logprobs, &case.tensor("label_logprobs_final"), 1e-4, 1e-4);
-    let window = -got.final_logprobs.iter().map(|&l| f64::from(l)).sum::<f64>() / got.final_logprobs.len() as f64;
+    let window =
+        -got.final_logprobs.iter().map(|&l| f64::from(l)).sum::<f64>() / got.final_logprobs.len() as f64;
     let expected = case.json["loss_step0_window_after_training"].as_f64().unwrap();
     assert!((window / expected - 1.0).abs() < 1e-4, "{window} {expected}");
 }

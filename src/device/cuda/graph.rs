@@ -1,8 +1,8 @@
 //! What a GPU does beyond single calls: graphs of launches, copies that are taken later, and a clock.
 
+use super::Handle;
 use super::context::Cuda;
 use super::staging::Buffer;
-use super::Handle;
 use crate::device::kernels::DevicePtr;
 use crate::error::Result;
 
@@ -72,7 +72,12 @@ impl Cuda {
     }
 
     /// Starts a copy of `bytes` bytes to the host, into `buffer`, which is made or made larger where it has to be.
-    pub(in crate::device) fn post(&self, buffer: &mut Option<Buffer>, from: DevicePtr, bytes: usize) -> Result<()> {
+    pub(in crate::device) fn post(
+        &self,
+        buffer: &mut Option<Buffer>,
+        from: DevicePtr,
+        bytes: usize,
+    ) -> Result<()> {
         self.ours(|cuda| {
             if let Some(small) = buffer.take_if(|buffer| buffer.capacity() < bytes) {
                 small.free(cuda)?;

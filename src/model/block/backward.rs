@@ -56,7 +56,15 @@ impl<T: Real> Pass<'_, T> {
         let NormBack { d_normed, stream, norm, rstd, d_in, normed } = back;
         let dxa_down = self.dxa(&group, stream.rows())?;
         let mut d_stream = self.like(stream)?;
-        let args = rms_norm::Backward { dy: d_normed, s: stream, norm: &norm, rstd, d_in, ds: &mut d_stream, normed };
+        let args = rms_norm::Backward {
+            dy: d_normed,
+            s: stream,
+            norm: &norm,
+            rstd,
+            d_in,
+            ds: &mut d_stream,
+            normed,
+        };
         rms_norm::backward_with(&set.device, args, dxa_down.made_by.as_ref())?;
         Ok(Output { d_stream, dxa_down })
     }
@@ -180,7 +188,8 @@ impl<T: Real> Pass<'_, T> {
             let group = Group { layer, modules: [Module::K, Module::V], set: all };
             let dxa = self.dxa(&group, x_in.rows())?.apart();
             let [dxa_k, dxa_v] = self.linears_back(&group, [&dk, &dv], dxa, d_normed.as_mut())?;
-            let mut d_rows = d_normed.as_ref().map(|_| self.device.empty(dq.rows(), x_in.cols())).transpose()?;
+            let mut d_rows =
+                d_normed.as_ref().map(|_| self.device.empty(dq.rows(), x_in.cols())).transpose()?;
             let group = Group { layer, modules: [Module::Q], set };
             let dxa = self.dxa(&group, dq.rows())?.apart();
             let [dxa_q] = self.linears_back(&group, [&dq], dxa, d_rows.as_mut())?;

@@ -7,9 +7,7 @@ use super::Pass;
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::lora_matmul::gpu::Project;
-use crate::ops::lora_matmul::{
-    self, Apply, Frozen, GradJob, Lora, LoraGrad, LoraMatmul, OnGpu, xa_cols,
-};
+use crate::ops::lora_matmul::{self, Apply, Frozen, GradJob, Lora, LoraGrad, LoraMatmul, OnGpu, xa_cols};
 use crate::tensor::Real;
 
 /// Some linear layers of block `layer`, and the rows that go through them.
@@ -84,8 +82,7 @@ impl<T: Real> Pass<'_, T> {
         if made_by.is_none() {
             lora_matmul::project(&group.set.device, x, &layers, &mut xa.each_mut())?;
         }
-        let mut y: [Tensor<T>; N] =
-            try_array(|i| place.empty(x.rows(), layers[i].frozen.weight.rows()))?;
+        let mut y: [Tensor<T>; N] = try_array(|i| place.empty(x.rows(), layers[i].frozen.weight.rows()))?;
         let args = y.iter_mut().zip(&xa).map(|(y, xa)| Apply { y, xa });
         lora_matmul::apply(&group.set.device, x, &layers, &mut args.collect::<Vec<_>>())?;
         let mut pairs = y.into_iter().zip(xa);
@@ -147,7 +144,8 @@ impl<T: Real> Pass<'_, T> {
         let groups: Vec<Group<'_, T, 1>> =
             jobs.iter().map(|job| Group { layer, modules: [job.module], set: job.set }).collect();
         let loras: Vec<_> = groups.iter().map(|group| self.loras(group)).collect();
-        let mut of_layers: Vec<Vec<Option<LoraGrad<'_, T::Stat>>>> = jobs.iter().map(|_| Vec::new()).collect();
+        let mut of_layers: Vec<Vec<Option<LoraGrad<'_, T::Stat>>>> =
+            jobs.iter().map(|_| Vec::new()).collect();
         for adapter in grads {
             for (module, params) in Module::ALL.into_iter().zip(adapter.block_mut(layer)) {
                 let Some(at) = jobs.iter().position(|job| job.module == module) else { continue };

@@ -6,7 +6,9 @@ use half::bf16;
 
 use super::{QkNormRope, RopeBackwardJob, RopeJob, RopeTable, backward, forward};
 use crate::device::{Device, EmulatorOptions};
-use crate::ops::testing::{RAGGED_ROWS, assert_as_good, assert_repeats, bf16_numbers, kernel_device, live, with_room};
+use crate::ops::testing::{
+    RAGGED_ROWS, assert_as_good, assert_repeats, bf16_numbers, kernel_device, live, with_room,
+};
 
 const EPS: f32 = 1e-6;
 const THETA: f64 = 1e4;

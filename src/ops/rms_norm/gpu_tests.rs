@@ -6,7 +6,10 @@ use half::bf16;
 
 use super::{Norm, apply, backward, forward};
 use crate::device::{Device, EmulatorOptions};
-use crate::ops::testing::{RAGGED_ROWS, assert_as_good, assert_repeats, bf16_numbers, kernel_device, live, live_count, rounded, with_room};
+use crate::ops::testing::{
+    RAGGED_ROWS, assert_as_good, assert_repeats, bf16_numbers, kernel_device, live, live_count, rounded,
+    with_room,
+};
 
 const EPS: f32 = 1e-6;
 

@@ -6,8 +6,8 @@ use half::bf16;
 
 use super::*;
 use crate::batch::Segment;
-use crate::device::kernels::Kernel;
 use crate::device::EmulatorOptions;
+use crate::device::kernels::Kernel;
 use crate::ops::attention::tests::{seen, segments};
 use crate::ops::attention::{self, Heads, PlanCapacity};
 use crate::ops::testing::{assert_as_good, assert_repeats, kernel_device, rounded};

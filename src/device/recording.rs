@@ -1,0 +1,214 @@
+//! What a GPU keeps instead of starting it, while launches are recorded; and copies to the host that are taken later.
+//!
+//! On a card the driver keeps the launches, as a CUDA graph. The emulator has a list of calls and repeats them; a dry device has
+//! nothing to repeat.
+
+#![cfg_attr(
+    not(any(feature = "cuda", feature = "emulated")),
+    allow(unused_variables, unreachable_patterns, dead_code, reason = "such a build only plans")
+)]
+
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+use std::sync::{MutexGuard, PoisonError};
+
+use super::arena::Places;
+#[cfg(feature = "emulated")]
+use super::gpu::to_usize;
+use super::gpu::{Driver, Gpu};
+use super::kernels::DevicePtr;
+use super::launch::Launch;
+use crate::error::{Error, Result};
+
+/// A call that waits to be repeated.
+#[derive(Debug, Clone)]
+pub(super) enum Call {
+    /// A kernel with its params.
+    Launch(Launch, Vec<u8>),
+    /// Memory that gets one byte everywhere.
+    Fill(DevicePtr, u8, u64),
+    /// Memory whose content ends.
+    Poison(DevicePtr, u64),
+}
+
+/// What was recorded, and where its tensors were.
+#[derive(Debug)]
+pub(super) struct Recording {
+    recorded: Recorded,
+    places: Places,
+}
+
+#[derive(Debug)]
+enum Recorded {
+    /// A graph of the driver.
+    #[cfg(feature = "cuda")]
+    Cuda(super::cuda::GraphHandle),
+    /// Calls to repeat; none on a dry device.
+    Calls(Vec<Call>),
+}
+
+impl Gpu {
+    /// From here on launches and fills are kept and not started.
+    ///
+    /// # Errors
+    /// If a recording is under way, or the driver failed.
+    pub(super) fn begin_recording(&self) -> Result<()> {
+        self.refuse_in_recording("a recording")?;
+        #[cfg(feature = "cuda")]
+        if let Driver::Cuda(cuda) = &self.driver {
+            cuda.begin_capture()?;
+        }
+        *self.recording() = Some(Vec::new());
+        if let Some(region) = self.region().as_mut() {
+            region.arena.begin_trace();
+        }
+        Ok(())
+    }
+
+    /// Ends a recording, and gives what it kept.
+    ///
+    /// # Errors
+    /// If the driver failed.
+    pub(super) fn end_recording(&self) -> Result<Recording> {
+        let calls = self.recording().take().unwrap_or_default();
+        let places = self.region().as_mut().map(|region| region.arena.end_trace()).unwrap_or_default();
+        let recorded = match &self.driver {
+            #[cfg(feature = "cuda")]
+            Driver::Cuda(cuda) => Recorded::Cuda(cuda.end_capture()?),
+            _ => Recorded::Calls(calls),
+        };
+        Ok(Recording { recorded, places })
+    }
+
+    /// Starts what was recorded.
+    ///
+    /// # Errors
+    /// If a tensor lies now where a recorded one was, or something of it failed.
+    pub(super) fn replay(&self, recording: &Recording) -> Result<()> {
+        let newcomer = self.region().as_ref().and_then(|region| region.arena.newcomer_on(&recording.places));
+        if let Some(offset) = newcomer {
+            return Err(Error::Device {
+                what: format!(
+                    "{}: a tensor that was made after launches were recorded lies in their memory, at {offset}",
+                    self.label
+                ),
+                fix: "this is a mistake in tanren: please report the message and the command".into(),
+            });
+        }
+        match (&recording.recorded, &self.driver) {
+            #[cfg(feature = "cuda")]
+            (Recorded::Cuda(graph), Driver::Cuda(cuda)) => cuda.launch_graph(graph),
+            (Recorded::Calls(calls), _) => calls.iter().try_for_each(|call| self.repeat(call)),
+            #[allow(unreachable_patterns, reason = "a build may have one kind of driver only")]
+            _ => Ok(()),
+        }
+    }
+
+    fn repeat(&self, call: &Call) -> Result<()> {
+        match call {
+            Call::Launch(launch, params) => self.launch(launch, params),
+            Call::Fill(ptr, byte, bytes) => self.fill(*ptr, *byte, *bytes),
+            Call::Poison(ptr, bytes) => match &self.driver {
+                #[cfg(feature = "emulated")]
+                Driver::Emulated(emulator) => emulator.poison(*ptr, to_usize(*bytes)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Gives back what the driver holds of a recording.
+    ///
+    /// # Errors
+    /// If the driver failed.
+    pub(super) fn forget(&self, recording: &Recording) -> Result<()> {
+        match (&recording.recorded, &self.driver) {
+            #[cfg(feature = "cuda")]
+            (Recorded::Cuda(graph), Driver::Cuda(cuda)) => cuda.destroy_graph(graph),
+            _ => Ok(()),
+        }
+    }
+
+    /// True if a recording is under way and has taken the call.
+    #[cfg(feature = "emulated")]
+    pub(super) fn noted(&self, call: impl FnOnce() -> Call) -> bool {
+        match self.recording().as_mut() {
+            Some(calls) => {
+                calls.push(call());
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn refuse_in_recording(&self, what: &str) -> Result<()> {
+        if self.recording().is_none() {
+            return Ok(());
+        }
+        Err(Error::Device {
+            what: format!("{}: {what} while launches are recorded", self.label),
+            fix: "this is a mistake in tanren: please report the message and the command".into(),
+        })
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Option<Vec<Call>>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True of a card, which goes on while the host does something else.
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_card(&self) -> bool {
+        matches!(self.driver, Driver::Cuda(_))
+    }
+
+    /// Starts a copy to the host, in the buffer of a letter that was received, or in a new one.
+    ///
+    /// # Errors
+    /// If the driver failed.
+    #[cfg(feature = "cuda")]
+    pub(super) fn post(
+        self: &Arc<Self>,
+        old: Option<Letter>,
+        from: DevicePtr,
+        bytes: usize,
+    ) -> Result<Letter> {
+        self.refuse_in_recording("a copy to the host")?;
+        let mut letter = old.unwrap_or_else(|| Letter { gpu: self.clone(), buffer: None, bytes: 0 });
+        letter.bytes = bytes;
+        if let Driver::Cuda(cuda) = &self.driver {
+            cuda.post(&mut letter.buffer, from, bytes)?;
+        }
+        Ok(letter)
+    }
+}
+
+/// A copy to the host that is on its way, or has been taken.
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+pub(super) struct Letter {
+    gpu: Arc<Gpu>,
+    buffer: Option<super::cuda::Buffer>,
+    bytes: usize,
+}
+
+#[cfg(feature = "cuda")]
+impl Letter {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// If the copy or something before it failed.
+    pub(super) fn receive(&mut self) -> Result<Vec<u8>> {
+        match (&self.gpu.driver, &mut self.buffer) {
+            (Driver::Cuda(cuda), Some(buffer)) => cuda.receive(buffer, self.bytes),
+            _ => Ok(Vec::new()),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Drop for Letter {
+    fn drop(&mut self) {
+        if let (Driver::Cuda(cuda), Some(buffer)) = (&self.gpu.driver, self.buffer.take()) {
+            let _ = cuda.free_buffer(buffer);
+        }
+    }
+}
