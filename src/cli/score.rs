@@ -58,7 +58,14 @@ fn settings(config: &ScoreConfig) -> Vec<(&'static str, String)> {
         ("rows", files(&config.data_file)),
         ("mode", format!("{} ({})", config.mode, config.format)),
         ("batch", batch),
-        ("device", format!("{}, {}", config.device, config.dtype)),
+        (
+            "device",
+            match config.device {
+                // What it computes in is said when it is chosen.
+                DeviceChoice::Auto => config.device.to_string(),
+                _ => format!("{}, {}", config.device, config.dtype),
+            },
+        ),
         ("output", config.output.display().to_string()),
     ]
 }

@@ -112,12 +112,16 @@ pub(super) fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
         (
             "device",
             format!(
-                "{}, {}, base weights {}",
+                "{}{}, base weights {}",
                 config
                     .gpu
                     .as_ref()
                     .map_or_else(|| config.device.to_string(), |gpu| format!("{gpu} (planned)")),
-                config.dtype,
+                // What a device that is not chosen yet computes in is said when it is.
+                match (&config.gpu, config.device) {
+                    (None, DeviceChoice::Auto) => String::new(),
+                    _ => format!(", {}", config.dtype),
+                },
                 quant(config)
             ),
         ),

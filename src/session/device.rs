@@ -21,7 +21,7 @@ pub fn open_device(
         DeviceChoice::Cpu => {}
         DeviceChoice::Auto => match usable(gpus()) {
             Ok(gpu) => {
-                notify(Notice::Device(gpu));
+                notify(Notice::Device(format!("{gpu}, bf16")));
                 return Device::cuda(0);
             }
             Err(why) => notify(Notice::Device(format!("cpu ({why})"))),

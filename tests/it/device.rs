@@ -103,8 +103,10 @@ fn a_gpu_that_is_asked_for_is_used_or_says_why_not() {
                 .expect(5, &["this build has no kernels", "build again with an nvcc"]);
             continue;
         }
+        // A plan ends well; scores of a driver that computes nothing are no numbers in builds that fill memory with NaN.
         let used = with_stub(&on(args, "auto"), &[]);
-        used.expect(0, &["device: cuda:0 (Stub GPU)"]);
+        assert!(used.err.contains("device: cuda:0 (Stub GPU), bf16"), "{used:?}");
+        assert!(matches!(used.code, Some(0 | 4)), "{used:?}");
         assert!(used.calls.contains(&"cuModuleLoadData".to_owned()), "{used:?}");
     }
 }
@@ -117,23 +119,23 @@ fn a_training_records_its_step_once_and_replays_it() {
     }
     let (dir, [train, _]) = small();
     let train: Vec<String> = train.into_iter().filter(|arg| arg != "--dry-run").collect();
-    let log = tempfile::NamedTempFile::new().unwrap();
     let mut args = on(&train, "cuda");
     args.extend(["--max-steps", "5", "--tokens-per-batch", "64", "--save-steps", "5"]);
+    let log = tempfile::NamedTempFile::new().unwrap();
     let run = with_stub(&args, &[("STUB_LOG", log.path().to_str().unwrap())]);
     run.expect(0, &["device", "step 5/5"]);
-    let count = |name: &str| run.calls.iter().filter(|call| *call == name).count();
+    let text = fs::read_to_string(log.path()).unwrap();
+    let calls: Vec<&str> = text.lines().collect();
+    let count = |name: &str| calls.iter().filter(|call| **call == name).count();
     // A graph of a pass and one of an update; two graphs a step.
-    assert_eq!(count("cuStreamBeginCapture_v2"), 2, "{run:?}");
-    assert_eq!(count("cuGraphLaunch"), 10, "{run:?}");
-    let last_capture = run.calls.iter().rposition(|call| call == "cuStreamEndCapture").unwrap();
-    let after = &run.calls[last_capture..];
-    let replays = after.iter().position(|call| call == "cuGraphLaunch").unwrap();
-    let end = after.iter().rposition(|call| call == "cuGraphLaunch").unwrap();
-    let between = |name: &str| after[replays..end].iter().filter(|call| *call == name).count();
-    assert_eq!(between("cuLaunchKernel") + between("cuMemAlloc_v2") + between("cuStreamSynchronize"), 0);
+    assert_eq!((count("cuStreamBeginCapture_v2"), count("cuGraphLaunch")), (2, 10), "{calls:?}");
+    let first = calls.iter().position(|call| *call == "cuGraphLaunch").unwrap();
+    let last = calls.iter().rposition(|call| *call == "cuGraphLaunch").unwrap();
+    for forbidden in ["cuLaunchKernel", "cuMemAlloc_v2", "cuMemFree_v2", "cuStreamSynchronize"] {
+        assert!(!calls[first..last].contains(&forbidden), "{forbidden} between steps: {calls:?}");
+    }
     let left = "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0 graphs 0";
-    assert_eq!(run.calls.last().unwrap(), left, "{run:?}");
+    assert_eq!(calls.last(), Some(&left), "{calls:?}");
     assert!(dir.path().join("out/adapter_model.safetensors").is_file());
 }
 
@@ -170,7 +172,7 @@ fn a_healthy_gpu_passes_its_self_test_and_gets_everything_back() {
     assert_eq!(run.out.contains("passed  kernel"), FATBIN.is_some(), "{run:?}");
     assert_eq!(run.err.contains("the self-test failed on cuda:0"), FATBIN.is_some(), "{run:?}");
     let failed = run.out.lines().filter(|line| line.contains("FAILED"));
-    assert!(failed.into_iter().all(|line| line.contains("LoRA matmul")), "{run:?}");
+    assert!(failed.into_iter().all(|line| line.contains("LoRA matmul") || line.contains("primitives")), "{run:?}");
     let log = fs::read_to_string(log.path()).unwrap();
     // All launches and copies are in one order.
     assert_eq!(log.matches("cuStreamCreate").count(), 1);

@@ -207,7 +207,7 @@ fn show_gpu(gpu: &GpuInfo, driver: &Driver, opened: Result<&Opened, &Error>, con
             "usable",
             match opened {
                 Ok(Opened { image: Some(image), .. }) => {
-                    format!("yes, with the kernels for {image}; not yet for training and scoring")
+                    format!("yes, with the kernels for {image}")
                 }
                 Ok(Opened { image: None, .. }) => "for copies only: this build has no kernels".to_owned(),
                 Err(error) => not_usable(error),
