@@ -14,6 +14,9 @@ use crate::ops::lora_matmul::gpu::{Factors, LayerAdapters};
 use crate::ops::lora_matmul::{self, RowKeys};
 use crate::tensor::Real;
 
+/// What DoRA divides by in one adapter, by block and module.
+type Norms<T> = Vec<[Option<Tensor<<T as Real>::Stat>>; 7]>;
+
 /// See the module text.
 pub(super) struct AdapterTables<T: Real> {
     /// By block and module; empty on a CPU.
@@ -23,7 +26,7 @@ pub(super) struct AdapterTables<T: Real> {
     /// By number of the layer in the model.
     dropout_keys: Option<Table<DropoutKey>>,
     /// By adapter, block and module.
-    dora_norms: Vec<Vec<[Option<Tensor<T::Stat>>; 7]>>,
+    dora_norms: Vec<Norms<T>>,
 }
 
 impl<T: Real> AdapterTables<T> {
@@ -123,7 +126,7 @@ fn room_for_norms<T: Real>(
     device: &Device,
     config: &ModelConfig,
     adapters: &[Adapter<T>],
-) -> Result<Vec<Vec<[Option<Tensor<T::Stat>>; 7]>>> {
+) -> Result<Vec<Norms<T>>> {
     let of_adapter = |adapter: &Adapter<T>| {
         let of_block = |l: usize| {
             let mut norms = [const { None }; 7];
@@ -143,7 +146,7 @@ fn room_for_norms<T: Real>(
 fn layer_magnitudes<T: Real>(
     device: &Device,
     config: &ModelConfig,
-    (adapters, norms): (&[Adapter<T>], &[Vec<[Option<Tensor<T::Stat>>; 7]>]),
+    (adapters, norms): (&[Adapter<T>], &[Norms<T>]),
     grads: &[Adapter<T::Stat>],
 ) -> Result<Vec<[Option<Magnitudes>; 7]>> {
     let of_block = |l: usize| {

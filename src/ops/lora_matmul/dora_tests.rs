@@ -46,6 +46,10 @@ struct OneGrad<T: Real> {
     magnitude: Option<Tensor<T::Stat>>,
 }
 
+/// By adapter.
+type Each<X> = [Option<X>; 3];
+
+/// What came out, by name.
 type Named = Vec<(String, Vec<f64>)>;
 
 fn transposed(values: &[f64], cols: usize) -> Vec<f64> {
@@ -111,7 +115,7 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
     let frozen: Vec<(Tensor<T>, Tensor<T>)> = case.layers.iter().map(frozen).collect();
     let of_layer =
         |(&l, (weight, _)): (&usize, &(Tensor<T>, _))| [0, 1, 2].map(|i| adapter(device, weight, l, i));
-    let adapters: Vec<[Option<One<T>>; 3]> = case.layers.iter().zip(&frozen).map(of_layer).collect();
+    let adapters: Vec<Each<One<T>>> = case.layers.iter().zip(&frozen).map(of_layer).collect();
     let ones = |[rows, cols]: [usize; 2]| tensor::<T::Stat>(device, rows, cols, &vec![1.0; rows * cols]);
     let grad = |one: &Option<One<T>>| {
         let grad = |One { a, b, dora }: &One<T>| OneGrad {
@@ -121,7 +125,7 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
         };
         one.as_ref().map(grad)
     };
-    let mut grads: Vec<[Option<OneGrad<T>>; 3]> =
+    let mut grads: Vec<Each<OneGrad<T>>> =
         adapters.iter().map(|of_layer| of_layer.each_ref().map(grad)).collect();
 
     // What kernels read.
@@ -132,7 +136,7 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
     let tables = on_gpu.then(|| {
         let mut rows = Rows::with_capacity(device, room, 4, case.p > 0.0).unwrap();
         rows.write(device, live, &runs, (case.p > 0.0).then_some(&keys)).unwrap();
-        let of_layer = |((&l, ones), grads): ((&usize, &[Option<One<T>>; 3]), &[Option<OneGrad<T>>; 3])| {
+        let of_layer = |l: usize, ones: &Each<One<T>>, grads: &Each<OneGrad<T>>| {
             let (mut factors, mut magnitudes) = (Vec::new(), Vec::new());
             for (i, (one, grad)) in ones.iter().zip(grads).enumerate() {
                 let both = one.as_ref().zip(grad.as_ref());
@@ -150,7 +154,8 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
             let adapters = LayerAdapters::new(device, [OUT[l], IN], &factors).unwrap();
             (adapters, Magnitudes::new(device, OUT[l], &magnitudes).unwrap())
         };
-        let of_layers: Vec<_> = case.layers.iter().zip(&adapters).zip(&grads).map(of_layer).collect();
+        let all = case.layers.iter().zip(&adapters).zip(&grads);
+        let of_layers: Vec<_> = all.map(|((l, ones), grads)| of_layer(*l, ones, grads)).collect();
         (rows, of_layers)
     });
 
