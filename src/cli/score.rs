@@ -8,7 +8,7 @@ use super::signals::Stop;
 use super::train::{files, routed};
 use super::units::{bytes, count, harmless, seconds};
 use super::{table, template};
-use crate::config::{Batching, ScoreConfig};
+use crate::config::{Batching, DeviceChoice, ScoreConfig};
 use crate::error::Result;
 use crate::score::{self, Accuracy, ChoiceReport, Context, Event, Findings, LogprobReport, Summary};
 

@@ -9,7 +9,7 @@ use super::options::TrainArgs;
 use super::signals::Stop;
 use super::units::{bytes, count, seconds, shell_word};
 use super::{inspect, plan, table, template};
-use crate::config::{Batching, Format, Resume, TargetModules, TrainConfig};
+use crate::config::{Batching, DeviceChoice, Format, Resume, TargetModules, TrainConfig};
 use crate::data::routing::Routing;
 use crate::error::Result;
 use crate::train::{self, Context, EvalMetrics, Event, StepLog, Summary};

@@ -208,10 +208,11 @@ impl Gpu {
         match &self.driver {
             // What the last tensor left must not pass for content. A new allocation is in this state already.
             #[cfg(feature = "emulated")]
+            Driver::Emulated(_)
+                if bytes > 0 && offset.is_some() && self.noted(|| Call::Poison(ptr, bytes)) => {}
+            #[cfg(feature = "emulated")]
             Driver::Emulated(emulator) if bytes > 0 && offset.is_some() => {
-                if !self.noted(|| Call::Poison(ptr, bytes)) {
-                    emulator.poison(ptr, to_usize(bytes))?;
-                }
+                emulator.poison(ptr, to_usize(bytes))?;
             }
             #[cfg(feature = "emulated")]
             Driver::Emulated(_) => {}

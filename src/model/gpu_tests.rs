@@ -352,6 +352,5 @@ fn a_dry_pass_with_dora_launches_what_a_real_one_does() {
 fn a_block_takes_at_most_twelve_launches_in_each_direction() {
     let ([forward, both], [next_forward, next_both]) = (launches(4), launches(5));
     let per_block = [next_forward - forward, (next_both - next_forward) - (both - forward)];
-    println!("launches of a block: {per_block:?}; of a pass over 4 blocks: {forward} forward, {both} in all");
     assert!(per_block.iter().all(|&launches| launches <= 12), "{per_block:?}");
 }

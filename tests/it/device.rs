@@ -172,7 +172,10 @@ fn a_healthy_gpu_passes_its_self_test_and_gets_everything_back() {
     assert_eq!(run.out.contains("passed  kernel"), FATBIN.is_some(), "{run:?}");
     assert_eq!(run.err.contains("the self-test failed on cuda:0"), FATBIN.is_some(), "{run:?}");
     let failed = run.out.lines().filter(|line| line.contains("FAILED"));
-    assert!(failed.into_iter().all(|line| line.contains("LoRA matmul") || line.contains("primitives")), "{run:?}");
+    assert!(
+        failed.into_iter().all(|line| line.contains("LoRA matmul") || line.contains("primitives")),
+        "{run:?}"
+    );
     let log = fs::read_to_string(log.path()).unwrap();
     // All launches and copies are in one order.
     assert_eq!(log.matches("cuStreamCreate").count(), 1);

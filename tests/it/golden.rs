@@ -262,7 +262,7 @@ fn check_bf16(name: &str) {
     let mut faults = Vec::new();
     let mut hold = |what: String, got: f64, limit: f64| {
         report.push(format!("{what} {got:.2e} of {limit:.2e}"));
-        if !(got <= limit) {
+        if got.is_nan() || got > limit {
             faults.push(format!("{what}: {got:e}, allowed {limit:e}"));
         }
     };

@@ -19,7 +19,7 @@ pub use backward::{Backward, GradJob, backward, backward_input, gradients, proje
 pub use check::self_test;
 pub(in crate::ops) use project::BLOCK_ROWS;
 pub use project::Project;
-pub use tables::{Factors, LayerAdapters, Rows, dropout_keys};
+pub use tables::{FactorGrads, Factors, LayerAdapters, LayerFactors, Rows, dropout_keys};
 
 use super::OP;
 use super::plan::{self, MAX_LAYERS, Problem};

@@ -91,6 +91,12 @@ impl Rows {
     }
 }
 
+/// Gradients of `A` and of `B` transposed.
+pub type FactorGrads<'a, T> = (&'a Tensor<<T as Real>::Stat>, &'a Tensor<<T as Real>::Stat>);
+
+/// `[out_features, in_features]` of a layer, and its factors by adapter.
+pub type LayerFactors<'a, T> = ([usize; 2], Vec<Option<Factors<'a, T>>>);
+
 /// One adapter's part of a layer.
 #[derive(Debug, Clone, Copy)]
 pub struct Factors<'a, T: Real> {
@@ -99,7 +105,7 @@ pub struct Factors<'a, T: Real> {
     /// `B` transposed, `[r, out_features]`.
     pub b_t: &'a Tensor<T>,
     /// Their gradients, added to by [`super::gradients`]; none where nobody trains them.
-    pub grads: Option<(&'a Tensor<T::Stat>, &'a Tensor<T::Stat>)>,
+    pub grads: Option<FactorGrads<'a, T>>,
     /// `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
     pub scaling: f32,
 }
@@ -135,10 +141,7 @@ impl LayerAdapters {
     /// # Errors
     /// [`Error::Shape`] if a factor or gradient has another shape than its layer `[out_features, in_features]`; errors of the
     /// device.
-    pub fn of_layers<T: Real>(
-        device: &Device,
-        layers: &[([usize; 2], Vec<Option<Factors<'_, T>>>)],
-    ) -> Result<Vec<Self>> {
+    pub fn of_layers<T: Real>(device: &Device, layers: &[LayerFactors<'_, T>]) -> Result<Vec<Self>> {
         let mut entries: Vec<LoraFactor> = Vec::new();
         let mut max_ranks = Vec::new();
         for ([out_features, in_features], adapters) in layers {
