@@ -15,7 +15,7 @@ use super::identity::{Identity, identity};
 use super::itinerary::Itinerary;
 use super::log::Log;
 use super::output::{check_output, checkpoint_to_resume, remove_old_run};
-use super::plan::{chooses, planned};
+use super::plan::{Plan, chooses, planned};
 use super::plot;
 use super::prepare::{Prepared, Row, first_adapter, open_device, prepare};
 use super::state::TrainerState;
@@ -26,7 +26,6 @@ use crate::device::{Class, Device, Machine};
 use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
-use crate::model::Policies;
 use crate::optim::{Optimizer, Schedule};
 use crate::session::{Context, Notice};
 use crate::tensor::Real;
@@ -68,7 +67,7 @@ fn run_as<T: Real<Stat = f32>>(
     let planned = planned(config, &prepared, &itinerary)?;
     watch(Event::Planned(&planned));
     planned.check_fits()?;
-    let policies = planned.activation_policy.clone();
+    let policies = &planned.activation_policy;
     if chooses(config) && !policies.keep_all() {
         let what =
             format!("to stay within the memory limit, blocks keep less: {policies}; results are the same");
@@ -90,7 +89,7 @@ fn run_as<T: Real<Stat = f32>>(
         });
     }
     reserve(&prepared.device, &planned)?;
-    let mut training = Training::start(config, context, &prepared, (itinerary, policies), watch)?;
+    let mut training = Training::start(config, context, &prepared, (itinerary, &planned), watch)?;
     training.steps(watch)?;
     training.finish(watch)
 }
@@ -110,6 +109,8 @@ struct Training<'a, T: Real<Stat = f32>> {
     saved: Option<u64>,
     last_eval: Option<EvalMetrics>,
     stopped_early: bool,
+    /// Floating-point operations of the plan by token.
+    flops_per_token: f64,
     start: Instant,
     /// Sums of this process, and since the last log line.
     all: Sums,
@@ -122,7 +123,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         config: &'a TrainConfig,
         context: &'a Context,
         prepared: &'a Prepared<T>,
-        (itinerary, policies): (Itinerary<'a>, Policies),
+        (itinerary, planned): (Itinerary<'a>, &Plan),
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let device = &prepared.device;
@@ -134,7 +135,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             config,
             device,
             decoder: &prepared.decoder,
-            policies,
+            policies: planned.activation_policy.clone(),
             recorded: None,
             grads: vec![adapter.zeros_like(&device.class(Class::Gradient))?],
             optimizer,
@@ -195,6 +196,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             saved,
             last_eval: None,
             stopped_early,
+            flops_per_token: planned.step_flops as f64 / planned.step_tokens.max(1) as f64,
             start: Instant::now(),
             all: Sums::default(),
             since_log: Sums::default(),
@@ -272,14 +274,19 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let learning_rate = self.schedule.learning_rate(self.state.global_step);
-        let flops = started.flops;
+        let counted = started.flops;
         let result = self.stepper.finish(started)?;
+        // What was recorded was counted for its room, and not for the batch.
+        let flops = match self.stepper.recorded {
+            Some(_) => result.num_tokens as f64 * self.flops_per_token,
+            None => counted as f64,
+        };
         let seconds = begin.elapsed().as_secs_f64();
         let state = &mut self.state;
         state.global_step += 1;
         state.epoch = self.itinerary.position(state.global_step);
         state.num_input_tokens_seen += result.num_tokens as u64;
-        state.total_flos += flops as f64;
+        state.total_flos += flops;
         state.empty_steps += u64::from(result.loss.is_none());
         self.all.add(&result, seconds);
         self.since_log.add(&result, seconds);
@@ -416,7 +423,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         state_files::publish(config, &self.stepper)?;
         let train_runtime = self.start.elapsed().as_secs_f64();
         let tokens_per_second = self.all.tokens_per_second();
-        let memory = self.prepared.device.memory();
+        let peak_bytes = peak_bytes(self.prepared);
         self.log.write(&json!({
             "step": self.state.global_step,
             "epoch": self.state.epoch,
@@ -425,7 +432,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             "train_tokens_per_second": tokens_per_second,
             "num_input_tokens_seen": self.state.num_input_tokens_seen,
             "total_flos": self.state.total_flos,
-            "peak_tensor_bytes": memory.peak_bytes + memory.borrowed_bytes,
+            "peak_tensor_bytes": peak_bytes,
         }))?;
         let state = config.output_dir.join("trainer_state.json");
         write_file(&state, self.state.to_json().as_bytes())?;
@@ -440,8 +447,21 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             stopped_early: self.stopped_early,
             train_runtime,
             tokens_per_second,
-            peak_bytes: memory.peak_bytes + memory.borrowed_bytes,
+            peak_bytes,
         })
+    }
+}
+
+/// The most bytes that tensors took. On a GPU that is how far they reached in the memory that was taken for them, and the weights,
+/// which were there before.
+fn peak_bytes<T: Real>(prepared: &Prepared<T>) -> u64 {
+    let memory = prepared.device.memory();
+    match prepared.device.arena() {
+        Some(arena) => {
+            let weights = prepared.decoder.weights.tensors();
+            arena.high_water_bytes + weights.iter().map(|t| (t.len() * size_of::<T>()) as u64).sum::<u64>()
+        }
+        None => memory.peak_bytes + memory.borrowed_bytes,
     }
 }
 
