@@ -71,21 +71,6 @@ fn runner<T: Element>(device: &Device, op: &'static str) -> Result<Runner> {
     }
 }
 
-/// Whether `op` computes on this device; a dry one only records.
-///
-/// # Errors
-/// [`Error::Device`] on a device that runs kernels: the op has none behind this door, and must not pass for done.
-fn computes(device: &Device, op: &'static str) -> Result<bool> {
-    match device.kind() {
-        Kind::Cpu => Ok(true),
-        Kind::Dry => Ok(false),
-        Kind::Cuda | Kind::Emulated => Err(Error::Device {
-            what: format!("{}: {op} does not run there yet", device.label()),
-            fix: "compute on the cpu".into(),
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #[cfg(feature = "emulated")]
@@ -103,10 +88,15 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_computes_and_a_dry_device_does_not() {
+    fn the_device_and_the_numbers_decide_who_works() {
+        use super::{Runner, runner};
         use crate::device::{Device, Machine};
+        use half::bf16;
 
-        assert!(super::computes(&Device::cpu(1).unwrap(), "swiglu").unwrap());
-        assert!(!super::computes(&Device::dry_for(Machine::Gpu), "swiglu").unwrap());
+        let (cpu, dry, gpu) = (Device::cpu(1).unwrap(), Device::dry(), Device::dry_for(Machine::Gpu));
+        assert_eq!(runner::<f32>(&cpu, "swiglu").unwrap(), Runner::Cpu);
+        assert_eq!(runner::<bf16>(&dry, "swiglu").unwrap(), Runner::Nobody);
+        assert_eq!(runner::<bf16>(&gpu, "swiglu").unwrap(), Runner::Gpu);
+        assert_eq!(runner::<f32>(&gpu, "swiglu").unwrap(), Runner::Nobody);
     }
 }

@@ -141,19 +141,39 @@ fn a_training_records_its_step_once_and_replays_it() {
 
 #[cfg(feature = "emulated")]
 #[test]
-fn the_emulator_trains_and_scores() {
+fn the_emulator_trains_goes_on_with_the_same_bytes_and_scores() {
     let (dir, [train, score]) = small();
-    let train: Vec<String> = train.into_iter().filter(|arg| arg != "--dry-run").collect();
-    let mut args = on(&train, "emulated");
-    args.extend(["--max-steps", "3", "--tokens-per-batch", "64", "--save-steps", "3"]);
-    with_stub(&args, &[]).expect(0, &["step 3/3"]);
-    let adapter = dir.path().join("out");
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let run = |output: &str, more: &[&str]| {
+        let keep = |arg: &&String| *arg != "--dry-run" && **arg != path("out");
+        let train: Vec<String> = train.iter().filter(keep).cloned().collect();
+        let place = train.iter().position(|arg| arg == "--output-dir").unwrap();
+        let train = [&train[..=place], &[path(output)], &train[place + 1..]].concat();
+        let mut args = on(&train, "emulated");
+        args.extend([
+            "--max-steps",
+            "4",
+            "--tokens-per-batch",
+            "64",
+            "--save-steps",
+            "2",
+            "--lora-dropout",
+            "0.1",
+        ]);
+        args.extend(more);
+        with_stub(&args, &[]).expect(0, &["step 4/4"]);
+    };
+    run("whole", &[]);
+    run("resumed", &["--resume", &path("whole/checkpoint-2")]);
+    for file in ["adapter_model.safetensors", "checkpoint-4/optimizer.safetensors"] {
+        let [whole, resumed] =
+            ["whole", "resumed"].map(|run| fs::read(dir.path().join(run).join(file)).unwrap());
+        assert!(whole == resumed, "{file}");
+    }
     let mut args = on(&score, "emulated");
-    args.extend(["--adapter", adapter.to_str().unwrap()]);
-    with_stub(&args, &[]).expect(0, &[]);
-    assert!(
-        fs::read_to_string(dir.path().join("scores.jsonl")).is_ok() || dir.path().join("scores").exists()
-    );
+    let adapter = path("whole");
+    args.extend(["--adapter", &adapter]);
+    with_stub(&args, &[]).expect(0, &["per supervised token"]);
 }
 
 #[test]

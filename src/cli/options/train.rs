@@ -217,7 +217,7 @@ pub struct TrainArgs {
     /// Who computes: auto, cpu, cuda, cuda:N or emulated.
     #[arg(long, value_name = "DEVICE", help_heading = MACHINE)]
     device: Option<String>,
-    /// Type of weights and activations; adapters and their optimizer state are always f32.
+    /// Type of weights and activations: f32 on the CPU, bf16 on a GPU; adapters and their optimizer state are always f32.
     #[arg(long, value_parser = words(crate::config::Dtype::WORDS), help_heading = MACHINE)]
     dtype: Option<String>,
     /// CPU threads [default: all cores].

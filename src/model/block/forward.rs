@@ -143,7 +143,6 @@ impl<T: Real> Pass<'_, T> {
         let mut normed = self.like(x)?;
         let (norm, xa_place, y_place) = (self.input_norm(layer), place(Class::Xa), place(Class::Qkv));
         let made = (&mut normed, &mut rstd_in);
-        // The order of the sums in the gradient of the input.
         let [(k, xa_k), (v, xa_v), (q, xa_q)] = if self.is_last(layer) {
             let group = Group { layer, modules: [Module::K, Module::V], set: all };
             let xa = self.xa(&group, x.rows(), &xa_place)?;

@@ -13,9 +13,9 @@ mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-use super::{check_shape, computes};
-use crate::device::{Device, Tensor, Work};
-use crate::error::Result;
+use super::check_shape;
+use crate::device::{Device, Kind, Tensor, Work};
+use crate::error::{Error, Result};
 use crate::tensor::Real;
 
 const OP: &str = "adamw";
@@ -96,7 +96,8 @@ impl<T: Real> Trained<'_, T> {
 /// Updates parameters and moments in place, and writes the shadows.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] if the shapes differ.
+/// [`crate::error::Error::Shape`] if the shapes differ; [`crate::error::Error::Device`] on a GPU, which takes
+/// [`gpu::clip_and_update`].
 pub fn update<T: Real>(device: &Device, adamw: &AdamW, trained: &mut [Trained<'_, T>]) -> Result<()> {
     let (mut numbers, mut rounded) = (0, 0);
     for one in trained.iter() {
@@ -106,9 +107,14 @@ pub fn update<T: Real>(device: &Device, adamw: &AdamW, trained: &mut [Trained<'_
     }
     let bytes = 7 * numbers * size_of::<T::Stat>() + rounded * size_of::<T>();
     device.record(OP, Work::new(14 * numbers as u64, bytes as u64));
-    if computes(device, OP)? {
-        for one in trained {
-            cpu::update(adamw, one);
+    match device.kind() {
+        Kind::Cpu => trained.iter_mut().for_each(|one| cpu::update(adamw, one)),
+        Kind::Dry => {}
+        Kind::Cuda | Kind::Emulated => {
+            return Err(Error::Device {
+                what: format!("{}: adamw updates all tensors in one call there", device.label()),
+                fix: "call adamw::gpu::clip_and_update".into(),
+            });
         }
     }
     Ok(())
