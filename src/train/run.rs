@@ -19,7 +19,7 @@ use super::plan::{Plan, chooses, planned};
 use super::plot;
 use super::prepare::{Prepared, Row, first_adapter, open_device, prepare};
 use super::state::TrainerState;
-use super::step::{Started, Stepper};
+use super::step::{Spare, Started, Stepper};
 use super::sums::Sums;
 use crate::config::TrainConfig;
 use crate::device::{Class, Device, Machine};
@@ -137,6 +137,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             decoder: &prepared.decoder,
             policies: planned.activation_policy.clone(),
             recorded: None,
+            spare: Spare::default(),
             grads: vec![adapter.zeros_like(&device.class(Class::Gradient))?],
             optimizer,
             adapters: vec![adapter],

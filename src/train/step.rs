@@ -36,6 +36,15 @@ pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
     pub(super) optimizer: Optimizer<T>,
     /// The pass as recorded launches; on a GPU only.
     pub(super) recorded: Option<RecordedPass<T>>,
+    /// Mailboxes of steps that are finished, for those to come.
+    pub(super) spare: Spare,
+}
+
+/// Mailboxes of scores and of norms.
+#[derive(Default)]
+pub(super) struct Spare {
+    scores: Vec<Mailbox>,
+    norms: Vec<Mailbox>,
 }
 
 /// A step that was started. On a CPU it is done, on a GPU its results are on their way.
@@ -153,7 +162,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let (optimizer, adapter, grads) = (&mut self.optimizer, &mut self.adapters[0], &self.grads[0]);
         let device = self.device;
         if self.recorded.is_some() {
-            let mut norm = Mailbox::new(device);
+            let mut norm = self.spare.norms.pop().unwrap_or_else(|| Mailbox::new(device));
             optimizer.start_update(device, &update, adapter, grads, &mut norm)?;
             started.norm = Some(norm);
         } else {
@@ -176,7 +185,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let weights = batch.targets.iter().map(|t| f64::from(t.weight)).collect();
         if let Some(recorded) = &mut self.recorded {
             if !batch.targets.is_empty() {
-                let mut scores = Mailbox::new(device);
+                let mut scores = self.spare.scores.pop().unwrap_or_else(|| Mailbox::new(device));
                 recorded.start(self.decoder, device, batch, (adapters, options), &mut scores)?;
                 started.passes.push(Pass { scores, weights, places: places(rows) });
             }
@@ -194,12 +203,14 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
     pub(super) fn finish(&mut self, mut started: Started) -> Result<StepResult> {
         let Some(mut norm) = started.norm else { return Ok(started.result) };
         let mut total = 0.0;
-        for Pass { scores, weights, places } in &mut started.passes {
-            let scores = recorded::finish(scores)?;
-            total += loss(&scores, weights).ok_or_else(|| not_finite("the loss", started.step, places))?;
+        for Pass { mut scores, weights, places } in std::mem::take(&mut started.passes) {
+            let found = recorded::finish(&mut scores)?;
+            self.spare.scores.push(scores);
+            total += loss(&found, &weights).ok_or_else(|| not_finite("the loss", started.step, &places))?;
         }
         started.result.loss = Some(total * started.scale);
         started.result.grad_norm = self.optimizer.finish_update(&mut norm)?;
+        self.spare.norms.push(norm);
         if !started.result.grad_norm.is_finite() {
             return Err(not_finite("the gradient", started.step, &started.places));
         }

@@ -162,7 +162,9 @@ impl Place {
             }
             (None, None) if free.is_some() => free.and_then(|memory| {
                 let source = format!("{:.0}% of the memory of the card that is free", 100.0 * CARD_PART);
-                limit((memory.free_bytes as f64 * CARD_PART) as u64, source)
+                // The weights of the run are there already, and count to what it takes.
+                let ours = device.map_or(0, |device| device.memory().live_bytes);
+                limit(((memory.free_bytes + ours) as f64 * CARD_PART) as u64, source)
             }),
             // The memory of a GPU is not that of this machine.
             (None, None) if on_gpu => None,
