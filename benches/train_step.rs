@@ -234,8 +234,10 @@ impl<'a, T: Real<Stat = f32>> Step<'a, T> {
     fn record(&mut self, batch: &Batch) -> Result<()> {
         self.optimizer.prepare(self.device, &mut self.adapters[0], &self.grads[0])?;
         let options = self.options(batch);
-        let (room, adapters) = (Room::of(batch), &self.adapters);
-        self.recorded = Some(self.decoder.record(self.device, room, adapters, &mut self.grads, options)?);
+        let (device, adapters) = (self.device, &self.adapters);
+        let with = (adapters.as_slice(), self.grads.as_slice());
+        let tables = self.decoder.pass_tables(device, Room::of(batch), with, options.dropout)?;
+        self.recorded = Some(self.decoder.record(device, tables, (adapters, &mut self.grads), options)?);
         Ok(())
     }
 

@@ -54,9 +54,10 @@ impl Device {
         let recording = gpu.end_recording();
         let ledger = self.take_ledger();
         self.lock().merge(&before);
+        let graph = recording.map(|recording| Graph { gpu: gpu.clone(), recording, ledger });
         // What went wrong in the recorded code is the reason, whatever became of the recording.
         let result = result?;
-        Ok((Graph { gpu: gpu.clone(), recording: recording?, ledger }, result))
+        Ok((graph?, result))
     }
 
     /// Starts what was recorded, after everything that was started before.

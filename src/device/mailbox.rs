@@ -44,7 +44,10 @@ impl Mailbox {
         self.is_full = true;
         #[cfg(feature = "cuda")]
         if let Some(block) = tensor.block().filter(|block| block.gpu().is_card()) {
-            self.letter = Some(block.gpu().post(self.letter.take(), block.ptr(), len * size_of::<T>())?);
+            // With room for the whole tensor, so that no later copy of it has to make room.
+            let room = tensor.len() * size_of::<T>();
+            self.letter =
+                Some(block.gpu().post(self.letter.take(), block.ptr(), len * size_of::<T>(), room)?);
             return Ok(());
         }
         let values = self.device.read(tensor)?;

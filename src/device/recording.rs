@@ -167,7 +167,7 @@ impl Gpu {
         matches!(self.driver, Driver::Cuda(_))
     }
 
-    /// Starts a copy to the host, in the buffer of a letter that was received, or in a new one.
+    /// Starts a copy to the host, in the buffer of a letter that was received, or in a new one for `room` bytes.
     ///
     /// # Errors
     /// If the driver failed.
@@ -177,12 +177,13 @@ impl Gpu {
         old: Option<Letter>,
         from: DevicePtr,
         bytes: usize,
+        room: usize,
     ) -> Result<Letter> {
         self.refuse_in_recording("a copy to the host")?;
         let mut letter = old.unwrap_or_else(|| Letter { gpu: self.clone(), buffer: None, bytes: 0 });
         letter.bytes = bytes;
         if let Driver::Cuda(cuda) = &self.driver {
-            cuda.post(&mut letter.buffer, from, bytes)?;
+            cuda.post(&mut letter.buffer, from, bytes, room)?;
         }
         Ok(letter)
     }

@@ -58,10 +58,9 @@ impl<T: Real> Decoder<T> {
         let tables = self.tables(device, batch, &batch.target_rows(), (0.0, None))?;
         let of_adapters = self.adapter_tables(device, adapters, &[], None)?;
         let pass = self.pass(device, (adapters, &of_adapters), &tables, (None, None));
-        let forward = self.forward(&pass)?;
-        let device = &tables.supervised.device;
-        let head = self.weights.head();
-        linear_cross_entropy::forward(device, &forward.normed, head, &tables.targets, None)?.read(device)
+        let mut scores = Scores::with_capacity(device, batch.targets.len())?;
+        self.only_forward(&pass, &mut scores)?;
+        scores.read(device)
     }
 
     /// Log-probabilities of the targets, and the gradient of `-scale * sum(weight * logprob)` added to `grads` (one per adapter,
@@ -86,7 +85,9 @@ impl<T: Real> Decoder<T> {
         let of_adapters = self.adapter_tables(device, adapters, grads, dropout)?;
         let kept = Some((lowest, policies));
         let pass = self.pass(device, (adapters, &of_adapters), &tables, (dropout, kept));
-        self.both_ways(&pass, lowest, grads)?.read(device)
+        let mut scores = Scores::with_capacity(device, batch.targets.len())?;
+        self.both_ways(&pass, lowest, grads, &mut scores)?;
+        scores.read(device)
     }
 
     /// The lowest block that backward reaches; none without adapters.
@@ -114,18 +115,26 @@ impl<T: Real> Decoder<T> {
         linear_cross_entropy::logits(device, &forward.normed, self.weights.head())
     }
 
+    /// Forward over the batch in the tables of `pass`.
+    pub(super) fn only_forward(&self, pass: &Pass<'_, T>, scores: &mut Scores) -> Result<()> {
+        let (device, targets) = (&pass.tables.supervised.device, &pass.tables.targets);
+        let normed = self.forward(pass)?.normed;
+        linear_cross_entropy::forward_into(device, &normed, self.weights.head(), (targets, scores), None)
+    }
+
     /// Forward and backward over the batch in the tables of `pass`: adds to `grads`.
     pub(super) fn both_ways(
         &self,
         pass: &Pass<'_, T>,
         lowest: usize,
         grads: &mut [Adapter<T::Stat>],
-    ) -> Result<Scores> {
+        scores: &mut Scores,
+    ) -> Result<()> {
         let (device, tables) = (&pass.tables.supervised.device, pass.tables);
         let Forward { mut saved, stream, rstd, normed } = self.forward(pass)?;
         let mut d_normed = device.empty(normed.rows(), normed.cols())?;
         let (head, dx) = (self.weights.head(), Some(&mut d_normed));
-        let scores = linear_cross_entropy::forward(device, &normed, head, &tables.targets, dx)?;
+        linear_cross_entropy::forward_into(device, &normed, head, (&tables.targets, scores), dx)?;
         drop(normed);
         let mut layer = self.weights.blocks.len();
         let back = NormBack {
@@ -145,7 +154,7 @@ impl<T: Real> Decoder<T> {
                 None => break,
             }
         }
-        Ok(scores)
+        Ok(())
     }
 
     pub(super) fn validate(&self, device: &Device, batch: &Batch, adapters: &[Adapter<T>]) -> Result<()> {

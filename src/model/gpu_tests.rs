@@ -14,6 +14,7 @@ use crate::batch::{Batch, Target};
 use crate::config::{LoraConfig, ModelConfig, TargetModules, variant};
 use crate::device::arch::Chip;
 use crate::device::{Device, EmulatorOptions, Mailbox};
+use crate::ops::attention::PlanCapacity;
 use crate::ops::linear_cross_entropy::TargetScore;
 use crate::ops::testing::{cpu, kernel_device, relative_rms};
 use crate::optim::{Optimizer, Update};
@@ -155,13 +156,15 @@ fn recorded_passes_have_the_bits_of_direct_ones() {
     let expected: Vec<_> = (0..3).map(direct).collect();
     let room = batches.iter().map(Room::of).fold(Room::default(), Room::max);
     let room = Room {
-        tokens: room.tokens + 30,
+        plan: PlanCapacity { query_rows: room.tokens() + 30, key_rows: room.tokens() + 30, ..room.plan },
         targets: room.targets + 5,
         target_rows: room.target_rows + 9,
         ..room
     };
     let dropout = |step| options(Some(DropoutStep { seed: 5, step }));
-    let mut recorded = model.record(&device, room, &adapters, &mut grads, dropout(0)).unwrap();
+    let step = Some(DropoutStep { seed: 5, step: 0 });
+    let tables = model.pass_tables(&device, room, (&adapters, &grads), step).unwrap();
+    let mut recorded = model.record(&device, tables, (&adapters, &mut grads), dropout(0)).unwrap();
     let mut before = vec![0.0; numbers(&device, &grads).len()];
     for (step, (batch, (scores, gradient))) in batches.iter().zip(&expected).enumerate().chain(
         // Once more, after larger batches were there.
@@ -180,7 +183,7 @@ fn recorded_passes_have_the_bits_of_direct_ones() {
         }
         before = after;
     }
-    let larger = batch(&[(room.tokens + 1, 0, None)], 0);
+    let larger = batch(&[(room.tokens() + 1, 0, None)], 0);
     let mut mailbox = Mailbox::new(&device);
     assert!(recorded.start(&model, &device, &larger, (&adapters, dropout(0)), &mut mailbox).is_err());
 }
@@ -192,7 +195,9 @@ fn recorded_passes_with_dora_measure_the_norms_anew() {
     let model = model::<bf16>(&device, 2);
     let batch = batch(&[(20, 0, None), (9, 1, None)], 0);
     let needed = Room::of(&batch);
-    let room = Room { tokens: needed.tokens + 7, target_rows: needed.target_rows + 3, ..needed };
+    let rows = needed.tokens() + 7;
+    let plan = PlanCapacity { query_rows: rows, key_rows: rows, ..needed.plan };
+    let room = Room { plan, target_rows: needed.target_rows + 3, ..needed };
     for p in [0.0, 0.1] {
         // The other adapter has all layers as targets, and no magnitudes.
         let mut adapters = vec![
@@ -202,7 +207,8 @@ fn recorded_passes_with_dora_measure_the_norms_anew() {
         fill(&device, &mut adapters[0], 1000);
         let options = options((p > 0.0).then_some(DropoutStep { seed: 5, step: 3 }));
         let mut grads: Vec<_> = adapters.iter().map(|a| a.zeros_like(&device).unwrap()).collect();
-        let mut recorded = model.record(&device, room, &adapters, &mut grads, options).unwrap();
+        let tables = model.pass_tables(&device, room, (&adapters, &grads), options.dropout).unwrap();
+        let mut recorded = model.record(&device, tables, (&adapters, &mut grads), options).unwrap();
         for round in 0..2 {
             fill(&device, &mut adapters[0], 2000 + 100 * round);
             for tensor in grads.iter_mut().flat_map(Adapter::tensors_mut) {

@@ -25,6 +25,6 @@ mod tests;
 pub use adapter::Adapter;
 pub use decoder::{Decoder, DropoutStep, PassOptions};
 pub use policy::{Policies, Policy};
-pub use recorded::RecordedPass;
+pub use recorded::{RecordedPass, Scorer};
 pub use tables::Room;
 pub use weights::Weights;

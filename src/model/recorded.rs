@@ -1,72 +1,132 @@
-//! A pass with gradients whose launches are recorded once, and run for every batch that fits: on a card as one CUDA graph, without
-//! any work of the host but the batch's tables.
+//! Passes whose launches are recorded once, and run for every batch that fits: on a card as one CUDA graph, without any work of the
+//! host but the batch's tables. With gradients for training, without for evaluation and scoring ([`Scorer`]).
 //!
 //! The batch, its loss scale and the masks of the step are in tables of fixed addresses; grids are made for the room that was
-//! asked for, and blocks beyond the rows of a batch end at once. Results are the bits of [`Decoder::score_and_backward`].
+//! asked for, and blocks beyond the rows of a batch end at once. Results are the bits of [`Decoder::score_and_backward`] and
+//! [`Decoder::score`].
+
+use std::collections::VecDeque;
 
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
-use super::decoder::{Decoder, PassOptions};
+use super::decoder::{Decoder, DropoutStep, PassOptions};
+use super::init;
 use super::tables::{BatchTables, Room};
 use crate::batch::Batch;
+use crate::device::arch::Chip;
 use crate::device::{Device, Graph, Mailbox};
 use crate::error::{Error, Result};
 use crate::ops::linear_cross_entropy::{Scores, TargetScore};
 use crate::tensor::Real;
 
+/// What a pass has in the memory of the device beside weights, adapters and gradients: made before anything is recorded, so that it
+/// lies on no place that recorded launches use.
+pub struct PassTables<T: Real> {
+    room: Room,
+    batch: BatchTables<T>,
+    of_adapters: AdapterTables<T>,
+    scores: Scores,
+}
+
 /// See the module text. The adapters and gradients that it was recorded with stay where they are.
 pub struct RecordedPass<T: Real> {
-    room: Room,
-    tables: BatchTables<T>,
-    of_adapters: AdapterTables<T>,
+    tables: PassTables<T>,
     graph: Graph,
-    scores: Scores,
 }
 
 impl<T: Real> std::fmt::Debug for RecordedPass<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RecordedPass")
-            .field("room", &self.room)
+            .field("room", &self.tables.room)
             .field("graph", &self.graph)
             .finish_non_exhaustive()
     }
 }
 
 impl<T: Real> Decoder<T> {
-    /// Records a pass for batches with at most `room`, with the dropout and the policies of `options`; its scale and step are
-    /// given with every batch. Tensors that shall stay have to be made before.
+    /// The tables of a pass over batches with at most `room`. `grads` are those that it adds to, by adapter; none for scoring.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is not so much memory.
+    pub fn pass_tables(
+        &self,
+        device: &Device,
+        room: Room,
+        (adapters, grads): (&[Adapter<T>], &[Adapter<T::Stat>]),
+        dropout: Option<DropoutStep>,
+    ) -> Result<PassTables<T>> {
+        let mut batch = BatchTables::with_room(device, &self.config, room, dropout.is_some())?;
+        batch.write(device, &Batch::default(), &[], 0.0)?;
+        let of_adapters = AdapterTables::new(device, &self.config, adapters, grads, dropout)?;
+        let scores = Scores::with_capacity(device, room.targets)?;
+        Ok(PassTables { room, batch, of_adapters, scores })
+    }
+
+    /// Records a pass with gradients, which are those that the tables were made with, with the dropout that they were made with
+    /// and the policies of `options`; its scale and step are given with every batch.
     ///
     /// # Errors
     /// [`Error::Device`] of a CPU, or without reserved memory or enough of it.
     pub fn record(
         &self,
         device: &Device,
-        room: Room,
-        adapters: &[Adapter<T>],
-        grads: &mut [Adapter<T::Stat>],
+        tables: PassTables<T>,
+        (adapters, grads): (&[Adapter<T>], &mut [Adapter<T::Stat>]),
         options: PassOptions<'_>,
     ) -> Result<RecordedPass<T>> {
+        let PassOptions { dropout, policies, .. } = options;
         let lowest = self.lowest(adapters);
         let lowest =
             lowest.ok_or_else(|| Error::shape("record", "adapters", "one that adapts a layer", "none"))?;
-        let PassOptions { dropout, policies, .. } = options;
-        let mut tables = BatchTables::with_room(device, &self.config, room, dropout.is_some())?;
-        tables.write(device, &Batch::default(), &[], 0.0)?;
-        let mut of_adapters = AdapterTables::new(device, &self.config, adapters, grads, dropout)?;
-        let (graph, scores) = device.capture(|| {
+        let PassTables { room, batch, mut of_adapters, mut scores } = tables;
+        let (graph, ()) = device.capture(|| {
             of_adapters.measure(device, &self.weights, adapters)?;
             let kept = Some((lowest, policies));
-            let pass = self.pass(device, (adapters, &of_adapters), &tables, (dropout, kept));
-            self.both_ways(&pass, lowest, grads)
+            let pass = self.pass(device, (adapters, &of_adapters), &batch, (dropout, kept));
+            self.both_ways(&pass, lowest, grads, &mut scores)
         })?;
-        Ok(RecordedPass { room, tables, of_adapters, graph, scores })
+        Ok(RecordedPass { tables: PassTables { room, batch, of_adapters, scores }, graph })
+    }
+
+    /// Records a pass without gradients.
+    ///
+    /// # Errors
+    /// [`Error::Device`] of a CPU, or without reserved memory or enough of it.
+    pub fn record_scoring(
+        &self,
+        device: &Device,
+        tables: PassTables<T>,
+        adapters: &[Adapter<T>],
+    ) -> Result<RecordedPass<T>> {
+        let PassTables { room, batch, mut of_adapters, mut scores } = tables;
+        let (graph, ()) = device.capture(|| {
+            of_adapters.measure(device, &self.weights, adapters)?;
+            let pass = self.pass(device, (adapters, &of_adapters), &batch, (None, None));
+            self.only_forward(&pass, &mut scores)
+        })?;
+        Ok(RecordedPass { tables: PassTables { room, batch, of_adapters, scores }, graph })
+    }
+
+    /// Bytes that a recorded pass without gradients takes on a GPU beside weights and adapters: what to reserve for it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are no kernels for the model.
+    pub fn scoring_bytes(&self, chip: Chip, room: Room, adapters: &[Adapter<T>]) -> Result<u64> {
+        let device = Device::dry_gpu(chip);
+        let decoder = Self { config: self.config.clone(), weights: init::dry(&device, &self.config)? };
+        let like = |adapter: &Adapter<T>| adapter.zeros_like(&Device::dry())?.cast(&device);
+        let adapters = adapters.iter().map(like).collect::<Result<Vec<Adapter<T>>>>()?;
+        let before = device.arena().unwrap_or_default().high_water_bytes;
+        let tables = decoder.pass_tables(&device, room, (&adapters, &[]), None)?;
+        decoder.record_scoring(&device, tables, &adapters)?;
+        Ok(device.arena().unwrap_or_default().high_water_bytes - before)
     }
 }
 
 impl<T: Real> RecordedPass<T> {
     /// How large a batch may be.
     pub fn room(&self) -> Room {
-        self.room
+        self.tables.room
     }
 
     /// What was recorded.
@@ -74,7 +134,8 @@ impl<T: Real> RecordedPass<T> {
         &self.graph
     }
 
-    /// Starts the pass over `batch`, which adds to the gradients; what it finds goes to `scores`. Nothing is waited for.
+    /// Starts the pass over `batch`, which adds to the gradients if there are any; what it finds goes to `scores`. Nothing is
+    /// waited for.
     ///
     /// # Errors
     /// An input error if the batch does not fit the model; [`Error::Shape`] if it is larger than the room.
@@ -87,16 +148,16 @@ impl<T: Real> RecordedPass<T> {
         scores: &mut Mailbox,
     ) -> Result<()> {
         decoder.validate(device, batch, adapters)?;
-        let needed = Room::of(batch);
-        if self.room.max(needed) != self.room {
-            return Err(Error::shape("record", "batch", format!("at most {:?}", self.room), needed));
+        let (needed, tables) = (Room::of(batch), &mut self.tables);
+        if tables.room.max(needed) != tables.room {
+            return Err(Error::shape("record", "batch", format!("at most {:?}", tables.room), needed));
         }
-        self.tables.write(device, batch, &batch.target_rows(), options.scale)?;
+        tables.batch.write(device, batch, &batch.target_rows(), options.scale)?;
         if let Some(step) = options.dropout {
-            self.of_adapters.set_step(device, &decoder.config, adapters, step)?;
+            tables.of_adapters.set_step(device, &decoder.config, adapters, step)?;
         }
         device.replay(&self.graph)?;
-        self.scores.send(scores, batch.targets.len())
+        tables.scores.send(scores, batch.targets.len())
     }
 }
 
@@ -106,4 +167,79 @@ impl<T: Real> RecordedPass<T> {
 /// [`Error::Device`] if something of it failed.
 pub fn finish(scores: &mut Mailbox) -> Result<Vec<TargetScore>> {
     Scores::take(scores)
+}
+
+/// Scores batch after batch without gradients. On a GPU that has a recorded pass the next batch is started while the device
+/// works on the one before.
+#[derive(Debug)]
+pub struct Scorer<T: Real> {
+    recorded: Option<RecordedPass<T>>,
+    spare: Vec<Mailbox>,
+}
+
+/// A batch that was started.
+enum Started {
+    Done(Vec<TargetScore>),
+    Sent(Mailbox),
+}
+
+impl<T: Real> Scorer<T> {
+    /// With a pass that was recorded without gradients, or without any.
+    pub fn new(recorded: Option<RecordedPass<T>>) -> Self {
+        Self { recorded, spare: Vec::new() }
+    }
+
+    /// Gives `take` the scores of every batch, in their order, with what came with the batch.
+    ///
+    /// # Errors
+    /// The first error of `batches`, of a batch, or of `take`; batches that were started by then are forgotten.
+    pub fn score<X>(
+        &mut self,
+        (decoder, device): (&Decoder<T>, &Device),
+        adapters: &[Adapter<T>],
+        batches: impl Iterator<Item = Result<(Batch, X)>>,
+        mut take: impl FnMut(X, Vec<TargetScore>) -> Result<()>,
+    ) -> Result<()> {
+        let ahead = usize::from(self.recorded.is_some());
+        let mut started = VecDeque::new();
+        for next in batches {
+            let (batch, with) = next?;
+            started.push_back((with, self.start((decoder, device), adapters, &batch)?));
+            if started.len() > ahead
+                && let Some((with, oldest)) = started.pop_front()
+            {
+                take(with, self.finish(oldest)?)?;
+            }
+        }
+        for (with, oldest) in started {
+            take(with, self.finish(oldest)?)?;
+        }
+        Ok(())
+    }
+
+    fn start(
+        &mut self,
+        (decoder, device): (&Decoder<T>, &Device),
+        adapters: &[Adapter<T>],
+        batch: &Batch,
+    ) -> Result<Started> {
+        let Some(recorded) = self.recorded.as_mut().filter(|_| !batch.targets.is_empty()) else {
+            return device.run(|| decoder.score(device, batch, adapters)).map(Started::Done);
+        };
+        let mut mailbox = self.spare.pop().unwrap_or_else(|| Mailbox::new(device));
+        let options = PassOptions { scale: 0.0, dropout: None, policies: &[] };
+        recorded.start(decoder, device, batch, (adapters, options), &mut mailbox)?;
+        Ok(Started::Sent(mailbox))
+    }
+
+    fn finish(&mut self, started: Started) -> Result<Vec<TargetScore>> {
+        match started {
+            Started::Done(scores) => Ok(scores),
+            Started::Sent(mut mailbox) => {
+                let scores = finish(&mut mailbox)?;
+                self.spare.push(mailbox);
+                Ok(scores)
+            }
+        }
+    }
 }

@@ -16,10 +16,8 @@ use crate::tensor::Real;
 /// How much a batch may have of everything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Room {
-    /// Tokens.
-    pub tokens: usize,
-    /// Segments.
-    pub segments: usize,
+    /// Tokens, segments, and who sees whom.
+    pub plan: PlanCapacity,
     /// Rows with targets.
     pub target_rows: usize,
     /// Targets.
@@ -32,19 +30,22 @@ impl Room {
     /// What `batch` needs.
     pub fn of(batch: &Batch) -> Self {
         Self {
-            tokens: batch.total_tokens(),
-            segments: batch.segments.len(),
+            plan: PlanCapacity::of(&batch.segments),
             target_rows: batch.target_rows().len(),
             targets: batch.targets.len(),
             positions: batch.segments.iter().map(|s| s.position_offset + s.len).max().unwrap_or(0),
         }
     }
 
+    /// Tokens.
+    pub fn tokens(&self) -> usize {
+        self.plan.key_rows
+    }
+
     /// What both need.
     pub fn max(self, other: Self) -> Self {
         Self {
-            tokens: self.tokens.max(other.tokens),
-            segments: self.segments.max(other.segments),
+            plan: self.plan.max(other.plan),
             target_rows: self.target_rows.max(other.target_rows),
             targets: self.targets.max(other.targets),
             positions: self.positions.max(other.positions),
@@ -65,20 +66,13 @@ pub(super) struct RowSet<T: Real> {
 }
 
 impl<T: Real> RowSet<T> {
-    /// Room for `rows` rows of batches with `room`.
-    fn with_room(
-        device: &Device,
-        config: &ModelConfig,
-        rows: usize,
-        room: Room,
-        dropout: bool,
-    ) -> Result<Self> {
+    /// Room for rows of batches with `room`, as many as `rope` has room for.
+    fn with_room(device: &Device, rope: RopeTable<T::Stat>, room: Room, dropout: bool) -> Result<Self> {
         let tables = device.class(Class::Tables);
-        let (head_dim, theta) = (config.head_dim, config.rope_theta);
-        let capacity = PlanCapacity { query_rows: rows, key_rows: room.tokens, segments: room.segments };
-        let rope = RopeTable::with_capacity(&tables, rows, room.positions, head_dim, theta)?;
+        let rows = rope.capacity();
+        let capacity = PlanCapacity { query_rows: rows, ..room.plan };
         let gpu = match device.machine() {
-            Machine::Gpu => Some(gpu::Rows::with_capacity(&tables, rows, room.segments, dropout)?),
+            Machine::Gpu => Some(gpu::Rows::with_capacity(&tables, rows, room.plan.segments, dropout)?),
             Machine::Cpu => None,
         };
         Ok(Self {
@@ -127,10 +121,13 @@ impl<T: Real> BatchTables<T> {
         dropout: bool,
     ) -> Result<Self> {
         let tables = device.class(Class::Tables);
+        let (head_dim, theta) = (config.head_dim, config.rope_theta);
+        let rope = RopeTable::with_capacity(&tables, room.tokens(), room.positions, head_dim, theta)?;
+        let of_supervised = rope.sibling(&tables, room.target_rows)?;
         Ok(Self {
-            ids: tables.empty(room.tokens, 1)?,
-            all: RowSet::with_room(device, config, room.tokens, room, dropout)?,
-            supervised: RowSet::with_room(device, config, room.target_rows, room, dropout)?,
+            ids: tables.empty(room.tokens(), 1)?,
+            all: RowSet::with_room(device, rope, room, dropout)?,
+            supervised: RowSet::with_room(device, of_supervised, room, dropout)?,
             target_rows: RowIndex::with_capacity(&tables, room.target_rows)?,
             targets: Targets::with_capacity(&tables, room.target_rows, room.targets)?,
         })

@@ -193,11 +193,11 @@ impl<T: Real> Optimizer<T> {
         let scalars = adamw::gpu::StepScalars::new(&tables)?;
         let launch = || adamw::gpu::clip_and_update(device, &tensors, &scalars);
         let launches = match device.arena() {
-            Some(_) if !device.is_dry() => {
+            Some(_) => {
                 let (graph, outcome) = device.capture(launch)?;
                 Launches::Recorded(graph, outcome)
             }
-            _ => Launches::Direct,
+            None => Launches::Direct,
         };
         self.on_gpu = Some(OnGpu { places, tensors, scalars, launches });
         Ok(())

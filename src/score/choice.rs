@@ -60,7 +60,7 @@ pub(super) fn run(
     let examples = session.encode(&encoder, (&asked, routing), watch)?;
     drop(encoder);
 
-    let scorer = session.load(&opened, watch)?;
+    let model = session.load(&opened, watch)?;
     let continued: usize = tokens.iter().map(|choice| choice.len() - 1).sum();
     let lengths: Vec<usize> = examples.iter().map(|example| prompt(example).len() + continued).collect();
     let pack = |rows: Range<usize>| {
@@ -89,7 +89,7 @@ pub(super) fn run(
         }
         Ok(())
     };
-    session.score(&scorer, &lengths, pack, take, watch)?;
+    session.score(&model, &lengths, pack, take, watch)?;
 
     let report = ChoiceReport::of(&outcomes, &records, &choices, &by);
     for warning in warnings(&report, &outcomes, &records) {

@@ -50,7 +50,7 @@ pub(super) fn run(
     records.truncate(session.config.limit.unwrap_or(usize::MAX));
     let opened = session.open(watch)?;
     let examples = session.encode(&opened.encoder(&records)?, (&records, routing), watch)?;
-    let scorer = session.load(&opened, watch)?;
+    let model = session.load(&opened, watch)?;
     let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
     let pack = |rows: std::ops::Range<usize>| Ok(pack(&examples[rows]));
     let mut text = Vec::new();
@@ -65,7 +65,7 @@ pub(super) fn run(
         }
         Ok(())
     };
-    session.score(&scorer, &lengths, pack, take, watch)?;
+    session.score(&model, &lengths, pack, take, watch)?;
     outputs.write_lines(&text)?;
     let loss = -total / num_tokens.max(1) as f64;
     let report = LogprobReport { num_tokens, loss, perplexity: loss.exp() };

@@ -7,7 +7,6 @@ use half::bf16;
 
 use super::event::Event;
 use super::passes::{Packed, passes};
-use crate::batch::Batch;
 use crate::config::ScoreConfig;
 use crate::data::encode::{Encoder, Example};
 use crate::data::jsonl::{Record, read_files};
@@ -15,7 +14,7 @@ use crate::data::routing::{Routing, select};
 use crate::device::{Device, Machine};
 use crate::error::{Error, InputError, Result};
 use crate::formats::adapter::read_adapter;
-use crate::model::{Adapter, Decoder};
+use crate::model::{Adapter, Decoder, Room, Scorer};
 use crate::ops::linear_cross_entropy::TargetScore;
 use crate::session::{self, Context, Opened, TextOptions};
 use crate::tensor::Real;
@@ -80,10 +79,10 @@ impl<'a> Session<'a> {
     }
 
     /// Loads weights and adapter.
-    pub(super) fn load(&self, opened: &Opened, watch: &mut dyn FnMut(Event<'_>)) -> Result<Scorer> {
+    pub(super) fn load(&self, opened: &Opened, watch: &mut dyn FnMut(Event<'_>)) -> Result<Model> {
         match self.device.machine() {
-            Machine::Cpu => self.load_as::<f32>(opened, watch).map(Scorer::F32),
-            Machine::Gpu => self.load_as::<bf16>(opened, watch).map(Scorer::Bf16),
+            Machine::Cpu => self.load_as::<f32>(opened, watch).map(Model::F32),
+            Machine::Gpu => self.load_as::<bf16>(opened, watch).map(Model::Bf16),
         }
     }
 
@@ -106,46 +105,85 @@ impl<'a> Session<'a> {
     /// Those of `pack` and `take`, [`Error::Stopped`], or what the model finds wrong with a batch.
     pub(super) fn score(
         &mut self,
-        scorer: &Scorer,
+        model: &Model,
         lengths: &[usize],
+        pack: impl Fn(Range<usize>) -> Result<Packed>,
+        take: impl FnMut(Range<usize>, Vec<Vec<f64>>) -> Result<()>,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<()> {
+        let passes = passes(lengths, self.config.batching(), self.config.max_tokens_per_pass)?;
+        match model {
+            Model::F32(model) => self.score_as(model, &passes, pack, take, watch),
+            Model::Bf16(model) => self.score_as(model, &passes, pack, take, watch),
+        }
+    }
+
+    fn score_as<T: Real>(
+        &mut self,
+        model: &Loaded<T>,
+        passes: &[Range<usize>],
         pack: impl Fn(Range<usize>) -> Result<Packed>,
         mut take: impl FnMut(Range<usize>, Vec<Vec<f64>>) -> Result<()>,
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let start = Instant::now();
-        let total = lengths.len();
-        for rows in passes(lengths, self.config.batching(), self.config.max_tokens_per_pass)? {
+        let mut scorer = self.scorer(model, passes, &pack)?;
+        let total = passes.last().map_or(0, |rows| rows.end);
+        let mut num_tokens = 0;
+        let batches = passes.iter().map(|rows| {
             self.check_stop()?;
             let Packed { batch, units } = pack(rows.clone())?;
-            let device = &self.device;
-            let scores = device.run(|| scorer.score(device, &batch))?;
+            num_tokens += batch.total_tokens() as u64;
+            Ok((batch, (rows, units)))
+        });
+        let take = |(rows, units): (&Range<usize>, Vec<Vec<usize>>), scores: Vec<TargetScore>| {
             let of_unit = |unit: Vec<usize>| unit.into_iter().map(|t| scores[t].logprob).collect();
             take(rows.clone(), units.into_iter().map(of_unit).collect())?;
-            self.num_tokens += batch.total_tokens() as u64;
             watch(Event::Scoring { done: rows.end, total });
-        }
+            Ok(())
+        };
+        scorer.score((&model.decoder, &self.device), &model.adapters, batches, take)?;
         // The last pass may have been the whole run.
         self.check_stop()?;
+        self.num_tokens += num_tokens;
         self.scoring_secs = start.elapsed().as_secs_f64();
         Ok(())
+    }
+
+    /// Who scores these passes: on a GPU, one recorded pass that they all fit into, in memory that is taken once.
+    fn scorer<T: Real>(
+        &self,
+        model: &Loaded<T>,
+        passes: &[Range<usize>],
+        pack: impl Fn(Range<usize>) -> Result<Packed>,
+    ) -> Result<Scorer<T>> {
+        let (device, Loaded { decoder, adapters }) = (&self.device, model);
+        if device.machine() == Machine::Cpu {
+            return Ok(Scorer::new(None));
+        }
+        let mut room = Room::default();
+        for rows in passes {
+            self.check_stop()?;
+            let batch = pack(rows.clone())?.batch;
+            batch.validate(
+                decoder.config.vocab_size,
+                decoder.config.max_position_embeddings,
+                adapters.len(),
+            )?;
+            room = room.max(Room::of(&batch));
+        }
+        device.reserve(decoder.scoring_bytes(device.chip()?, room, adapters)?)?;
+        let tables = decoder.pass_tables(device, room, (adapters, &[]), None)?;
+        Ok(Scorer::new(Some(decoder.record_scoring(device, tables, adapters)?)))
     }
 }
 
 /// A model with its adapter, in the numbers that its device computes with.
-pub(super) enum Scorer {
+pub(super) enum Model {
     /// On the CPU.
     F32(Loaded<f32>),
     /// On a GPU.
     Bf16(Loaded<bf16>),
-}
-
-impl Scorer {
-    fn score(&self, device: &Device, batch: &Batch) -> Result<Vec<TargetScore>> {
-        match self {
-            Self::F32(model) => model.decoder.score(device, batch, &model.adapters),
-            Self::Bf16(model) => model.decoder.score(device, batch, &model.adapters),
-        }
-    }
 }
 
 /// A model with its adapter.

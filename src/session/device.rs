@@ -19,10 +19,10 @@ pub fn open_device(
 ) -> Result<Device> {
     match choice {
         DeviceChoice::Cpu => {}
-        DeviceChoice::Auto => match usable(gpus()) {
-            Ok(gpu) => {
+        DeviceChoice::Auto => match usable(gpus(), Device::cuda) {
+            Ok((gpu, device)) => {
                 notify(Notice::Device(format!("{gpu}, bf16")));
-                return Device::cuda(0);
+                return Ok(device);
             }
             Err(why) => notify(Notice::Device(format!("cpu ({why})"))),
         },
@@ -54,12 +54,12 @@ fn emulated(_threads: Option<usize>) -> Result<Device> {
     })
 }
 
-/// The GPU that `auto` takes, or why there is none.
-fn usable(driver: Result<Driver>) -> Result<String, String> {
+/// The GPU that `auto` takes, opened with `open`, or why there is none.
+fn usable<D>(driver: Result<Driver>, open: impl FnOnce(usize) -> Result<D>) -> Result<(String, D), String> {
     let found = driver.and_then(|driver| {
         let gpu = driver.gpu(0)?;
         gpu.image(driver.version)?;
-        Ok(gpu.to_string())
+        Ok((gpu.to_string(), open(0)?))
     });
     found.map_err(|error| match error {
         Error::Device { what, .. } => what,
@@ -77,9 +77,10 @@ mod tests {
 
     #[test]
     fn auto_says_why_it_takes_the_processor() {
-        assert_eq!(usable(Err(missing())), Err("no CUDA driver found".into()));
+        assert_eq!(usable(Err(missing()), |_| Ok(())), Err("no CUDA driver found".into()));
         let version = crate::device::gpus::Version { major: 13, minor: 0 };
-        assert!(usable(Ok(Driver { version, gpus: Vec::new() })).unwrap_err().contains("shows no GPU"));
+        let driver = Driver { version, gpus: Vec::new() };
+        assert!(usable(Ok(driver), |_| Ok(())).unwrap_err().contains("shows no GPU"));
     }
 
     #[test]

@@ -1,29 +1,80 @@
-//! What a run on a GPU needs before its first step: its memory in one piece, and how large a pass will be; and the rows of the steps
+//! What a run on a GPU needs before its first step: its memory in one piece, and its passes recorded; and the rows of the steps
 //! that are started ahead.
 
 use super::itinerary::{Itinerary, Step};
 use super::plan::Plan;
-use super::prepare::Prepared;
-use super::step::room_of;
 use crate::config::TrainConfig;
 use crate::device::Device;
 use crate::error::Result;
-use crate::model::Room;
+use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policy, RecordedPass, Room};
+use crate::optim::Optimizer;
 use crate::tensor::Real;
 
-/// Takes the memory of a GPU that the run may use, in one piece: nothing is allocated in a step then, and launches can be
+/// Memory of a card that is taken beside the planned one where the limit allows it: the plan is exact, this is for what nobody
+/// thought of.
+const SPARE_BYTES: u64 = 64 << 20;
+
+/// Takes the memory of a GPU that the run needs, in one piece: nothing is allocated in a step then, and launches can be
 /// recorded. The weights are there already.
 pub(super) fn reserve(device: &Device, planned: &Plan) -> Result<()> {
     let Some(planned_bytes) = planned.arena_bytes else { return Ok(()) };
-    let bytes = match device.card_memory()? {
-        Some(memory) => {
-            let limit = planned.memory_limit.as_ref().map_or(memory.free_bytes, |limit| limit.bytes);
-            limit.saturating_sub(planned.weights_bytes).min(memory.free_bytes / 100 * 97)
+    let needed = planned_bytes.saturating_sub(planned.weights_bytes);
+    let bytes = match (device.card_memory()?, &planned.memory_limit) {
+        (Some(_), Some(limit)) => {
+            (needed + SPARE_BYTES).min(limit.bytes.saturating_sub(planned.weights_bytes)).max(needed)
         }
-        // Evaluation and other batches may lie less densely than the plan's.
-        None => planned_bytes + planned_bytes / 2 + (64 << 20),
+        (Some(_), None) => needed + SPARE_BYTES,
+        // An emulator shows that the plan is enough.
+        (None, _) => needed,
     };
     device.reserve(bytes)
+}
+
+/// The passes of a run, recorded.
+pub(super) struct Recorded<T: Real> {
+    /// Forward and backward; none without a pass that has targets.
+    pub(super) training: Option<RecordedPass<T>>,
+    /// Forward alone; none without rows to evaluate.
+    pub(super) evaluation: Option<RecordedPass<T>>,
+}
+
+/// How large the passes of a run are.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Rooms {
+    pub(super) training: Room,
+    pub(super) evaluation: Room,
+}
+
+/// Records the passes of a run and its update, in the order in which a plan measures them. Whatever stays is made before
+/// the first recording.
+///
+/// # Errors
+/// [`crate::error::Error::Device`] if there is not so much memory.
+pub(super) fn record<T: Real<Stat = f32>>(
+    (config, policies): (&TrainConfig, &[Policy]),
+    (device, decoder): (&Device, &Decoder<T>),
+    rooms: Rooms,
+    optimizer: &mut Optimizer<T>,
+    (adapters, grads): (&mut [Adapter<T>], &mut [Adapter<f32>]),
+) -> Result<Recorded<T>> {
+    let dropout = Some(DropoutStep { seed: config.seed, step: 0 });
+    let (trains, evaluates) = (rooms.training.targets > 0, rooms.evaluation.targets > 0);
+    if trains {
+        optimizer.prepare(device, &mut adapters[0], &grads[0])?;
+    }
+    let training = trains
+        .then(|| decoder.pass_tables(device, rooms.training, (adapters, grads), dropout))
+        .transpose()?;
+    let evaluation = evaluates
+        .then(|| decoder.pass_tables(device, rooms.evaluation, (adapters, &[]), None))
+        .transpose()?;
+    let options = PassOptions { scale: 1.0, dropout, policies };
+    Ok(Recorded {
+        training: training
+            .map(|tables| decoder.record(device, tables, (adapters, grads), options))
+            .transpose()?,
+        evaluation: evaluation.map(|tables| decoder.record_scoring(device, tables, adapters)).transpose()?,
+    })
 }
 
 /// The rows of steps, epoch by epoch.
@@ -42,22 +93,4 @@ impl Rows {
         let steps = self.epoch.as_ref().map(|(_, steps)| steps);
         Ok(steps.and_then(|steps| steps.get(place as usize)).cloned().unwrap_or_default())
     }
-}
-
-/// What the largest pass from step `done` on needs.
-pub(super) fn room<T: Real>(
-    config: &TrainConfig,
-    prepared: &Prepared<T>,
-    itinerary: &Itinerary<'_>,
-    done: u64,
-) -> Result<Room> {
-    let mut room = Room::default();
-    let (first, _) = itinerary.locate(done);
-    let (last, _) = itinerary.locate(itinerary.total_steps().saturating_sub(1));
-    for epoch in first..=last {
-        let micro_batches = itinerary.epoch(epoch)?.into_iter().flatten();
-        let rows = micro_batches.map(|b| b.into_iter().map(|i| &prepared.train[i]).collect());
-        room = room.max(room_of(config, rows));
-    }
-    Ok(room)
 }

@@ -11,7 +11,8 @@ use crate::config::{Batching, TrainConfig};
 use crate::data::packing::{BatchBy, micro_batches};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Decoder};
+use crate::model::{Adapter, Decoder, Scorer};
+use crate::ops::linear_cross_entropy::TargetScore;
 use crate::session::Context;
 use crate::tensor::Real;
 
@@ -80,43 +81,55 @@ pub(super) fn batch_by(batching: Batching) -> BatchBy {
     }
 }
 
+/// The rows of an evaluation, by pass.
+///
+/// # Errors
+/// An input error if a row does not fit a batch.
+pub(super) fn eval_passes<'a>(config: &TrainConfig, rows: &'a [Row]) -> Result<Vec<Vec<&'a Row>>> {
+    let lengths: Vec<usize> = rows.iter().map(|row| row.example.len()).collect();
+    let order: Vec<usize> = (0..rows.len()).collect();
+    let mut all = Vec::new();
+    for batch in micro_batches(&lengths, &order, batch_by(config.eval_batching()))? {
+        let batch: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
+        all.extend(passes(&batch, config.max_tokens_per_pass).map(<[_]>::to_vec));
+    }
+    Ok(all)
+}
+
 /// Evaluates `adapters` on `rows`, which must not be empty.
 ///
 /// # Errors
 /// [`Error::Stopped`] if the context asks to stop, or what the model finds wrong with a row.
 pub(super) fn evaluate<T: Real>(
     config: &TrainConfig,
-    (device, decoder): (&Device, &Decoder<T>),
-    adapters: &[Adapter<T>],
+    model: (&Decoder<T>, &Device),
+    (scorer, adapters): (&mut Scorer<T>, &[Adapter<T>]),
     rows: &[Row],
     context: &Context,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<EvalMetrics> {
     let start = Instant::now();
-    let lengths: Vec<usize> = rows.iter().map(|row| row.example.len()).collect();
-    let order: Vec<usize> = (0..rows.len()).collect();
     let (mut loss, mut tokens, mut right, mut right_rows, mut done) = (0.0, 0usize, 0usize, 0usize, 0usize);
-    for batch in micro_batches(&lengths, &order, batch_by(config.eval_batching()))? {
-        let batch: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
-        for pass in passes(&batch, config.max_tokens_per_pass) {
-            if context.stopped() {
-                return Err(Error::Stopped { what: "stopped within an evaluation".into() });
-            }
-            let packed = packed(pass, false, 0);
-            let scores = device.run(|| decoder.score(device, &packed, adapters))?;
-            loss -= scores.iter().map(|s| s.logprob).sum::<f64>();
-            tokens += scores.len();
-            let mut scores = scores.iter();
-            for row in pass {
-                let of_row: Vec<_> = scores.by_ref().take(row.example.supervised()).collect();
-                let hits = of_row.iter().filter(|s| s.is_argmax).count();
-                right += hits;
-                right_rows += usize::from(hits == of_row.len());
-            }
-            done += pass.len();
-            watch(Event::Evaluating { done, total: rows.len() });
+    let passes = eval_passes(config, rows)?;
+    let batches = passes.iter().map(|pass| match context.stopped() {
+        true => Err(Error::Stopped { what: "stopped within an evaluation".into() }),
+        false => Ok((packed(pass, false, 0), pass)),
+    });
+    let take = |pass: &Vec<&Row>, scores: Vec<TargetScore>| {
+        loss -= scores.iter().map(|s| s.logprob).sum::<f64>();
+        tokens += scores.len();
+        let mut scores = scores.iter();
+        for row in pass {
+            let of_row: Vec<_> = scores.by_ref().take(row.example.supervised()).collect();
+            let hits = of_row.iter().filter(|s| s.is_argmax).count();
+            right += hits;
+            right_rows += usize::from(hits == of_row.len());
         }
-    }
+        done += pass.len();
+        watch(Event::Evaluating { done, total: rows.len() });
+        Ok(())
+    };
+    scorer.score(model, adapters, batches, take)?;
     let seconds = start.elapsed().as_secs_f64();
     let eval_loss = loss / tokens as f64;
     if !eval_loss.is_finite() {

@@ -8,6 +8,7 @@ mod ahead;
 mod checkpoint;
 mod evaluate;
 mod event;
+mod extent;
 mod identity;
 mod itinerary;
 mod log;

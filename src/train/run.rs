@@ -7,7 +7,7 @@ use std::time::Instant;
 use half::bf16;
 use serde_json::{Map, Value, json};
 
-use super::ahead::{Rows, reserve, room};
+use super::ahead::{Rooms, Rows, reserve};
 use super::checkpoint as state_files;
 use super::evaluate::{EvalMetrics, check_metric, evaluate};
 use super::event::{Event, StepLog, Summary};
@@ -26,6 +26,7 @@ use crate::device::{Class, Device, Machine};
 use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
+use crate::model::Scorer;
 use crate::optim::{Optimizer, Schedule};
 use crate::session::{Context, Notice};
 use crate::tensor::Real;
@@ -64,7 +65,7 @@ fn run_as<T: Real<Stat = f32>>(
     let prepared = prepare::<T>(config, device, context, watch)?;
     let lengths = prepared.train.iter().map(|row| row.example.len()).collect();
     let itinerary = Itinerary::new(config, lengths)?;
-    let planned = planned(config, &prepared, &itinerary)?;
+    let (planned, rooms) = planned(config, &prepared, &itinerary)?;
     watch(Event::Planned(&planned));
     planned.check_fits()?;
     let policies = &planned.activation_policy;
@@ -89,7 +90,7 @@ fn run_as<T: Real<Stat = f32>>(
         });
     }
     reserve(&prepared.device, &planned)?;
-    let mut training = Training::start(config, context, &prepared, (itinerary, &planned), watch)?;
+    let mut training = Training::start(config, context, &prepared, (itinerary, &planned, rooms), watch)?;
     training.steps(watch)?;
     training.finish(watch)
 }
@@ -102,6 +103,7 @@ struct Training<'a, T: Real<Stat = f32>> {
     itinerary: Itinerary<'a>,
     schedule: Schedule,
     stepper: Stepper<'a, T>,
+    scorer: Scorer<T>,
     state: TrainerState,
     identity: Identity,
     log: Log,
@@ -123,7 +125,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         config: &'a TrainConfig,
         context: &'a Context,
         prepared: &'a Prepared<T>,
-        (itinerary, planned): (Itinerary<'a>, &Plan),
+        (itinerary, planned, rooms): (Itinerary<'a>, &Plan, Rooms),
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let device = &prepared.device;
@@ -166,7 +168,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             }
             None => remove_old_run(config)?,
         }
-        stepper.record(room(config, prepared, &itinerary, state.global_step)?)?;
+        let scorer = stepper.record(rooms)?;
         write_file(&config.output_dir.join("training_config.toml"), config.to_toml().as_bytes())?;
         let log = Log::open(&config.output_dir, state.global_step)?;
         watch(Event::Started {
@@ -191,6 +193,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             itinerary,
             schedule,
             stepper,
+            scorer,
             state,
             identity,
             log,
@@ -363,9 +366,9 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
     /// Evaluates, and says whether this is the best so far.
     fn evaluate(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
         let prepared = self.prepared;
-        let on = (&prepared.device, &prepared.decoder);
-        let adapters = &self.stepper.adapters;
-        let metrics = evaluate(self.config, on, adapters, &prepared.eval, self.context, watch)?;
+        let model = (&prepared.decoder, &prepared.device);
+        let with = (&mut self.scorer, self.stepper.adapters.as_slice());
+        let metrics = evaluate(self.config, model, with, &prepared.eval, self.context, watch)?;
         prepared.device.take_ledger();
         let value = metrics.get(&self.config.metric_for_best_model).unwrap_or(metrics.eval_loss);
         let step = self.state.global_step;

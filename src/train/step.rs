@@ -7,12 +7,13 @@ use crate::config::TrainConfig;
 use crate::data::packing::{collate, collate_shared};
 use crate::device::{Device, Kind, Machine, Mailbox};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, RecordedPass, Room, recorded};
+use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, RecordedPass, Scorer, recorded};
 use crate::ops::linear_cross_entropy::TargetScore;
 use crate::optim::{Optimizer, Update};
 use crate::session::Context;
 use crate::tensor::Real;
 
+use super::ahead::{Rooms, record};
 use super::prepare::Row;
 
 /// What one step found.
@@ -82,21 +83,19 @@ impl Started {
 }
 
 impl<T: Real<Stat = f32>> Stepper<'_, T> {
-    /// Records the launches of a pass, where the device can: for all passes of the steps to come, none of which is larger than
-    /// `room`.
+    /// Records the launches of passes with at most `rooms`, where the device can. Gives the pass that evaluates.
     ///
     /// # Errors
     /// [`Error::Device`] if there is not so much memory.
-    pub(super) fn record(&mut self, room: Room) -> Result<()> {
-        if self.device.arena().is_none() || room.targets == 0 {
-            return Ok(());
+    pub(super) fn record(&mut self, rooms: Rooms) -> Result<Scorer<T>> {
+        if self.device.arena().is_none() {
+            return Ok(Scorer::new(None));
         }
-        self.optimizer.prepare(self.device, &mut self.adapters[0], &self.grads[0])?;
-        let dropout = Some(DropoutStep { seed: self.config.seed, step: 0 });
-        let options = PassOptions { scale: 1.0, dropout, policies: self.policies.as_slice() };
-        let recorded = self.decoder.record(self.device, room, &self.adapters, &mut self.grads, options)?;
-        self.recorded = Some(recorded);
-        Ok(())
+        let Self { config, device, decoder, policies, adapters, grads, optimizer, .. } = self;
+        let asked = (*config, policies.as_slice());
+        let recorded = record(asked, (device, decoder), rooms, optimizer, (adapters, grads))?;
+        self.recorded = recorded.training;
+        Ok(Scorer::new(recorded.evaluation))
     }
 
     /// Starts optimizer step `step` (from 0) on its micro-batches of rows.
@@ -222,27 +221,6 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
 fn loss(scores: &[TargetScore], weights: &[f64]) -> Option<f64> {
     let loss: f64 = scores.iter().zip(weights).map(|(s, w)| -w * s.logprob).sum();
     loss.is_finite().then_some(loss)
-}
-
-/// What the largest pass of these steps needs, by what its rows can need at most.
-pub(super) fn room_of<'a>(config: &TrainConfig, micro_batches: impl Iterator<Item = Vec<&'a Row>>) -> Room {
-    let mut room = Room::default();
-    for micro_batch in micro_batches {
-        for pass in passes(&micro_batch, config.max_tokens_per_pass) {
-            let sum = |of: fn(&Row) -> usize| pass.iter().map(|row| of(row)).sum::<usize>();
-            let supervised = sum(|row| row.example.supervised());
-            // A shared prefix is a segment of its own.
-            let segments = if config.share_prefix { 2 * pass.len() } else { pass.len() };
-            room = room.max(Room {
-                tokens: sum(|row| row.example.len()),
-                segments,
-                target_rows: supervised,
-                targets: supervised,
-                positions: pass.iter().map(|row| row.example.len()).max().unwrap_or(0),
-            });
-        }
-    }
-    room
 }
 
 /// Consecutive rows of at most `max_tokens` tokens together; a longer row alone.

@@ -122,7 +122,8 @@ fn a_training_records_its_step_once_and_replays_it() {
     let mut args = on(&train, "cuda");
     args.extend(["--max-steps", "5", "--tokens-per-batch", "64", "--save-steps", "5"]);
     let log = tempfile::NamedTempFile::new().unwrap();
-    let run = with_stub(&args, &[("STUB_LOG", log.path().to_str().unwrap())]);
+    // Fresh memory is not NaN: nobody computes the losses.
+    let run = with_stub(&args, &[("STUB_LOG", log.path().to_str().unwrap()), ("STUB_FILL", "0")]);
     run.expect(0, &["device", "step 5/5"]);
     let text = fs::read_to_string(log.path()).unwrap();
     let calls: Vec<&str> = text.lines().collect();
@@ -134,12 +135,54 @@ fn a_training_records_its_step_once_and_replays_it() {
     for forbidden in ["cuLaunchKernel", "cuMemAlloc_v2", "cuMemFree_v2", "cuStreamSynchronize"] {
         assert!(!calls[first..last].contains(&forbidden), "{forbidden} between steps: {calls:?}");
     }
+    // Nothing waits but for scores and norms of the steps that were finished by then: two are under way at once.
+    let waits = calls[first..last].iter().filter(|call| **call == "cuEventSynchronize").count();
+    assert_eq!(waits, 2 * 3, "{calls:?}");
     // Two steps are under way at once; from the third one on their mailboxes are used again.
     let third = calls.iter().enumerate().filter(|(_, call)| **call == "cuGraphLaunch").nth(6).unwrap().0;
     assert!(!calls[third..last].contains(&"cuMemHostAlloc"), "pinned memory in a step: {calls:?}");
     let left = "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0 graphs 0";
     assert_eq!(calls.last(), Some(&left), "{calls:?}");
     assert!(dir.path().join("out/adapter_model.safetensors").is_file());
+}
+
+/// As above for scores, which are all 0.
+#[test]
+fn a_scoring_records_its_pass_once_and_replays_it() {
+    if FATBIN.is_none() {
+        return;
+    }
+    let (_dir, [_, score]) = small();
+    let mut args = on(&score, "cuda");
+    args.extend(["--max-tokens-per-pass", "1"]);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let stub = [("STUB_LOG", log.path().to_str().unwrap()), ("STUB_FILL", "0")];
+    with_stub(&args, &stub).expect(0, &["per supervised token"]);
+    let text = fs::read_to_string(log.path()).unwrap();
+    let calls: Vec<&str> = text.lines().collect();
+    let launches: Vec<usize> =
+        calls.iter().enumerate().filter(|(_, call)| **call == "cuGraphLaunch").map(|(at, _)| at).collect();
+    assert_eq!(launches.len(), 2, "one for every row: {calls:?}");
+    let between = &calls[launches[0]..launches[1]];
+    for forbidden in
+        ["cuLaunchKernel", "cuMemAlloc_v2", "cuMemFree_v2", "cuStreamSynchronize", "cuEventSynchronize"]
+    {
+        assert!(!between.contains(&forbidden), "{forbidden} between passes: {calls:?}");
+    }
+    let left = "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0 graphs 0";
+    assert_eq!(calls.last(), Some(&left), "{calls:?}");
+}
+
+#[test]
+fn auto_takes_the_cpu_if_the_gpu_cannot_be_opened() {
+    let (_dir, [train, _]) = small();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let args = on(&train, "auto");
+    with_stub(&args, &[("STUB_LOG", log.path().to_str().unwrap())]).expect(0, &["device: cuda:0"]);
+    let text = fs::read_to_string(log.path()).unwrap();
+    let opened = text.lines().position(|call| call == "cuDevicePrimaryCtxRetain").unwrap() + 1;
+    let failing = [("STUB_CODE", "2"), ("STUB_CALL", &opened.to_string())];
+    with_stub(&args, &failing).expect(0, &["device: cpu (", "(2)"]);
 }
 
 #[cfg(feature = "emulated")]

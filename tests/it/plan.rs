@@ -101,6 +101,50 @@ fn what_blocks_keep_changes_no_byte_and_takes_the_planned_memory() {
     }
 }
 
+/// On an emulator a run has the planned memory and not one byte more.
+#[cfg(feature = "emulated")]
+#[test]
+fn a_run_on_a_gpu_takes_what_was_planned() {
+    use serde_json::json;
+    use tanren::config::DeviceChoice;
+
+    type Edit = fn(&mut TrainConfig);
+    let labelled = |ids: &[u32]| {
+        let labels: Vec<i64> =
+            ids.iter().enumerate().map(|(i, &id)| if i < 3 { -100 } else { id.into() }).collect();
+        format!("{}\n", json!({ "input_ids": ids, "labels": labels }))
+    };
+    // A few long rows among many short ones, as batches filled by tokens have them; and the turns of a conversation, each of
+    // which continues the one before.
+    let ids = |len: u32, first: u32| (0..len).map(|t| (t * 7 + first) % 311).collect::<Vec<_>>();
+    let mixed = |i: u32| labelled(&ids(if i.is_multiple_of(13) { 90 + i } else { 5 + i % 17 }, i));
+    let mixed: String = (0..40).map(mixed).collect();
+    let turns: String = (1..=9).map(|turn| labelled(&ids(20 * turn, 0))).collect();
+    let kinds: [(&str, Edit); 3] = [
+        (&mixed, |c| (c.tokens_per_batch, c.max_tokens_per_pass, c.lora_dropout) = (Some(150), 150, 0.1)),
+        (&mixed, |c| (c.tokens_per_batch, c.use_dora, c.gradient_accumulation_steps) = (Some(200), true, 2)),
+        (&turns, |c| (c.batch_size, c.share_prefix, c.shuffle) = (Some(9), true, false)),
+    ];
+    for (rows, kind) in kinds {
+        let setup = wide(|c| {
+            std::fs::write(&c.train_file[0], rows).unwrap();
+            // Longer than any row that trains.
+            let eval = c.train_file[0].with_file_name("eval.jsonl");
+            std::fs::write(&eval, labelled(&[7; 140])).unwrap();
+            (c.eval_file, c.batch_size, c.max_steps) = (vec![eval], None, Some(2));
+            (c.device, c.dtype) = (DeviceChoice::Emulated, Dtype::Bf16);
+            kind(c);
+        });
+        let plan = planned(&setup.config);
+        let summary = train(&setup.config);
+        // The weights of a run lie apart and are not rounded up to places of 256 bytes.
+        let arena = plan.arena_bytes.unwrap();
+        let weights = 11 * 6 + 3;
+        assert!((arena - 256 * weights..=arena).contains(&summary.peak_bytes), "{summary:?} {plan:?}");
+        assert!(summary.eval.is_some());
+    }
+}
+
 #[test]
 fn a_run_goes_on_with_another_policy() {
     let whole = wide(|c| (c.max_steps, c.lora_dropout) = (Some(3), 0.1));

@@ -71,12 +71,13 @@ impl Cuda {
         })
     }
 
-    /// Starts a copy of `bytes` bytes to the host, into `buffer`, which is made or made larger where it has to be.
+    /// Starts a copy of `bytes` bytes to the host, into `buffer`, which is made for `room` bytes if it is missing or too small.
     pub(in crate::device) fn post(
         &self,
         buffer: &mut Option<Buffer>,
         from: DevicePtr,
         bytes: usize,
+        room: usize,
     ) -> Result<()> {
         self.ours(|cuda| {
             if let Some(small) = buffer.take_if(|buffer| buffer.capacity() < bytes) {
@@ -84,7 +85,7 @@ impl Cuda {
             }
             let buffer = match buffer {
                 Some(buffer) => buffer,
-                None => buffer.insert(Buffer::new(cuda, bytes.max(1))?),
+                None => buffer.insert(Buffer::new(cuda, bytes.max(room).max(1))?),
             };
             buffer.wait(cuda)?;
             buffer.fetch(cuda, from.0, bytes)

@@ -1,7 +1,9 @@
 //! Two pinned buffers through which everything goes to the GPU and back.
 //!
 //! The GPU copies from pinned memory by itself. While it moves one buffer, the processor fills or empties the other one, straight
-//! from or to the caller's memory, which may be a mapped file. The buffers are made at the first copy and kept.
+//! from or to the caller's memory, which may be a mapped file. Small copies to the GPU lie one behind the other in a buffer, so
+//! that none waits for the one before: that may be queued behind the work of a whole step. The buffers are made at the first
+//! copy and kept.
 
 use std::ffi::c_void;
 
@@ -11,6 +13,9 @@ use super::{Address, Fault, Handle};
 /// Bytes of a buffer: large enough that starting a copy costs nothing beside it, small enough to stay in a processor's cache.
 const BUFFER_BYTES: usize = 8 << 20;
 
+/// Copies start at multiples of this many bytes of a buffer: a line of the processor's cache.
+const COPY_ALIGNMENT: usize = 64;
+
 /// `CU_EVENT_DISABLE_TIMING`: cheaper, and all that waiting needs.
 const DISABLE_TIMING: u32 = 2;
 
@@ -19,7 +24,7 @@ const DISABLE_TIMING: u32 = 2;
 pub(super) struct Staging {
     buffers: [Buffer; 2],
     /// The buffer whose turn it is.
-    next: usize,
+    current: usize,
 }
 
 /// Pinned memory of the host.
@@ -28,6 +33,8 @@ pub(in crate::device) struct Buffer {
     /// Address of `capacity` pinned bytes on the host, as a number so that threads may hand it on.
     host: usize,
     capacity: usize,
+    /// Bytes from its start that copies may still read.
+    used: usize,
     /// Happens when the last copy from or to it is done.
     done: Handle,
     /// Whether a copy may still be under way.
@@ -38,24 +45,30 @@ impl Staging {
     /// Makes the buffers.
     pub(super) fn new(cuda: &Cuda) -> Result<Self, Fault> {
         let buffers = [Buffer::new(cuda, BUFFER_BYTES)?, Buffer::new(cuda, BUFFER_BYTES)?];
-        Ok(Self { buffers, next: 0 })
+        Ok(Self { buffers, current: 0 })
     }
 
     /// Copies `data` to `to`. Everything is on its way when this returns, and `data` is no longer needed.
     pub(super) fn write(&mut self, cuda: &Cuda, to: Address, data: &[u8]) -> Result<(), Fault> {
-        let mut to = to;
-        for chunk in data.chunks(BUFFER_BYTES) {
-            let buffer = self.next();
-            buffer.wait(cuda)?;
-            buffer.bytes(chunk.len()).copy_from_slice(chunk);
-            let host = buffer.host as *const c_void;
+        let (mut to, mut data) = (to, data);
+        while !data.is_empty() {
+            if self.buffers[self.current].free_bytes() == 0 {
+                self.turn();
+                self.buffers[self.current].wait(cuda)?;
+            }
+            let buffer = &mut self.buffers[self.current];
+            let (chunk, rest) = data.split_at(data.len().min(buffer.free_bytes()));
+            let start = buffer.capacity - buffer.free_bytes();
+            buffer.bytes(start, chunk.len()).copy_from_slice(chunk);
+            let host = (buffer.host + start) as *const c_void;
             cuda.call("cuMemcpyHtoDAsync_v2", |driver| {
-                // SAFETY: the buffer holds `chunk.len()` bytes and is not touched before `done`; that `to` is an allocation of
-                // at least as many bytes is what the callers of `Cuda::write` see to, and the driver checks it.
+                // SAFETY: the buffer holds `chunk.len()` bytes from `start` on, and they are not touched before `done`; that `to` is
+                // an allocation of at least as many bytes is what the callers of `Cuda::write` see to, and the driver checks it.
                 unsafe { (driver.cuMemcpyHtoDAsync_v2)(to, host, chunk.len(), cuda.stream()) }
             })?;
-            buffer.started(cuda)?;
+            buffer.started(cuda, start + chunk.len())?;
             to += chunk.len() as u64;
+            data = rest;
         }
         Ok(())
     }
@@ -66,8 +79,8 @@ impl Staging {
         // The chunk that is on its way, and in which buffer.
         let mut coming: Option<(usize, &mut [u8])> = None;
         for chunk in data.chunks_mut(BUFFER_BYTES) {
-            let index = self.next;
-            let buffer = self.next();
+            let index = self.turn();
+            let buffer = &mut self.buffers[index];
             buffer.wait(cuda)?;
             buffer.fetch(cuda, from, chunk.len())?;
             from += chunk.len() as u64;
@@ -86,10 +99,10 @@ impl Staging {
         self.buffers.into_iter().try_for_each(|buffer| buffer.free(cuda))
     }
 
-    fn next(&mut self) -> &mut Buffer {
-        let index = self.next;
-        self.next = 1 - index;
-        &mut self.buffers[index]
+    /// The other buffer's turn; which one that is.
+    fn turn(&mut self) -> usize {
+        self.current = 1 - self.current;
+        self.current
     }
 }
 
@@ -104,16 +117,21 @@ impl Buffer {
         // SAFETY: the driver has just given these bytes, and nobody else knows of them.
         unsafe { host.cast::<u8>().write_bytes(0, capacity) };
         let done = cuda.event(DISABLE_TIMING)?;
-        Ok(Self { host: host as usize, capacity, done, busy: false })
+        Ok(Self { host: host as usize, capacity, used: 0, done, busy: false })
     }
 
-    /// Its first `len` bytes; the caller has waited.
-    fn bytes(&mut self, len: usize) -> &mut [u8] {
-        debug_assert!(!self.busy);
-        let len = len.min(self.capacity);
-        // SAFETY: `host` is the start of `capacity` bytes that belong to this value until `free`, and `len` is not larger; `new` has initialised them. `&mut self` makes the slice the only one, and no copy of the GPU is
-        // under way, because the caller has waited.
-        unsafe { std::slice::from_raw_parts_mut(self.host as *mut u8, len) }
+    /// Bytes behind those that copies may still read.
+    fn free_bytes(&self) -> usize {
+        self.capacity - self.used.next_multiple_of(COPY_ALIGNMENT).min(self.capacity)
+    }
+
+    /// `len` of its bytes from `start` on, none of which a copy may still read or write.
+    fn bytes(&mut self, start: usize, len: usize) -> &mut [u8] {
+        assert!(self.used <= start && start <= self.capacity && len <= self.capacity - start);
+        // SAFETY: `host` is the start of `capacity` bytes that belong to this value until `free`, and `start + len` is not
+        // larger; `new` has initialised them. `&mut self` makes the slice the only one, and copies of the GPU that are under way
+        // touch bytes below `used` only, which `start` is not.
+        unsafe { std::slice::from_raw_parts_mut((self.host + start) as *mut u8, len) }
     }
 
     /// Bytes that there is room for.
@@ -129,7 +147,7 @@ impl Buffer {
             // least as many bytes is what the callers see to, and the driver checks it.
             unsafe { (driver.cuMemcpyDtoHAsync_v2)(host, from, len, cuda.stream()) }
         })?;
-        self.started(cuda)
+        self.started(cuda, len)
     }
 
     /// Gives everything back, after the last copy.
@@ -143,8 +161,9 @@ impl Buffer {
         })
     }
 
-    /// Notes that a copy was started.
-    fn started(&mut self, cuda: &Cuda) -> Result<(), Fault> {
+    /// Notes that a copy was started which touches bytes up to `end`. Copies end in their order, so `done` speaks for all.
+    fn started(&mut self, cuda: &Cuda, end: usize) -> Result<(), Fault> {
+        self.used = end;
         self.busy = true;
         cuda.record(self.done)
     }
@@ -155,13 +174,14 @@ impl Buffer {
             cuda.call("cuEventSynchronize", |driver| unsafe { (driver.cuEventSynchronize)(self.done) })?;
             self.busy = false;
         }
+        self.used = 0;
         Ok(())
     }
 
     /// Waits, and copies what arrived to `data`.
     pub(super) fn take(&mut self, cuda: &Cuda, data: &mut [u8]) -> Result<(), Fault> {
         self.wait(cuda)?;
-        data.copy_from_slice(self.bytes(data.len()));
+        data.copy_from_slice(self.bytes(0, data.len()));
         Ok(())
     }
 }

@@ -47,7 +47,7 @@ pub(super) struct Group {
 }
 
 /// What the lists of a plan have room for, in the memory of a GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PlanCapacity {
     /// Rows of the query tensor.
     pub query_rows: usize,
@@ -55,6 +55,45 @@ pub struct PlanCapacity {
     pub key_rows: usize,
     /// Segments of a batch.
     pub segments: usize,
+    /// Ranges of keys over all query tiles.
+    pub ranges: usize,
+    /// Pairs of a query tile and a key tile.
+    pub visits: usize,
+}
+
+impl PlanCapacity {
+    /// What no plan for these segments exceeds, whichever of their rows are queries.
+    pub fn of(segments: &[Segment]) -> Self {
+        let total = segments.last().map_or(0, |s| s.start + s.len);
+        let mut capacity =
+            Self { query_rows: total, key_rows: total, segments: segments.len(), ranges: 0, visits: 0 };
+        for segment in segments {
+            let tiles = segment.len.div_ceil(TILE);
+            let mut seen = Some(segment);
+            while let Some(here) = seen {
+                capacity.ranges += tiles;
+                capacity.visits += tiles * here.len.div_ceil(TILE);
+                seen = here.prefix.map(|prefix| &segments[prefix]);
+            }
+        }
+        capacity
+    }
+
+    /// What is enough for both.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            query_rows: self.query_rows.max(other.query_rows),
+            key_rows: self.key_rows.max(other.key_rows),
+            segments: self.segments.max(other.segments),
+            ranges: self.ranges.max(other.ranges),
+            visits: self.visits.max(other.visits),
+        }
+    }
+
+    /// False if something of it is more than in `room`.
+    pub fn fits(self, room: Self) -> bool {
+        self.max(room) == room
+    }
 }
 
 /// See the module text. Query rows are the rows of the batch, or some of them ([`AttentionPlan::for_rows`]).
@@ -135,8 +174,7 @@ impl AttentionPlan {
         plan
     }
 
-    /// A plan without rows, whose lists on the GPU have room for `capacity`, and for four ranges of keys (a segment and three
-    /// prefixes) a query tile on average.
+    /// A plan without rows, whose lists on the GPU have room for `capacity`.
     ///
     /// # Errors
     /// Those of the device.
@@ -157,8 +195,8 @@ impl AttentionPlan {
     /// started before. Without lists on a GPU there are none afterwards.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::error::Error::Shape) if there is not room for so many rows, segments or ranges of keys, and then
-    /// nothing has changed; those of the device.
+    /// [`Error::Shape`](crate::error::Error::Shape) if there is not room for so much of something, and then nothing has changed;
+    /// those of the device.
     pub fn replace(&mut self, device: &Device, other: Self) -> Result<()> {
         let mut tables = self.tables.take();
         let written = tables.as_mut().map_or(Ok(()), |tables| tables.replace(device, &other));

@@ -11,17 +11,17 @@ use crate::device::{Class, Device, Launch, Tensor};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
-/// See [`super::forward`]: `[room for targets, 2]`, log-probability and whether no token has a larger logit.
+/// See [`super::forward`]; `scores` are `[room for targets, 2]`, log-probability and whether no token has a larger logit.
 pub(super) fn forward<T: Real>(
     device: &Device,
     x: &Tensor<T>,
     weight: &Tensor<T>,
-    targets: &Targets,
+    targets_and_scores: (&Targets, &mut Tensor<f32>),
     dx: Option<&mut Tensor<T>>,
-) -> Result<Tensor<f32>> {
+) -> Result<()> {
     let problem = problem(x, weight)?;
     let plan = plan::plan(&problem, Wanted::default(), device.chip()?);
-    run(device, &plan, [x, weight], targets, dx)
+    run(device, &plan, [x, weight], targets_and_scores, dx)
 }
 
 /// The same by a given plan; `x` and `weight`.
@@ -29,13 +29,12 @@ pub(super) fn run<T: Real>(
     device: &Device,
     plan: &Plan,
     [x, weight]: [&Tensor<T>; 2],
-    targets: &Targets,
+    (targets, scores): (&Targets, &mut Tensor<f32>),
     dx: Option<&mut Tensor<T>>,
-) -> Result<Tensor<f32>> {
+) -> Result<()> {
     let tables = targets.tables()?;
-    let scores: Tensor<f32> = device.empty(targets.max_targets(), 2)?;
     if x.rows() == 0 {
-        return Ok(scores);
+        return Ok(());
     }
     let logits = match dx {
         Some(_) => device.class(Class::Logits).empty::<T>(plan.chunk_rows, plan.stride)?,
@@ -103,7 +102,7 @@ pub(super) fn run<T: Real>(
         let reduce = Launch { kernel: Kernel::LinearCrossEntropyReduce, grid, dynamic_smem: 0 };
         device.launch(&reduce, &product)?;
     }
-    Ok(scores)
+    Ok(())
 }
 
 /// See [`super::logits`].

@@ -88,7 +88,8 @@ fn run(case: &Case, device: &Device, has_gradient: bool) -> Outcome {
     let mut dx = upload(device, room, &vec![UNTOUCHED; room * case.hidden_size]);
     let plan = case.plan(device);
     let dx_or_none = has_gradient.then_some(&mut dx);
-    let scores = gpu::run(device, &plan, [&x, &weight], &targets, dx_or_none).unwrap();
+    let mut scores = device.empty(targets.max_targets(), 2).unwrap();
+    gpu::run(device, &plan, [&x, &weight], (&targets, &mut scores), dx_or_none).unwrap();
     let scores = Scores { place: Place::Device(scores, case.targets.len()) }.read(device).unwrap();
     Outcome { scores, dx: device.read(&dx).unwrap().into_iter().map(bf16::to_f64).collect() }
 }

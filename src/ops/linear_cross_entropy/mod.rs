@@ -61,6 +61,22 @@ pub fn forward<T: Real>(
     targets: &Targets,
     dx: Option<&mut Tensor<T>>,
 ) -> Result<Scores> {
+    let mut scores = Scores::with_capacity(device, targets.max_targets())?;
+    forward_into(device, x, weight, (targets, &mut scores), dx)?;
+    Ok(scores)
+}
+
+/// As [`forward`], into `scores`, which have room for the targets: for launches that are recorded.
+///
+/// # Errors
+/// As [`forward`]; [`Error::Shape`] if there is no room.
+pub fn forward_into<T: Real>(
+    device: &Device,
+    x: &Tensor<T>,
+    weight: &Tensor<T>,
+    (targets, scores): (&Targets, &mut Scores),
+    dx: Option<&mut Tensor<T>>,
+) -> Result<()> {
     check_shape(OP, "weight", weight, [weight.rows(), x.cols()])?;
     if let Some(dx) = &dx {
         check_shape(OP, "dx", dx, x.shape())?;
@@ -72,12 +88,26 @@ pub fn forward<T: Real>(
         return Err(Error::shape(OP, "targets", format!("tokens below {}", weight.rows()), target));
     }
     record(device, x, weight, dx.is_some());
-    let place = match runner::<T>(device, OP)? {
-        Runner::Gpu => Place::Device(gpu::forward(device, x, weight, targets, dx)?, targets.list().len()),
-        // On a dry device it allocates what it would, and no more.
-        Runner::Cpu | Runner::Nobody => Place::Host(cpu::forward(device, x, weight, targets, dx)?),
-    };
-    Ok(Scores { place })
+    match (runner::<T>(device, OP)?, &mut scores.place) {
+        (Runner::Gpu, Place::Device(tensor, count)) => {
+            check_shape(OP, "scores", tensor, [tensor.rows().max(targets.max_targets()), 2])?;
+            *count = targets.list().len();
+            gpu::forward(device, x, weight, (targets, tensor), dx)
+        }
+        (Runner::Cpu, Place::Host(found)) => {
+            *found = cpu::forward(device, x, weight, targets, dx)?;
+            Ok(())
+        }
+        // It allocates what it would, and no more.
+        (Runner::Nobody, place) => {
+            let zeros = cpu::forward(device, x, weight, targets, dx)?;
+            if let Place::Host(found) = place {
+                *found = zeros;
+            }
+            Ok(())
+        }
+        _ => Err(Error::shape(OP, "scores", format!("made for {}", device.label()), "another device")),
+    }
 }
 
 /// The weight is read once per chunk and product. Logits are written and read, and with a gradient replaced and read again.

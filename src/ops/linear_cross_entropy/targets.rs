@@ -152,6 +152,18 @@ pub(super) enum Place {
 }
 
 impl Scores {
+    /// Room for those of so many targets, and none there.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn with_capacity(device: &Device, max_targets: usize) -> Result<Self> {
+        let place = match device.machine() {
+            Machine::Cpu => Place::Host(Vec::new()),
+            Machine::Gpu => Place::Device(device.empty(max_targets, 2)?, 0),
+        };
+        Ok(Self { place })
+    }
+
     /// Starts the copy of the scores of the first `count` targets to the host, for [`Scores::take`].
     ///
     /// # Errors

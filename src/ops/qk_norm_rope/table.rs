@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{DType, Real};
 
 /// Positions by row, and cosines and sines by position, `[num_positions, head_dim / 2]` each. The angles are shared by the tables
-/// that were gathered from one.
+/// that come from one.
 #[derive(Debug)]
 pub struct RopeTable<T: Real> {
     positions: Vec<usize>,
@@ -56,6 +56,16 @@ impl<T: Real> RopeTable<T> {
         by_row.write(device, &[])?;
         let angles = Arc::new(Angles::new(device, num_positions, head_dim, theta)?);
         Ok(Self { positions: Vec::new(), by_row, angles })
+    }
+
+    /// A table without rows, with room for `capacity` of them, at the positions of this one.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn sibling(&self, device: &Device, capacity: usize) -> Result<Self> {
+        let mut by_row = Table::with_capacity(device, capacity)?;
+        by_row.write(device, &[])?;
+        Ok(Self { positions: Vec::new(), by_row, angles: self.angles.clone() })
     }
 
     /// Replaces the rows, after everything that was started before.

@@ -1,6 +1,6 @@
 //! Which blocks keep what: the least work that fits the memory, with the dry run as the judge.
 
-use super::measure::{Measured, Setup};
+use super::measure::{Job, Measured, Setup};
 use crate::batch::Batch;
 use crate::config::ActivationPolicy;
 use crate::error::Result;
@@ -17,22 +17,22 @@ pub(super) fn asked(policy: ActivationPolicy) -> Option<Policy> {
 }
 
 impl Setup<'_> {
-    /// The policies for these passes within `limit` bytes, and what a step takes under them. If nothing fits, the ones that
+    /// The policies for this job within `limit` bytes, and what a step takes under them. If nothing fits, the ones that
     /// take least memory.
     ///
     /// # Errors
     /// As [`Setup::measure`].
-    pub(super) fn choose(&self, passes: &[Batch], limit: Option<u64>) -> Result<(Policies, Measured)> {
+    pub(super) fn choose(&self, job: &Job, limit: Option<u64>) -> Result<(Policies, Measured)> {
         let blocks = self.model.num_hidden_layers;
         if let Some(policy) = asked(self.config.activation_policy) {
             let policies = Policies::uniform(policy, blocks);
-            let measured = self.measure(passes, &policies)?;
+            let measured = self.measure(job, &policies)?;
             return Ok((policies, measured));
         }
         let fits = |measured: &Measured| limit.is_none_or(|limit| measured.needed_bytes() <= limit);
         let run = |checkpoint: usize, drop_gate_up: usize| -> Result<(Policies, Measured)> {
             let policies = Policies::lowest(checkpoint, drop_gate_up, blocks);
-            let measured = self.measure(passes, &policies)?;
+            let measured = self.measure(job, &policies)?;
             Ok((policies, measured))
         };
         let keep_all = run(0, 0)?;
@@ -87,8 +87,9 @@ impl Setup<'_> {
         batch: impl Fn(usize) -> Batch,
     ) -> Result<Option<usize>> {
         let policies = Policies::uniform(policy, self.model.num_hidden_layers);
-        let peak =
-            |tokens: usize| -> Result<u64> { Ok(self.measure(&[batch(tokens)], &policies)?.needed_bytes()) };
+        let peak = |tokens: usize| -> Result<u64> {
+            Ok(self.measure(&Job::of(vec![batch(tokens)]), &policies)?.needed_bytes())
+        };
         let (mut low, mut low_peak) = (1, peak(1)?);
         if low_peak > limit {
             return Ok(None);

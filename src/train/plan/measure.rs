@@ -7,9 +7,11 @@ use crate::config::{Dtype, ModelConfig, TrainConfig};
 use crate::device::arch::Chip;
 use crate::device::{ByClass, Class, Device, Ledger};
 use crate::error::Result;
-use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, Room, init};
+use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, init};
 use crate::optim::{Optimizer, Update};
 use crate::tensor::{DType, Real};
+use crate::train::ahead::{Rooms, record};
+use crate::train::extent::Extent;
 
 /// Whose step is planned, and where it would run.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +21,31 @@ pub(super) struct Setup<'a> {
     /// The GPU that kernels are planned for; none on the cpu.
     pub(super) chip: Option<Chip>,
     pub(super) dtype: Dtype,
+}
+
+/// What is planned.
+#[derive(Debug, Clone)]
+pub(super) struct Job {
+    /// The passes whose work counts; on a processor, their memory too.
+    pub(super) passes: Vec<Batch>,
+    /// Passes without gradients whose memory counts on a processor.
+    pub(super) evaluated: Vec<Batch>,
+    /// What a GPU records passes for, which is all that it takes memory for.
+    pub(super) rooms: Rooms,
+}
+
+impl Job {
+    /// Exactly these passes.
+    pub(super) fn of(passes: Vec<Batch>) -> Self {
+        let training = Extent::of(passes.iter().cloned()).room;
+        Self { passes, evaluated: Vec::new(), rooms: Rooms { training, ..Rooms::default() } }
+    }
+
+    /// The largest passes of a run.
+    pub(super) fn of_run(training: &Extent, evaluation: &Extent) -> Self {
+        let rooms = Rooms { training: training.room, evaluation: evaluation.room };
+        Self { passes: training.largest(), evaluated: evaluation.largest(), rooms }
+    }
 }
 
 /// What a step takes.
@@ -51,18 +78,18 @@ impl Measured {
 }
 
 impl Setup<'_> {
-    /// One optimizer step of these passes.
+    /// One optimizer step of the passes of `job`, and its evaluations.
     ///
     /// # Errors
     /// As the step itself: an input error if a row does not fit the model.
-    pub(super) fn measure(&self, passes: &[Batch], policies: &Policies) -> Result<Measured> {
+    pub(super) fn measure(&self, job: &Job, policies: &Policies) -> Result<Measured> {
         match self.dtype {
-            Dtype::F32 => self.measure_as::<f32>(passes, policies),
-            Dtype::Bf16 => self.measure_as::<bf16>(passes, policies),
+            Dtype::F32 => self.measure_as::<f32>(job, policies),
+            Dtype::Bf16 => self.measure_as::<bf16>(job, policies),
         }
     }
 
-    fn measure_as<T: Real<Stat = f32>>(&self, passes: &[Batch], policies: &Policies) -> Result<Measured> {
+    fn measure_as<T: Real<Stat = f32>>(&self, job: &Job, policies: &Policies) -> Result<Measured> {
         let Self { config, model, chip, .. } = *self;
         let device = chip.map_or_else(Device::dry, Device::dry_gpu);
         let weights = init::dry::<T>(&device.class(Class::Weights), model)?;
@@ -79,26 +106,33 @@ impl Setup<'_> {
         device.take_ledger();
         let dropout = Some(DropoutStep { seed: config.seed, step: 0 });
         let options = PassOptions { scale: 1.0, dropout, policies: policies.as_slice() };
-        if chip.is_some() && T::DTYPE == DType::Bf16 && passes.iter().any(|batch| !batch.targets.is_empty()) {
-            // A run records its launches, with room for every pass.
-            let room = passes.iter().map(Room::of).fold(Room::default(), Room::max);
-            optimizer.prepare(&device, &mut adapters[0], &grads[0])?;
-            drop(decoder.record(&device, room, &adapters, &mut grads, options)?);
+        let memory = || (device.peak_by_class(), device.arena().map(|arena| arena.high_water_bytes));
+        let mut recorded = None;
+        if chip.is_some() && T::DTYPE == DType::Bf16 {
+            let model = (&device, &decoder);
+            let with = (adapters.as_mut_slice(), grads.as_mut_slice());
+            drop(record((config, policies.as_slice()), model, job.rooms, &mut optimizer, with)?);
+            recorded = Some(memory());
         }
-        for batch in passes {
+        for batch in &job.passes {
             decoder.score_and_backward(&device, batch, &adapters, &mut grads, options)?;
         }
         optimizer.update(&device, &update(config), &mut adapters[0], &grads[0])?;
-        let tokens = || passes.iter().map(Batch::total_tokens);
+        let ledger = device.take_ledger();
+        if recorded.is_none() {
+            job.evaluated.iter().try_for_each(|batch| decoder.score(&device, batch, &adapters).map(drop))?;
+        }
+        let (peak, arena_bytes) = recorded.unwrap_or_else(memory);
+        let tokens = || job.passes.iter().map(Batch::total_tokens);
         Ok(Measured {
-            peak: device.peak_by_class(),
-            arena_bytes: device.arena().map(|arena| arena.high_water_bytes),
+            peak,
+            arena_bytes,
             weights_bytes,
             adapter_bytes,
             trainable,
             num_tokens: tokens().sum(),
             largest_pass_tokens: tokens().max().unwrap_or(0),
-            ledger: device.take_ledger(),
+            ledger,
         })
     }
 }

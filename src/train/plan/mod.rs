@@ -17,7 +17,9 @@ pub use workload::Workload;
 use serde::Serialize;
 
 use self::choose::asked;
-use self::measure::{Measured, Setup};
+use self::measure::{Job, Measured, Setup};
+use super::ahead::Rooms;
+use super::extent::Extent;
 use super::itinerary::Itinerary;
 use super::prepare::{Prepared, Row};
 use super::step::{packed, passes};
@@ -284,8 +286,8 @@ impl Plan {
 pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row>]) -> Result<Plan> {
     let place = Place::of(config, None)?;
     let setup = place.setup(config, model);
-    let passes = passes_of(config, micro_batches);
-    let (policies, measured) = setup.choose(&passes, place.limit_bytes())?;
+    let job = Job::of(passes_of(config, micro_batches));
+    let (policies, measured) = setup.choose(&job, place.limit_bytes())?;
     Ok(place.plan(&setup, policies, &measured, &measured))
 }
 
@@ -297,63 +299,42 @@ pub fn plan_workload(config: &TrainConfig, model: &ModelConfig, workload: &Workl
     workload.check(model)?;
     let place = Place::of(config, None)?;
     let setup = place.setup(config, model);
-    let (policies, measured) = setup.choose(&[workload.batch()], place.limit_bytes())?;
+    let (policies, measured) = setup.choose(&Job::of(vec![workload.batch()]), place.limit_bytes())?;
     let plan = place.plan(&setup, policies, &measured, &measured);
     Ok(Plan { capacity: place.capacity(&setup, workload)?, ..plan })
 }
 
-/// The plan of a run: memory of the largest passes that could come, work of the first step.
+/// The plan of a run, with the memory of its largest passes and the work of its first step; and how large passes are.
 pub(super) fn planned<T: Real<Stat = f32>>(
     config: &TrainConfig,
     prepared: &Prepared<T>,
     itinerary: &Itinerary<'_>,
-) -> Result<Plan> {
+) -> Result<(Plan, Rooms)> {
     let place = Place::of(config, Some(&prepared.device))?;
     let setup = place.setup(config, &prepared.model.config);
-    let longest = fullest(config, &prepared.train, |row| row.example.len());
-    // The head and the last block work for supervised tokens only: short rows with many of them may take more.
-    let supervised = fullest(config, &prepared.train, |row| row.example.supervised());
-    let (policies, memory) =
-        setup.choose(&passes_of(config, &[longest.clone(), supervised]), place.limit_bytes())?;
+    let training = Extent::of_training(config, &prepared.train, itinerary)?;
+    let evaluation = Extent::of_evaluation(config, &prepared.eval)?;
+    let job = Job::of_run(&training, &evaluation);
+    let (policies, memory) = setup.choose(&job, place.limit_bytes())?;
     let first: Vec<Vec<&Row>> = itinerary
         .epoch(0)?
         .first()
         .map(|step| step.iter().map(|b| b.iter().map(|&i| &prepared.train[i]).collect()).collect())
         .unwrap_or_default();
-    let work = setup.measure(&passes_of(config, &first), &policies)?;
+    let work = setup.measure(&Job::of(passes_of(config, &first)), &policies)?;
     let mut plan = place.plan(&setup, policies, &memory, &work);
     if config.dry_run || !plan.fits {
-        plan.capacity = place.capacity(&setup, &like(&longest))?;
+        plan.capacity = place.capacity(&setup, &like(&training.most_tokens))?;
     }
-    Ok(plan)
+    Ok((plan, job.rooms))
 }
 
-/// The rows with the most of `measure` that could meet in one pass, at least one.
-fn fullest<'a>(config: &TrainConfig, rows: &'a [Row], measure: fn(&Row) -> usize) -> Vec<&'a Row> {
-    let mut rows: Vec<&Row> = rows.iter().collect();
-    rows.sort_by_key(|row| std::cmp::Reverse((measure(row), row.example.len())));
-    rows.truncate(config.batch_size.unwrap_or(usize::MAX));
-    let mut tokens = 0;
-    let budget = config.tokens_per_batch.unwrap_or(usize::MAX).min(config.max_tokens_per_pass);
-    let fits = rows.iter().take_while(|row| {
-        tokens += row.example.len();
-        tokens <= budget
-    });
-    let count = fits.count().max(1).min(rows.len());
-    rows.truncate(count);
-    rows
-}
-
-/// A workload of rows like these.
-fn like(rows: &[&Row]) -> Workload {
-    let sum = |of: fn(&Row) -> usize| rows.iter().map(|row| of(row)).sum::<usize>();
-    let (tokens, supervised) = (sum(|r| r.example.len()), sum(|r| r.example.supervised()));
-    let longest = rows.iter().map(|row| row.example.len()).max().unwrap_or(1);
-    Workload {
-        tokens: tokens.max(1),
-        sequence_length: longest.max(1),
-        supervised_share: supervised as f64 / tokens.max(1) as f64,
-    }
+/// A workload of rows like those of a pass.
+fn like(pass: &Batch) -> Workload {
+    let tokens = pass.total_tokens().max(1);
+    let longest = pass.segments.iter().map(|s| s.position_offset + s.len).max().unwrap_or(1);
+    let supervised_share = (pass.targets.len() as f64 / tokens as f64).clamp(f64::MIN_POSITIVE, 1.0);
+    Workload { tokens, sequence_length: longest, supervised_share }
 }
 
 /// The passes of a step.

@@ -124,14 +124,14 @@ fn auto_finds_the_least_work_that_fits() {
     let config = |limit: u64| {
         config(|c| (c.gpu, c.memory_limit, c.dtype) = (None, Some(MemorySize::from_bytes(limit)), Dtype::F32))
     };
-    let batch = [workload(3000).batch()];
+    let job = Job::of(vec![workload(3000).batch()]);
     let any = config(1);
     let setup = Setup { config: &any, model: &model, chip: None, dtype: any.dtype };
     let blocks = model.num_hidden_layers;
     let mut pairs = Vec::new();
     for (checkpoint, dropped) in (0..=blocks).flat_map(|c| (0..=blocks - c).map(move |d| (c, d))) {
         let policies = Policies::lowest(checkpoint, dropped, blocks);
-        let measured = setup.measure(&batch, &policies).unwrap();
+        let measured = setup.measure(&job, &policies).unwrap();
         pairs.push((measured.flops(), measured.peak.total(), policies));
     }
     let (most, least) = (pairs[0].1, pairs.iter().map(|p| p.1).min().unwrap());

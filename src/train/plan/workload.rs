@@ -41,7 +41,7 @@ impl Workload {
     }
 
     /// The pass.
-    pub(super) fn batch(&self) -> Batch {
+    pub(in crate::train) fn batch(&self) -> Batch {
         let mut batch = Batch::default();
         let ids = vec![0; self.sequence_length.min(self.tokens)];
         while batch.total_tokens() < self.tokens {

@@ -7,6 +7,7 @@
 //   STUB_VERSION   what cuDriverGetVersion says (13000)
 //   STUB_DEVICES   number of GPUs (1)
 //   STUB_MEMORY    bytes of each (4 GiB)
+//   STUB_FILL      byte that every fill of memory writes, whatever it is told
 //   STUB_NAME      their name (Stub GPU), STUB_MAJOR and STUB_MINOR their compute capability (8.6)
 //
 // Compiled with -DOLD it lacks a function, as an old driver does.
@@ -164,7 +165,7 @@ int cuMemsetD8Async(uint64_t to, unsigned char byte, size_t bytes, void* stream)
         captured++;
         return SUCCESS;
     }
-    memset((void*)(uintptr_t)to, byte, bytes);
+    memset((void*)(uintptr_t)to, (int)number_of("STUB_FILL", byte), bytes);
     return SUCCESS;
 }
 

@@ -8,9 +8,6 @@ use crate::device::{Device, Table};
 use crate::error::{Error, Result};
 use crate::ops::attention::{AttentionPlan, MaskKind, OP, PlanCapacity, QueryTile};
 
-/// Ranges that there is room for by query tile: its own segment and three prefixes, on average.
-const RANGES_PER_TILE: usize = 4;
-
 /// The lists on the host. See `kernels/attention.cuh` for what an entry means.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
@@ -121,23 +118,24 @@ impl Tables {
                 query_rows: plan.num_query_rows(),
                 key_rows: plan.num_key_rows(),
                 segments: plan.segments().len(),
+                ranges: lists.ranges.len(),
+                visits: lists.visits.len(),
             },
         })
     }
 
-    /// Empty lists with room for every plan of so many rows and segments, but for ranges: there is room for four a query tile.
+    /// Empty lists with room for every plan that takes no more than `capacity`.
     pub(crate) fn with_capacity(device: &Device, capacity: PlanCapacity) -> Result<Self> {
-        let PlanCapacity { query_rows, key_rows, segments } = capacity;
+        let PlanCapacity { query_rows, key_rows, segments, ranges, visits } = capacity;
         // Every segment may end with a tile that is not full.
         let tiles = query_rows / TILE + segments.min(query_rows);
         let key_tiles = key_rows / TILE + segments.min(key_rows);
         let mut tables = Self {
             tiles: Table::with_capacity(device, tiles)?,
-            ranges: Table::with_capacity(device, RANGES_PER_TILE * tiles)?,
+            ranges: Table::with_capacity(device, ranges)?,
             packed_rows: Table::with_capacity(device, tiles * TILE)?,
             key_tiles: Table::with_capacity(device, key_tiles)?,
-            // A query tile sees a key tile in one range at most.
-            visits: Table::with_capacity(device, tiles * key_tiles)?,
+            visits: Table::with_capacity(device, visits)?,
             capacity,
         };
         tables.write(device, &Lists::default())?;
@@ -146,16 +144,17 @@ impl Tables {
 
     /// Replaces the lists by those of `plan`; all or nothing.
     pub(crate) fn replace(&mut self, device: &Device, plan: &AttentionPlan) -> Result<()> {
-        let PlanCapacity { query_rows, key_rows, segments } = self.capacity;
+        let PlanCapacity { query_rows, key_rows, segments, ranges, visits } = self.capacity;
+        let lists = Lists::new(plan);
         for (arg, most, got) in [
             ("query rows", query_rows, plan.num_query_rows()),
             ("key rows", key_rows, plan.num_key_rows()),
             ("segments", segments, plan.segments().len()),
+            ("ranges of keys (prefixes of prefixes)", ranges, lists.ranges.len()),
+            ("pairs of tiles", visits, lists.visits.len()),
         ] {
             at_most(arg, most, got)?;
         }
-        let lists = Lists::new(plan);
-        at_most("ranges of keys (prefixes of prefixes)", self.ranges.capacity(), lists.ranges.len())?;
         self.write(device, &lists)
     }
 
@@ -239,9 +238,10 @@ mod tests {
             prop_assert_eq!(&of_keys, &expected);
             prop_assert_eq!(lists.key_tiles.iter().map(|t| (t.key_end - t.key_start) as usize).sum::<usize>(), total);
 
-            let capacity = PlanCapacity { query_rows: rows.len(), key_rows: total, segments: segments.len() };
+            let capacity = PlanCapacity { query_rows: rows.len(), ..PlanCapacity::of(&segments) };
             let tables = Tables::with_capacity(&Device::dry(), capacity).unwrap();
             prop_assert!(lists.tiles.len() <= tables.tiles.capacity());
+            prop_assert!(lists.ranges.len() <= tables.ranges.capacity());
             prop_assert!(lists.packed_rows.len() <= tables.packed_rows.capacity());
             prop_assert!(lists.key_tiles.len() <= tables.key_tiles.capacity());
             prop_assert!(lists.visits.len() <= tables.visits.capacity());

@@ -299,7 +299,7 @@ fn without_queries_there_are_no_launches_for_them_and_keys_get_zeros() {
 #[test]
 fn a_plan_with_room_serves_one_batch_after_another() {
     let device = kernel_device(50);
-    let capacity = PlanCapacity { query_rows: 500, key_rows: 500, segments: 9 };
+    let capacity = PlanCapacity { query_rows: 500, key_rows: 500, segments: 9, ranges: 40, visits: 100 };
     let heads = heads(1, 2, 64);
     let mut plan = AttentionPlan::with_capacity(&device, capacity).unwrap();
     let address = plan.tables().unwrap().tiles.ptr();
@@ -321,7 +321,7 @@ fn a_plan_with_room_serves_one_batch_after_another() {
 #[test]
 fn what_does_not_fit_is_an_error_and_changes_nothing() {
     let device = kernel_device(0);
-    let capacity = PlanCapacity { query_rows: 100, key_rows: 100, segments: 60 };
+    let capacity = PlanCapacity { query_rows: 100, key_rows: 100, segments: 60, ranges: 61, visits: 61 };
     let mut plan = AttentionPlan::with_capacity(&device, capacity).unwrap();
     plan.replace(&device, AttentionPlan::causal(&segments(&[(100, None)]))).unwrap();
     let chain: Vec<_> = (0..60).map(|i: usize| (1, i.checked_sub(1))).collect();
