@@ -58,7 +58,7 @@ struct CrossEntropyScoreParams {
     int32_t chunk_rows;                 // room for rows in partial
     int32_t stride;                     // columns of logits, a multiple of 8
     int32_t tiles_n;                    // tile columns
-    int32_t reserved;                   // 0
+    int32_t vocab_size;                 // columns of logits that are tokens; gradients of the others are 0
 };
 
 // Parameters of linear_cross_entropy_dx_* and linear_cross_entropy_reduce.
@@ -247,6 +247,9 @@ KERNEL(linear_cross_entropy_score, CrossEntropyScoreParams, 256, 4) {
             const float low = fast_exp2(fmaf(low_bf16(z.word[i]), kLog2E, shift));
             const float high = fast_exp2(fmaf(high_bf16(z.word[i]), kLog2E, shift));
             z.word[i] = pack_bf16(row_weight * low, row_weight * high);
+            // What pads a row would be a product of infinity and 0 where all logits are very negative.
+            const int left = p.vocab_size - (column + 2 * i);
+            if (left < 2) z.word[i] &= left == 1 ? 0x0000ffffu : 0u;
         }
         store16(logits + column, z);
     }

@@ -40,12 +40,21 @@ constexpr int kDownThreads = 32 * kDownWarps;
 template <int kGroups>
 constexpr int kDownSumsBytes = kDownWarps / 2 * kDownRows * kGroups * 16 * 4;
 
-// Bit 8 * i + j of the result: column 32 * i + 8 * quad + j of the stretch is kept. These are the columns of one lane.
+// Bit 8 * i + j of the result: column 32 * i + 8 * quad + j of the stretch is kept. These are the columns of one lane. Lanes quad and
+// quad ^ 2 need the same eight calls, and make four of them each; the whole warp calls this.
 DEVICE uint32_t kept_columns(DropoutKey key, int stretch, int quad, const uint32_t* row_key, uint32_t threshold) {
+    uint32_t own = 0;
+    NO_UNROLL for (int j = 0; j < 4; j++) {
+        own |= dropout_kept(key, stretch * 16 + (quad % 2) * 8 + (quad / 2) * 4 + j, row_key, threshold) << (8 * j);
+    }
+    const uint32_t other = shfl_xor(own, 2);
+    const uint32_t first = (quad < 2 ? own : other) >> (quad / 2), last = (quad < 2 ? other : own) >> (quad / 2);
     uint32_t kept = 0;
-    NO_UNROLL for (int j = 0; j < 8; j++) {
-        const uint32_t bits = dropout_kept(key, stretch * 16 + (quad % 2) * 8 + j, row_key, threshold) >> (quad / 2);
-        UNROLL for (int i = 0; i < 4; i++) kept |= ((bits >> (2 * i)) & 1u) << (8 * i + j);
+    UNROLL for (int j = 0; j < 4; j++) {
+        UNROLL for (int i = 0; i < 4; i++) {
+            kept |= ((first >> (8 * j + 2 * i)) & 1u) << (8 * i + j);
+            kept |= ((last >> (8 * j + 2 * i)) & 1u) << (8 * i + j + 4);
+        }
     }
     return kept;
 }

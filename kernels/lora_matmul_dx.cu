@@ -4,7 +4,7 @@
 // [A_q; A_k; A_v; W_q; W_k; W_v], so the input gradient of q, k and v is written once and never read back. As in lora_matmul_fwd the
 // adapters come first, once for every adapter with rows in the tile; with dropout their products are masked on the way into the
 // accumulators, before anything unmasked is there. dy, dxa, W, A and dx are bf16, sums are f32, and dx is rounded once. Shared memory:
-// a ring of kStages tiles, reused for the result.
+// a ring of kStages tiles, reused for the result; with dropout also 16 bytes a row for the mask of a layer.
 #include "common/gemm_tile.cuh"
 #include "lora_matmul.cuh"
 
@@ -59,24 +59,35 @@ struct DxExtension {
     }
 };
 
-// Which of a thread's accumulators dropout keeps: bit (m * kMmaN + n) * 4 + i for acc[m][n][i].
+// What dropout keeps of kM rows and the columns around `column`. A Philox call speaks for 8 columns of the tile, which belong to several
+// threads: the block makes every call once, a byte each in `calls` (16 * kM of them). A barrier has to come before a layer's follow.
+template <typename Tile, int kM>
+DEVICE void make_calls(const LoraMatmulDxParams& p, DropoutKey key, unsigned char* calls, int row, int rows, int column) {
+    const int first_call = column / kMaskColumns * 16;
+    NO_UNROLL for (int i = threadIdx.x; i < kM * 16; i += Tile::kThreads) {
+        const int at = row + i / 16 < rows ? row + i / 16 : rows - 1;
+        const uint32_t* const row_key = p.dropout.row_keys + 2 * static_cast<int64_t>(at);
+        calls[i] = static_cast<unsigned char>(dropout_kept(key, first_call + i % 16, row_key, p.dropout.threshold));
+    }
+    __syncthreads();
+}
+
+// Which of a thread's accumulators acc[m] dropout keeps: bit n * 4 + i for acc[m][n][i].
 template <typename Tile>
-DEVICE uint32_t kept_accumulators(const LoraMatmulDxParams& p, DropoutKey key, int row, int rows, int column) {
-    static_assert(Tile::kMmaM * Tile::kMmaN * 4 <= 32, "a bit for every accumulator");
+DEVICE uint32_t kept_accumulators(const unsigned char* calls, int column, int m) {
+    static_assert(Tile::kMmaN * 4 <= 32, "a bit for every accumulator");
     const int lane = lane_id(), group = lane >> 2, pair = (lane & 3) * 2;
-    const int warp_column = column + Tile::first_column();
+    // Of a row, a thread has two columns of every n: one call for even and one for odd n each.
+    const int warp_bit = (column + Tile::first_column()) % kMaskColumns / 16;
     uint32_t kept = 0;
-    NO_UNROLL for (int part = 0; part < Tile::kMmaM * 8; part++) {
-        // A part is one row of the two of an m, one column of the pair, and even or odd n: its columns share a Philox call.
-        const int m = part >> 3, half = (part >> 2) & 1, element = (part >> 1) & 1, odd = part & 1;
-        int at = row + Tile::first_row() + m * 16 + half * 8 + group;
-        at = at < rows ? at : rows - 1;
-        const int first = warp_column + odd * 8 + pair + element;
-        const uint32_t call = first / kMaskColumns * 16 + first % 16;
-        const uint32_t bits = dropout_kept(key, call, p.dropout.row_keys + 2 * static_cast<int64_t>(at), p.dropout.threshold);
-        UNROLL for (int n = 0; n < Tile::kMmaN; n += 2) {
-            const uint32_t keep = (bits >> ((warp_column + n * 8) % kMaskColumns / 16)) & 1u;
-            kept |= keep << ((m * Tile::kMmaN + n + odd) * 4 + half * 2 + element);
+    UNROLL for (int half = 0; half < 2; half++) {
+        UNROLL for (int odd = 0; odd < 2; odd++) {
+            const int at = (Tile::first_row() + m * 16 + half * 8 + group) * 16 + odd * 8 + pair;
+            const uint32_t both = *reinterpret_cast<const uint16_t*>(calls + at);
+            UNROLL for (int n = 0; n < Tile::kMmaN; n += 2) {
+                const uint32_t low = both >> (warp_bit + n / 2), high = low >> 8;
+                kept |= ((low & 1u) | (high & 1u) << 1) << ((n + odd) * 4 + half * 2);
+            }
         }
     }
     return kept;
@@ -151,8 +162,11 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
         const unsigned char* stage = ring.use();
         const LoraDxLayer& layer = p.layers[here.layer];
         const int ranks = layer.factors[p.runs[here.run].adapter].r - here.rank;
-        uint32_t kept = 0;
-        if constexpr (kDropout) kept = kept_accumulators<Tile>(p, *layer.key, row, rows, column);
+        unsigned char* const calls = smem + kStages * kStageBytes;
+        if constexpr (kDropout) {
+            // The first ranks of an adapter in a layer.
+            if (here.rank == 0) make_calls<Tile, kM>(p, *layer.key, calls, row, rows, column);
+        }
         NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < ranks; slice++) {
             Tile::load_a(a, stage, slice);
             Tile::load_b_columns(b, stage + kBytesA, slice);
@@ -162,9 +176,10 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
                     const uint32_t row_of_a[1][4] = {{a[m][0], a[m][1], a[m][2], a[m][3]}};
                     float part[1][Tile::kMmaN][4] = {};
                     mma_tile(part, row_of_a, b);
+                    const uint32_t kept = kept_accumulators<Tile>(calls, column, m);
                     UNROLL for (int n = 0; n < Tile::kMmaN; n++) {
                         UNROLL for (int i = 0; i < 4; i++) {
-                            const float factor = (kept >> ((m * Tile::kMmaN + n) * 4 + i)) & 1 ? p.dropout.keep : 0.0f;
+                            const float factor = (kept >> (n * 4 + i)) & 1 ? p.dropout.keep : 0.0f;
                             acc[m][n][i] = fmaf(part[0][n][i], factor, acc[m][n][i]);
                         }
                     }

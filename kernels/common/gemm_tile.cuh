@@ -60,7 +60,7 @@ struct RowsLoader {
 };
 
 // Copies `columns` tiles of 32 x kOuter, from top to bottom: columns first.. (up to column_end) of a matrix with `stride` elements
-// per row. Rows beyond the `left` ones become 0.
+// per row (fewer than 2^26, so that a tile's offsets are 32 bits). Rows beyond the `left` ones become 0.
 template <int kOuter, int kThreads>
 struct ColumnsLoader {
     static constexpr int kPieces = kOuter / 8;
@@ -79,7 +79,7 @@ struct ColumnsLoader {
         const int thread = threadIdx.x, piece = thread % kPieces;
         row = thread / kPieces;
         row_step = stride * kRowStep;
-        source = matrix + row * stride + first + piece * 8;
+        source = matrix + (row * static_cast<int>(stride) + first + piece * 8);
         offset = columns_offset<kOuter>(row, piece);
         // Columns beyond the end are rows that never come.
         if (first + piece * 8 >= column_end) row = 1 << 30;

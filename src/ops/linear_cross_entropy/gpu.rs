@@ -70,7 +70,7 @@ pub(super) fn run<T: Real>(
             chunk_rows: plan.chunk_rows as i32,
             stride: plan.stride as i32,
             tiles_n: plan.logits.tiles_n as i32,
-            reserved: 0,
+            vocab_size: weight.rows() as i32,
         };
         let grid = [plan.chunk_rows as u32, 1, 1];
         device.launch(&Launch { kernel: Kernel::LinearCrossEntropyScore, grid, dynamic_smem: 0 }, &score)?;

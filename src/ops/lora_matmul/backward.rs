@@ -7,10 +7,10 @@ use crate::ops::gemm::Write;
 use crate::ops::{Runner, check_shape, runner};
 use crate::tensor::Real;
 
-/// As [`projection`], the products that give `dxa`, for the kernel that makes `dy`.
+/// As [`projection`](super::projection), the products that give `dxa`, for the kernel that makes `dy`.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
 pub fn projection_back<T: Real>(
     device: &Device,
     layers: &[LoraMatmul<'_, T>],
@@ -27,7 +27,7 @@ pub fn projection_back<T: Real>(
 /// Writes `dxa` of every layer of a group.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
 pub fn project_back<T: Real>(
     device: &Device,
     layers: &[LoraMatmul<'_, T>],
@@ -49,7 +49,7 @@ pub fn project_back<T: Real>(
 /// Writes `dx`, the sum over the layers of a group, given `dxa`.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
 pub fn backward_input<T: Real>(
     device: &Device,
     layers: &[LoraMatmul<'_, T>],
@@ -88,14 +88,14 @@ pub struct GradJob<'a, 'g, T: Real> {
     pub xa: &'a Tensor<T>,
     /// Of [`project_back`].
     pub dxa: &'a Tensor<T>,
-    /// Gradients by adapter index, as long as `loras`. A GPU finds them through [`OnGpu::adapters`].
+    /// Gradients by adapter index, as long as `loras`. A GPU finds them through [`OnGpu::adapters`](super::OnGpu::adapters).
     pub grads: &'a mut [Option<LoraGrad<'g, T::Stat>>],
 }
 
 /// Adds to the gradients of the adapters of several layers.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
 pub fn gradients<T: Real>(device: &Device, jobs: &mut [GradJob<'_, '_, T>]) -> Result<()> {
     for job in &*jobs {
         let [out_features, in_features] = job.layer.frozen.weight.shape();
@@ -136,7 +136,7 @@ pub struct Backward<'a, 'g, T: Real> {
 /// Adds to the adapters' gradients of a group and writes `dx`: [`project_back`], [`backward_input`] and [`gradients`].
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
 pub fn backward<T: Real>(
     device: &Device,
     layers: &[LoraMatmul<'_, T>],

@@ -97,15 +97,37 @@ pub struct NarrowPlan {
     pub rank_chunks: usize,
 }
 
-/// A compiled tile: kernel, rows, columns, stages, and how near it comes to the limit of the tensor cores by its mix of instructions.
-type Tile = (Kernel, [usize; 2], u32, f64);
+/// A compiled tile.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    kernel: Kernel,
+    /// Rows and columns.
+    size: [usize; 2],
+    /// Stages of the ring.
+    stages: u32,
+    /// How near it comes to the limit of the tensor cores by its mix of instructions.
+    efficiency: f64,
+    /// Bytes of shared memory behind the ring.
+    beside: u32,
+}
+
+impl Tile {
+    const fn new(kernel: Kernel, size: [usize; 2], stages: u32, efficiency: f64) -> Self {
+        Self { kernel, size, stages, efficiency, beside: 0 }
+    }
+
+    /// With the mask of a layer, 16 bytes a row.
+    const fn with_mask(self) -> Self {
+        Self { beside: 16 * self.size[0] as u32, ..self }
+    }
+}
 
 /// The plan of `y = x W^T + xa B^T` for all layers.
 pub fn forward(problem: &Problem, chip: Chip) -> TiledPlan {
     let tiles = [
-        (Kernel::LoraMatmulFwdBf16128x128, [128, 128], 3, 1.0),
-        (Kernel::LoraMatmulFwdBf16128x256, [128, 256], 4, 1.0),
-        (Kernel::LoraMatmulFwdBf1664x64, [64, 64], 3, 0.85),
+        Tile::new(Kernel::LoraMatmulFwdBf16128x128, [128, 128], 3, 1.0),
+        Tile::new(Kernel::LoraMatmulFwdBf16128x256, [128, 256], 4, 1.0),
+        Tile::new(Kernel::LoraMatmulFwdBf1664x64, [64, 64], 3, 0.85),
     ];
     best(&tiles, problem, &problem.out_features, chip)
 }
@@ -114,13 +136,13 @@ pub fn forward(problem: &Problem, chip: Chip) -> TiledPlan {
 pub fn dx(problem: &Problem, chip: Chip) -> TiledPlan {
     let tiles = if problem.dropout {
         [
-            (Kernel::LoraMatmulDxBf16128x128Dropout, [128, 128], 3, 1.0),
-            (Kernel::LoraMatmulDxBf1664x64Dropout, [64, 64], 3, 0.85),
+            Tile::new(Kernel::LoraMatmulDxBf16128x128Dropout, [128, 128], 3, 1.0).with_mask(),
+            Tile::new(Kernel::LoraMatmulDxBf1664x64Dropout, [64, 64], 3, 0.85).with_mask(),
         ]
     } else {
         [
-            (Kernel::LoraMatmulDxBf16128x128, [128, 128], 3, 1.0),
-            (Kernel::LoraMatmulDxBf1664x64, [64, 64], 3, 0.85),
+            Tile::new(Kernel::LoraMatmulDxBf16128x128, [128, 128], 3, 1.0),
+            Tile::new(Kernel::LoraMatmulDxBf1664x64, [64, 64], 3, 0.85),
         ]
     };
     best(&tiles, problem, &[problem.in_features], chip)
@@ -170,13 +192,13 @@ fn ranks_per_block(rank: usize) -> usize {
 /// The tile with the shortest waves; the first of equals.
 fn best(tiles: &[Tile], problem: &Problem, columns: &[usize], chip: Chip) -> TiledPlan {
     let rows = problem.rows;
-    let wanted = |tile: &&Tile| problem.tile.is_none_or(|wanted| wanted == tile.1);
+    let wanted = |tile: &&Tile| problem.tile.is_none_or(|wanted| wanted == tile.size);
     let tiles = if tiles.iter().any(|tile| wanted(&tile)) {
         tiles.iter().filter(wanted).copied().collect()
     } else {
         tiles.to_vec()
     };
-    let plans = tiles.iter().map(|tile| (tiled(tile, rows, columns, chip), tile.3));
+    let plans = tiles.iter().map(|tile| (tiled(tile, rows, columns, chip), tile.efficiency));
     let time = |(plan, efficiency): &(TiledPlan, f64)| -> f64 {
         let useful = (rows * columns.iter().sum::<usize>()) as f64;
         useful / plan.utilisation.max(f64::MIN_POSITIVE) / efficiency
@@ -187,8 +209,8 @@ fn best(tiles: &[Tile], problem: &Problem, columns: &[usize], chip: Chip) -> Til
 }
 
 fn tiled(tile: &Tile, rows: usize, columns: &[usize], chip: Chip) -> TiledPlan {
-    let &(kernel, [m, n], stages, _) = tile;
-    let ring = stages * STEP_BYTES * (m + n) as u32;
+    let &Tile { kernel, size: [m, n], stages, beside, .. } = tile;
+    let ring = beside + stages * STEP_BYTES * (m + n) as u32;
     // The result passes through the same memory, its rows padded by 16 bytes.
     let result = (m * (2 * n + 16)) as u32;
     let dynamic_smem = ring.max(result);
