@@ -2,6 +2,7 @@
 //
 // A block copies one row, 16 bytes a thread and pass. Ids are checked on the host before they come here
 // (Batch::validate).
+#include "common/rows.cuh"
 #include "common/simt.cuh"
 
 // Parameters of embedding_bf16.
@@ -17,9 +18,5 @@ struct EmbeddingParams {
 KERNEL(embedding_bf16, EmbeddingParams, 128, 12) {
     const int64_t row = blockIdx.x;
     if (row >= rows_there_are(p.live_rows, p.rows)) return;
-    const bf16* const from = p.table + static_cast<int64_t>(p.ids[row]) * p.cols;
-    bf16* const to = p.y + row * p.cols;
-    UNROLL_2 for (int column = threadIdx.x * 8; column < p.cols; column += 128 * 8) {
-        store16(to + column, load16_constant(from + column));
-    }
+    copy_row(p.y + row * p.cols, p.table + static_cast<int64_t>(p.ids[row]) * p.cols, p.cols);
 }

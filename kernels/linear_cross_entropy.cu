@@ -100,10 +100,9 @@ DEVICE float joined_sum(float max, float max_a, float sum_a, float max_b, float 
 template <int kM, int kN, int kWarpsM, int kWarpsN, int kStages>
 DEVICE void cross_entropy_logits(const CrossEntropyLogitsParams& p) {
     using Tile = WarpTile<kM, kN, kWarpsM, kWarpsN>;
-    constexpr int kBytesA = kM * kStepK * 2, kStageBytes = kBytesA + kN * kStepK * 2;
     // Behind the tile that `store` takes through shared memory.
     constexpr int kSumsOffset = kM * (kN * 2 + 16);
-    static_assert(kSumsOffset + kWarpsN * kM * 8 <= kStages * kStageBytes, "the sums of a row fit behind the tile");
+    static_assert(kSumsOffset + kWarpsN * kM * 8 <= kStages * Tile::kStageBytes, "the sums of a row fit behind the tile");
     DYNAMIC_SMEM(smem);
 
     const int chunk_rows = cross_entropy_rows(p.live_rows, p.rows, p.first_row, p.chunk_rows);
@@ -113,34 +112,11 @@ DEVICE void cross_entropy_logits(const CrossEntropyLogitsParams& p) {
     if (row >= chunk_rows) return;
 
     float acc[Tile::kMmaM][Tile::kMmaN][4] = {};
-    uint32_t a[Tile::kMmaM][4], b[Tile::kMmaN][2];
     RowsLoader<kM, Tile::kThreads> load_x;
     RowsLoader<kN, Tile::kThreads> load_w;
     load_x.start(p.x + static_cast<int64_t>(p.first_row) * p.hidden_size, p.hidden_size, row, row, row_end);
     load_w.start(p.weight, p.hidden_size, column, 0, p.vocab_size);
-    int left = p.hidden_size;
-    StageRing<kStages, kStageBytes> ring = {smem};
-    const auto issue = [&] {
-        unsigned char* stage = ring.fill();
-        if (left > 0) {
-            load_x.load(stage, left);
-            load_w.load(stage + kBytesA, left);
-            left -= kStepK;
-        }
-        cp_async_commit();
-    };
-    UNROLL for (int i = 0; i < kStages - 1; i++) issue();
-    NO_UNROLL for (int k = 0; k < p.hidden_size; k += kStepK) {
-        ring.landed();
-        issue();
-        const unsigned char* stage = ring.use();
-        UNROLL for (int slice = 0; slice < 2; slice++) {
-            Tile::load_a(a, stage, slice);
-            Tile::load_b_rows(b, stage + kBytesA, slice);
-            mma_tile(acc, a, b);
-        }
-    }
-    cp_async_wait<0>();
+    Tile::template product<false, kStages>(acc, smem, load_x, load_w, p.hidden_size);
     if (p.logits != nullptr) {
         Tile::store(acc, smem, p.logits, p.stride, row, row_end, column, p.stride, nullptr);
     } else {
@@ -272,7 +248,6 @@ KERNEL(linear_cross_entropy_score, CrossEntropyScoreParams, 256, 4) {
 template <int kM, int kN, int kWarpsM, int kWarpsN, int kStages>
 DEVICE void cross_entropy_dx(const CrossEntropyDxParams& p) {
     using Tile = WarpTile<kM, kN, kWarpsM, kWarpsN>;
-    constexpr int kBytesA = kM * kStepK * 2, kStageBytes = kBytesA + kN * kStepK * 2;
     DYNAMIC_SMEM(smem);
 
     const int chunk_rows = cross_entropy_rows(p.live_rows, p.rows, p.first_row, p.chunk_rows);
@@ -283,35 +258,12 @@ DEVICE void cross_entropy_dx(const CrossEntropyDxParams& p) {
     if (row >= chunk_rows) return;
 
     float acc[Tile::kMmaM][Tile::kMmaN][4] = {};
-    uint32_t a[Tile::kMmaM][4], b[Tile::kMmaN][2];
     RowsLoader<kM, Tile::kThreads> load_dz;
     ColumnsLoader<kN, Tile::kThreads> load_w;
     load_dz.start(p.dz + token, p.stride, row, row, row_end);
     load_w.start(p.weight + static_cast<int64_t>(token) * p.hidden_size, p.hidden_size, column, p.hidden_size);
     const int tokens = p.vocab_size - token < p.split_tokens ? p.vocab_size - token : p.split_tokens;
-    int left = tokens;
-    StageRing<kStages, kStageBytes> ring = {smem};
-    const auto issue = [&] {
-        unsigned char* stage = ring.fill();
-        if (left > 0) {
-            load_dz.load(stage, left);
-            load_w.load(stage + kBytesA, left);
-            left -= kStepK;
-        }
-        cp_async_commit();
-    };
-    UNROLL for (int i = 0; i < kStages - 1; i++) issue();
-    NO_UNROLL for (int k = 0; k < tokens; k += kStepK) {
-        ring.landed();
-        issue();
-        const unsigned char* stage = ring.use();
-        UNROLL for (int slice = 0; slice < 2; slice++) {
-            Tile::load_a(a, stage, slice);
-            Tile::load_b_columns(b, stage + kBytesA, slice);
-            mma_tile(acc, a, b);
-        }
-    }
-    cp_async_wait<0>();
+    Tile::template product<true, kStages>(acc, smem, load_dz, load_w, tokens);
 
     const int lane = lane_id();
     const int64_t first = static_cast<int64_t>(blockIdx.y) * p.chunk_rows;

@@ -96,7 +96,7 @@ DEVICE uint32_t kept_accumulators(const unsigned char* calls, int column, int m)
 template <int kM, int kN, int kWarpsM, int kWarpsN, int kStages, bool kDropout>
 DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
     using Tile = WarpTile<kM, kN, kWarpsM, kWarpsN>;
-    constexpr int kBytesA = kM * kStepK * 2, kStageBytes = kBytesA + kN * kStepK * 2;
+    constexpr int kBytesA = Tile::kBytesA;
     DYNAMIC_SMEM(smem);
 
     const TilePlace place = tile_place(blockIdx.x, p.tiles_m, p.tiles_n, p.group);
@@ -106,7 +106,6 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
     const int column = place.n * kN;
 
     float acc[Tile::kMmaM][Tile::kMmaN][4] = {};
-    uint32_t a[Tile::kMmaM][4], b[Tile::kMmaN][2];
 
     RowsLoader<kM, Tile::kThreads> load_dy;
     ColumnsLoader<kN, Tile::kThreads> load_w;
@@ -123,7 +122,7 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
     const int num_runs = p.num_runs == nullptr ? 0 : *p.num_runs;
     DxExtension ahead = {num_runs}, here = {num_runs};
     bool extending = ahead.settle(p, row, row_end);
-    StageRing<kStages, kStageBytes> ring = {smem};
+    StageRing<kStages, Tile::kStageBytes> ring = {smem};
     const auto issue_main = [&] {
         unsigned char* stage = ring.fill();
         if (left > 0) {
@@ -162,12 +161,13 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
         const unsigned char* stage = ring.use();
         const LoraDxLayer& layer = p.layers[here.layer];
         const int ranks = layer.factors[p.runs[here.run].adapter].r - here.rank;
-        unsigned char* const calls = smem + kStages * kStageBytes;
+        unsigned char* const calls = smem + kStages * Tile::kStageBytes;
         if constexpr (kDropout) {
             // The first ranks of an adapter in a layer.
             if (here.rank == 0) make_calls<Tile, kM>(p, *layer.key, calls, row, rows, column);
         }
         NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < ranks; slice++) {
+            uint32_t a[Tile::kMmaM][4], b[Tile::kMmaN][2];
             Tile::load_a(a, stage, slice);
             Tile::load_b_columns(b, stage + kBytesA, slice);
             if constexpr (kDropout) {
@@ -196,12 +196,7 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
         NO_UNROLL for (int k = 0; k < end; k += kStepK) {
             ring.landed();
             issue_main();
-            const unsigned char* stage = ring.use();
-            UNROLL for (int slice = 0; slice < 2; slice++) {
-                Tile::load_a(a, stage, slice);
-                Tile::load_b_columns(b, stage + kBytesA, slice);
-                mma_tile(acc, a, b);
-            }
+            Tile::template multiply<true>(acc, ring.use());
         }
     }
     cp_async_wait<0>();

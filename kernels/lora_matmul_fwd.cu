@@ -59,7 +59,7 @@ struct FwdExtension {
 template <int kM, int kN, int kWarpsM, int kWarpsN, int kStages>
 DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
     using Tile = WarpTile<kM, kN, kWarpsM, kWarpsN>;
-    constexpr int kBytesA = kM * kStepK * 2, kStageBytes = kBytesA + kN * kStepK * 2;
+    constexpr int kBytesA = Tile::kBytesA;
     DYNAMIC_SMEM(smem);
 
     const TilePlace place = tile_place(blockIdx.x, p.tiles_m, p.tiles_n, p.group);
@@ -72,7 +72,6 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
     const int column = (place.n - layer.first_tile) * kN;
 
     float acc[Tile::kMmaM][Tile::kMmaN][4] = {};
-    uint32_t a[Tile::kMmaM][4], b[Tile::kMmaN][2];
 
     RowsLoader<kM, Tile::kThreads> load_x;
     RowsLoader<kN, Tile::kThreads> load_w;
@@ -84,7 +83,7 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
     FwdExtension ahead = {num_runs}, here = {num_runs};
     bool extending = layer.factors != nullptr && ahead.settle(p, layer, row, row_end);
     int left = p.in_features;
-    StageRing<kStages, kStageBytes> ring = {smem};
+    StageRing<kStages, Tile::kStageBytes> ring = {smem};
     const auto issue_main = [&] {
         unsigned char* stage = ring.fill();
         if (left > 0) {
@@ -123,6 +122,7 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
             const unsigned char* stage = ring.use();
             const int ranks = layer.factors[p.runs[here.run].adapter].r - here.rank;
             NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < ranks; slice++) {
+                uint32_t a[Tile::kMmaM][4], b[Tile::kMmaN][2];
                 Tile::load_a(a, stage, slice);
                 Tile::load_b_columns(b, stage + kBytesA, slice);
                 mma_tile(acc, a, b);
@@ -134,12 +134,7 @@ DEVICE void lora_matmul_fwd(const LoraMatmulFwdParams& p) {
     NO_UNROLL for (int k = 0; k < p.in_features; k += kStepK) {
         ring.landed();
         issue_main();
-        const unsigned char* stage = ring.use();
-        UNROLL for (int slice = 0; slice < 2; slice++) {
-            Tile::load_a(a, stage, slice);
-            Tile::load_b_rows(b, stage + kBytesA, slice);
-            mma_tile(acc, a, b);
-        }
+        Tile::template multiply<false>(acc, ring.use());
     }
     cp_async_wait<0>();
     Tile::store(acc, smem, layer.y, layer.out_features, row, row_end, column, layer.out_features, layer.bias);

@@ -28,11 +28,7 @@ struct RowsScatterAddParams {
 KERNEL(rows_gather_bf16, RowsGatherParams, 128, 12) {
     const int64_t row = blockIdx.x;
     if (row >= rows_there_are(p.live_rows, p.rows)) return;
-    const bf16* const from = p.x + static_cast<int64_t>(p.index[row]) * p.cols;
-    bf16* const to = p.y + row * p.cols;
-    UNROLL_2 for (int column = threadIdx.x * 8; column < p.cols; column += 128 * 8) {
-        store16(to + column, load16_constant(from + column));
-    }
+    copy_row(p.y + row * p.cols, p.x + static_cast<int64_t>(p.index[row]) * p.cols, p.cols);
 }
 
 KERNEL(rows_scatter_add_bf16, RowsScatterAddParams, 128, 12) {

@@ -129,6 +129,9 @@ struct WarpTile {
     static constexpr int kThreads = kWarpsM * kWarpsN * 32;
     static constexpr int kMmaM = kM / kWarpsM / 16;
     static constexpr int kMmaN = kN / kWarpsN / 8;
+    // Of a stage: A, and A with B behind it.
+    static constexpr int kBytesA = kM * kStepK * 2;
+    static constexpr int kStageBytes = kBytesA + kN * kStepK * 2;
     static_assert(kM % (kWarpsM * 16) == 0 && kN % (kWarpsN * 16) == 0, "whole fragments per warp");
 
     // First row and column of this warp in the tile.
@@ -159,6 +162,45 @@ struct WarpTile {
             ldmatrix_x4_trans(r, tile + columns_offset<kN>(k, piece + n));
             b[n][0] = r[0], b[n][1] = r[1], b[n + 1][0] = r[2], b[n + 1][1] = r[3];
         }
+    }
+
+    // Adds the product of one stage: A in a `rows` tile, behind it B in a `rows` or `columns` tile.
+    template <bool kColumns>
+    static DEVICE void multiply(float (&acc)[kMmaM][kMmaN][4], const unsigned char* stage) {
+        uint32_t a[kMmaM][4], b[kMmaN][2];
+        UNROLL for (int slice = 0; slice < 2; slice++) {
+            load_a(a, stage, slice);
+            if constexpr (kColumns) {
+                load_b_columns(b, stage + kBytesA, slice);
+            } else {
+                load_b_rows(b, stage + kBytesA, slice);
+            }
+            mma_tile(acc, a, b);
+        }
+    }
+
+    // Adds a product of `k` columns of A, which `load_a` and `load_b` were started for. Copies run ahead by kStages - 1 steps, and have
+    // landed in the end.
+    template <bool kColumns, int kStages, typename LoaderA, typename LoaderB>
+    static DEVICE void product(float (&acc)[kMmaM][kMmaN][4], unsigned char* smem, LoaderA& load_a, LoaderB& load_b, int k) {
+        StageRing<kStages, kStageBytes> ring = {smem};
+        int left = k;
+        const auto issue = [&] {
+            unsigned char* stage = ring.fill();
+            if (left > 0) {
+                load_a.load(stage, left);
+                load_b.load(stage + kBytesA, left);
+                left -= kStepK;
+            }
+            cp_async_commit();
+        };
+        UNROLL for (int i = 0; i < kStages - 1; i++) issue();
+        NO_UNROLL for (int done = 0; done < k; done += kStepK) {
+            ring.landed();
+            issue();
+            multiply<kColumns>(acc, ring.use());
+        }
+        cp_async_wait<0>();
     }
 
     // Rounds the tile to bf16 and writes it to `y` (row stride `stride`), rows and columns cut off at the ends. The tile passes

@@ -20,6 +20,13 @@ DEVICE float high_of(const Vec16& x, int i) { return high_bf16(x.word[i]); }
 
 DEVICE Vec16 zero16() { return Vec16{{0, 0, 0, 0}}; }
 
+// Copies a row of `columns` numbers, a multiple of 8, with the 128 threads of a block.
+DEVICE void copy_row(bf16* to, const bf16* from, int columns) {
+    UNROLL_2 for (int column = threadIdx.x * 8; column < columns; column += 128 * 8) {
+        store16(to + column, load16_constant(from + column));
+    }
+}
+
 // sum + the squares of a piece.
 DEVICE float add_squares(float sum, const Vec16& x) {
     UNROLL for (int i = 0; i < 4; i++) {

@@ -181,7 +181,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ops::attention::tests::{seen, segments};
+    use crate::ops::attention::tests::{linked_segments, seen};
 
     /// The pairs that the lists of queries show, and those that the lists of keys show.
     fn pairs(lists: &Lists) -> [Vec<(i32, i32)>; 2] {
@@ -214,18 +214,7 @@ mod tests {
 
         /// Both lists show every query what its links say, cover all keys, and fit into the room for so many rows.
         #[test]
-        fn lists_show_every_row_what_its_links_say(
-            parts in prop::collection::vec((1usize..150, any::<prop::sample::Index>(), any::<bool>()), 1..5),
-            keep in prop::collection::vec(any::<bool>(), 1..20),
-        ) {
-            let parts: Vec<(usize, Option<usize>)> = parts
-                .iter()
-                .enumerate()
-                .map(|(i, (len, prefix, linked))| (*len, (*linked && i > 0).then(|| prefix.index(i))))
-                .collect();
-            let segments = segments(&parts);
-            let total = segments.last().unwrap().rows().end;
-            let rows: Vec<usize> = (0..total).filter(|r| keep[r % keep.len()]).collect();
+        fn lists_show_every_row_what_its_links_say((segments, rows) in linked_segments()) {
             let mut expected: Vec<(i32, i32)> = Vec::new();
             for &row in &rows {
                 expected.extend(seen(&segments, row).into_iter().map(|key| (row as i32, key as i32)));
@@ -236,7 +225,8 @@ mod tests {
             let [of_queries, of_keys] = pairs(&lists);
             prop_assert_eq!(&of_queries, &expected);
             prop_assert_eq!(&of_keys, &expected);
-            prop_assert_eq!(lists.key_tiles.iter().map(|t| (t.key_end - t.key_start) as usize).sum::<usize>(), total);
+            let keys: usize = lists.key_tiles.iter().map(|t| (t.key_end - t.key_start) as usize).sum();
+            prop_assert_eq!(keys, segments.last().unwrap().rows().end);
 
             let capacity = PlanCapacity { query_rows: rows.len(), ..PlanCapacity::of(&segments) };
             let tables = Tables::with_capacity(&Device::dry(), capacity).unwrap();
