@@ -9,7 +9,7 @@ use crate::batch::{AdapterRows, Batch};
 use crate::device::EmulatorOptions;
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
 use crate::ops::lora_matmul::{Dropout, RowKeys};
-use crate::ops::testing::{assert_as_good, assert_repeats, kernel_device, rounded};
+use crate::ops::testing::{RAGGED_ROWS, assert_as_good, assert_repeats, kernel_device, rounded};
 use crate::rng::{Purpose, Stream};
 
 const SCALING: [f32; 3] = [0.5, 1.0, 0.25];
@@ -292,7 +292,7 @@ fn kernels_agree_with_f64_on_ragged_shapes_under_checks() {
     let groups: [&[usize]; 3] = [&[200], &[72, 64], &[136, 72, 64]];
     let tiles = [None, Some([128, 128]), Some([64, 64]), Some([128, 256])];
     let mut number = 0;
-    for rows in [1, 17, 127, 128, 129, 300, 507] {
+    for rows in RAGGED_ROWS {
         for rank in [1usize, 7, 16, 64] {
             for p in [0.0, 0.25] {
                 let ranks = [rank, rank.div_ceil(2), 3];
