@@ -7,8 +7,9 @@
 Starts one process after another (A B C D D C B A, three rounds), checks first
 that each computes the same thing, and writes DIR/results.json and
 DIR/results.md after every process. What is not installed or fails is reported
-and stops nothing. --time-limit is for all of it, the gate included. Exits 0 if every setting was measured, 1 if not, 2 if the job itself could not
-be made. README.md says what is measured and why it is fair.
+and stops nothing. --time-limit is for all of it, the gate included. Exits 0 if
+every setting was measured, 1 if not, 2 if the job itself could not be made.
+README.md says what is measured and why it is fair.
 """
 import argparse
 import importlib.util
@@ -253,7 +254,8 @@ class Job:
         out = self.cache / f"out-{label}"
         began = time.perf_counter()
         self.run([self.args.tanren, "train", "--preset", "none",
-                  "--task", "causal", "--model", self.gate_model if gate else self.model,
+                  "--task", "causal",
+                  "--model", self.gate_model if gate else self.model,
                   "--train-file", self.rows, "--output-dir", out, "--overwrite",
                   "--init-adapter", self.gate_adapter if gate else self.adapter,
                   "--lora-r", self.workload.r,
@@ -264,8 +266,8 @@ class Job:
                   "--max-tokens-per-pass", max(self.step_tokens),
                   "--max-seq-length", max(self.step_tokens),
                   "--max-steps", steps, "--shuffle", "false",
-                  "--logging-steps", 1, "--save-steps", steps, "--lr-scheduler", "constant",
-                  "--weight-decay", 0, "--device", self.args.device,
+                  "--logging-steps", 1, "--save-steps", steps,
+                  "--lr-scheduler", "constant", "--weight-decay", 0, "--device", self.args.device,
                   "--dtype", "bf16" if self.gpu else "f32",
                   *(["--memory-limit", f"{self.args.cap_gib}GiB"]
                     if self.args.cap_gib and not gate else []),
