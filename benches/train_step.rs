@@ -4,7 +4,8 @@
 //! which a tenth carries loss; the launches of a step recorded once and replayed, as training does it, and started one by one.
 //! Beside criterion's report: the share of the floor (the roofline of the card over the ledger of the step), the launches, the
 //! memory that was reserved, and the share of a step's wall time that its launches take when nothing else is done between them.
-//! `TANREN_BENCH_MEMORY_GIB=9.3` runs within that much memory, and takes the largest number of tokens that fits.
+//! `TANREN_BENCH_MEMORY_GIB=9.3` runs within that much memory and says which sizes do not fit. Without it that is an error like any
+//! other: the other sizes are measured, and the exit code tells.
 //!
 //! Without one: widths of Qwen3-0.6B with 2 blocks and a vocabulary of 16384 in f32 on the CPU. "2 supervised" is an answer of
 //! one letter and the end token; "all supervised" can skip nothing.
@@ -13,6 +14,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput};
@@ -66,18 +68,31 @@ fn on_cpu(criterion: &mut Criterion) -> Result<()> {
 fn on_gpu(criterion: &mut Criterion, device: &Device) -> Result<()> {
     println!("train_step on {}", device.label());
     let cap = std::env::var("TANREN_BENCH_MEMORY_GIB").ok().and_then(|gib| gib.parse::<f64>().ok());
+    let (mut measured, mut failure) = (0, None);
     for name in ["qwen3-0.6b", "qwen3-1.7b"] {
         let config = model(name)?;
         for tokens in [2176, 4352, 8704] {
             let batch = batch(tokens, 512, 51, config.vocab_size);
             match measure(criterion, device, name, &config, &batch, cap) {
-                Ok(()) => {}
-                Err(error @ Error::Device { .. }) => println!("{name} {tokens}: {error}"),
+                Ok(()) => measured += 1,
+                Err(error @ Error::Device { .. }) => {
+                    println!("{name} {tokens}: {error}");
+                    // Under a cap it is an answer that a size does not fit, unless nothing does.
+                    if cap.is_none() || !out_of_memory(&error) || measured == 0 {
+                        failure.get_or_insert(error);
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }
     }
-    Ok(())
+    failure.map_or(Ok(()), Err)
+}
+
+fn out_of_memory(error: &Error) -> bool {
+    let full =
+        |what: &str| ["out of memory", "out of reserved memory"].iter().any(|text| what.contains(text));
+    matches!(error, Error::Device { what, .. } if full(what))
 }
 
 fn measure(
@@ -107,9 +122,12 @@ fn measure_reserved(
     let tokens = batch.total_tokens();
     let mut group = criterion.benchmark_group("train_step");
     group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(tokens as u64));
+    let failure = Cell::new(None);
     step.run(batch)?;
     group.bench_function(format!("{name} {tokens} launch by launch"), |bencher| {
-        bencher.iter_custom(|steps| timed(device, || (0..steps).try_for_each(|_| step.run(batch).map(drop))));
+        bencher.iter_custom(|steps| {
+            timed(device, &failure, || (0..steps).try_for_each(|_| step.run(batch).map(drop)))
+        });
     });
     step.record(batch)?;
     step.replayed(batch, 2)?;
@@ -117,11 +135,14 @@ fn measure_reserved(
     step.replayed(batch, 1)?;
     let ledger = device.take_ledger();
     group.bench_function(format!("{name} {tokens} recorded"), |bencher| {
-        bencher.iter_custom(|steps| timed(device, || step.replayed(batch, steps)));
+        bencher.iter_custom(|steps| timed(device, &failure, || step.replayed(batch, steps)));
     });
     group.finish();
 
-    let wall = timed(device, || step.replayed(batch, 10)).as_secs_f64() / 10.0;
+    let wall = timed(device, &failure, || step.replayed(batch, 10)).as_secs_f64() / 10.0;
+    if let Some(error) = failure.take() {
+        return Err(error);
+    }
     let (result, alone) = device.time(|| step.launches_alone(10))?;
     result?;
     let alone = alone.unwrap_or(0.0) / 10.0;
@@ -143,13 +164,13 @@ fn percent(share: f64) -> String {
     format!("{:.0} %", 100.0 * share)
 }
 
-/// Wall time of `work`, with everything that it started. An error shows as no time at all, after its message.
-fn timed(device: &Device, work: impl FnOnce() -> Result<()>) -> Duration {
+/// Wall time of `work`, with everything that it started; no time at all after an error, which is left in `failure`.
+fn timed(device: &Device, failure: &Cell<Option<Error>>, work: impl FnOnce() -> Result<()>) -> Duration {
     let start = Instant::now();
     match work().and_then(|()| device.synchronize()) {
         Ok(()) => start.elapsed(),
         Err(error) => {
-            eprintln!("{error}");
+            failure.set(Some(error));
             Duration::ZERO
         }
     }

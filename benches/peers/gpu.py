@@ -6,9 +6,10 @@
 
 Starts one process after another (A B C D D C B A, three rounds), checks first
 that each computes the same thing, and writes DIR/results.json and
-DIR/results.md. What is not installed or fails is reported and stops nothing.
-Exits 0 if every setting was measured, 1 if not, 2 if the job itself could not
-be made. README.md says what is measured and why it is fair.
+DIR/results.md after every process. What is not installed or fails is reported
+and stops nothing. --time-limit is for all of it, the gate included. Exits 0 if
+every setting was measured, 1 if not, 2 if the job itself could not be made.
+README.md says what is measured and why it is fair.
 """
 import argparse
 import importlib.util
@@ -37,12 +38,13 @@ SETTINGS = {
     "trl-ckpt": (["--impl", "trl", "--group", "--checkpointing"], {}),
     "liger": (["--impl", "liger", "--group"], {}),
     "liger-logits": (["--impl", "liger", "--group", "--no-fused-loss"], {}),
-    "unsloth": (["--impl", "unsloth", "--group"],
-                {"UNSLOTH_GC_KEEP_LAYERS": "max"}),
+    "unsloth": (["--impl", "unsloth", "--group"], {}),
     "unsloth-ckpt": (["--impl", "unsloth", "--group", "--checkpointing"], {}),
+    # Its checkpointing, but for as many layers as fit without.
+    "unsloth-keep": (["--impl", "unsloth", "--group", "--checkpointing"],
+                     {"UNSLOTH_GC_KEEP_LAYERS": "max"}),
     "unsloth-graphs": (["--impl", "unsloth", "--group"],
-                       {"UNSLOTH_GC_KEEP_LAYERS": "max",
-                        "UNSLOTH_BLOCK_CUDAGRAPHS": "1"}),
+                       {"UNSLOTH_BLOCK_CUDAGRAPHS": "1"}),
     "tanren": ([], {}),
     "tanren-share": (["--share-prefix", "true"], {}),
 }
@@ -52,6 +54,14 @@ MODULES = {"hf": ["peft"], "trl": ["peft", "trl", "datasets"],
 
 class Failure(Exception):
     """A process that did not do what it should, in one line."""
+
+
+class OutOfTime(Failure):
+    """The time limit of the whole benchmark."""
+
+
+# What a setting may do wrong without stopping the others.
+FAILURES = (Failure, OSError, LookupError, ValueError, ArithmeticError)
 
 
 class Watch:
@@ -122,14 +132,22 @@ def run(command, log, seconds, env=None):
     return text.splitlines()[-1] if text.strip() else ""
 
 
-def missing(name, quant, tanren):
-    """What a setting needs and this machine does not have, or None."""
+def missing(name, workload, tanren):
+    """What a setting needs and this machine or job does not have, or None."""
+    if name == "unsloth-graphs" and workload.spread:
+        return "Unsloth turns its graphs off where widths of steps differ"
     if name.startswith("tanren"):
         return None if tanren.exists() else f"not built: {tanren}"
     modules = ["torch", "transformers", *MODULES[name.split("-")[0]],
-               *(["bitsandbytes"] if quant != "none" else [])]
+               *(["bitsandbytes"] if workload.quant != "none" else [])]
     absent = [x for x in modules if importlib.util.find_spec(x) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
+
+
+def told(error):
+    """An exception as a reason in a table."""
+    return str(error) if isinstance(error, Failure) \
+        else f"{type(error).__name__}: {error}"
 
 
 class Job:
@@ -138,14 +156,26 @@ class Job:
 
     def __init__(self, args, workload):
         self.args, self.workload = args, workload
+        self.end = time.monotonic() + (args.time_limit or math.inf)
         self.out, self.cache = args.out, args.cache or args.out / "cache"
         for folder in (self.out / "logs", self.out / "runs", self.cache):
             folder.mkdir(parents=True, exist_ok=True)
         self.gpu = args.device == "cuda"
         self.layers = workloads.SHAPES[workload.model].layers
 
-    def log(self, name):
-        return self.out / "logs" / f"{name}.log"
+    def run(self, command, label, env=None):
+        """`run`, within the time that a process and the benchmark have."""
+        left = self.end - time.monotonic()
+        if left < 1:
+            raise OutOfTime("not started: the time was up")
+        try:
+            return run(command, self.out / "logs" / f"{label}.log",
+                       min(left, self.args.timeout), env)
+        except Failure:
+            if time.monotonic() < self.end:
+                raise
+            raise OutOfTime(f"stopped after {left:.0f} s: the time was up") \
+                from None
 
     def prepare(self):
         # One more than is measured, for tanren_time.
@@ -174,21 +204,27 @@ class Job:
         """Model and adapter folders; made once, for all runs to come."""
         model = self.cache / (f"{self.workload.model}-{layers or 'all'}"
                               f"{'' if self.gpu else '-f32'}")
-        if not (model / "model.safetensors").exists() \
-                and not (model / "model.safetensors.index.json").exists():
-            run([sys.executable, HERE / "make_model.py", model, "--model",
-                 self.workload.model, "--layers", layers, "--tokenizer",
-                 "--dtype", "bf16" if self.gpu else "f32",
-                 "--device", self.args.device],
-                self.log(f"make_model-{model.name}"), self.args.timeout)
+        self.make_once(model, lambda folder: [
+            HERE / "make_model.py", folder, "--model", self.workload.model,
+            "--layers", layers, "--tokenizer",
+            "--dtype", "bf16" if self.gpu else "f32",
+            "--device", self.args.device])
         adapter = self.cache / (f"adapter-{model.name}-r{self.workload.r}-"
                                 f"{len(self.workload.targets)}")
-        if not (adapter / "adapter_model.safetensors").exists():
-            run([sys.executable, HERE / "make_adapter.py", model, adapter,
-                 "--r", self.workload.r, "--alpha", self.workload.alpha,
-                 "--target-modules", ",".join(self.workload.targets)],
-                self.log(f"make_{adapter.name}"), self.args.timeout)
+        self.make_once(adapter, lambda folder: [
+            HERE / "make_adapter.py", model, folder,
+            "--r", self.workload.r, "--alpha", self.workload.alpha,
+            "--target-modules", ",".join(self.workload.targets)])
         return model, adapter
+
+    def make_once(self, folder, command):
+        """A folder gets its name when it is complete."""
+        if folder.exists():
+            return
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        self.run([sys.executable, *command(part)], f"make_{folder.name}")
+        part.rename(folder)
 
     # ---- one process each ----
 
@@ -199,14 +235,13 @@ class Job:
                   "--steps", self.args.steps]
         cap = ["--cap-gib", self.args.cap_gib] \
             if self.args.cap_gib and not gate else []
-        line = run([sys.executable, HERE / "gpu_peer.py", *options, *mode,
-                    "--model", self.gate_model if gate else self.model,
-                    "--init-adapter", self.gate_adapter if gate
-                    else self.adapter, "--rows", self.rows,
-                    "--samples", self.workload.samples, "--quant",
-                    self.workload.quant, "--learning-rate", RATE, *cap,
-                    "--device", self.args.device],
-                   self.log(label), self.args.timeout, env)
+        line = self.run(
+            [sys.executable, HERE / "gpu_peer.py", *options, *mode,
+             "--model", self.gate_model if gate else self.model,
+             "--init-adapter", self.gate_adapter if gate else self.adapter,
+             "--rows", self.rows, "--samples", self.workload.samples,
+             "--quant", self.workload.quant, "--learning-rate", RATE, *cap,
+             "--device", self.args.device], label, env)
         try:
             return json.loads(line)
         except ValueError:
@@ -218,24 +253,26 @@ class Job:
     def tanren(self, options, gate, label, steps, more):
         out = self.cache / f"out-{label}"
         began = time.perf_counter()
-        run([self.args.tanren, "train", "--preset", "none", "--task", "causal",
-             "--model", self.gate_model if gate else self.model,
-             "--train-file", self.rows, "--output-dir", out, "--overwrite",
-             "--init-adapter", self.gate_adapter if gate else self.adapter,
-             "--lora-r", self.workload.r, "--lora-alpha", self.workload.alpha,
-             "--target-modules", ",".join(self.workload.targets),
-             "--lora-dropout", 0, "--quant", self.workload.quant,
-             "--batch-size", self.workload.samples,
-             "--max-tokens-per-pass", max(self.step_tokens),
-             "--max-seq-length", max(self.step_tokens),
-             "--max-steps", steps, "--shuffle", "false", "--logging-steps", 1,
-             "--save-steps", steps, "--lr-scheduler", "constant",
-             "--weight-decay", 0, "--device", self.args.device,
-             "--dtype", "bf16" if self.gpu else "f32",
-             *(["--memory-limit", f"{self.args.cap_gib}GiB"]
-               if self.args.cap_gib and not gate else []),
-             *options, *more, *self.args.tanren_arg],
-            self.log(label), self.args.timeout)
+        self.run([self.args.tanren, "train", "--preset", "none",
+                  "--task", "causal",
+                  "--model", self.gate_model if gate else self.model,
+                  "--train-file", self.rows, "--output-dir", out, "--overwrite",
+                  "--init-adapter", self.gate_adapter if gate else self.adapter,
+                  "--lora-r", self.workload.r,
+                  "--lora-alpha", self.workload.alpha,
+                  "--target-modules", ",".join(self.workload.targets),
+                  "--lora-dropout", 0, "--quant", self.workload.quant,
+                  "--batch-size", self.workload.samples,
+                  "--max-tokens-per-pass", max(self.step_tokens),
+                  "--max-seq-length", max(self.step_tokens),
+                  "--max-steps", steps, "--shuffle", "false",
+                  "--logging-steps", 1, "--save-steps", steps,
+                  "--lr-scheduler", "constant", "--weight-decay", 0, "--device", self.args.device,
+                  "--dtype", "bf16" if self.gpu else "f32",
+                  *(["--memory-limit", f"{self.args.cap_gib}GiB"]
+                    if self.args.cap_gib and not gate else []),
+                  *options, *more, *self.args.tanren_arg],
+                 label)
         process = time.perf_counter() - began
         with open(out / "training_log.jsonl") as lines:
             lines = [json.loads(x) for x in lines]
@@ -287,15 +324,15 @@ class Job:
                 losses = self.peer(name, options, env, True,
                                    f"gate-{name}")["losses"]
                 grads = [self.grads(name)]
-            line = run([sys.executable, HERE / "gradients.py",
-                        self.grads("reference"), *grads],
-                       self.log(f"gate-{name}-cosine"), self.args.timeout)
+            line = self.run([sys.executable, HERE / "gradients.py",
+                             self.grads("reference"), *grads],
+                            f"gate-{name}-cosine")
             return {"loss": losses[0],
                     "loss_gap": report.gap(losses[0], reference[0]),
                     "curve_gap": report.curve_gap(losses, reference),
                     **json.loads(line)}
-        except Failure as error:
-            return {"error": str(error)}
+        except FAILURES as error:
+            return {"error": told(error)}
 
     def measure(self, name, label, peak):
         options, env = SETTINGS[name]
@@ -306,10 +343,9 @@ class Job:
                 else self.peer(name, options, env, False, label)
         finally:
             seen = watch.stop() if self.gpu else {}
-        result.update(report.summarise(result, self.flops_per_token, peak))
+        result.update(report.summarise(result, self.flops_per_token, peak,
+                                       report.shares(name)))
         result["watch"] = seen
-        if seen:
-            result["used"] = seen["utilization.gpu"] / 100
         (self.out / "runs" / f"{label}.json").write_text(
             json.dumps(result, indent=1) + "\n")
         return result
@@ -335,6 +371,11 @@ def document(facts, results, gate):
                if r.get("watch")]
     lines = [f"# {facts['workload']}: {facts['title']}", "", facts["what"], "",
              report.table(results), ""]
+    for key, text in (("gate_error", "Nothing was checked before the clock, the "
+                       "reference failed"),
+                      ("stopped", "The time limit ended the benchmark")):
+        if facts.get(key):
+            lines += [f"{text}: {facts[key]}.", ""]
     if gate:
         lines += ["Before the clock: step 0 and its adapter gradients against "
                   "transformers in f32, on four layers.", "",
@@ -346,8 +387,12 @@ def document(facts, results, gate):
                      f"{min(sm):.0f} to {max(sm):.0f} MHz (medians of runs).")
     if first:
         lines.append("Versions: " + ", ".join(
-            f"{k} {v}" for k, v in first["versions"].items()) +
-            f"; attention of the peers: {first.get('attention')}.")
+            f"{k} {v}" for k, v in first["versions"].items()) + ".")
+    attention = [f"{name} {x['runs'][-1]['attention']}"
+                 for name, x in results.items()
+                 if x["runs"] and x["runs"][-1].get("attention")]
+    if attention:
+        lines.append(f"Attention: {'; '.join(attention)}.")
     lines.append("Peers spend much of a small step on launching kernels, and "
                  "a faster GPU waits longer for them: read the speeds together "
                  "with the share of time in which the GPU was busy.")
@@ -358,14 +403,13 @@ def compare(args):
     workload = workloads.with_options(
         workloads.WORKLOADS[args.workload], args.model, args.samples,
         args.tokens)
-    began = time.monotonic()
     job = Job(args, workload)
     facts = {"workload": args.workload, **machine()}
     peak = args.peak_tflops or report.peak_tflops(facts["gpu"])
     try:
         job.prepare()
-    except (Failure, OSError) as error:
-        print(f"the job could not be made: {error}", file=sys.stderr)
+    except FAILURES as error:
+        print(f"the job could not be made: {told(error)}", file=sys.stderr)
         return 2
     mean = statistics.mean(job.step_tokens)
     facts["title"] = workload.title
@@ -379,47 +423,66 @@ def compare(args):
     print(facts["what"], file=sys.stderr)
     results = {name: {"runs": []} for name in args.peers}
     for name, result in results.items():
-        why = missing(name, workload.quant, args.tanren)
+        why = missing(name, workload, args.tanren)
         if why:
             result["error"] = why
+
+    def save():
+        """What there is by now: the benchmark may be ended from outside."""
+        text = document(facts, results, args.gate)
+        (args.out / "results.md").write_text(text)
+        (args.out / "results.json").write_text(json.dumps(
+            {"facts": facts, "peak_tflops": peak, "results": results},
+            indent=1) + "\n")
+        return text
+    save()
     if args.gate:
-        try:
-            reference = job.peer("reference", ["--impl", "reference"], {},
-                                 True, "gate-reference")["losses"]
-        except Failure as error:
-            print(f"no reference, so no gate: {error}", file=sys.stderr)
-            reference, args.gate = None, False
-            facts["gate_error"] = str(error)
-        for name, result in results.items():
-            if reference is None or result.get("error"):
-                continue
-            print(f"gate: {name}", file=sys.stderr)
-            result["gate"] = job.gate(name, reference)
-            verdict = report.judge(result["gate"])
-            if verdict and not args.force:
-                result["error"] = f"gate: {verdict}"
-    able = [name for name in args.peers if not results[name].get("error")]
-    for index, (number, name) in enumerate(report.order(able, args.rounds)):
+        check_all(job, facts, results, save)
+    measure_all(job, facts, results, peak, save)
+    print(save())
+    return 0 if all(x["runs"] and not x.get("error")
+                    for x in results.values()) else 1
+
+
+def check_all(job, facts, results, save):
+    """The gate; what does not pass it has an error in its result."""
+    try:
+        reference = job.peer("reference", ["--impl", "reference"], {}, True,
+                             "gate-reference")["losses"]
+    except FAILURES as error:
+        facts["gate_error"] = told(error)
+        print(f"no reference, so no gate: {told(error)}", file=sys.stderr)
+        job.args.gate = False
+        return
+    for name, result in results.items():
+        if result.get("error"):
+            continue
+        print(f"gate: {name}", file=sys.stderr)
+        result["gate"] = job.gate(name, reference)
+        verdict = report.judge(result["gate"])
+        if verdict and not job.args.force:
+            result["error"] = f"gate: {verdict}"
+        save()
+
+
+def measure_all(job, facts, results, peak, save):
+    """The clock: all settings that may run, in turn."""
+    rounds = job.args.rounds
+    able = [name for name in results if not results[name].get("error")]
+    for index, (number, name) in enumerate(report.order(able, rounds)):
         if results[name].get("error"):
             continue
-        if args.time_limit and time.monotonic() - began > args.time_limit:
-            facts["stopped"] = f"after {args.time_limit} s, in round {number + 1}"
-            print(f"time limit: stopped {facts['stopped']}", file=sys.stderr)
-            break
-        print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr)
+        print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
         try:
             results[name]["runs"].append(
                 job.measure(name, f"{name}-{index}", peak))
-        except Failure as error:
-            results[name]["error"] = str(error)
-    text = document(facts, results, args.gate)
-    (args.out / "results.md").write_text(text)
-    (args.out / "results.json").write_text(json.dumps(
-        {"facts": facts, "peak_tflops": peak, "results": results},
-        indent=1) + "\n")
-    print(text)
-    return 0 if all(x["runs"] and not x.get("error")
-                    for x in results.values()) else 1
+        except OutOfTime as error:
+            facts["stopped"] = f"{name} in round {number + 1} was {error}"
+            print(facts["stopped"], file=sys.stderr)
+            break
+        except FAILURES as error:
+            results[name]["error"] = told(error)
+        save()
 
 
 def self_test():
@@ -433,7 +496,11 @@ def self_test():
     assert reason("a\nValueError: b\n\n") == "ValueError: b"
     assert reason("Traceback (most recent call last):\nc") == "c"
     assert reason("") == "no output"
-    assert missing("tanren", "none", Path("/nowhere/tanren"))
+    w1, w5 = workloads.WORKLOADS["w1"], workloads.WORKLOADS["w5"]
+    assert missing("tanren", w5, Path("/nowhere/tanren"))
+    assert "graphs" in missing("unsloth-graphs", w1, Path())
+    assert "graphs" not in (missing("unsloth-graphs", w5, Path()) or "")
+    assert told(Failure("a")) == "a" and told(KeyError("a")) == "KeyError: 'a'"
     for name in SETTINGS:
         assert name.startswith("tanren") or name.split("-")[0] in MODULES
     facts = {"workload": "w1", "title": "t", "what": "w", "gpu": "g",
@@ -442,10 +509,11 @@ def self_test():
             "versions": {"torch": "2"}, "attention": "sdpa",
             "watch": {"clocks.sm": 1500.0}}
     run_.update(report.summarise(run_, 1.0, None))
-    page = document(facts, {"hf": {"runs": [run_]},
-                            "trl": {"runs": [], "error": "x"}}, True)
-    for part in ("| hf | 10 |", "| trl | x |", "1500 to 1500 MHz", "torch 2",
-                 "sdpa"):
+    page = document({**facts, "stopped": "hf was late", "gate_error": "died"},
+                    {"hf": {"runs": [run_]},
+                     "trl": {"runs": [], "error": "x"}}, True)
+    for part in ("| hf | 1.0 | 10 |", "| trl | x |", "1500 to 1500 MHz",
+                 "torch 2", "Attention: hf sdpa.", "hf was late", "died."):
         assert part in page, part
     assert math.isclose(run_["padding"], 0.0)
     print("self-test: ok")
@@ -485,7 +553,7 @@ def main():
     parser.add_argument("--timeout", type=float, default=300,
                         help="seconds of one process")
     parser.add_argument("--time-limit", type=float,
-                        help="start no run after this many seconds")
+                        help="seconds of the whole benchmark")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     args = parser.parse_args()

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 
@@ -43,6 +44,9 @@ args = parser.parse_args()
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1",
                   TOKENIZERS_PARALLELISM="false", WANDB_DISABLED="true",
                   UNSLOTH_DISABLE_STATISTICS="1")
+# For all sides, as Unsloth sets it for itself: less memory, and no stalls
+# when widths change.
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 from workloads import group_by_length, read_rows, supervised_tokens  # noqa: E402
 
@@ -90,6 +94,7 @@ def load_transformers():
     if args.impl == "liger":
         from liger_kernel.transformers import apply_liger_kernel_to_qwen3
         apply_liger_kernel_to_qwen3(
+            cross_entropy=args.no_fused_loss,
             fused_linear_cross_entropy=not args.no_fused_loss)
     # A quantised reference has the same weights: 4-bit ones, unpacked.
     dtype = torch.bfloat16 if args.quant == "nf4" else DTYPE
@@ -162,28 +167,43 @@ def plan():
     return steps, [] if GATE else steps[-3:]
 
 
+def width(step):
+    """Columns of a padded step: multiples of 8 suit the tensor cores."""
+    return -(-max(len(row["input_ids"]) for row in step) // 8) * 8
+
+
 def facts(step):
-    sizes = [len(row["input_ids"]) for row in step]
-    return {"samples": len(step), "tokens": sum(sizes),
-            "padded": max(sizes) * len(step),
+    return {"samples": len(step),
+            "tokens": sum(len(row["input_ids"]) for row in step),
+            "padded": width(step) * len(step),
             "supervised": sum(map(supervised_tokens, step))}
 
 
 def batch(step):
-    """The step as tensors on the device, padded on the right."""
-    width = max(len(row["input_ids"]) for row in step)
+    """The step as tensors on the device, padded on the right.
+
+    A mask would only cost time: what a row sees lies before its padding, and
+    padding has no labels. transformers would build one all the same, or look
+    at the positions and wait for the GPU; a mapping of masks that is ready is
+    taken as it is, and no mask in it means causal attention by the kernel.
+    """
+    columns = width(step)
 
     def pad(values, fill):
-        return torch.tensor([v + [fill] * (width - len(v)) for v in values],
+        return torch.tensor([v + [fill] * (columns - len(v)) for v in values],
                             device=args.device)
-    ids = [row["input_ids"] for row in step]
-    return {"input_ids": pad(ids, 1),
-            "attention_mask": pad([[1] * len(v) for v in ids], 0),
-            "labels": pad([row["labels"] for row in step], -100)}
+    masks = {} if args.impl == "unsloth" \
+        else {"attention_mask": {"full_attention": None}}
+    return {"input_ids": pad([row["input_ids"] for row in step], 1),
+            "labels": pad([row["labels"] for row in step], -100), **masks}
 
 
 class Busy:
-    """Share of the wall clock in which the GPU computes, and its kernels."""
+    """What the GPU does in some steps more: torch.profiler counts kernels.
+
+    Its share is the seconds of kernels over those of the same steps without
+    the profiler, which slows launches down.
+    """
 
     def start(self):
         from torch.profiler import ProfilerActivity, profile
@@ -194,21 +214,39 @@ class Busy:
         except RuntimeError as error:  # the driver lets nobody look
             print(f"no profile: {error}")
             self.found = None
-        self.began = time.perf_counter()
 
-    def stop(self, steps):
+    def stop(self, seconds):
+        """`seconds`: of the same steps, without the profiler."""
+        from torch.autograd import DeviceType
         synchronize()
-        wall = time.perf_counter() - self.began
         if self.found is None:
             return {}
         self.found.__exit__(None, None, None)
-        events = [e for e in self.found.key_averages()
-                  if e.self_device_time_total]
+        events = [e for e in self.found.events()
+                  if e.device_type == DeviceType.CUDA
+                  and not e.is_user_annotation]
         if not events:
             return {}
-        busy = sum(e.self_device_time_total for e in events) / 1e6
-        return {"busy": busy / wall,
-                "kernels_per_step": sum(e.count for e in events) / steps}
+        busy = sum(e.time_range.elapsed_us() for e in events) / 1e6
+        return {"busy": busy / sum(seconds),
+                "kernels_per_step": len(events) / len(seconds),
+                "attention": attention_kernels(e.name for e in events)}
+
+
+def attention_kernels(names):
+    """Which kernels do the attention, or None if no name tells."""
+    found = {match[0] for match in map(
+        re.compile(r"[\w:]*(flash|fmha|attn|attention|sdpa)[\w:]*").search,
+        names) if match}
+    return ", ".join(sorted(found)) or None
+
+
+def without_casts(model):
+    """Adapters are in f32: PEFT casts their input to f32, autocast back."""
+    if args.impl not in ("hf", "liger"):
+        return contextlib.nullcontext()
+    from peft.helpers import disable_input_dtype_casting
+    return disable_input_dtype_casting(model)
 
 
 def run_loop(model):
@@ -259,7 +297,7 @@ def run_loop(model):
         busy.start()
         for each in inputs:
             one(each, -1)
-        result.update(busy.stop(len(inputs)))
+        result.update(busy.stop(clock.seconds()[-len(inputs):]))
     return result
 
 
@@ -304,7 +342,7 @@ def run_trl(model, tokenizer):
                 result["wall_seconds"] = time.perf_counter() - self.began
                 result.update(memory())
             if extra and state.global_step == total + len(extra):
-                result.update(busy.stop(len(extra)))
+                result.update(busy.stop(clock.seconds()[-len(extra):]))
 
         def on_log(self, arguments, state, control, logs=None, **_):
             if logs and "loss" in logs:
@@ -323,7 +361,9 @@ def run_trl(model, tokenizer):
         dataset_kwargs={"skip_prepare_dataset": True}, report_to=[],
         gradient_checkpointing=args.checkpointing, logging_first_step=True,
         logging_steps=1 if GATE else 10 * total, save_strategy="no",
-        dataloader_pin_memory=GPU, disable_tqdm=True)
+        dataloader_pin_memory=GPU, disable_tqdm=True, pad_to_multiple_of=8,
+        # The plain loop has its tensors ready before the clock starts.
+        dataloader_num_workers=2, dataloader_persistent_workers=True)
 
     work = InOrder(
         model=model, args=config, processing_class=tokenizer,
@@ -365,11 +405,12 @@ def main():
     if args.impl == "trl":
         result = run_trl(model, tokenizer)
     else:
-        result = run_loop(model)
+        with without_casts(model):
+            result = run_loop(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    attention = getattr(base.config, "_attn_implementation", None)
-    print(json.dumps({**result, "attention": attention,
-                      "versions": versions()}))
+    result["attention"] = result.get("attention") \
+        or getattr(base.config, "_attn_implementation", None)
+    print(json.dumps({**result, "versions": versions()}))
 
 
 if __name__ == "__main__":

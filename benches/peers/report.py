@@ -22,7 +22,15 @@ def peak_tflops(gpu):
     return next((x for name, x in PEAKS.items() if name in gpu), None)
 
 
-def summarise(run, flops_per_token, peak):
+def shares(name):
+    """Whether a setting computes tokens that rows have in common only once.
+
+    Then tokens per second say nothing: only rows compare.
+    """
+    return name.endswith("-share")
+
+
+def summarise(run, flops_per_token, peak, shared=False):
     """The numbers of one run: its steps after the warm-up.
 
     The rate is all tokens over all seconds; `step_ms` is the median step.
@@ -32,12 +40,13 @@ def summarise(run, flops_per_token, peak):
     tokens = sum(s["tokens"] for s in steps)
     rate = tokens / seconds
     return {
-        "tokens_per_second": rate,
+        "tokens_per_second": None if shared else rate,
         "samples_per_second": sum(s["samples"] for s in steps) / seconds,
         "step_ms": 1e3 * statistics.median(s["seconds"] for s in steps),
         "padding": 1 - tokens / sum(s.get("padded", s["tokens"])
                                     for s in steps),
-        "mfu": rate * flops_per_token / (peak * 1e12) if peak else None,
+        "mfu": rate * flops_per_token / (peak * 1e12)
+        if peak and not shared else None,
     }
 
 
@@ -83,14 +92,13 @@ def table(results):
 
     `results`: {setting: {"runs": [...], "gate": {...}, "error": text}}.
     """
-    lines = ["| setting | tokens/s | slowest - fastest | samples/s | step, ms |"
-             " MFU | GPU busy | GPU used | kernels/step | peak allocated / reserved, GiB |"
+    lines = ["| setting | samples/s | tokens/s | slowest - fastest | step, ms |"
+             " MFU | GPU busy | kernels/step | peak allocated / reserved, GiB |"
              " first step, s | padding | tanren's speed |",
-             "|---|" + "---:|" * 12]
-    rates = {name: middle(result["runs"], "tokens_per_second")
+             "|---|" + "---:|" * 11]
+    rates = {name: middle(result["runs"], "samples_per_second")
              for name, result in results.items()}
-    own = max((rate[0] for name, rate in rates.items()
-               if rate and name.startswith("tanren")), default=None)
+    own = rates.get("tanren")
     for name in sorted((n for n in rates if rates[n]),
                        key=lambda n: -rates[n][0]):
         runs, rate = results[name]["runs"], rates[name]
@@ -101,22 +109,30 @@ def table(results):
             return number(found[0] if found else None, digits, factor, unit)
         memory = " / ".join(x for x in (cell("peak_allocated", 2, gib),
                                         cell("peak_reserved", 2, gib)) if x)
+        tokens = middle(runs, "tokens_per_second")
+        spread = f"{number(tokens[1])} - {number(tokens[2])}" if tokens else ""
         against = "" if own is None or name.startswith("tanren") \
-            else f"{own / rate[0]:.2f} x"
+            else f"{own[0] / rate[0]:.2f} x"
         lines.append("| " + " | ".join([
-            name, number(rate[0]), f"{number(rate[1])} - {number(rate[2])}",
-            cell("samples_per_second", 1), cell("step_ms", 2),
-            cell("mfu", 1, 100, " %"), cell("busy", 0, 100, " %"),
-            cell("used", 0, 100, " %"),
-            cell("kernels_per_step"), memory, cell("first_step_seconds", 1),
-            cell("padding", 1, 100, " %"), against]) + " |")
-    failed = [(name, result.get("error")) for name, result in results.items()
-              if not rates[name]]
+            name, number(rate[0], 1), cell("tokens_per_second"), spread,
+            cell("step_ms", 2), cell("mfu", 1, 100, " %"),
+            cell("busy", 0, 100, " %"), cell("kernels_per_step"), memory,
+            cell("first_step_seconds", 1), cell("padding", 1, 100, " %"),
+            against]) + " |")
+    failed = [(name, failure(result)) for name, result in results.items()]
+    failed = [(name, why) for name, why in failed if why]
     if failed:
-        lines += ["", "| not measured | why |", "|---|---|"]
-        lines += [f"| {name} | {one_line(why or 'no run ended')} |"
-                  for name, why in failed]
+        lines += ["", "| not measured, or not to the end | why |", "|---|---|"]
+        lines += [f"| {name} | {one_line(why)} |" for name, why in failed]
     return "\n".join(lines)
+
+
+def failure(result):
+    """Why a setting has no runs or fewer than it should, or None."""
+    runs, why = len(result["runs"]), result.get("error")
+    if runs and why:
+        return f"after {runs} run{'s' * (runs > 1)}: {why}"
+    return why or (None if runs else "no run ended")
 
 
 def gate_table(results):
@@ -136,6 +152,20 @@ def gate_table(results):
             f"| {name} | {cell('loss_gap', '.1e')} | {cell('cosine', '.6f')} |"
             f" {cell('worst_cosine', '.6f')} | {cell('curve_gap', '.1e')} |"
             f" {'ok' if verdict is None else one_line(verdict)} |")
+    return "\n".join(lines)
+
+
+def bar_table(bars):
+    """The Markdown table of what bars.py wrote."""
+    lines = ["| bar | shape | ms | TFLOP/s | GB/s |", "|---|---|---:|---:|---:|"]
+    for bar in bars:
+        shape = ", ".join(f"{key} {value}"
+                          for key, value in bar["shape"].items())
+        numbers = [number(bar.get("ms"), 3), number(bar.get("tflops"), 1),
+                   number(bar.get("gb_per_s"))]
+        if bar.get("error"):
+            numbers = [one_line(bar["error"], 80), "", ""]
+        lines.append("| " + " | ".join([bar["bar"], shape, *numbers]) + " |")
     return "\n".join(lines)
 
 
@@ -161,6 +191,10 @@ def self_test():
     # The wall clock, where there is one, has the last word.
     wall = summarise({**run, "wall_seconds": 1.0}, 2e9, None)
     assert math.isclose(wall["tokens_per_second"], 300) and wall["mfu"] is None
+    assert shares("tanren-share") and not shares("tanren")
+    shared = summarise(run, 2e9, 1.0, True)
+    assert shared["tokens_per_second"] is shared["mfu"] is None
+    assert math.isclose(shared["samples_per_second"], 12)
 
     good = {"loss_gap": 1e-4, "cosine": 0.9999}
     assert judge(good) is None
@@ -173,17 +207,34 @@ def self_test():
 
     results = {
         "hf": {"runs": [{**got, "peak_allocated": 2 ** 31, "busy": 0.5},
-                        {**got, "tokens_per_second": 500.0}], "gate": good},
-        "tanren": {"runs": [{**got, "tokens_per_second": 1100.0}],
+                        {**got, "tokens_per_second": 500.0,
+                         "samples_per_second": 10.0}], "gate": good},
+        "tanren": {"runs": [{**got, "tokens_per_second": 1100.0,
+                             "samples_per_second": 22.0}],
                    "gate": {"error": "a\n|b"}},
-        "trl": {"runs": [], "error": "not installed: trl"}}
+        "tanren-share": {"runs": [{**shared, "samples_per_second": 30.0}]},
+        "liger": {"runs": [{**got, "samples_per_second": 9.0}],
+                  "error": "died"},
+        "trl": {"runs": [], "error": "not installed: trl"},
+        "unsloth": {"runs": []}}
     lines = table(results).splitlines()
-    assert lines[2].startswith("| tanren | 1,100 |") and lines[2].endswith("|  |")
-    assert lines[3].startswith("| hf | 550 | 500 - 600 |"), lines[3]
-    assert "| 50 % |" in lines[3] and lines[3].endswith("| 2.00 x |")
-    assert lines[-1] == "| trl | not installed: trl |"
-    widths = {line.count("|") for line in lines[:4]}
-    assert widths == {14}, widths
+    assert lines[2].startswith("| tanren-share | 30.0 |  |  | 100.00 |  |")
+    assert lines[3].startswith("| tanren | 22.0 | 1,100 |"), lines[3]
+    assert lines[2].endswith("|  |") and lines[3].endswith("|  |")
+    assert lines[4].startswith("| hf | 11.0 | 550 | 500 - 600 |"), lines[4]
+    # Against tanren without the sharing.
+    assert "| 50 % |" in lines[4] and lines[4].endswith("| 2.00 x |")
+    assert lines[-3:] == ["| liger | after 1 run: died |",
+                          "| trl | not installed: trl |",
+                          "| unsloth | no run ended |"]
+    widths = {line.count("|") for line in lines[:5]}
+    assert widths == {13}, widths
     gates = gate_table(results).splitlines()
     assert gates[2].endswith("| ok |") and gates[3].endswith("| a \\|b |")
     assert len(gates) == 4
+
+    bars = bar_table([
+        {"bar": "mm", "shape": {"rows": 8, "in": 4}, "ms": 0.5, "tflops": 2.0},
+        {"bar": "sdpa", "shape": {"rows": 8}, "error": "no\nkernel"}])
+    assert bars.splitlines()[2:] == ["| mm | rows 8, in 4 | 0.500 | 2.0 |  |",
+                                     "| sdpa | rows 8 | no kernel |  |  |"]
