@@ -9,23 +9,30 @@ pub(crate) fn cpu() -> Device {
     Device::cpu(2).unwrap()
 }
 
+/// A random order of execution named by `seed`; `TANREN_TEST_SEED=N` gives all tests other ones.
+#[cfg(feature = "emulated")]
+fn schedule(seed: u64) -> crate::device::Schedule {
+    let shift = std::env::var("TANREN_TEST_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0u64);
+    crate::device::Schedule::Random(seed.wrapping_add(shift.wrapping_mul(1 << 20)))
+}
+
 /// The device of kernel tests: the emulator with its checks and a random order of execution named by `seed`. With
 /// `TANREN_TEST_DEVICE=cuda` it is the first GPU, where the same tests run against the same references.
 #[cfg(feature = "emulated")]
 pub(crate) fn kernel_device(seed: u64) -> Device {
-    use crate::device::{EmulatorOptions, Schedule};
+    use crate::device::EmulatorOptions;
     if std::env::var("TANREN_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
         return Device::cuda(0).unwrap();
     }
-    let schedule = Schedule::Random(seed);
-    Device::emulated(EmulatorOptions { check: true, schedule, ..EmulatorOptions::default() }).unwrap()
+    Device::emulated(EmulatorOptions { check: true, schedule: schedule(seed), ..EmulatorOptions::default() })
+        .unwrap()
 }
 
 /// Demands that `run` gives the same bits under `schedules` orders of execution of the emulator; with `TANREN_TEST_DEVICE=cuda`, in
 /// as many runs on the first GPU as `TANREN_TEST_REPEATS` says (250).
 #[cfg(feature = "emulated")]
 pub(crate) fn assert_repeats<R: PartialEq + std::fmt::Debug>(schedules: u64, run: impl Fn(&Device) -> R) {
-    use crate::device::{EmulatorOptions, Schedule};
+    use crate::device::EmulatorOptions;
     if std::env::var("TANREN_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
         let device = kernel_device(0);
         let repeats = std::env::var("TANREN_TEST_REPEATS").ok().and_then(|n| n.parse().ok()).unwrap_or(250);
@@ -34,8 +41,7 @@ pub(crate) fn assert_repeats<R: PartialEq + std::fmt::Debug>(schedules: u64, run
         return;
     }
     let emulator = |seed| {
-        let schedule = Schedule::Random(seed);
-        Device::emulated(EmulatorOptions { schedule, ..EmulatorOptions::default() }).unwrap()
+        Device::emulated(EmulatorOptions { schedule: schedule(seed), ..EmulatorOptions::default() }).unwrap()
     };
     let first = run(&emulator(0));
     for seed in 1..schedules {

@@ -215,15 +215,16 @@ fn check(name: &str) {
     assert!((window / expected - 1.0).abs() < 1e-4, "{window} {expected}");
 }
 
-/// The device of the tests in bf16: the emulator with its checks and a random order of execution, or with
-/// `TANREN_TEST_DEVICE=cuda` the first GPU.
+/// The device of the tests in bf16: the emulator with its checks and a random order of execution (another one with
+/// `TANREN_TEST_SEED=N`), or with `TANREN_TEST_DEVICE=cuda` the first GPU.
 #[cfg(feature = "emulated")]
 pub(crate) fn gpu_device(seed: u64) -> Device {
     use tanren::device::{EmulatorOptions, Schedule};
     if std::env::var("TANREN_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
         return Device::cuda(0).unwrap();
     }
-    let schedule = Schedule::Random(seed);
+    let shift = std::env::var("TANREN_TEST_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0u64);
+    let schedule = Schedule::Random(seed.wrapping_add(shift.wrapping_mul(1 << 20)));
     Device::emulated(EmulatorOptions { check: true, schedule, ..EmulatorOptions::default() }).unwrap()
 }
 
