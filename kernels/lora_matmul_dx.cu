@@ -60,7 +60,8 @@ struct DxExtension {
 };
 
 // What dropout keeps of kM rows and the columns around `column`. A Philox call speaks for 8 columns of the tile, which belong to several
-// threads: the block makes every call once, a byte each in `calls` (16 * kM of them). A barrier has to come before a layer's follow.
+// threads: the block makes every call once, a byte each in `calls` (16 * kM of them). Between the reads of one layer's bytes and this
+// for the next layer there has to be a barrier.
 template <typename Tile, int kM>
 DEVICE void make_calls(const LoraMatmulDxParams& p, DropoutKey key, unsigned char* calls, int row, int rows, int column) {
     const int first_call = column / kMaskColumns * 16;

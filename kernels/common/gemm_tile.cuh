@@ -179,17 +179,17 @@ struct WarpTile {
         }
     }
 
-    // Adds a product of `k` columns of A, which `load_a` and `load_b` were started for. Copies run ahead by kStages - 1 steps, and have
+    // Adds a product of `k` columns of A, which the loaders were started for. Copies run ahead by kStages - 1 steps, and have
     // landed in the end.
     template <bool kColumns, int kStages, typename LoaderA, typename LoaderB>
-    static DEVICE void product(float (&acc)[kMmaM][kMmaN][4], unsigned char* smem, LoaderA& load_a, LoaderB& load_b, int k) {
+    static DEVICE void product(float (&acc)[kMmaM][kMmaN][4], unsigned char* smem, LoaderA& from_a, LoaderB& from_b, int k) {
         StageRing<kStages, kStageBytes> ring = {smem};
         int left = k;
         const auto issue = [&] {
             unsigned char* stage = ring.fill();
             if (left > 0) {
-                load_a.load(stage, left);
-                load_b.load(stage + kBytesA, left);
+                from_a.load(stage, left);
+                from_b.load(stage + kBytesA, left);
                 left -= kStepK;
             }
             cp_async_commit();
