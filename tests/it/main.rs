@@ -2,6 +2,7 @@
 
 mod cli;
 mod device;
+mod devices_agree;
 mod golden;
 mod kernel_table;
 mod kernels;
