@@ -358,6 +358,26 @@ fn a_failure_of_any_call_ends_the_run_and_a_sticky_one_all_calls() {
 }
 
 #[test]
+fn what_a_device_has_when_it_cannot_be_made_is_given_back() {
+    // Two pinned buffers with an event each, and any of the four may be missing.
+    for (function, call) in
+        [("cuMemHostAlloc", "1"), ("cuEventCreate", "1"), ("cuMemHostAlloc", "2"), ("cuEventCreate", "2")]
+    {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let failing = [
+            ("STUB_CODE", "2"),
+            ("STUB_CALL", call),
+            ("STUB_FUNCTION", function),
+            ("STUB_LOG", log.path().to_str().unwrap()),
+        ];
+        with_stub(&SELF_TEST, &failing).expect(5, &[function]);
+        let log = fs::read_to_string(log.path()).unwrap();
+        let last = log.lines().last().unwrap();
+        assert_eq!(last, "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0 graphs 0");
+    }
+}
+
+#[test]
 fn an_error_in_a_kernel_names_the_last_launch() {
     if FATBIN.is_none() {
         return;

@@ -44,8 +44,15 @@ pub(in crate::device) struct Buffer {
 impl Staging {
     /// Makes the buffers.
     pub(super) fn new(cuda: &Cuda) -> Result<Self, Fault> {
-        let buffers = [Buffer::new(cuda, BUFFER_BYTES)?, Buffer::new(cuda, BUFFER_BYTES)?];
-        Ok(Self { buffers, current: 0 })
+        let first = Buffer::new(cuda, BUFFER_BYTES)?;
+        match Buffer::new(cuda, BUFFER_BYTES) {
+            Ok(second) => Ok(Self { buffers: [first, second], current: 0 }),
+            Err(fault) => {
+                // What matters is why the second one is missing.
+                let _ = first.free(cuda);
+                Err(fault)
+            }
+        }
     }
 
     /// Copies `data` to `to`. Everything is on its way when this returns, and `data` is no longer needed.
@@ -106,6 +113,14 @@ impl Staging {
     }
 }
 
+/// Gives pinned memory back, which no copy touches and no slice shows any more.
+fn free_pinned(cuda: &Cuda, host: *mut c_void) -> Result<(), Fault> {
+    cuda.call("cuMemFreeHost", |driver| {
+        // SAFETY: the callers, both in this file, pass what `cuMemHostAlloc` gave them, once, after the last copy.
+        unsafe { (driver.cuMemFreeHost)(host) }
+    })
+}
+
 impl Buffer {
     /// A buffer of `capacity` bytes. The context is current.
     pub(super) fn new(cuda: &Cuda, capacity: usize) -> Result<Self, Fault> {
@@ -116,8 +131,14 @@ impl Buffer {
         })?;
         // SAFETY: the driver has just given these bytes, and nobody else knows of them.
         unsafe { host.cast::<u8>().write_bytes(0, capacity) };
-        let done = cuda.event(DISABLE_TIMING)?;
-        Ok(Self { host: host as usize, capacity, used: 0, done, busy: false })
+        match cuda.event(DISABLE_TIMING) {
+            Ok(done) => Ok(Self { host: host as usize, capacity, used: 0, done, busy: false }),
+            Err(fault) => {
+                // What matters is why there is no event.
+                let _ = free_pinned(cuda, host);
+                Err(fault)
+            }
+        }
     }
 
     /// Bytes behind those that copies may still read.
@@ -155,10 +176,7 @@ impl Buffer {
         self.wait(cuda)?;
         // SAFETY: the event was made by `Buffer::new` and is not used again.
         cuda.call("cuEventDestroy_v2", |driver| unsafe { (driver.cuEventDestroy_v2)(self.done) })?;
-        cuda.call("cuMemFreeHost", |driver| {
-            // SAFETY: the memory was given by `cuMemHostAlloc`; the last copy was waited for, and no slice of it is alive.
-            unsafe { (driver.cuMemFreeHost)(self.host as *mut c_void) }
-        })
+        free_pinned(cuda, self.host as *mut c_void)
     }
 
     /// Notes that a copy was started which touches bytes up to `end`. Copies end in their order, so `done` speaks for all.
