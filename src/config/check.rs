@@ -8,6 +8,9 @@ use super::train::TrainConfig;
 use super::values::{Loss, Quant, Resume, TargetShift, Task};
 use crate::error::Result;
 
+/// Far more steps than anybody trains, and few enough to count.
+const MOST_STEPS: u64 = 1_000_000_000;
+
 /// Checks single values; the first broken rule is the error.
 struct Checker<'a>(&'a Layers);
 
@@ -174,7 +177,10 @@ impl TrainConfig {
         check.positive("num_epochs", self.num_epochs, "1 to 10 is usual")?;
         let fix = "use max_steps for very long runs";
         check.rule(self.num_epochs <= 1e6, "num_epochs", self.num_epochs, "at most 1000000", fix)?;
-        check.steps("max_steps", self.max_steps, "leave it out to train num_epochs epochs")?;
+        let fix = "leave it out to train num_epochs epochs";
+        check.steps("max_steps", self.max_steps, fix)?;
+        let is_possible = self.max_steps.is_none_or(|steps| steps <= MOST_STEPS);
+        check.rule(is_possible, "max_steps", self.max_steps.unwrap_or(0), "at most 1000000000", fix)?;
         check.count("eval_batch_size", self.eval_batch_size, 1 << 20, "leave it out to use batch_size")?;
         let accumulation = self.gradient_accumulation_steps;
         check.count("gradient_accumulation_steps", accumulation, 1 << 20, "1 means no accumulation")?;

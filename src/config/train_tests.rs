@@ -176,6 +176,7 @@ fn numbers_out_of_range_are_refused_by_name() {
         "learning_rate = inf",
         "num_epochs = 0",
         "max_steps = 0",
+        "max_steps = 1000000001",
         "batch_size = 0",
         "tokens_per_batch = 0",
         "eval_batch_size = 0",
