@@ -46,10 +46,7 @@ impl<'a> Session<'a> {
     }
 
     fn check_stop(&self) -> Result<()> {
-        match self.context.stopped() {
-            true => Err(Error::Stopped { what: "stopped while scoring; no file was written".into() }),
-            false => Ok(()),
-        }
+        self.context.check_stop("stopped while scoring; no file was written")
     }
 
     /// Opens the model folder; its weights are loaded later, since most mistakes are in the rows.

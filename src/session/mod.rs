@@ -17,7 +17,7 @@ use crate::data::jsonl::Record;
 use crate::data::template::sandbox::HelperCommand;
 use crate::data::texts::{Texts, text_format};
 use crate::device::{Class, Device};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::open::{self, OpenModel};
 use crate::model::{Decoder, load};
 use crate::tensor::Real;
@@ -41,6 +41,17 @@ impl Context {
     /// True if the run should end.
     pub fn stopped(&self) -> bool {
         self.stop.as_ref().is_some_and(|stop| stop())
+    }
+
+    /// Fails if the run should end; `what` says what was stopped.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub fn check_stop(&self, what: &str) -> Result<()> {
+        match self.stopped() {
+            true => Err(Error::Stopped { what: what.to_owned() }),
+            false => Ok(()),
+        }
     }
 }
 

@@ -9,16 +9,33 @@ use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::error::Result;
 use crate::model::Room;
+use crate::session::Context;
+
+/// So many passes that none of the others exceeds are kept; every second of more is not.
+const MOST_PASSES: usize = 64;
 
 /// See the module text.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Extent {
     /// What no pass exceeds.
     pub(super) room: Room,
-    /// The pass with the most tokens.
-    pub(super) most_tokens: Batch,
-    /// The pass with the most rows for the head and the last block; none if it is the one with the most tokens.
-    most_targets: Option<Batch>,
+    /// Passes with more tokens, or more rows for the head and the last block, than any other: fewer and fewer tokens, more and
+    /// more of these rows.
+    front: Vec<Pass>,
+}
+
+#[derive(Debug, Clone)]
+struct Pass {
+    tokens: usize,
+    target_rows: usize,
+    batch: Batch,
+}
+
+impl Pass {
+    /// Whether neither number is larger in `other`.
+    fn covers(&self, other: &Self) -> bool {
+        self.tokens >= other.tokens && self.target_rows >= other.target_rows
+    }
 }
 
 impl Extent {
@@ -34,12 +51,18 @@ impl Extent {
     /// That of every pass that trains.
     ///
     /// # Errors
-    /// An input error if a row does not fit a batch.
-    pub(super) fn of_training(config: &TrainConfig, rows: &[Row], itinerary: &Itinerary<'_>) -> Result<Self> {
+    /// An input error if a row does not fit a batch; [`crate::error::Error::Stopped`] if the context asks to stop.
+    pub(super) fn of_training(
+        config: &TrainConfig,
+        rows: &[Row],
+        itinerary: &Itinerary<'_>,
+        context: &Context,
+    ) -> Result<Self> {
         let mut extent = Self::default();
         let mut left = itinerary.total_steps() as usize;
         let mut epoch = 0;
         while left > 0 {
+            context.check_stop("stopped while the memory was planned")?;
             let steps = itinerary.epoch(epoch)?;
             for batch in steps.iter().take(left).flatten() {
                 let rows: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
@@ -66,29 +89,31 @@ impl Extent {
     }
 
     fn add(&mut self, batch: Batch) {
-        let (room, rows) = (Room::of(&batch), self.most_targets().target_rows().len());
-        if batch.total_tokens() > self.most_tokens.total_tokens() {
-            let before = std::mem::replace(&mut self.most_tokens, batch);
-            let is_more = room.target_rows > rows;
-            if is_more {
-                self.most_targets = None;
-            } else if self.most_targets.is_none() && !before.input_ids.is_empty() {
-                self.most_targets = Some(before);
-            }
-        } else if room.target_rows > rows {
-            self.most_targets = Some(batch);
-        }
+        let room = Room::of(&batch);
+        let pass = Pass { tokens: room.tokens(), target_rows: room.target_rows, batch };
         self.room = self.room.max(room);
+        if pass.tokens == 0 || self.front.iter().any(|other| other.covers(&pass)) {
+            return;
+        }
+        self.front.retain(|other| !pass.covers(other));
+        let place = self.front.partition_point(|other| other.tokens > pass.tokens);
+        self.front.insert(place, pass);
+        if self.front.len() > MOST_PASSES {
+            let last = self.front.len() - 1;
+            let mut at = 0..=last;
+            self.front.retain(|_| at.next().is_some_and(|i| i % 2 == 0 || i == last));
+        }
     }
 
-    fn most_targets(&self) -> &Batch {
-        self.most_targets.as_ref().unwrap_or(&self.most_tokens)
-    }
-
-    /// The largest passes; none if there is no pass.
+    /// The passes with the most tokens, and with the most rows for the head; one if it is the same, none if there is no pass.
     pub(super) fn largest(&self) -> Vec<Batch> {
-        let both = std::iter::once(&self.most_tokens).chain(&self.most_targets);
-        both.filter(|batch| !batch.input_ids.is_empty()).cloned().collect()
+        let last = self.front.last().filter(|_| self.front.len() > 1);
+        self.front.first().into_iter().chain(last).map(|pass| pass.batch.clone()).collect()
+    }
+
+    /// All passes that may take the most memory.
+    pub(super) fn candidates(&self) -> Vec<Batch> {
+        self.front.iter().map(|pass| pass.batch.clone()).collect()
     }
 }
 
@@ -115,5 +140,20 @@ mod tests {
         assert_eq!(sizes(&[(100, 0.5), (200, 0.1), (50, 0.1)]), [(200, 20), (100, 50)]);
         assert_eq!(sizes(&[(200, 0.1), (100, 0.5), (300, 0.1)]), [(300, 30), (100, 50)]);
         assert_eq!(sizes(&[(200, 0.1), (100, 0.5), (300, 0.5)]), [(300, 150)]);
+    }
+
+    #[test]
+    fn what_is_second_in_both_is_a_candidate() {
+        let batch =
+            |tokens, share| Workload { tokens, sequence_length: 100, supervised_share: share }.batch();
+        let sizes = |shapes: &[(usize, f64)]| -> Vec<usize> {
+            let extent = Extent::of(shapes.iter().map(|&(tokens, share)| batch(tokens, share)));
+            extent.candidates().iter().map(Batch::total_tokens).collect()
+        };
+        assert_eq!(sizes(&[(100, 0.9), (300, 0.1), (200, 0.3), (200, 0.2), (90, 0.9)]), [300, 200, 100]);
+        let extent = Extent::of((0..500).map(|i| batch(1000 - i, (400 + i) as f64 / (1000 - i) as f64)));
+        let tokens: Vec<usize> = extent.candidates().iter().map(Batch::total_tokens).collect();
+        assert!(tokens.len() <= MOST_PASSES && tokens.is_sorted_by(|a, b| a > b), "{tokens:?}");
+        assert_eq!((tokens[0], *tokens.last().unwrap()), (1000, extent.largest()[1].total_tokens()));
     }
 }

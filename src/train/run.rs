@@ -64,8 +64,8 @@ fn run_as<T: Real<Stat = f32>>(
 ) -> Result<Summary> {
     let prepared = prepare::<T>(config, device, context, watch)?;
     let lengths = prepared.train.iter().map(|row| row.example.len()).collect();
-    let itinerary = Itinerary::new(config, lengths)?;
-    let (planned, rooms) = planned(config, &prepared, &itinerary)?;
+    let itinerary = Itinerary::new(config, lengths, context)?;
+    let (planned, rooms) = planned(config, &prepared, &itinerary, context)?;
     watch(Event::Planned(&planned));
     planned.check_fits()?;
     let policies = &planned.activation_policy;
@@ -111,7 +111,7 @@ struct Training<'a, T: Real<Stat = f32>> {
     saved: Option<u64>,
     last_eval: Option<EvalMetrics>,
     stopped_early: bool,
-    /// Floating-point operations of the plan by token.
+    /// Floating-point operations of the plan by token that is computed.
     flops_per_token: f64,
     start: Instant,
     /// Sums of this process, and since the last log line.
@@ -278,13 +278,12 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let learning_rate = self.schedule.learning_rate(self.state.global_step);
-        let counted = started.flops;
-        let result = self.stepper.finish(started)?;
         // What was recorded was counted for its room, and not for the batch.
         let flops = match self.stepper.recorded {
-            Some(_) => result.num_tokens as f64 * self.flops_per_token,
-            None => counted as f64,
+            Some(_) => started.packed_tokens as f64 * self.flops_per_token,
+            None => started.flops as f64,
         };
+        let result = self.stepper.finish(started)?;
         let seconds = begin.elapsed().as_secs_f64();
         let state = &mut self.state;
         state.global_step += 1;

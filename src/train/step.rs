@@ -55,6 +55,8 @@ pub(super) struct Started {
     scale: f64,
     /// Floating-point operations.
     pub(super) flops: u64,
+    /// Tokens that were computed: shared starts once.
+    pub(super) packed_tokens: usize,
     passes: Vec<Pass>,
     norm: Option<Mailbox>,
     /// Where its rows come from, for messages.
@@ -128,6 +130,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
             result,
             scale,
             flops: 0,
+            packed_tokens: 0,
             passes: Vec::new(),
             norm: None,
             places,
@@ -142,10 +145,9 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let mut first_sample = 0;
         for micro_batch in micro_batches {
             for pass in passes(micro_batch, self.config.max_tokens_per_pass) {
-                if context.stopped() {
-                    return Err(Error::Stopped { what: format!("stopped within step {}", step + 1) });
-                }
+                context.check_stop(&format!("stopped within step {}", step + 1))?;
                 let batch = packed(pass, self.config.share_prefix, first_sample);
+                started.packed_tokens += batch.total_tokens();
                 first_sample += pass.len() as u32;
                 total += self.pass(&mut started, &batch, pass)?;
             }

@@ -101,6 +101,74 @@ fn what_blocks_keep_changes_no_byte_and_takes_the_planned_memory() {
     }
 }
 
+/// Rows of so many tokens, of which the last so many are supervised.
+fn write_shapes(path: &Path, shapes: &[(usize, usize)]) {
+    let row = |&(tokens, targets): &(usize, usize)| {
+        let ids: Vec<usize> = (0..tokens).map(|t| t * 7 % 311).collect();
+        let label = |(t, &id): (usize, &usize)| if t < tokens - targets { -100 } else { id as i64 };
+        let labels: Vec<i64> = ids.iter().enumerate().map(label).collect();
+        format!("{}\n", serde_json::json!({ "input_ids": ids, "labels": labels }))
+    };
+    std::fs::write(path, shapes.iter().map(row).collect::<String>()).unwrap();
+}
+
+#[test]
+fn a_pass_that_is_second_in_tokens_and_in_targets_may_take_the_most() {
+    for policy in [ActivationPolicy::KeepAll, ActivationPolicy::Auto] {
+        let setup = wide(|c| {
+            write_shapes(&c.train_file[0], &[(1001, 1), (1000, 500), (502, 501)]);
+            (c.batch_size, c.max_steps, c.activation_policy) = (Some(1), Some(3), policy);
+        });
+        let plan = planned(&setup.config);
+        let summary = train(&setup.config);
+        assert_eq!(plan.peak_bytes, summary.peak_bytes, "{policy}");
+    }
+}
+
+#[test]
+fn an_evaluation_that_does_not_fit_is_named() {
+    let setup = wide(|c| {
+        let eval = c.train_file[0].with_file_name("eval.jsonl");
+        write_shapes(&c.train_file[0], &[(20, 3), (25, 4)]);
+        write_shapes(&eval, &[(300, 2); 12]);
+        (c.batch_size, c.eval_file, c.eval_batch_size) = (Some(1), vec![eval], Some(12));
+    });
+    let whole = planned(&setup.config);
+    assert_eq!(whole.largest_pass_tokens, 12 * 299);
+    let alone =
+        planned(&TrainConfig { eval_file: Vec::new(), eval_batch_size: None, ..setup.config.clone() });
+    assert!(alone.peak_bytes < whole.peak_bytes && alone.largest_pass_tokens == 24);
+    let limit = MemorySize::from_bytes(u64::midpoint(alone.peak_bytes, whole.peak_bytes));
+    let config = TrainConfig { memory_limit: Some(limit), ..setup.config.clone() };
+    let text = run(&config, &Context::default(), &mut |_| ()).unwrap_err().to_string();
+    for part in ["the training alone would fit", "fewer than 3588 tokens", "eval_batch_size", "MiB"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+/// Work on a GPU is counted by the tokens that are computed: those that rows share count once, as on the CPU.
+#[cfg(feature = "emulated")]
+#[test]
+fn the_work_of_a_run_is_the_same_everywhere() {
+    use tanren::config::DeviceChoice;
+
+    for share_prefix in [false, true] {
+        let work = |device: DeviceChoice, dtype| {
+            let setup = wide(|c| {
+                write_shapes(&c.train_file[0], &[(60, 2), (80, 12), (100, 8), (140, 1)]);
+                (c.batch_size, c.share_prefix, c.shuffle) = (Some(4), share_prefix, false);
+                (c.device, c.dtype) = (device, dtype);
+            });
+            train(&setup.config);
+            let log = std::fs::read_to_string(setup.config.output_dir.join("training_log.jsonl")).unwrap();
+            let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+            last["total_flos"].as_f64().unwrap()
+        };
+        let [cpu, gpu] = [work(DeviceChoice::Cpu, Dtype::F32), work(DeviceChoice::Emulated, Dtype::Bf16)];
+        assert!((gpu / cpu - 1.0).abs() < 0.02, "{cpu:e} {gpu:e}");
+    }
+}
+
 /// On an emulator a run has the planned memory and not one byte more.
 #[cfg(feature = "emulated")]
 #[test]

@@ -7,7 +7,7 @@ use crate::config::{Dtype, ModelConfig, TrainConfig};
 use crate::device::arch::Chip;
 use crate::device::{ByClass, Class, Device, Ledger};
 use crate::error::Result;
-use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, init};
+use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, Room, init};
 use crate::optim::{Optimizer, Update};
 use crate::tensor::{DType, Real};
 use crate::train::ahead::{Rooms, record};
@@ -45,6 +45,21 @@ impl Job {
     pub(super) fn of_run(training: &Extent, evaluation: &Extent) -> Self {
         let rooms = Rooms { training: training.room, evaluation: evaluation.room };
         Self { passes: training.largest(), evaluated: evaluation.largest(), rooms }
+    }
+
+    /// The same with all passes of which one may take the most memory.
+    pub(super) fn with_candidates(&self, training: &Extent, evaluation: &Extent) -> Self {
+        Self { passes: training.candidates(), evaluated: evaluation.candidates(), rooms: self.rooms }
+    }
+
+    /// The same without its evaluations; none if it has none.
+    pub(super) fn without_evaluation(&self) -> Option<Self> {
+        let rooms = Rooms { evaluation: Room::default(), ..self.rooms };
+        (!self.evaluated.is_empty()).then(|| Self {
+            passes: self.passes.clone(),
+            evaluated: Vec::new(),
+            rooms,
+        })
     }
 }
 
@@ -124,6 +139,7 @@ impl Setup<'_> {
         }
         let (peak, arena_bytes) = recorded.unwrap_or_else(memory);
         let tokens = || job.passes.iter().map(Batch::total_tokens);
+        let evaluated = job.evaluated.iter().map(Batch::total_tokens);
         Ok(Measured {
             peak,
             arena_bytes,
@@ -131,7 +147,7 @@ impl Setup<'_> {
             adapter_bytes,
             trainable,
             num_tokens: tokens().sum(),
-            largest_pass_tokens: tokens().max().unwrap_or(0),
+            largest_pass_tokens: tokens().chain(evaluated).max().unwrap_or(0),
             ledger,
         })
     }

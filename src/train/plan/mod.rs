@@ -30,6 +30,7 @@ use crate::device::card::CARDS;
 use crate::device::{Card, Class, Device, Machine, available_memory};
 use crate::error::{Error, Result};
 use crate::model::{Policies, Policy};
+use crate::session::Context;
 use crate::tensor::Real;
 
 /// Part of the free memory of this machine that a run may take unless told otherwise: the rest is for rows, the tokenizer, and
@@ -64,8 +65,10 @@ pub struct Plan {
     pub memory_limit: Option<Limit>,
     /// False if it does not fit.
     pub fits: bool,
-    /// Tokens of the pass with the most.
+    /// Tokens of the pass with the most, be it one that trains or one that evaluates.
     pub largest_pass_tokens: usize,
+    /// True if it is the evaluation that does not fit, and the training alone would.
+    pub evaluation_is_too_large: bool,
     /// Tokens of one step.
     pub step_tokens: usize,
     /// Numbers that are trained.
@@ -221,6 +224,7 @@ impl Place {
             fits: self.limit.as_ref().is_none_or(|limit| memory.needed_bytes() <= limit.bytes),
             memory_limit: self.limit.clone(),
             largest_pass_tokens: memory.largest_pass_tokens,
+            evaluation_is_too_large: false,
             step_tokens: work.num_tokens,
             trainable: memory.trainable,
             step_flops: work.flops(),
@@ -258,6 +262,10 @@ impl Plan {
                 "weights and adapter alone are more: take a smaller model, or a machine with more memory"
                     .to_owned()
             }
+            _ if self.evaluation_is_too_large => format!(
+                "the training alone would fit: evaluate fewer than {} tokens at once (eval_batch_size, max_tokens_per_pass, shorter rows), which changes no result",
+                self.largest_pass_tokens
+            ),
             Some((tokens, policy)) => format!(
                 "compute at most {tokens} tokens at once (max_tokens_per_pass, and rows no longer than that), which fits with activation_policy {}; a smaller lora_r saves little",
                 policy.name()
@@ -265,15 +273,18 @@ impl Plan {
             None => "compute fewer tokens at once (max_tokens_per_pass, shorter rows)".to_owned(),
         };
         let more = if self.device == "cpu" { "; or raise memory_limit, if there is more" } else { "" };
-        let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+        let size = |bytes: u64| match bytes as f64 / f64::from(1 << 20) {
+            mib if mib < 1024.0 => format!("{mib:.1} MiB"),
+            mib => format!("{:.2} GiB", mib / 1024.0),
+        };
         Error::input("CONFIG", "the training does not fit into the memory")
             .field("memory_limit")
             .got(format!(
                 "{} with activation_policy {}",
-                gib(self.arena_bytes.unwrap_or(self.peak_bytes)),
+                size(self.arena_bytes.unwrap_or(self.peak_bytes)),
                 self.activation_policy
             ))
-            .expected(format!("at most {} ({})", gib(limit.bytes), limit.source))
+            .expected(format!("at most {} ({})", size(limit.bytes), limit.source))
             .fix(fix + more)
             .into()
     }
@@ -309,13 +320,24 @@ pub(super) fn planned<T: Real<Stat = f32>>(
     config: &TrainConfig,
     prepared: &Prepared<T>,
     itinerary: &Itinerary<'_>,
+    context: &Context,
 ) -> Result<(Plan, Rooms)> {
     let place = Place::of(config, Some(&prepared.device))?;
     let setup = place.setup(config, &prepared.model.config);
-    let training = Extent::of_training(config, &prepared.train, itinerary)?;
+    let training = Extent::of_training(config, &prepared.train, itinerary, context)?;
     let evaluation = Extent::of_evaluation(config, &prepared.eval)?;
     let job = Job::of_run(&training, &evaluation);
-    let (policies, memory) = setup.choose(&job, place.limit_bytes())?;
+    let limit = place.limit_bytes();
+    let (mut policies, mut memory) = setup.choose(&job, limit)?;
+    if place.chip.is_none() {
+        // Without rooms, the pass that takes the most may be one that is second in tokens and in targets.
+        let all = job.with_candidates(&training, &evaluation);
+        let most = setup.measure(&all, &policies)?;
+        (policies, memory) = match limit {
+            Some(limit) if most.needed_bytes() > limit => setup.choose(&all, Some(limit))?,
+            _ => (policies, most),
+        };
+    }
     let first: Vec<Vec<&Row>> = itinerary
         .epoch(0)?
         .first()
@@ -323,8 +345,11 @@ pub(super) fn planned<T: Real<Stat = f32>>(
         .unwrap_or_default();
     let work = setup.measure(&Job::of(passes_of(config, &first)), &policies)?;
     let mut plan = place.plan(&setup, policies, &memory, &work);
-    if config.dry_run || !plan.fits {
-        plan.capacity = place.capacity(&setup, &like(&training.most_tokens))?;
+    if let (false, Some(limit), Some(training)) = (plan.fits, limit, job.without_evaluation()) {
+        plan.evaluation_is_too_large = setup.choose(&training, Some(limit))?.1.needed_bytes() <= limit;
+    }
+    if let Some(most_tokens) = job.passes.first().filter(|_| config.dry_run || !plan.fits) {
+        plan.capacity = place.capacity(&setup, &like(most_tokens))?;
     }
     Ok((plan, job.rooms))
 }
