@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::model::Room;
 use crate::session::Context;
 
-/// So many passes that none of the others exceeds are kept; every second of more is not.
+/// Most passes that are kept as candidates. Beyond it every second one goes, and its neighbours stand for it.
 const MOST_PASSES: usize = 64;
 
 /// See the module text.
