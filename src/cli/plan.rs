@@ -1,7 +1,7 @@
 //! The plan of a training as text: memory, what blocks keep, work, and what a card is predicted to do.
 
 use super::table;
-use super::units::{bytes, count, flops, seconds};
+use super::units::{bytes, count, flops, seconds, sol};
 use crate::device::Card;
 use crate::train::{Plan, WorkOf};
 
@@ -69,10 +69,11 @@ pub(super) fn prediction(plan: &Plan) -> Option<String> {
     let predicted = plan.prediction?;
     let title = Card::find(&plan.device).map_or(plan.device.as_str(), |card| card.title);
     Some(format!(
-        "predicted for {title} (a roofline, not a measurement): {} per step of {} tokens, {} tokens/s",
+        "predicted for {title} (a roofline, not a measurement): {} per step of {} tokens, {} tokens/s{}",
         milliseconds(predicted.step_secs),
         count(plan.step_tokens as u64),
-        count(predicted.tokens_per_second.round() as u64)
+        count(predicted.tokens_per_second.round() as u64),
+        sol(", ", Some(predicted.sol))
     ))
 }
 

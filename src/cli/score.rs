@@ -6,7 +6,7 @@ use super::console::{Console, Progress};
 use super::options::ScoreArgs;
 use super::signals::Stop;
 use super::train::{files, routed};
-use super::units::{bytes, count, harmless, seconds};
+use super::units::{bytes, count, harmless, seconds, sol};
 use super::{table, template};
 use crate::config::{Batching, DeviceChoice, ScoreConfig};
 use crate::error::Result;
@@ -106,9 +106,10 @@ fn result(summary: &Summary) -> Vec<(&'static str, String)> {
         (
             "time",
             format!(
-                "{} ({} tokens/s)",
+                "{} ({} tokens/s{})",
                 seconds(summary.runtime),
-                count(summary.tokens_per_second.round() as u64)
+                count(summary.tokens_per_second.round() as u64),
+                sol(", ", summary.sol)
             ),
         ),
         ("peak memory", bytes(summary.peak_bytes)),

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::console::{Console, Progress};
 use super::options::TrainArgs;
 use super::signals::Stop;
-use super::units::{bytes, count, seconds, shell_word};
+use super::units::{bytes, count, seconds, shell_word, sol};
 use super::{inspect, plan, table, template};
 use crate::config::{Batching, DeviceChoice, Format, Resume, TargetModules, TrainConfig};
 use crate::data::routing::Routing;
@@ -153,10 +153,11 @@ fn result(config: &TrainConfig, summary: &Summary) -> Vec<(&'static str, String)
     let mut rows = vec![(
         "steps",
         format!(
-            "{} in {} ({} tokens/s)",
+            "{} in {} ({} tokens/s{})",
             count(summary.global_step),
             seconds(summary.train_runtime),
-            count(summary.tokens_per_second.round() as u64)
+            count(summary.tokens_per_second.round() as u64),
+            sol(", ", summary.sol)
         ),
     )];
     if summary.stopped_early {
@@ -243,13 +244,7 @@ impl View<'_> {
         let spent = self.start.elapsed().as_secs_f64();
         let done = log.step.saturating_sub(self.first).max(1);
         let left = spent / done as f64 * self.total.saturating_sub(log.step) as f64;
-        let detail = format!(
-            "loss {:.4}  lr {:.2e}  {} tokens/s  {} left",
-            log.loss,
-            log.learning_rate,
-            count(log.tokens_per_second.round() as u64),
-            seconds(left)
-        );
+        let detail = detail(log, left);
         if self.console.has_bar() {
             let (done, total) = (log.step, self.total);
             self.console.progress(Progress { what: "training", done, total, detail: &detail });
@@ -257,6 +252,18 @@ impl View<'_> {
             self.console.note(format_args!("step {}/{}  {detail}", log.step, self.total));
         }
     }
+}
+
+/// What a step found, and the seconds that are left.
+fn detail(log: &StepLog, left: f64) -> String {
+    format!(
+        "loss {:.4}  lr {:.2e}  {} tokens/s{}  {} left",
+        log.loss,
+        log.learning_rate,
+        count(log.tokens_per_second.round() as u64),
+        sol("  ", log.sol),
+        seconds(left)
+    )
 }
 
 fn evaluated(step: u64, metrics: &EvalMetrics, best: bool) -> String {
@@ -278,4 +285,33 @@ pub(super) fn routed(routing: Routing) -> Option<String> {
             "by meta.mode: {direct} direct, {cot} cot, {other} other, {without_mode} without; {dropped} left out by --train-mode"
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_of_a_step_fits_a_screen() {
+        let mut log = StepLog {
+            step: 99_999,
+            epoch: 1.0,
+            loss: 12.3456,
+            grad_norm: 1.0,
+            learning_rate: 2.5e-5,
+            num_tokens: 1,
+            num_supervised_tokens: 1,
+            step_seconds: 1.0,
+            tokens_per_second: 1_234_567.0,
+            sol: Some(0.414),
+        };
+        let line = format!("step {}/{}  {}", log.step, log.step, detail(&log, 86_400.0));
+        assert_eq!(
+            line,
+            "step 99999/99999  loss 12.3456  lr 2.50e-5  1,234,567 tokens/s  sol 41%  24h 00m left"
+        );
+        assert!(line.len() <= 100);
+        log.sol = None;
+        assert!(detail(&log, 1.0).ends_with("  1,234,567 tokens/s  1.0 s left"));
+    }
 }

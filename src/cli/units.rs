@@ -34,6 +34,14 @@ pub(super) fn seconds(secs: f64) -> String {
     }
 }
 
+/// `before` and the share of the speed of light, or nothing where that is not known.
+pub(super) fn sol(before: &str, share: Option<f64>) -> String {
+    share.map_or_else(String::new, |share| match 100.0 * share {
+        percent if percent < 9.95 => format!("{before}sol {percent:.1}%"),
+        percent => format!("{before}sol {percent:.0}%"),
+    })
+}
+
 /// A word of a shell command, quoted if it needs to be.
 pub(super) fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./:,=+@%".contains(c);
@@ -82,6 +90,8 @@ mod tests {
         assert_eq!((bytes(1536).as_str(), bytes(10 << 30).as_str()), ("1.50 KiB", "10.0 GiB"));
         assert_eq!(flops(1_234_000_000_000), "1.23 TFLOP");
         assert_eq!((count(7).as_str(), count(1_234_567).as_str()), ("7", "1,234,567"));
+        assert_eq!((sol(", ", Some(0.4142)).as_str(), sol(", ", None).as_str()), (", sol 41%", ""));
+        assert_eq!((sol("", Some(0.0994)).as_str(), sol("", Some(0.0995)).as_str()), ("sol 9.9%", "sol 10%"));
         assert_eq!(seconds(59.94), "59.9 s");
         assert_eq!((seconds(185.0).as_str(), seconds(7380.0).as_str()), ("3m 05s", "2h 03m"));
     }

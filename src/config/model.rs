@@ -126,14 +126,16 @@ impl ModelConfig {
         })
     }
 
+    /// Weights of the linear layers of one block, without biases.
+    pub fn block_linear_weights(&self) -> u64 {
+        let shapes = LINEAR_MODULES.iter().filter_map(|module| self.linear_shape(module));
+        shapes.map(|(inputs, outputs)| inputs as u64 * outputs as u64).sum()
+    }
+
     /// Number of weights, tied ones counted once.
     pub fn parameter_count(&self) -> u64 {
         let n = |size: usize| size as u64;
-        let linear: u64 = LINEAR_MODULES
-            .iter()
-            .filter_map(|module| self.linear_shape(module))
-            .map(|(inputs, outputs)| n(inputs) * n(outputs))
-            .sum();
+        let linear = self.block_linear_weights();
         let bias = if self.attention_bias { n(self.q_size()) + 2 * n(self.kv_size()) } else { 0 };
         let norms = 2 * n(self.hidden_size) + if self.qk_norm { 2 * n(self.head_dim) } else { 0 };
         let tables = if self.tie_word_embeddings { 1 } else { 2 };

@@ -11,6 +11,7 @@ pub mod block;
 pub mod decoder;
 pub mod init;
 pub mod load;
+pub mod model_flops;
 pub mod open;
 pub mod policy;
 pub mod recorded;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use adapter::Adapter;
 pub use decoder::{Decoder, DropoutStep, PassOptions};
+pub use model_flops::ModelFlops;
 pub use policy::{Policies, Policy};
 pub use recorded::{RecordedPass, Scorer};
 pub use tables::Room;

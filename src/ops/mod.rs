@@ -9,6 +9,7 @@ pub mod attention;
 pub mod embedding;
 mod few_rows;
 pub mod gemm;
+mod gemm_rate;
 pub mod grad_norm;
 pub mod linear_cross_entropy;
 pub mod lora_matmul;
@@ -19,6 +20,8 @@ pub mod simd;
 pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
+
+pub use gemm_rate::measured_gemm_rate;
 
 use crate::device::{Device, Kind, Machine, Tensor};
 use crate::error::{Error, Result};

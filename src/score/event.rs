@@ -58,6 +58,9 @@ pub struct Summary {
     pub runtime: f64,
     /// Tokens per second while scoring.
     pub tokens_per_second: f64,
+    /// Share of the speed of light while scoring, from 0 to 1: see [`crate::session::Peak`], with the model FLOPs of the forward
+    /// pass. None on cards without a known peak and on the emulator.
+    pub sol: Option<f64>,
     /// Largest amount of memory for weights and activations at once, in bytes.
     pub peak_bytes: u64,
 }

@@ -65,6 +65,7 @@ pub fn run(config: &ScoreConfig, context: &Context, watch: &mut dyn FnMut(Event<
         num_tokens: session.num_tokens,
         runtime,
         tokens_per_second: session.num_tokens as f64 / session.scoring_secs.max(f64::MIN_POSITIVE),
+        sol: session.sol,
         peak_bytes: memory.peak_bytes + memory.borrowed_bytes,
     })
 }

@@ -14,9 +14,9 @@ use crate::data::routing::{Routing, select};
 use crate::device::{Device, Machine};
 use crate::error::{Error, InputError, Result};
 use crate::formats::adapter::read_adapter;
-use crate::model::{Adapter, Decoder, Room, Scorer};
+use crate::model::{Adapter, Decoder, ModelFlops, Room, Scorer};
 use crate::ops::linear_cross_entropy::TargetScore;
-use crate::session::{self, Context, Opened, TextOptions};
+use crate::session::{self, Context, Opened, Peak, TextOptions};
 use crate::tensor::Real;
 
 /// A run: who computes, and how much was computed.
@@ -28,6 +28,8 @@ pub(super) struct Session<'a> {
     pub(super) num_tokens: u64,
     /// Seconds of the loop over passes.
     pub(super) scoring_secs: f64,
+    /// Share of the speed of light in these seconds.
+    pub(super) sol: Option<f64>,
 }
 
 impl<'a> Session<'a> {
@@ -37,7 +39,7 @@ impl<'a> Session<'a> {
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let device = session::open_device(config.device, config.threads, &mut |notice| watch(notice.into()))?;
-        Ok(Self { config, context, device, num_tokens: 0, scoring_secs: 0.0 })
+        Ok(Self { config, context, device, num_tokens: 0, scoring_secs: 0.0, sol: None })
     }
 
     /// The rows that take part, before `limit`.
@@ -123,14 +125,18 @@ impl<'a> Session<'a> {
         mut take: impl FnMut(Range<usize>, Vec<Vec<f64>>) -> Result<()>,
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
+        let lora = model.adapters.first().map(Adapter::config);
+        let model_flops = ModelFlops::of(&model.decoder.config, lora)?;
+        let peak = Peak::of(&self.device, &mut |notice| watch(notice.into()));
         let start = Instant::now();
         let mut scorer = self.scorer(model, passes, &pack)?;
         let total = passes.last().map_or(0, |rows| rows.end);
-        let mut num_tokens = 0;
+        let (mut num_tokens, mut work) = (0, 0);
         let batches = passes.iter().map(|rows| {
             self.check_stop()?;
             let Packed { batch, units } = pack(rows.clone())?;
             num_tokens += batch.total_tokens() as u64;
+            work += model_flops.forward(&batch);
             Ok((batch, (rows, units)))
         });
         let take = |(rows, units): (&Range<usize>, Vec<Vec<usize>>), scores: Vec<TargetScore>| {
@@ -144,6 +150,7 @@ impl<'a> Session<'a> {
         self.check_stop()?;
         self.num_tokens += num_tokens;
         self.scoring_secs = start.elapsed().as_secs_f64();
+        self.sol = peak.and_then(|peak| peak.share(work, self.scoring_secs));
         Ok(())
     }
 

@@ -2,8 +2,10 @@
 //! tokens, weights.
 
 mod device;
+mod peak;
 
 pub use device::open_device;
+pub use peak::Peak;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

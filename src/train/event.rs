@@ -90,6 +90,13 @@ pub struct StepLog {
     pub step_seconds: f64,
     /// Tokens of the rows per second.
     pub tokens_per_second: f64,
+    /// Share of the speed of light, from 0 to 1: the model FLOPs of the step ([`crate::model::ModelFlops`]) over its seconds
+    /// and the peak of the device. The peak is the sheet value of a known card for dense bf16; on the processor the rate of f32
+    /// products on the threads of the run, measured at its start. What is computed again, the norms and the optimizer take time
+    /// and do not count as work. None, and no key in the log, on other cards and on the emulator. In a line of the log that
+    /// stands for several steps it is that of all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sol: Option<f64>,
 }
 
 /// How a training ended.
@@ -113,6 +120,9 @@ pub struct Summary {
     pub train_runtime: f64,
     /// Tokens per second over the steps of this process.
     pub tokens_per_second: f64,
+    /// Share of the speed of light over these steps, as [`StepLog::sol`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sol: Option<f64>,
     /// Largest amount of memory for weights, activations and optimizer at once, in bytes.
     pub peak_bytes: u64,
 }

@@ -26,9 +26,9 @@ use crate::device::{Class, Device, Machine};
 use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
-use crate::model::Scorer;
+use crate::model::{ModelFlops, Scorer};
 use crate::optim::{Optimizer, Schedule};
-use crate::session::{Context, Notice};
+use crate::session::{Context, Notice, Peak};
 use crate::tensor::Real;
 
 /// Trains as `config` says and publishes the adapter in its output folder. Nothing is trained or written with `dry_run`.
@@ -86,6 +86,7 @@ fn run_as<T: Real<Stat = f32>>(
             stopped_early: false,
             train_runtime: 0.0,
             tokens_per_second: 0.0,
+            sol: None,
             peak_bytes: planned.peak_bytes,
         });
     }
@@ -113,6 +114,8 @@ struct Training<'a, T: Real<Stat = f32>> {
     stopped_early: bool,
     /// Floating-point operations of the plan by token that is computed.
     flops_per_token: f64,
+    /// What `sol` is a share of.
+    peak: Option<Peak>,
     start: Instant,
     /// Sums of this process, and since the last log line.
     all: Sums,
@@ -138,6 +141,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             device,
             decoder: &prepared.decoder,
             policies: planned.activation_policy.clone(),
+            model_flops: ModelFlops::of(&prepared.model.config, Some(&config.lora()))?,
             recorded: None,
             spare: Spare::default(),
             grads: vec![adapter.zeros_like(&device.class(Class::Gradient))?],
@@ -171,6 +175,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         let scorer = stepper.record(rooms)?;
         write_file(&config.output_dir.join("training_config.toml"), config.to_toml().as_bytes())?;
         let log = Log::open(&config.output_dir, state.global_step)?;
+        let peak = Peak::of(device, &mut |notice| watch(notice.into()));
         watch(Event::Started {
             done: state.global_step,
             total: total_steps,
@@ -201,6 +206,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             last_eval: None,
             stopped_early,
             flops_per_token: planned.step_flops as f64 / planned.step_tokens.max(1) as f64,
+            peak,
             start: Instant::now(),
             all: Sums::default(),
             since_log: Sums::default(),
@@ -303,6 +309,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             num_supervised_tokens: result.num_supervised_tokens,
             step_seconds: seconds,
             tokens_per_second: result.num_tokens as f64 / seconds,
+            sol: self.peak.and_then(|peak| peak.share(result.model_flops, seconds)),
         };
         watch(Event::Step(&step_log));
         let last = state.global_step == self.itinerary.total_steps();
@@ -311,6 +318,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             let sums = std::mem::take(&mut self.since_log);
             step_log.loss = sums.mean_loss().unwrap_or(0.0);
             step_log.tokens_per_second = sums.tokens_per_second();
+            step_log.sol = sums.sol(self.peak);
             let row = self.log.write(&step_log)?;
             self.remember(&row, &["loss", "grad_norm", "learning_rate"]);
         }
@@ -426,8 +434,9 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         state_files::publish(config, &self.stepper)?;
         let train_runtime = self.start.elapsed().as_secs_f64();
         let tokens_per_second = self.all.tokens_per_second();
+        let sol = self.all.sol(self.peak);
         let peak_bytes = peak_bytes(self.prepared);
-        self.log.write(&json!({
+        let mut row = json!({
             "step": self.state.global_step,
             "epoch": self.state.epoch,
             "train_loss": self.all.mean_loss(),
@@ -436,7 +445,11 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             "num_input_tokens_seen": self.state.num_input_tokens_seen,
             "total_flos": self.state.total_flos,
             "peak_tensor_bytes": peak_bytes,
-        }))?;
+        });
+        if let Some(sol) = sol {
+            row["train_sol"] = json!(sol);
+        }
+        self.log.write(&row)?;
         let state = config.output_dir.join("trainer_state.json");
         write_file(&state, self.state.to_json().as_bytes())?;
         plot::loss_curve(&config.output_dir.join("loss.svg"), &self.state.log_history)?;
@@ -450,6 +463,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             stopped_early: self.stopped_early,
             train_runtime,
             tokens_per_second,
+            sol,
             peak_bytes,
         })
     }

@@ -7,7 +7,9 @@ use crate::config::TrainConfig;
 use crate::data::packing::{collate, collate_shared};
 use crate::device::{Device, Kind, Machine, Mailbox};
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, RecordedPass, Scorer, recorded};
+use crate::model::{
+    Adapter, Decoder, DropoutStep, ModelFlops, PassOptions, Policies, RecordedPass, Scorer, recorded,
+};
 use crate::ops::linear_cross_entropy::TargetScore;
 use crate::optim::{Optimizer, Update};
 use crate::session::Context;
@@ -24,6 +26,8 @@ pub(super) struct StepResult {
     pub(super) grad_norm: f64,
     pub(super) num_tokens: usize,
     pub(super) num_supervised_tokens: usize,
+    /// Model FLOPs of its passes.
+    pub(super) model_flops: u64,
 }
 
 /// The parts that a step changes, and those it reads.
@@ -32,6 +36,7 @@ pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
     pub(super) device: &'a Device,
     pub(super) decoder: &'a Decoder<T>,
     pub(super) policies: Policies,
+    pub(super) model_flops: ModelFlops,
     pub(super) adapters: Vec<Adapter<T>>,
     pub(super) grads: Vec<Adapter<f32>>,
     pub(super) optimizer: Optimizer<T>,
@@ -122,7 +127,8 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let rows = || micro_batches.iter().flatten();
         let num_supervised_tokens: usize = rows().map(|r| r.example.supervised()).sum();
         let num_tokens = rows().map(|r| r.example.len()).sum();
-        let result = StepResult { loss: None, grad_norm: 0.0, num_tokens, num_supervised_tokens };
+        let result =
+            StepResult { loss: None, grad_norm: 0.0, num_tokens, num_supervised_tokens, model_flops: 0 };
         let scale = 1.0 / num_supervised_tokens.max(1) as f64;
         let places = places(&rows().copied().collect::<Vec<_>>());
         let mut started = Started {
@@ -148,6 +154,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
                 context.check_stop(&format!("stopped within step {}", step + 1))?;
                 let batch = packed(pass, self.config.share_prefix, first_sample);
                 started.packed_tokens += batch.total_tokens();
+                started.result.model_flops += self.model_flops.forward_and_backward(&batch);
                 first_sample += pass.len() as u32;
                 total += self.pass(&mut started, &batch, pass)?;
             }

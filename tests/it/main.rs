@@ -9,6 +9,7 @@ mod kernels;
 mod kill;
 mod plan;
 mod score;
+mod sol;
 mod source;
 mod stub_cuda;
 mod tidy;

@@ -7,7 +7,7 @@ use crate::config::{Dtype, ModelConfig, TrainConfig};
 use crate::device::arch::Chip;
 use crate::device::{ByClass, Class, Device, Ledger};
 use crate::error::Result;
-use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policies, Room, init};
+use crate::model::{Adapter, Decoder, DropoutStep, ModelFlops, PassOptions, Policies, Room, init};
 use crate::optim::{Optimizer, Update};
 use crate::tensor::{DType, Real};
 use crate::train::ahead::{Rooms, record};
@@ -77,6 +77,8 @@ pub(super) struct Measured {
     pub(super) trainable: usize,
     pub(super) num_tokens: usize,
     pub(super) largest_pass_tokens: usize,
+    /// Of the passes whose work counts.
+    pub(super) model_flops: u64,
     pub(super) ledger: Ledger,
 }
 
@@ -138,6 +140,7 @@ impl Setup<'_> {
             job.evaluated.iter().try_for_each(|batch| decoder.score(&device, batch, &adapters).map(drop))?;
         }
         let (peak, arena_bytes) = recorded.unwrap_or_else(memory);
+        let model_flops = ModelFlops::of(model, Some(&config.lora()))?;
         let tokens = || job.passes.iter().map(Batch::total_tokens);
         let evaluated = job.evaluated.iter().map(Batch::total_tokens);
         Ok(Measured {
@@ -148,6 +151,7 @@ impl Setup<'_> {
             trainable,
             num_tokens: tokens().sum(),
             largest_pass_tokens: tokens().chain(evaluated).max().unwrap_or(0),
+            model_flops: job.passes.iter().map(|batch| model_flops.forward_and_backward(batch)).sum(),
             ledger,
         })
     }

@@ -30,7 +30,7 @@ use crate::device::card::CARDS;
 use crate::device::{Card, Class, Device, Machine, available_memory};
 use crate::error::{Error, Result};
 use crate::model::{Policies, Policy};
-use crate::session::Context;
+use crate::session::{Context, Peak};
 use crate::tensor::Real;
 
 /// Part of the free memory of this machine that a run may take unless told otherwise: the rest is for rows, the tokenizer, and
@@ -75,6 +75,8 @@ pub struct Plan {
     pub trainable: usize,
     /// Floating-point operations of one step.
     pub step_flops: u64,
+    /// Model FLOPs of one step ([`crate::model::ModelFlops`]): the work that `sol` counts.
+    pub step_model_flops: u64,
     /// Work of one step by group.
     pub groups: Vec<WorkOf<Group>>,
     /// Work of one step by op.
@@ -111,6 +113,9 @@ pub struct Prediction {
     pub step_secs: f64,
     /// Tokens of the step per second.
     pub tokens_per_second: f64,
+    /// Share of the speed of light, as [`super::StepLog::sol`]: the model FLOPs of the step over the predicted seconds and the
+    /// peak of the card.
+    pub sol: f64,
 }
 
 /// How much fits under one policy for all blocks.
@@ -206,9 +211,10 @@ impl Place {
         let timed = self.card.filter(|_| setup.config.dtype == Dtype::Bf16);
         let (ops, groups) = work::of(&work.ledger, timed);
         let secs: Option<f64> = groups.iter().map(|group| group.predicted_secs).sum();
-        let prediction = secs.map(|step_secs| Prediction {
+        let prediction = timed.zip(secs).map(|(card, step_secs)| Prediction {
             step_secs,
             tokens_per_second: work.num_tokens as f64 / step_secs.max(f64::MIN_POSITIVE),
+            sol: Peak::of_card(card).share(work.model_flops, step_secs).unwrap_or(0.0),
         });
         let bytes_of = |(class, bytes): (Class, u64)| BytesOf { class: class.name(), bytes };
         Plan {
@@ -228,6 +234,7 @@ impl Place {
             step_tokens: work.num_tokens,
             trainable: memory.trainable,
             step_flops: work.flops(),
+            step_model_flops: work.model_flops,
             groups,
             ops,
             prediction,

@@ -1,0 +1,92 @@
+//! `sol`: the share of the hardware's speed of light that a run reaches.
+
+use std::fmt;
+
+use super::Notice;
+use crate::device::{Card, Device, Kind};
+use crate::ops::measured_gemm_rate;
+
+/// The rate that `sol` is a share of. Defined once for steps, results, scores and plans:
+/// `sol = model FLOPs / (seconds * peak)`, from 0 to 1, with the model FLOPs of [`crate::model::ModelFlops`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Peak {
+    flops_per_second: f64,
+    source: Source,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Source {
+    /// The sheet value of a card: dense products of bf16 with sums in f32.
+    Card(&'static Card),
+    /// f32 products on the threads of this run, when it began.
+    Measured,
+}
+
+impl Peak {
+    /// The peak of a known card.
+    pub fn of_card(card: &'static Card) -> Self {
+        Self { flops_per_second: card.bf16_peak, source: Source::Card(card) }
+    }
+
+    /// The peak of the device of a run, which is measured on the processor, in a few milliseconds. None of a card that is not
+    /// known, which is said, and of a device that stands in for another one.
+    pub fn of(device: &Device, notify: &mut dyn FnMut(Notice)) -> Option<Self> {
+        let peak = match device.kind() {
+            Kind::Cpu => {
+                Some(Self { flops_per_second: device.run(measured_gemm_rate), source: Source::Measured })
+            }
+            Kind::Cuda => Card::of_label(device.label()).map(Self::of_card),
+            Kind::Emulated | Kind::Dry => return None,
+        };
+        notify(Notice::Note(match peak {
+            Some(peak) => format!("sol is a share of {peak}"),
+            None => format!("sol is left out: the peak of {} is not known", device.label()),
+        }));
+        peak
+    }
+
+    /// `sol` of so much work in so many seconds; none in no time.
+    pub fn share(&self, model_flops: u64, seconds: f64) -> Option<f64> {
+        (seconds > 0.0).then(|| model_flops as f64 / (seconds * self.flops_per_second))
+    }
+}
+
+impl fmt::Display for Peak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.flops_per_second {
+            rate if rate < 1e12 => write!(f, "{:.1} GFLOP/s", rate / 1e9)?,
+            rate => write!(f, "{:.1} TFLOP/s", rate / 1e12)?,
+        }
+        match self.source {
+            Source::Card(card) => write!(f, ", the peak of the {}", card.title),
+            Source::Measured => write!(f, ", f32 products of this processor, measured now"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_work_by_time_and_peak() {
+        let peak = Peak::of_card(Card::find("rtx3080").unwrap());
+        assert_eq!(peak.share(59_500_000_000_000, 2.0), Some(0.5));
+        assert_eq!(peak.share(0, 2.0), Some(0.0));
+        assert_eq!(peak.share(1, 0.0), None);
+        assert_eq!(peak.to_string(), "59.5 TFLOP/s, the peak of the GeForce RTX 3080 10 GB");
+    }
+
+    #[test]
+    fn the_processor_is_measured_and_nobody_else_has_a_peak() {
+        let mut notes = Vec::new();
+        let peak = Peak::of(&Device::cpu(1).unwrap(), &mut |notice| notes.push(notice)).unwrap();
+        assert!(peak.flops_per_second > 0.0);
+        assert_eq!(notes, [Notice::Note(format!("sol is a share of {peak}"))]);
+        assert!(
+            peak.to_string().ends_with("GFLOP/s, f32 products of this processor, measured now"),
+            "{peak}"
+        );
+        assert_eq!(Peak::of(&Device::dry(), &mut |notice| panic!("{notice:?}")), None);
+    }
+}
