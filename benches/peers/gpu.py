@@ -2,21 +2,26 @@
 """tanren and its peers on one GPU: the same fine-tuning job, side by side.
 
     python gpu.py --workload w1 --peers hf,trl,unsloth,liger,tanren --out DIR
+    python gpu.py --workload w1 --sequence tanren,hf,tanren,hf --out DIR
     python gpu.py --self-test
 
-Starts one process after another (A B C D D C B A, three rounds), checks first
-that each computes the same thing, and writes DIR/results.json and
-DIR/results.md after every process. What is not installed or fails is reported
-and stops nothing. --time-limit is for all of it, the gate included. Exits 0 if
+Starts one process after another (A B C D D C B A, three rounds, or as
+--sequence says), checks first that each computes the same thing (--gate says
+when), and writes DIR/results.json and DIR/results.md after every process. What
+is not installed or fails is reported and stops nothing. --time-limit is for all
+of it, the gate included. --prepare only makes model, adapter and rows, on the
+processor, for a run that comes later. Exits 0 if
 every setting was measured, 1 if not, 2 if the job itself could not be made.
 README.md says what is measured and why it is fair.
 """
 import argparse
+import ctypes
 import importlib.util
 import json
 import math
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,7 +29,9 @@ import time
 from pathlib import Path
 
 import report
+import watch
 import workloads
+from watch import Watch, machine
 
 HERE = Path(__file__).resolve().parent
 RATE = "1e-4"
@@ -33,6 +40,7 @@ RATE = "1e-4"
 SETTINGS = {
     "hf": (["--impl", "hf", "--group"], {}),
     "hf-compile": (["--impl", "hf", "--group", "--compile"], {}),
+    "hf-blocks": (["--impl", "hf", "--group", "--compile-blocks"], {}),
     "hf-ckpt": (["--impl", "hf", "--group", "--checkpointing"], {}),
     "trl": (["--impl", "trl", "--group"], {}),
     "trl-ckpt": (["--impl", "trl", "--group", "--checkpointing"], {}),
@@ -64,46 +72,6 @@ class OutOfTime(Failure):
 FAILURES = (Failure, OSError, LookupError, ValueError, ArithmeticError)
 
 
-class Watch:
-    """Clocks, power and memory of the GPU while a process runs."""
-
-    FIELDS = ["clocks.sm", "clocks.mem", "power.draw", "temperature.gpu",
-              "memory.used", "utilization.gpu"]
-
-    def __init__(self):
-        self.child = None
-        if shutil.which("nvidia-smi"):
-            self.child = subprocess.Popen(
-                ["nvidia-smi", f"--query-gpu={','.join(self.FIELDS)}",
-                 "--format=csv,noheader,nounits", "-lms", "200"],
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-    def stop(self):
-        if self.child is None:
-            return {}
-        self.child.terminate()
-        return clocks(self.child.communicate()[0])
-
-
-def clocks(text):
-    """Medians over the samples in which the GPU worked."""
-    samples = []
-    for line in text.splitlines():
-        try:
-            sample = [float(x) for x in line.split(",")]
-        except ValueError:
-            continue  # a line that was cut off, or a field without a value
-        if len(sample) == len(Watch.FIELDS):
-            samples.append(dict(zip(Watch.FIELDS, sample)))
-    busy = [s for s in samples if s["utilization.gpu"] > 0]
-    if not busy:
-        return {}
-    return {"samples": len(busy),
-            "memory_used_mib": max(s["memory.used"] for s in busy),
-            **{key: statistics.median(s[key] for s in busy)
-               for key in Watch.FIELDS if key != "memory.used"}}
-
-
 def reason(text):
     """The line of a log that says why a process failed."""
     lines = [x.strip() for x in text.splitlines() if x.strip()]
@@ -111,25 +79,46 @@ def reason(text):
     return report.one_line((errors or lines or ["no output"])[-1])
 
 
+def lead_group():
+    """In a new process: a group of its own, which ends with this program."""
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def run(command, log, seconds, env=None):
-    """Runs to the end; returns the output's last line.
+    """Runs to the end; returns the output's last line, of JSON if there is any.
 
     In the folder of the log: some libraries write where they are started.
+    Nothing that the process started is left: workers that compile would
+    disturb the next one.
     """
     command = [str(x) for x in command]
     with open(log, "w") as out:
         try:
-            done = subprocess.run(command, stdout=out, timeout=seconds,
-                                  stderr=subprocess.STDOUT, cwd=log.parent,
-                                  env={**os.environ, **(env or {})})
-        except subprocess.TimeoutExpired:
-            raise Failure(f"stopped after {seconds:.0f} s") from None
+            child = subprocess.Popen(command, stdout=out, cwd=log.parent,
+                                     stderr=subprocess.STDOUT,
+                                     stdin=subprocess.DEVNULL,
+                                     preexec_fn=lead_group,
+                                     env={**os.environ, **(env or {})})
         except OSError as error:
             raise Failure(str(error)) from None
+        try:
+            code = child.wait(None if seconds == math.inf else seconds)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"stopped after {seconds:.0f} s") from None
+        finally:
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            child.wait()
     text = log.read_text(errors="replace")
-    if done.returncode:
-        raise Failure(f"exit code {done.returncode}: {reason(text)}")
-    return text.splitlines()[-1] if text.strip() else ""
+    if code:
+        raise Failure(f"exit code {code}: {reason(text)}")
+    lines = text.splitlines()
+    # A library may have the last word.
+    return next((x for x in reversed(lines) if x.startswith("{")),
+                lines[-1] if lines else "")
 
 
 def missing(name, workload, tanren):
@@ -163,14 +152,14 @@ class Job:
         self.gpu = args.device == "cuda"
         self.layers = workloads.SHAPES[workload.model].layers
 
-    def run(self, command, label, env=None):
+    def run(self, command, label, env=None, seconds=None):
         """`run`, within the time that a process and the benchmark have."""
         left = self.end - time.monotonic()
         if left < 1:
             raise OutOfTime("not started: the time was up")
         try:
             return run(command, self.out / "logs" / f"{label}.log",
-                       min(left, self.args.timeout), env)
+                       min(left, seconds or self.args.timeout), env)
         except Failure:
             if time.monotonic() < self.end:
                 raise
@@ -197,8 +186,15 @@ class Job:
         self.flops_per_token = workloads.flops(self.workload, measured) \
             / sum(len(row["input_ids"]) for row in measured)
         self.model, self.adapter = self.make(0)
-        self.gate_model, self.gate_adapter = \
-            self.make(min(4, self.layers)) if self.args.gate else (None, None)
+        self.gate_model = self.gate_adapter = None
+        if self.args.gate == "before" or self.args.prepare:
+            self.prepare_gate()
+
+    def prepare_gate(self):
+        """The model with four layers; made late where the clock comes first."""
+        if self.gate_model is None:
+            self.gate_model, self.gate_adapter = \
+                self.make(min(4, self.layers))
 
     def make(self, layers):
         """Model and adapter folders; made once, for all runs to come."""
@@ -208,7 +204,7 @@ class Job:
             HERE / "make_model.py", folder, "--model", self.workload.model,
             "--layers", layers, "--tokenizer",
             "--dtype", "bf16" if self.gpu else "f32",
-            "--device", self.args.device])
+            "--device", "cpu" if self.args.prepare else self.args.device])
         adapter = self.cache / (f"adapter-{model.name}-r{self.workload.r}-"
                                 f"{len(self.workload.targets)}")
         self.make_once(adapter, lambda folder: [
@@ -223,7 +219,8 @@ class Job:
             return
         part = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        self.run([sys.executable, *command(part)], f"make_{folder.name}")
+        self.run([sys.executable, *command(part)], f"make_{folder.name}",
+                 seconds=math.inf)
         part.rename(folder)
 
     # ---- one process each ----
@@ -336,31 +333,19 @@ class Job:
 
     def measure(self, name, label, peak):
         options, env = SETTINGS[name]
-        watch = Watch()
+        seconds = Watch()
         try:
             result = self.tanren_time(options, label) \
                 if name.startswith("tanren") \
                 else self.peer(name, options, env, False, label)
         finally:
-            seen = watch.stop() if self.gpu else {}
+            seen = seconds.stop() if self.gpu else {}
         result.update(report.summarise(result, self.flops_per_token, peak,
                                        report.shares(name)))
         result["watch"] = seen
         (self.out / "runs" / f"{label}.json").write_text(
             json.dumps(result, indent=1) + "\n")
         return result
-
-
-def machine():
-    """Name and driver of the GPU."""
-    if not shutil.which("nvidia-smi"):
-        return {"gpu": "none", "driver": ""}
-    done = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version",
-         "--format=csv,noheader"], capture_output=True, text=True)
-    first = (done.stdout.strip().splitlines() or ["unknown, "])[0]
-    name, _, driver = first.partition(", ")
-    return {"gpu": name, "driver": driver}
 
 
 def document(facts, results, gate):
@@ -371,13 +356,13 @@ def document(facts, results, gate):
                if r.get("watch")]
     lines = [f"# {facts['workload']}: {facts['title']}", "", facts["what"], "",
              report.table(results), ""]
-    for key, text in (("gate_error", "Nothing was checked before the clock, the "
-                       "reference failed"),
+    for key, text in (("gate_error", "The settings were not checked against "
+                       "the reference, or not all of them"),
                       ("stopped", "The time limit ended the benchmark")):
         if facts.get(key):
             lines += [f"{text}: {facts[key]}.", ""]
-    if gate:
-        lines += ["Before the clock: step 0 and its adapter gradients against "
+    if gate and any(result.get("gate") for result in results.values()):
+        lines += ["Besides the clock: step 0 and its adapter gradients against "
                   "transformers in f32, on four layers.", "",
                   report.gate_table(results), ""]
     lines.append(f"GPU: {facts['gpu']}, driver {facts['driver']}.")
@@ -411,14 +396,19 @@ def compare(args):
     except FAILURES as error:
         print(f"the job could not be made: {told(error)}", file=sys.stderr)
         return 2
+    if args.prepare:
+        print("prepared")
+        return 0
     mean = statistics.mean(job.step_tokens)
+    rounds = f"in the order {', '.join(args.sequence)}" if args.sequence \
+        else f"{args.rounds} rounds there and back"
     facts["title"] = workload.title
     facts["what"] = (
         f"Qwen3-{workload.model}, {'bf16' if job.gpu else 'f32'}"
         f"{', ' + workload.quant if workload.quant != 'none' else ''}, LoRA r "
         f"{workload.r} on {', '.join(workload.targets)}; {workload.samples} "
         f"rows a step, {mean:.0f} tokens on average; {args.steps} steps after "
-        f"{args.warmup}, {args.rounds} rounds there and back"
+        f"{args.warmup}, {rounds}"
         f"{f'; memory capped at {args.cap_gib} GiB' if args.cap_gib else ''}.")
     print(facts["what"], file=sys.stderr)
     results = {name: {"runs": []} for name in args.peers}
@@ -429,37 +419,51 @@ def compare(args):
 
     def save():
         """What there is by now: the benchmark may be ended from outside."""
-        text = document(facts, results, args.gate)
+        text = document(facts, results, args.gate != "no")
         (args.out / "results.md").write_text(text)
         (args.out / "results.json").write_text(json.dumps(
             {"facts": facts, "peak_tflops": peak, "results": results},
             indent=1) + "\n")
         return text
     save()
-    if args.gate:
+    if args.gate == "before":
         check_all(job, facts, results, save)
     measure_all(job, facts, results, peak, save)
+    if args.gate == "after":
+        check_all(job, facts, results, save)
     print(save())
     return 0 if all(x["runs"] and not x.get("error")
                     for x in results.values()) else 1
 
 
 def check_all(job, facts, results, save):
-    """The gate; what does not pass it has an error in its result."""
+    """The gate; what does not pass it has an error in its result.
+
+    Where the clock comes first, time that is up is no fault of a setting.
+    """
+    late = job.args.gate == "after"
     try:
+        job.prepare_gate()
         reference = job.peer("reference", ["--impl", "reference"], {}, True,
                              "gate-reference")["losses"]
     except FAILURES as error:
         facts["gate_error"] = told(error)
         print(f"no reference, so no gate: {told(error)}", file=sys.stderr)
-        job.args.gate = False
+        job.args.gate = "no"
         return
     for name, result in results.items():
         if result.get("error"):
             continue
+        if late and time.monotonic() + 1 > job.end:
+            facts["gate_error"] = f"{name} was not started: the time was up"
+            return
         print(f"gate: {name}", file=sys.stderr)
-        result["gate"] = job.gate(name, reference)
-        verdict = report.judge(result["gate"])
+        gate = job.gate(name, reference)
+        if late and time.monotonic() >= job.end and gate.get("error"):
+            facts["gate_error"] = f"{name}: {gate['error']}"
+            return
+        result["gate"] = gate
+        verdict = report.judge(gate)
         if verdict and not job.args.force:
             result["error"] = f"gate: {verdict}"
         save()
@@ -469,10 +473,12 @@ def measure_all(job, facts, results, peak, save):
     """The clock: all settings that may run, in turn."""
     rounds = job.args.rounds
     able = [name for name in results if not results[name].get("error")]
-    for index, (number, name) in enumerate(report.order(able, rounds)):
+    turns = [(0, name) for name in job.args.sequence if name in able] \
+        if job.args.sequence else report.order(able, rounds)
+    for index, (number, name) in enumerate(turns):
         if results[name].get("error"):
             continue
-        print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
+        print(f"run {index + 1} of {len(turns)}: {name}", file=sys.stderr)
         try:
             results[name]["runs"].append(
                 job.measure(name, f"{name}-{index}", peak))
@@ -488,11 +494,7 @@ def measure_all(job, facts, results, peak, save):
 def self_test():
     workloads.self_test()
     report.self_test()
-    text = "1500, 2619, 300.5, 50, 9000, 90\n1300, 2619, 200, 40, 8000, 0\n" \
-        "1700, 2619, 310, 52, 9500, 95\nN/A\n150"
-    seen = clocks(text)
-    assert seen["clocks.sm"] == 1600 and seen["memory_used_mib"] == 9500
-    assert seen["samples"] == 2 and clocks("") == {}
+    watch.self_test()
     assert reason("a\nValueError: b\n\n") == "ValueError: b"
     assert reason("Traceback (most recent call last):\nc") == "c"
     assert reason("") == "no output"
@@ -544,7 +546,16 @@ def main():
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gate-steps", type=int, default=20)
-    parser.add_argument("--no-gate", dest="gate", action="store_false")
+    parser.add_argument("--sequence", help="settings in the order of their "
+                        "runs, instead of --peers and --rounds")
+    parser.add_argument("--gate", choices=["before", "after", "no"],
+                        default="before",
+                        help="check that all compute the same thing before "
+                             "they are timed, or with the time left behind")
+    parser.add_argument("--no-gate", dest="gate", action="store_const",
+                        const="no")
+    parser.add_argument("--prepare", action="store_true",
+                        help="only make model, adapter and rows")
     parser.add_argument("--force", action="store_true",
                         help="measure also what fails the gate")
     parser.add_argument("--cap-gib", type=float,
@@ -562,8 +573,9 @@ def main():
         return
     if args.out is None:
         parser.error("--out is needed")
-    args.peers = list(SETTINGS) if args.peers == "all" \
-        else args.peers.split(",")
+    args.sequence = args.sequence.split(",") if args.sequence else None
+    args.peers = list(dict.fromkeys(args.sequence)) if args.sequence \
+        else list(SETTINGS) if args.peers == "all" else args.peers.split(",")
     unknown = [name for name in args.peers if name not in SETTINGS]
     if unknown:
         parser.error(f"no setting {', '.join(unknown)}; there are "
@@ -571,6 +583,8 @@ def main():
     for name in ("out", "cache", "tanren", "rows"):
         path = getattr(args, name)
         setattr(args, name, path and path.resolve())
+    # So that a process is not left behind when this one is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if args.warmup < 1 or args.steps < 1:
         parser.error("--warmup and --steps are at least 1")
     sys.exit(compare(args))

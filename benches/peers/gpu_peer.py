@@ -4,7 +4,8 @@
     python gpu_peer.py --impl hf|trl|liger|unsloth|reference --model DIR
         --rows ROWS.jsonl --samples 32 --init-adapter DIR --mode time|gate
         [--warmup 10] [--steps 20] [--quant nf4] [--checkpointing]
-        [--compile] [--no-fused-loss] [--group] [--cap-gib X] [--grads OUT]
+        [--compile] [--compile-blocks] [--no-fused-loss] [--group]
+        [--cap-gib X] [--grads OUT]
 
 `time` measures the steps after the warm-up and profiles three more. `gate`
 takes the rows in file order, writes the adapter gradients of step 0 and the
@@ -33,6 +34,9 @@ parser.add_argument("--steps", type=int, default=20)
 parser.add_argument("--quant", choices=["none", "nf4"], default="none")
 parser.add_argument("--checkpointing", action="store_true")
 parser.add_argument("--compile", action="store_true")
+parser.add_argument("--compile-blocks", action="store_true",
+                    help="each block by itself: all share one graph, so it "
+                         "takes seconds instead of a minute")
 parser.add_argument("--no-fused-loss", action="store_true")
 parser.add_argument("--group", action="store_true",
                     help="rows of similar length in one step")
@@ -87,6 +91,7 @@ def load_transformers():
     options = {}
     if args.quant == "nf4":
         from transformers import BitsAndBytesConfig
+        options["device_map"] = {"": 0} if GPU else None
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -99,8 +104,10 @@ def load_transformers():
     # A quantised reference has the same weights: 4-bit ones, unpacked.
     dtype = torch.bfloat16 if args.quant == "nf4" else DTYPE
     base = AutoModelForCausalLM.from_pretrained(
-        args.model, dtype=dtype, attn_implementation="sdpa",
-        device_map={"": 0} if GPU else None, **options)
+        args.model, dtype=dtype, attn_implementation="sdpa", **options)
+    # Weights of 4 bits are there already, and cannot be moved.
+    if GPU and args.quant == "none":
+        base = base.to("cuda")
     if FULL:
         if args.quant == "nf4":
             base = base.dequantize()
@@ -259,6 +266,17 @@ def run_loop(model):
         else contextlib.nullcontext()
     steps, extra = plan()
     batches = [batch(step) for step in steps]
+    widths = len({width(step) for step in steps})
+    if args.compile_blocks:
+        for module in model.modules():
+            if type(module).__name__.endswith("DecoderLayer"):
+                module.compile(dynamic=widths > 1 or None)
+    if args.compile and widths > 1:
+        # One graph for all widths at once, instead of one for the first and
+        # another one when the second comes.
+        for inputs in batches:
+            for name in ("input_ids", "labels"):
+                torch._dynamo.maybe_mark_dynamic(inputs[name], 1)
     model.train()
     result, losses, clock = {}, [], Clock()
 

@@ -4,6 +4,7 @@ mod cli;
 mod device;
 mod devices_agree;
 mod golden;
+mod gpu_check;
 mod kernel_table;
 mod kernels;
 mod kill;

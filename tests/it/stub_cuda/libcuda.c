@@ -3,6 +3,7 @@
 //   STUB_LOG       file that gets a line per call, with "-> CODE" behind calls that fail, and a last line about leaks
 //   STUB_CODE      the result of the call that fails
 //   STUB_CALL      which call fails, from 1; without it none does
+//   STUB_SECONDS   how long it takes before (0); with STUB_CODE=0 it is only slow
 //   STUB_FUNCTION  counts calls of this function only
 //   STUB_VERSION   what cuDriverGetVersion says (13000)
 //   STUB_DEVICES   number of GPUs (1)
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     SUCCESS = 0,
@@ -54,6 +56,7 @@ static int enter(const char* function) {
     const char* only = text_of("STUB_FUNCTION", NULL);
     int fails = 0;
     if (!only || strcmp(only, function) == 0) fails = ++calls == number_of("STUB_CALL", 0);
+    if (fails) sleep((unsigned)number_of("STUB_SECONDS", 0));
     char line[200];
     int code = fails ? (int)number_of("STUB_CODE", 999) : SUCCESS;
     snprintf(line, sizeof line, code ? "%s -> %d" : "%s", function, code);
