@@ -1,7 +1,7 @@
 //! The build script: constants from the variant files, the kernel table from the kernel sources, and the compiled kernels.
 //!
 //! A part each: `build/variants.rs` writes `variants.rs`; `build/kernels.rs` writes `kernels.rs`, `params_check.hpp` and
-//! `kernels_all.cu`; `build/nvcc.rs` makes `kernels.fatbin` of the last one. All of them write to `OUT_DIR` only.
+//! `kernels_all.cu`; `build/nvcc.rs` compiles the last one. All of them write to `OUT_DIR` only.
 
 // Cargo reads its directives from standard output.
 #![allow(clippy::print_stdout)]
@@ -21,6 +21,8 @@ mod kernels;
 mod nvcc;
 #[path = "build/params.rs"]
 mod params;
+#[path = "build/ptx.rs"]
+mod ptx;
 #[path = "build/ptxas.rs"]
 mod ptxas;
 #[path = "build/variants.rs"]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::Failure;
 use crate::budgets::{self, Row};
-use crate::nvcc::Compiled;
+use crate::nvcc::{Compiled, Image};
 use crate::params::{self, Field, Kernel, Source, Struct, Table, Type};
 
 /// Folder of the sources, from the root.
@@ -90,16 +90,20 @@ impl Sources {
         let mut text = String::from("// Written by build.rs from kernels/*.cu and kernels/README.md.\n");
         self.kernels(&mut text, compiled)?;
         self.params(&mut text)?;
-        writeln!(text, "\n/// Which nvcc compiled the kernels, or why none did and what helps.")?;
+        writeln!(text, "\n/// Which nvcc read the kernels, or why none did and what helps.")?;
         writeln!(text, "pub const NVCC: &str = {:?};", compiled.nvcc)?;
-        writeln!(text, "\n/// Machine code of all kernels, aligned to 16 bytes; `None` without nvcc.")?;
-        let value = match compiled.fatbin {
-            Some(file) => format!(
-                "{{\n    static FILE: &Aligned<[u8]> = &Aligned(*include_bytes!({file:?}));\n    Some(&FILE.0)\n}}"
-            ),
-            None => "None".to_owned(),
-        };
-        writeln!(text, "pub static FATBIN: Option<&[u8]> = {value};")?;
+        writeln!(text, "\n/// Which ptxas made the machine code; empty without nvcc.")?;
+        writeln!(text, "pub const PTXAS: &str = {:?};", compiled.ptxas)?;
+        writeln!(text, "\n/// All kernels: machine code by architecture, and PTX; nothing without nvcc.")?;
+        writeln!(text, "pub static IMAGES: &[(Image, Packed)] = &[")?;
+        for Image { arch, is_ptx, file, size } in &compiled.images {
+            let kind = if *is_ptx { "Ptx" } else { "Code" };
+            writeln!(
+                text,
+                "    (Image::{kind}(Arch::Sm{arch}), Packed {{ bytes: include_bytes!({file:?}), size: {size} }}),"
+            )?;
+        }
+        writeln!(text, "];")?;
         fs::write(out.join("kernels.rs"), text)?;
         Ok(())
     }
@@ -154,7 +158,7 @@ impl Sources {
                 "(Arch::Sm{sm}, Resources {{ registers: {registers}, static_smem: {smem}, stack: {stack}, spills: {spills} }}), "
             )?;
         }
-        if compiled.fatbin.is_some() && resources.is_empty() {
+        if !compiled.images.is_empty() && resources.is_empty() {
             return Err(format!("kernels/{}:{}: nvcc compiled no {symbol}", place.file, place.line).into());
         }
         Ok(format!(

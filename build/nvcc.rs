@@ -1,36 +1,63 @@
-//! Finds nvcc and compiles the kernels: machine code for every architecture of [`ARCHITECTURES`] and PTX for newer ones.
+//! Compiles the kernels: nvcc turns the sources into PTX once, and ptxas that into machine code for every architecture.
 //!
-//! A machine without nvcc still builds: the library then has no machine code and can say why. What nvcc made is kept with
+//! The two may be of different releases. PTX is made readable for old drivers (`build/ptx.rs`); which drivers load the machine
+//! code is decided by the release of ptxas, so the one of CUDA 12.8 is taken if it is there, as `scripts/setup-nvcc.sh` sees to.
+//! A machine without nvcc still builds: the library then has no machine code and can say why. What was made is kept with
 //! everything it depends on, and made again only if that changed.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, thread};
 
 use crate::Failure;
 use crate::kernels::Sources;
+use crate::ptx;
 use crate::ptxas::{self, Usage};
 
-/// The architectures with machine code: 86 is sm_86.
-pub(crate) const ARCHITECTURES: [u32; 4] = [80, 86, 89, 90];
+/// A release of the toolkit: 12 and 8.
+type Release = (u32, u32);
+
+/// The architectures with machine code (86 is sm_86), and the first release whose ptxas knows them.
+const ARCHITECTURES: [(u32, Release); 5] =
+    [(80, (11, 0)), (86, (11, 1)), (89, (11, 8)), (90, (11, 8)), (120, (12, 8))];
 
 /// The virtual architecture of the common PTX. All machine code is made from it: the front end runs once instead of once for
 /// every architecture, and the emulator's reading of the sources (no `__CUDA_ARCH__` branches) is the only one.
 const VIRTUAL: u32 = 80;
 
 /// The oldest release that is taken, for C++17 and sm_90.
-const OLDEST: (u32, u32) = (12, 0);
+const OLDEST: Release = (12, 0);
 
-/// The first release with `--compress-mode`.
-const COMPRESS_MODE: (u32, u32) = (12, 8);
+/// The ptxas that is taken before the one of nvcc's own release, in `.cuda/bin`.
+const PINNED_PTXAS: &str = "ptxas-12.8";
+
+/// No a * b + c by itself; both nvcc and ptxas want to hear it.
+const NO_FUSING: &str = "-fmad=false";
+
+/// All kernels for one architecture, or as PTX, in a compressed file.
+pub(crate) struct Image {
+    /// 86 for sm_86 or compute_86.
+    pub(crate) arch: u32,
+    /// Whether this is PTX.
+    pub(crate) is_ptx: bool,
+    /// The file in `OUT_DIR`, in the format of zlib.
+    pub(crate) file: String,
+    /// Bytes of what is in it.
+    pub(crate) size: usize,
+}
 
 /// What became of the kernels.
 pub(crate) struct Compiled {
-    /// The file in `OUT_DIR` that holds all machine code, or none.
-    pub(crate) fatbin: Option<&'static str>,
-    /// Which compiler it was, or why there was none.
+    /// The images, or none.
+    pub(crate) images: Vec<Image>,
+    /// Which compiler made the PTX, or why there was none.
     pub(crate) nvcc: String,
+    /// Which compiler made the machine code; empty if none.
+    pub(crate) ptxas: String,
     /// What each kernel takes on each architecture.
     pub(crate) usages: Vec<Usage>,
 }
@@ -38,53 +65,113 @@ pub(crate) struct Compiled {
 impl Compiled {
     /// Nothing, for this reason.
     pub(crate) fn without(reason: &str) -> Self {
-        Self { fatbin: None, nvcc: reason.to_owned(), usages: Vec::new() }
+        Self { images: Vec::new(), nvcc: reason.to_owned(), ptxas: String::new(), usages: Vec::new() }
     }
 }
 
-/// Compiles `unit` to `OUT_DIR/kernels.fatbin`.
+/// Compiles `unit` to compressed images in `out`.
 ///
 /// # Errors
-/// What nvcc said if it failed.
+/// What a compiler said if it failed.
 pub(crate) fn compile(out: &Path, unit: &Path, sources: &Sources) -> Result<Compiled, Failure> {
-    let compiler = match find() {
-        Ok(compiler) => compiler,
+    let Compilers { nvcc, ptxas } = match find() {
+        Ok(compilers) => compilers,
         Err(reason) => return Ok(Compiled::without(&reason)),
     };
-    let (fatbin, log, key) = (out.join("kernels.fatbin"), out.join("nvcc.log"), out.join("nvcc.key"));
-    let mut command = Command::new(&compiler.path);
-    command.args(["-std=c++17", "-O3", "-fmad=false", "--fatbin", "-x", "cu", "-I", "kernels"]);
-    if compiler.release >= COMPRESS_MODE {
-        command.arg("--compress-mode=size");
-    }
-    // One process for each architecture, as many at a time as there are processors.
-    command.args(["-Xptxas", "-v", "--threads", "0"]);
-    let targets: Vec<String> = ARCHITECTURES.iter().map(|sm| format!("sm_{sm}")).collect();
-    let targets = targets.join(",");
-    command.arg(format!("-gencode=arch=compute_{VIRTUAL},code=[{targets},compute_{VIRTUAL}]"));
-    command.arg("-o").arg(&fatbin).arg(unit);
+    let architectures: Vec<u32> =
+        ARCHITECTURES.iter().filter(|(_, first)| ptxas.release >= *first).map(|(arch, _)| *arch).collect();
+    let (lowered, log, key) = (out.join("kernels.ptx"), out.join("ptxas.log"), out.join("kernels.key"));
+    let mut front = Command::new(&nvcc.path);
+    front.args(["-std=c++17", "-O3", NO_FUSING, "--ptx", "-x", "cu", "-I", "kernels"]);
+    front.arg(format!("-arch=compute_{VIRTUAL}")).arg("-o").arg(out.join("front.ptx")).arg(unit);
+    let backs: Vec<(u32, PathBuf)> =
+        architectures.iter().map(|sm| (*sm, out.join(format!("sm_{sm}.cubin")))).collect();
 
-    let wanted = format!("{command:?}\n{}\n{}", compiler.version, sources.everything());
-    let kept = fs::read_to_string(&key).is_ok_and(|made| made == wanted) && fatbin.exists();
+    let names = (format!("nvcc {}", nvcc.version), format!("ptxas {}", ptxas.version));
+    let wanted =
+        format!("{front:?}\n{names:?} {architectures:?} {:?}\n{}", ptx::LANGUAGE, sources.everything());
+    let kept = fs::read_to_string(&key).is_ok_and(|made| made == wanted)
+        && lowered.exists()
+        && backs.iter().all(|(_, file)| file.with_extension("z").exists());
     if !kept {
         // Without a key, what a failed run leaves behind counts for nothing.
         let _ = fs::remove_file(&key);
-        let output = command.output().map_err(|e| format!("cannot run {}: {e}", compiler.path.display()))?;
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        if !output.status.success() {
-            return Err(format!("nvcc failed ({}):\n{said}", output.status).into());
+        let warnings = run(&mut front)?;
+        let text = fs::read_to_string(out.join("front.ptx"))?;
+        let text = ptx::lower(&text).map_err(|what| {
+            format!(
+                "{} wrote PTX that older drivers may not read: {what}; build/ptx.rs has to learn it",
+                names.0
+            )
+        })?;
+        fs::write(&lowered, &text)?;
+        let said = assemble(&ptxas.path, &lowered, &backs)?;
+        for (_, file) in &backs {
+            pack(file, fs::read(file)?)?;
         }
-        fs::write(&log, said.as_bytes())?;
+        // The driver reads text up to a zero byte.
+        pack(&lowered, [text.as_bytes(), &[0]].concat())?;
+        fs::write(&log, warnings + &said)?;
         fs::write(&key, wanted)?;
     }
     let log = fs::read_to_string(&log)?;
     let usages = ptxas::read(&log)?;
     warn(&log, &usages);
-    Ok(Compiled { fatbin: Some("kernels.fatbin"), nvcc: compiler.version, usages })
+    let image = |arch: u32, is_ptx: bool, file: &Path, size: u64| Image {
+        arch,
+        is_ptx,
+        file: file.with_extension("z").file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        size: usize::try_from(size).unwrap_or(usize::MAX),
+    };
+    let mut images = Vec::new();
+    for (arch, file) in &backs {
+        images.push(image(*arch, false, file, fs::metadata(file)?.len()));
+    }
+    images.push(image(VIRTUAL, true, &lowered, fs::metadata(&lowered)?.len() + 1));
+    Ok(Compiled { images, nvcc: names.0, ptxas: names.1, usages })
 }
 
-/// Shows what the compiler warns of, each line once, and what a test will refuse.
+/// Runs ptxas for every architecture, as many at a time as there are processors, and gives what they said.
+fn assemble(ptxas: &Path, ptx: &Path, files: &[(u32, PathBuf)]) -> Result<String, Failure> {
+    let next = AtomicUsize::new(0);
+    let said: Mutex<Vec<Result<String, String>>> = Mutex::default();
+    let work = || {
+        while let Some((sm, cubin)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut command = Command::new(ptxas);
+            command.args(["-v", "-m64", NO_FUSING]).arg(format!("-arch=sm_{sm}"));
+            let result = run(command.arg("-o").arg(cubin).arg(ptx)).map_err(|failure| failure.to_string());
+            said.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(result);
+        }
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(files.len());
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(work);
+        }
+    });
+    let said = said.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    Ok(said.into_iter().collect::<Result<Vec<_>, _>>()?.concat())
+}
+
+/// Runs a compiler and gives what it said.
+fn run(command: &mut Command) -> Result<String, Failure> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|e| format!("cannot run {name}: {e}"))?;
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    match output.status.success() {
+        true => Ok(said),
+        false => Err(format!("{name} failed ({}):\n{said}", output.status).into()),
+    }
+}
+
+/// Writes `bytes` compressed beside `file`, as `.z`. The library unpacks what it loads: what compression a driver reads is of no
+/// concern then.
+fn pack(file: &Path, bytes: Vec<u8>) -> Result<(), Failure> {
+    fs::write(file.with_extension("z"), miniz_oxide::deflate::compress_to_vec_zlib(&bytes, 6))?;
+    Ok(())
+}
+
+/// Shows what the compilers warn of, each line once, and what a test will refuse.
 fn warn(log: &str, usages: &[Usage]) {
     let warnings: BTreeSet<&str> = log.lines().filter(|line| line.contains("warning")).collect();
     for warning in warnings {
@@ -100,14 +187,23 @@ fn warn(log: &str, usages: &[Usage]) {
 /// A compiler.
 struct Compiler {
     path: PathBuf,
-    release: (u32, u32),
+    release: Release,
+    /// `13.0, V13.0.88`.
     version: String,
 }
 
-/// Looks for nvcc below `$CUDA_HOME`, on the `PATH`, and where `scripts/setup-nvcc.sh` puts it. The first one counts.
-fn find() -> Result<Compiler, String> {
-    let name = format!("nvcc{}", env::consts::EXE_SUFFIX);
-    let home = env::var_os("CUDA_HOME").filter(|home| !home.is_empty());
+/// What is needed.
+struct Compilers {
+    nvcc: Compiler,
+    ptxas: Compiler,
+}
+
+/// Looks for nvcc below `$CUDA_HOME`, on the `PATH`, and where `scripts/setup-nvcc.sh` puts it; the first one counts. ptxas is the
+/// pinned one, else that of nvcc.
+fn find() -> Result<Compilers, String> {
+    let executable = |name: &str| format!("{name}{}", env::consts::EXE_SUFFIX);
+    let name = executable("nvcc");
+    let home = env::var_os("CUDA_HOME").filter(|home: &OsString| !home.is_empty());
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
     if let Some(home) = &home
         && !Path::new(home).join("bin").join(&name).is_file()
@@ -115,9 +211,9 @@ fn find() -> Result<Compiler, String> {
         println!("cargo::warning=CUDA_HOME is set, but there is no bin/{name} below it");
     }
     let path = env::var_os("PATH").unwrap_or_default();
-    let own = env::current_dir().map(|root| root.join(".cuda")).ok();
+    let own = env::current_dir().map(|root| root.join(".cuda/bin")).ok();
     let folders = home.map(|home| Path::new(&home).join("bin")).into_iter();
-    let folders = folders.chain(env::split_paths(&path)).chain(own.map(|own| own.join("bin")));
+    let folders = folders.chain(env::split_paths(&path)).chain(own.clone());
     let found = folders.map(|folder| folder.join(&name)).find(|candidate| candidate.is_file());
     let Some(path) = found else {
         // A new compiler on the PATH shall be noticed; one below .cuda is, because the script touches kernels/.
@@ -127,21 +223,43 @@ fn find() -> Result<Compiler, String> {
             .to_owned());
     };
     println!("cargo::rerun-if-changed={}", path.display());
+    let nvcc = open(path, "nvcc")?;
+    if nvcc.release < OLDEST {
+        return Err(format!(
+            "the nvcc that was found is of CUDA {}.{}, and {}.{} is the oldest that can compile the kernels; \
+             scripts/setup-nvcc.sh installs a newer one into .cuda: build again with CUDA_HOME=.cuda",
+            nvcc.release.0, nvcc.release.1, OLDEST.0, OLDEST.1
+        ));
+    }
+    // nvcc may be a link into the folder where the others are.
+    let places = [Some(nvcc.path.clone()), fs::canonicalize(&nvcc.path).ok()];
+    let beside = places.into_iter().flatten().map(|path| path.with_file_name(executable("ptxas")));
+    let pinned = own.map(|own| own.join(executable(PINNED_PTXAS)));
+    let Some(path) = pinned.into_iter().chain(beside).find(|candidate| candidate.is_file()) else {
+        return Err("an nvcc was found, but no ptxas beside it".to_owned());
+    };
+    println!("cargo::rerun-if-changed={}", path.display());
+    let ptxas = open(path, "ptxas")?;
+    if ptxas.release.0 > 12 {
+        println!(
+            "cargo::warning=machine code by ptxas {}.{} needs an NVIDIA driver for CUDA {}.0; older drivers compile the PTX \
+             when they load it. scripts/setup-nvcc.sh installs a ptxas whose code drivers from 525 on load",
+            ptxas.release.0, ptxas.release.1, ptxas.release.0
+        );
+    }
+    Ok(Compilers { nvcc, ptxas })
+}
+
+/// Asks a compiler for its version.
+fn open(path: PathBuf, name: &str) -> Result<Compiler, String> {
     let output = Command::new(&path).arg("--version").output();
-    let output = output.map_err(|e| format!("the nvcc that was found cannot be run: {e}"))?;
+    let output = output.map_err(|e| format!("the {name} that was found cannot be run: {e}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let words = text.lines().find_map(|line| line.split_once("release ")).map(|(_, rest)| rest.trim());
     let release = words.and_then(|words| words.split_once(',')?.0.split_once('.'));
     let release = release.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
     match (release, words) {
-        (Some(release), Some(words)) if release >= OLDEST => {
-            Ok(Compiler { path, release, version: format!("nvcc {words}") })
-        }
-        (Some((major, minor)), _) => Err(format!(
-            "the nvcc that was found is of CUDA {major}.{minor}, and {}.{} is the oldest that can compile the kernels; \
-             scripts/setup-nvcc.sh installs a newer one into .cuda: build again with CUDA_HOME=.cuda",
-            OLDEST.0, OLDEST.1
-        )),
-        _ => Err("the nvcc that was found does not say its version".to_owned()),
+        (Some(release), Some(words)) => Ok(Compiler { release, version: words.to_owned(), path }),
+        _ => Err(format!("the {name} that was found does not say its version")),
     }
 }

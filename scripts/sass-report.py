@@ -3,10 +3,11 @@
 
     scripts/sass-report.py lora_matmul_fwd_bf16 [sm_86]
 
-Compiles the kernel's file with nvcc, disassembles it with nvdisasm (`scripts/setup-nvcc.sh --sass` installs both) and looks at
-the innermost loop with the most tensor core instructions, or the longest one if there are none. No GPU is needed. What comes out
-is a bound, not a prediction: it knows how long instructions occupy issue slots and pipes, and nothing about latencies, bank
-conflicts and caches. A loop far below its tensor limit here cannot reach it on a GPU; one at 100% still has to hide latencies.
+Compiles the kernel's file as the build does (nvcc, then ptxas 12.8 if it is there), disassembles it with nvdisasm
+(`scripts/setup-nvcc.sh --sass` installs all) and looks at the innermost loop with the most tensor core instructions, or the
+longest one if there are none. No GPU is needed. What comes out is a bound, not a prediction: it knows how long instructions
+occupy issue slots and pipes, and nothing about latencies, bank conflicts and caches. A loop far below its tensor limit here
+cannot reach it on a GPU; one at 100% still has to hide latencies.
 
 Model of a multiprocessor: four schedulers, each issues one instruction a cycle and has one tensor core and its own arithmetic
 pipes; shared memory serves all four with 128 bytes a cycle. A warp on each scheduler is taken, all of them in the same loop.
@@ -24,9 +25,10 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Cycles that one HMMA.16816.F32 (2048 multiply-adds) occupies a tensor core, from the peak rates of NVIDIA's data sheets:
-# sm_80 1024 multiply-adds per cycle and multiprocessor, sm_86 and sm_89 256 on GeForce (512 on RTX A and L cards: pass 16).
+# sm_80 1024 multiply-adds per cycle and multiprocessor, sm_86, sm_89 and sm_120 256 on GeForce (512 on RTX A, L and PRO cards:
+# pass 16).
 # sm_90 has twice the rate of sm_80, but only for wgmma; that mma.sync stays at that of sm_80 is an assumption.
-HMMA_CYCLES = {"sm_80": 8, "sm_86": 32, "sm_89": 32, "sm_90": 8}
+HMMA_CYCLES = {"sm_80": 8, "sm_86": 32, "sm_89": 32, "sm_90": 8, "sm_120": 32}
 
 SCHEDULERS = 4
 
@@ -92,9 +94,15 @@ def disassemble(symbol, arch, folder):
     if not sources:
         sys.exit(f"no KERNEL({symbol}, ...) in kernels/*.cu")
     cubin = folder / "kernel.cubin"
-    # The flags of build/nvcc.rs.
-    flags = ["-std=c++17", "-O3", "-fmad=false", f"-gencode=arch=compute_80,code={arch}", "--cubin", "-x", "cu"]
-    subprocess.run([tool("nvcc"), *flags, "-o", cubin, sources[0]], check=True)
+    # As build/nvcc.rs and build/ptx.rs.
+    ptx = folder / "kernel.ptx"
+    flags = ["-std=c++17", "-O3", "-fmad=false", "-arch=compute_80", "--ptx", "-x", "cu"]
+    subprocess.run([tool("nvcc"), *flags, "-o", ptx, sources[0]], check=True)
+    text = re.sub(r"(?m)^\.version .*$", ".version 7.8", ptx.read_text())
+    ptx.write_text(re.sub(r'(?m)^.*\.pragma "used_bytes_mask .*\n', "", text))
+    pinned = ROOT / ".cuda" / "bin" / "ptxas-12.8"
+    ptxas = pinned if pinned.exists() else tool("ptxas")
+    subprocess.run([ptxas, "-m64", "-fmad=false", f"-arch={arch}", "-o", cubin, ptx], check=True)
     listing = subprocess.run([tool("nvdisasm"), "-c", cubin], check=True, capture_output=True, text=True)
     return listing.stdout
 

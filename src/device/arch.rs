@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-/// An architecture with machine code in this build.
+/// An architecture that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Arch {
     /// A100, A30.
@@ -16,6 +16,8 @@ pub enum Arch {
     Sm89,
     /// H100, H200.
     Sm90,
+    /// GeForce RTX 50.
+    Sm120,
 }
 
 /// What a plan is made for: plans depend on nothing else of a device.
@@ -67,7 +69,7 @@ pub const MAX_THREADS: u32 = 1024;
 
 impl Arch {
     /// All of them, oldest first.
-    pub const ALL: [Self; 4] = [Self::Sm80, Self::Sm86, Self::Sm89, Self::Sm90];
+    pub const ALL: [Self; 5] = [Self::Sm80, Self::Sm86, Self::Sm89, Self::Sm90, Self::Sm120];
 
     /// The architecture of exactly this compute capability. Others run the PTX, or none if older than 8.0.
     pub fn of(major: u32, minor: u32) -> Option<Self> {
@@ -81,6 +83,7 @@ impl Arch {
             Self::Sm86 => 86,
             Self::Sm89 => 89,
             Self::Sm90 => 90,
+            Self::Sm120 => 120,
         }
     }
 
@@ -89,7 +92,7 @@ impl Arch {
         let (warps, blocks, smem_kib) = match self {
             Self::Sm80 => (64, 32, 164),
             Self::Sm86 => (48, 16, 100),
-            Self::Sm89 => (48, 24, 100),
+            Self::Sm89 | Self::Sm120 => (48, 24, 100),
             Self::Sm90 => (64, 32, 228),
         };
         let smem = smem_kib << 10;
@@ -128,7 +131,7 @@ pub fn occupancy(arch: Arch, threads: u32, registers: u32, smem: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Arch::{Sm80, Sm86, Sm89, Sm90};
+    use Arch::{Sm80, Sm86, Sm89, Sm90, Sm120};
 
     /// Values of `cudaOccMaxActiveBlocksPerMultiprocessor` in `cuda_occupancy.h` of CUDA 13.0, with the largest carve-out. All
     /// 1,843,200 combinations of architecture, warps, registers and 40 to 83 sizes of shared memory were compared once.
@@ -140,6 +143,8 @@ mod tests {
             (Sm86, 64, 32, 0, 16),
             (Sm89, 64, 32, 0, 24),
             (Sm90, 1024, 32, 0, 2),
+            (Sm120, 64, 32, 0, 24),
+            (Sm120, 1024, 32, 0, 1),
             // Registers: 65,536, a warp's with one of four schedulers.
             (Sm86, 256, 128, 0, 2),
             (Sm86, 256, 129, 0, 1),
@@ -154,6 +159,7 @@ mod tests {
             (Sm86, 256, 128, (49 << 10) + 1, 1),
             (Sm86, 128, 40, 99 << 10, 1),
             (Sm86, 128, 40, (99 << 10) + 1, 0),
+            (Sm120, 256, 40, 99 << 10, 1),
         ] {
             let got = occupancy(arch, threads, registers, smem);
             assert_eq!(got, blocks, "{arch}: {threads} threads, {registers} registers, {smem} bytes");

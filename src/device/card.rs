@@ -93,6 +93,38 @@ const RTX4090: Card = Card {
     bf16_ceiling: 0.90 * 165.2e12,
 };
 
+/// GeForce RTX 5080. 84 SMs, 336 tensor cores at 2617 MHz, 960 GB/s, 112.6 TFLOP/s: "NVIDIA RTX Blackwell GPU Architecture"
+/// (whitepaper, appendix). Ceilings and usable part as on the RTX 3080: assumed.
+const RTX5080: Card = Card {
+    name: "rtx5080",
+    title: "GeForce RTX 5080",
+    arch: Arch::Sm120,
+    sms: 84,
+    memory_bytes: 16 * GIB,
+    usable_bytes: part(16 * GIB, USABLE),
+    reserve_bytes: RESERVE,
+    dram_peak: 960e9,
+    bf16_peak: 112.6e12,
+    dram_ceiling: 0.91 * 960e9,
+    bf16_ceiling: 0.90 * 112.6e12,
+};
+
+/// GeForce RTX 5090. 170 SMs, 680 tensor cores at 2407 MHz, 1792 GB/s, 209.5 TFLOP/s: the same whitepaper. Ceilings and usable part
+/// as on the RTX 3080: assumed.
+const RTX5090: Card = Card {
+    name: "rtx5090",
+    title: "GeForce RTX 5090",
+    arch: Arch::Sm120,
+    sms: 170,
+    memory_bytes: 32 * GIB,
+    usable_bytes: part(32 * GIB, USABLE),
+    reserve_bytes: RESERVE,
+    dram_peak: 1792e9,
+    bf16_peak: 209.5e12,
+    dram_ceiling: 0.91 * 1792e9,
+    bf16_ceiling: 0.90 * 209.5e12,
+};
+
 /// A100 80 GB SXM. 108 SMs, 2039 GB/s, 312 TFLOP/s: "NVIDIA A100 Tensor Core GPU" (datasheet, 80 GB SXM). Ceilings: the parts of
 /// the peaks that were measured on the H200 ([`H200`]): assumed.
 const A100: Card = Card {
@@ -143,7 +175,7 @@ const H200: Card = Card {
 };
 
 /// The cards that a plan can be for.
-pub const CARDS: [Card; 6] = [RTX3080, RTX3090, RTX4090, A100, H100, H200];
+pub const CARDS: [Card; 8] = [RTX3080, RTX3090, RTX4090, RTX5080, RTX5090, A100, H100, H200];
 
 impl Card {
     /// The card called `name`; case, spaces and dashes do not matter.
@@ -211,6 +243,8 @@ mod tests {
             ("rtx3080", 4, 64, 1.710e9),
             ("rtx3090", 4, 64, 1.695e9),
             ("rtx4090", 4, 64, 2.520e9),
+            ("rtx5080", 4, 64, 2.617e9),
+            ("rtx5090", 4, 64, 2.407e9),
             ("a100", 4, 256, 1.410e9),
             ("h100", 4, 512, 1.830e9),
             ("h200", 4, 512, 1.830e9),

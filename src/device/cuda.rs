@@ -86,7 +86,6 @@ functions! {
     cuModuleUnload(Handle);
     cuModuleGetFunction(*mut Handle, Handle, *const c_char);
     cuFuncSetAttribute(Handle, c_uint, c_int);
-    cuFuncLoad(Handle);
     cuLaunchKernel(Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void);
 }
 
@@ -102,6 +101,8 @@ fn symbol<F: Copy>(name: &'static str) -> Result<F, &'static str> {
 /// The loaded driver.
 struct Library {
     functions: Functions,
+    /// `cuFuncLoad`, since CUDA 12.4.
+    func_load: Option<unsafe extern "C" fn(Handle) -> u32>,
     /// The newest CUDA that it knows: 13000 is 13.0.
     version: c_int,
     state: Mutex<State>,
@@ -133,7 +134,7 @@ struct Missing {
     fix: &'static str,
 }
 
-const INSTALL: &str = "install the NVIDIA driver 580 or newer, so that `nvidia-smi` works and libcuda.so.1 can be loaded, \
+const INSTALL: &str = "install the NVIDIA driver 525 or newer, so that `nvidia-smi` works and libcuda.so.1 can be loaded, \
                        or pass --device cpu";
 
 impl From<Missing> for Error {
@@ -179,7 +180,8 @@ impl Library {
             what: format!("the CUDA driver is too old: its library has no function {name}"),
             fix: INSTALL,
         })?;
-        let mut library = Self { functions, version: 0, state: Mutex::default() };
+        let func_load = symbol("cuFuncLoad\0").ok();
+        let mut library = Self { functions, func_load, version: 0, state: Mutex::default() };
         let mut version = 0;
         // SAFETY: writes the number that the pointer points to; may be called before anything else.
         let result =

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::arch::Arch;
-use super::kernels::{FATBIN, NVCC};
+use super::image::{self, Choice};
 use crate::error::{Error, Result};
 
 /// A release of CUDA: 13.0.
@@ -15,10 +15,6 @@ pub struct Version {
     pub minor: u32,
 }
 
-/// The oldest driver that can be asked anything: the functions that are used are all in it.
-#[cfg(feature = "cuda")]
-const OLDEST_DRIVER: Version = Version { major: 12, minor: 0 };
-
 impl Version {
     /// From the number that `cuDriverGetVersion` gives.
     #[cfg(feature = "cuda")]
@@ -27,20 +23,17 @@ impl Version {
         Self { major: number / 1000, minor: number % 1000 / 10 }
     }
 
-    /// From what [`NVCC`] says: `nvcc 13.0, V13.0.88`.
-    fn of_compiler(text: &str) -> Option<Self> {
-        let (major, rest) = text.strip_prefix("nvcc ")?.split_once('.')?;
+    /// From what a compiler says: `ptxas 12.8, V12.8.93`.
+    pub(super) fn of_compiler(text: &str) -> Option<Self> {
+        let (major, rest) = text.split_once(' ')?.1.split_once('.')?;
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         Some(Self { major: major.parse().ok()?, minor: rest[..digits].parse().ok()? })
     }
 
-    /// Fails for a driver that cannot run the kernels of this build on any GPU.
+    /// Fails for a driver that cannot run the kernels on any GPU.
     #[cfg(feature = "cuda")]
     pub(super) fn check(self) -> Result<()> {
-        // Machine code runs on every driver of its major release; a driver of an older one refuses it.
-        let needed = Self::of_compiler(NVCC).map(|nvcc| Self { minor: 0, ..nvcc });
-        let needed = needed.unwrap_or(OLDEST_DRIVER).max(OLDEST_DRIVER);
-        if self >= needed { Ok(()) } else { Err(too_old(self, needed)) }
+        if self >= image::OLDEST_DRIVER { Ok(()) } else { Err(image::too_old(self, image::OLDEST_DRIVER)) }
     }
 }
 
@@ -49,30 +42,6 @@ impl fmt::Display for Version {
         write!(f, "{}.{}", self.major, self.minor)
     }
 }
-
-fn too_old(driver: Version, needed: Version) -> Error {
-    Error::Device {
-        what: format!(
-            "the CUDA driver is too old: it is for CUDA {driver}, and the kernels ({}) need {needed}",
-            images()
-        ),
-        fix: "install a newer NVIDIA driver (580 is the first for CUDA 13.0), or pass --device cpu".into(),
-    }
-}
-
-/// What the kernels of this build were compiled for, in words.
-pub fn images() -> String {
-    match FATBIN {
-        None => format!("none in this build: {NVCC}"),
-        Some(_) => {
-            let names: Vec<String> = Arch::ALL.iter().map(Arch::to_string).collect();
-            format!("{} and PTX for compute_{}, by {NVCC}", names.join(", "), PTX.number())
-        }
-    }
-}
-
-/// The virtual architecture of the PTX, from which a driver compiles for GPUs that are newer than this program.
-const PTX: Arch = Arch::ALL[0];
 
 /// The driver and its GPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,24 +93,6 @@ impl fmt::Display for GpuInfo {
     }
 }
 
-/// What of the fatbin runs on a GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Image {
-    /// The machine code of this architecture.
-    Code(Arch),
-    /// PTX, which the driver compiles when it is loaded.
-    Ptx(Arch),
-}
-
-impl fmt::Display for Image {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Code(arch) => write!(f, "{arch}"),
-            Self::Ptx(arch) => write!(f, "compute_{}, compiled by the driver", arch.number()),
-        }
-    }
-}
-
 impl GpuInfo {
     /// The architecture that plans of kernels go by: its own, or for a GPU that this program does not know the one with the most
     /// shared memory that it has too, since that decides what fits; the newest of equal ones.
@@ -154,42 +105,12 @@ impl GpuInfo {
             .unwrap_or(Arch::Sm86)
     }
 
-    /// Which kernels of this build run on it with a driver for CUDA `driver`.
+    /// Which kernels of this build a driver for CUDA `driver` loads on it, and why.
     ///
     /// # Errors
-    /// [`Error::Device`] that says what the build has and what the GPU needs.
-    pub fn image(&self, driver: Version) -> Result<Image> {
-        match (FATBIN, Version::of_compiler(NVCC)) {
-            (Some(_), Some(nvcc)) => self.choose(driver, nvcc),
-            _ => Err(Error::Device {
-                what: format!("{self}: this build has no kernels: {NVCC}"),
-                fix: "build again with an nvcc, or pass --device cpu".into(),
-            }),
-        }
-    }
-
-    /// As [`GpuInfo::image`], for kernels made by `nvcc`.
-    fn choose(&self, driver: Version, nvcc: Version) -> Result<Image> {
-        let (major, minor) = self.compute_capability;
-        let number = 10 * major + minor;
-        // Machine code runs on its architecture and on later ones of the same major number.
-        let runs = |arch: &&Arch| arch.number() / 10 == major && arch.number() <= number;
-        if let Some(&arch) = Arch::ALL.iter().rfind(runs) {
-            let needed = Version { minor: 0, ..nvcc };
-            return if driver >= needed { Ok(Image::Code(arch)) } else { Err(too_old(driver, needed)) };
-        }
-        if number < PTX.number() {
-            return Err(Error::Device {
-                what: format!(
-                    "{self}: compute capability {major}.{minor} is older than the kernels of this build ({})",
-                    images()
-                ),
-                fix: "use a GPU of compute capability 8.0 or newer (GeForce RTX 30 series, A100), or pass --device cpu"
-                    .into(),
-            });
-        }
-        // The compiler in the driver reads the PTX of its own release and of older ones.
-        if driver >= nvcc { Ok(Image::Ptx(PTX)) } else { Err(too_old(driver, nvcc)) }
+    /// [`Error::Device`] that says what the build has and what is needed.
+    pub fn image(&self, driver: Version) -> Result<Choice> {
+        image::choose(&self.to_string(), self.compute_capability, driver)
     }
 }
 
@@ -231,35 +152,14 @@ mod tests {
     }
 
     #[test]
-    fn kernels_are_chosen_by_architecture_and_driver() {
-        let [old, new] = [12, 13].map(|major| Version { major, minor: 9 });
-        for ((major, minor), image) in [
-            ((8, 0), Image::Code(Arch::Sm80)),
-            ((8, 6), Image::Code(Arch::Sm86)),
-            ((8, 7), Image::Code(Arch::Sm86)),
-            ((8, 9), Image::Code(Arch::Sm89)),
-            ((9, 0), Image::Code(Arch::Sm90)),
-            ((12, 0), Image::Ptx(Arch::Sm80)),
-        ] {
-            let gpu = gpu(major, minor, 99);
-            assert_eq!(gpu.choose(CUDA_13_0, CUDA_13_0).unwrap(), image, "{major}.{minor}");
-            let error = gpu.choose(old, CUDA_13_0).unwrap_err().to_string();
-            assert!(error.contains("for CUDA 12.9") && error.contains("need 13.0"), "{error}");
-        }
-        // A driver of the same major release runs machine code, but reads no newer PTX.
-        assert!(gpu(8, 6, 99).choose(CUDA_13_0, new).is_ok());
-        assert!(gpu(12, 0, 99).choose(CUDA_13_0, new).is_err());
-        let error = gpu(7, 5, 64).choose(new, CUDA_13_0).unwrap_err().to_string();
-        assert!(error.contains("7.5") && error.contains("8.0 or newer"), "{error}");
-    }
-
-    #[test]
     fn unknown_gpus_are_planned_for_by_their_shared_memory() {
         for (gpu, arch) in [
             (gpu(8, 6, 99), Arch::Sm86),
             (gpu(8, 7, 163), Arch::Sm80),
             (gpu(10, 0, 227), Arch::Sm90),
-            (gpu(12, 0, 99), Arch::Sm89),
+            (gpu(12, 0, 99), Arch::Sm120),
+            (gpu(12, 1, 99), Arch::Sm120),
+            (gpu(11, 0, 227), Arch::Sm90),
             (gpu(13, 0, 64), Arch::Sm86),
         ] {
             assert_eq!(gpu.arch(), arch, "{gpu:?}");
@@ -269,8 +169,9 @@ mod tests {
     #[test]
     fn versions_are_read() {
         assert_eq!(Version::of_compiler("nvcc 13.0, V13.0.88"), Some(CUDA_13_0));
-        assert_eq!(Version::of_compiler("nvcc 12.10"), Some(Version { major: 12, minor: 10 }));
+        assert_eq!(Version::of_compiler("ptxas 12.10"), Some(Version { major: 12, minor: 10 }));
         assert_eq!(Version::of_compiler("no nvcc was found"), None);
+        assert_eq!(Version::of_compiler(""), None);
         #[cfg(feature = "cuda")]
         assert_eq!(Version::from_cuda(12080), Version { major: 12, minor: 8 });
     }

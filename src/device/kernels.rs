@@ -1,9 +1,10 @@
-//! The kernels of this build: an enum generated from `kernels/*.cu`, their params structs, and their machine code.
+//! The kernels of this build: an enum generated from `kernels/*.cu`, their params structs, and their images.
 //!
 //! The C++ sources are where kernels and params structs are declared; `build.rs` reads them and writes what is included here.
 //! Sizes and offsets of the structs are asserted by both compilers. See `docs/architecture.md`.
 
 use super::arch::Arch;
+use super::image::{Image, Packed};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
@@ -52,11 +53,6 @@ struct Facts {
     resources: &'static [(Arch, Resources)],
 }
 
-/// Bytes at an address that the driver accepts as an image of machine code.
-#[allow(dead_code)] // Without nvcc there is no such image.
-#[repr(C, align(16))]
-struct Aligned<B: ?Sized>(B);
-
 impl Kernel {
     /// The name that the driver knows it by: `lora_matmul_fwd_bf16`.
     pub const fn symbol(self) -> &'static str {
@@ -93,7 +89,7 @@ impl Kernel {
         self.facts().budget
     }
 
-    /// What the compiler gave it on `arch`; `None` in a build without nvcc.
+    /// What the compiler gave it on `arch`; `None` where there is no machine code.
     pub fn resources(self, arch: Arch) -> Option<Resources> {
         self.facts().resources.iter().find(|(other, _)| *other == arch).map(|(_, resources)| *resources)
     }
@@ -119,17 +115,15 @@ mod tests {
     }
 
     #[test]
-    fn machine_code_is_there_for_all_architectures_or_for_none() {
+    fn machine_code_is_there_for_all_kernels_or_for_none() {
+        let code = crate::device::image::architectures();
         for kernel in Kernel::ALL {
             for arch in Arch::ALL {
-                assert_eq!(kernel.resources(arch).is_some(), FATBIN.is_some(), "{kernel:?} {arch}");
+                assert_eq!(kernel.resources(arch).is_some(), code.contains(&arch), "{kernel:?} {arch}");
             }
         }
         // The compiler's name, or advice.
-        assert_eq!(FATBIN.is_some(), NVCC.starts_with("nvcc "), "{NVCC}");
-        if let Some(image) = FATBIN {
-            assert!(image.as_ptr().addr().is_multiple_of(16));
-            assert_eq!(image[..4], 0xba55_ed50_u32.to_le_bytes(), "the mark of a fatbin");
-        }
+        assert_eq!(!IMAGES.is_empty(), NVCC.starts_with("nvcc "), "{NVCC}");
+        assert_eq!(!IMAGES.is_empty(), PTXAS.starts_with("ptxas "), "{PTXAS}");
     }
 }

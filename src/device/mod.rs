@@ -7,6 +7,7 @@
 pub mod arch;
 pub mod card;
 pub mod gpus;
+pub mod image;
 pub mod kernels;
 pub mod primitives;
 pub mod self_test;
@@ -237,7 +238,7 @@ impl Device {
     pub fn runs_kernels(&self) -> bool {
         match self.kind {
             Kind::Cpu | Kind::Dry => false,
-            Kind::Cuda => kernels::FATBIN.is_some(),
+            Kind::Cuda => !kernels::IMAGES.is_empty(),
             Kind::Emulated => true,
         }
     }

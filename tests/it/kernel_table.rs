@@ -1,4 +1,4 @@
-//! The parsers of the build script: kernel sources, the table of budgets, the output of ptxas.
+//! The parsers of the build script: kernel sources, the table of budgets, PTX, the output of ptxas.
 //!
 //! The build script cannot test itself, so its parsers are included here.
 
@@ -8,8 +8,10 @@ use self::params::{Fault, Field, Source, Struct, Table, Type};
 pub(crate) mod budgets;
 #[path = "../../build/params.rs"]
 mod params;
+#[path = "../../build/ptx.rs"]
+mod ptx;
 #[path = "../../build/ptxas.rs"]
-mod ptxas;
+pub(crate) mod ptxas;
 
 fn read(files: &[(&str, &str)]) -> Result<Table, Fault> {
     let source = |&(name, text): &(&str, &str)| Source { name: name.to_owned(), text: text.to_owned() };
@@ -269,4 +271,31 @@ ptxas info    : Used 40 registers, used 1 barriers, 16896 bytes smem, 392 bytes 
     assert!(ptxas::read(&odd).is_ok());
     let odd = log.replace("628 bytes spill loads", "many spill loads");
     assert!(ptxas::read(&odd).unwrap_err().contains("cannot read this line"));
+}
+
+#[test]
+fn ptx_is_lowered_or_refused() {
+    let text = |version: &str, line: &str| format!("//\n.version {version}\n.target sm_80\n{line}\n");
+    let plain = "\tld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%rd1];";
+    // Newer versions become 7.8, older ones stay.
+    for (from, to) in [("9.0", "7.8"), ("8.0", "7.8"), ("10.3", "7.8"), ("7.8", "7.8"), ("7.0", "7.0")] {
+        assert_eq!(ptx::lower(&text(from, plain)), Ok(text(to, plain)));
+    }
+    let unroll = "\t.pragma \"nounroll\";";
+    assert_eq!(ptx::lower(&text("9.0", unroll)), Ok(text("7.8", unroll)));
+    let hint = format!("\t.pragma \"used_bytes_mask 15\";\n{plain}");
+    assert_eq!(ptx::lower(&text("9.0", &hint)), Ok(text("7.8", plain)));
+    for (bad, what) in [
+        (text("9.0", "\t.pragma \"enable_smem_spilling\";"), "line 4 of the PTX: this hint is not known"),
+        (
+            text("9.0", "$L1: .pragma \"used_bytes_mask 15\"; ret;"),
+            "line 4 of the PTX: this hint is not known",
+        ),
+        (text("next", plain), "line 2 of the PTX: this is no version: .version next"),
+        (plain.to_owned(), "the PTX has 0 lines with a version"),
+        (text("9.0", ".version 9.0"), "the PTX has 2 lines with a version"),
+    ] {
+        let fault = ptx::lower(&bad).unwrap_err();
+        assert!(fault.contains(what), "{fault}");
+    }
 }

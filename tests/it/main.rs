@@ -3,6 +3,7 @@
 mod cli;
 mod device;
 mod devices_agree;
+mod drivers;
 mod golden;
 mod gpu_check;
 mod kernel_table;

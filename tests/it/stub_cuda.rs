@@ -13,20 +13,36 @@ use tempfile::TempDir;
 
 use crate::source::root;
 
-/// Compiles the stub and gives the folder that holds it under the names of a driver.
-pub(crate) fn compile(name: &str, flags: &[&str]) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+/// Compiles the stub with some flags to a file `name` of the folder `folder`, which it gives.
+fn compile(folder: &str, name: &str, flags: &[&str]) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
     fs::create_dir_all(&dir).unwrap();
-    // Another test run may be using it: the new one takes the place of the old one in one step.
-    let library = dir.join(format!("new-{}", std::process::id()));
+    // Another test may be using it: the new one takes the place of the old one in one step.
+    static FILES: AtomicUsize = AtomicUsize::new(0);
+    let number = FILES.fetch_add(1, Ordering::Relaxed);
+    let made = dir.join(format!("new-{name}-{}-{number}", std::process::id()));
     let source = root().join("tests/it/stub_cuda/libcuda.c");
     let mut cc = Command::new("cc");
-    cc.args(["-Wall", "-Wextra", "-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source);
-    let output = cc.args(flags).output().unwrap();
+    cc.args(["-Wall", "-Wextra", "-O1"]).args(flags).arg("-o").arg(&made).arg(source);
+    let output = cc.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    fs::rename(library, dir.join("libcuda.so.1")).unwrap();
+    fs::rename(made, dir.join(name)).unwrap();
+    dir
+}
+
+/// The stub as the driver for a CUDA (12020 is 12.2): the folder that holds it under the names of a driver.
+pub(crate) fn driver(version: u32) -> PathBuf {
+    let define = format!("-DVERSION={version}");
+    let folder = format!("stub_cuda_{version}");
+    let dir = compile(&folder, "libcuda.so.1", &["-shared", "-fPIC", &define]);
     let _ = std::os::unix::fs::symlink("libcuda.so.1", dir.join("libcuda.so"));
     dir
+}
+
+/// The program that says what loading an image ends with on this driver.
+pub(crate) fn judge(version: u32) -> PathBuf {
+    let define = format!("-DVERSION={version}");
+    compile(&format!("stub_cuda_{version}"), "judge", &["-DJUDGE", &define]).join("judge")
 }
 
 /// What a run of the program left.
@@ -87,7 +103,7 @@ pub(crate) fn tanren(driver: &Path, args: &[&str], variables: &[(&str, &str)]) -
 /// Runs with the stub.
 pub(crate) fn with_stub(args: &[&str], variables: &[(&str, &str)]) -> Outcome {
     static STUB: OnceLock<PathBuf> = OnceLock::new();
-    tanren(STUB.get_or_init(|| compile("stub_cuda", &[])), args, variables)
+    tanren(STUB.get_or_init(|| driver(13_000)), args, variables)
 }
 
 /// Runs `cases` on a few threads: most of a case is waiting for the program.

@@ -5,7 +5,8 @@ use crate::cli::options::{DeviceArgs, WhichDevice};
 use crate::cli::table;
 use crate::cli::units::bytes;
 use crate::config::DeviceChoice;
-use crate::device::gpus::{Driver, GpuInfo, Image, gpus, images};
+use crate::device::gpus::{Driver, GpuInfo, gpus};
+use crate::device::image::{Choice, images};
 use crate::device::self_test::{Finding, Outcome, self_test};
 use crate::device::{Device, GpuMemory, primitives};
 use crate::error::{Error, Result};
@@ -82,7 +83,7 @@ fn show_all(tests: &mut Tests<'_>) -> Result<()> {
 struct Opened {
     device: Device,
     /// Which kernels; `None` in a build without any.
-    image: Option<Image>,
+    image: Option<Choice>,
     memory: Option<GpuMemory>,
 }
 
@@ -206,9 +207,7 @@ fn show_gpu(gpu: &GpuInfo, driver: &Driver, opened: Result<&Opened, &Error>, con
         (
             "usable",
             match opened {
-                Ok(Opened { image: Some(image), .. }) => {
-                    format!("yes, with the kernels for {image}")
-                }
+                Ok(Opened { image: Some(choice), .. }) => format!("yes, with {choice}"),
                 Ok(Opened { image: None, .. }) => "for copies only: this build has no kernels".to_owned(),
                 Err(error) => not_usable(error),
             },

@@ -4,18 +4,27 @@ use crate::cli::console::Console;
 use crate::cli::table;
 use crate::cli::units::{bytes, count};
 use crate::device::arch::{Arch, occupancy};
-use crate::device::kernels::{FATBIN, Kernel, NVCC};
+use crate::device::image::images;
+use crate::device::kernels::{IMAGES, Kernel, NVCC, PTXAS};
 
 /// Shows the compiler, the machine code, and a row for every kernel and architecture.
 pub(super) fn show(console: &Console) {
-    let architectures = Arch::ALL.map(|arch| arch.to_string()).join(", ");
-    let code = match FATBIN {
-        Some(image) => format!("{} for {architectures}, and PTX for newer ones", bytes(image.len() as u64)),
-        None => "none".to_owned(),
+    let (mut packed, mut unpacked) = (0, 0);
+    for (_, image) in IMAGES {
+        packed += image.bytes.len() as u64;
+        unpacked += image.size as u64;
+    }
+    let (compiler, size) = match IMAGES.is_empty() {
+        true => (NVCC.to_owned(), "none".to_owned()),
+        false => (
+            format!("{NVCC}; {PTXAS}"),
+            format!("{} in the program, {} unpacked", bytes(packed), bytes(unpacked)),
+        ),
     };
     console.lines(table::pairs(&[
-        ("compiler", NVCC.to_owned()),
-        ("machine code", code),
+        ("compiler", compiler),
+        ("images", images()),
+        ("machine code", size),
         ("kernels", count(Kernel::ALL.len() as u64)),
     ]));
     if Kernel::ALL.is_empty() {

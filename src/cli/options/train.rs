@@ -232,7 +232,7 @@ pub struct TrainArgs {
     /// Most memory for weights, adapter, activations and optimizer, such as 9.3GiB or 10GB [default: 80% of what is free].
     #[arg(long, value_name = "SIZE", help_heading = MACHINE)]
     memory_limit: Option<String>,
-    /// Plan for this card instead of this machine: rtx3080, rtx3090, rtx4090, a100, h100, h200; with --dry-run.
+    /// Plan for this card instead of this machine: rtx3080, rtx3090, rtx4090, rtx5080, rtx5090, a100, h100, h200; with --dry-run.
     #[arg(long, value_name = "CARD", help_heading = MACHINE)]
     gpu: Option<String>,
 }

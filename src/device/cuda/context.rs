@@ -12,7 +12,8 @@ use super::{Fault, Functions, Handle, Library, OUT_OF_MEMORY, devices};
 use crate::device::arch::{Arch, Chip, Limits};
 use crate::device::gpu::{GpuMemory, LOWER, size};
 use crate::device::gpus::GpuInfo;
-use crate::device::kernels::{DevicePtr, FATBIN, Kernel, NVCC};
+use crate::device::image::Unpacked;
+use crate::device::kernels::{DevicePtr, IMAGES, Kernel, NVCC};
 use crate::device::launch::Launch;
 use crate::error::{Error, Result};
 
@@ -60,9 +61,10 @@ impl Cuda {
         let driver = devices::list()?;
         let library = Library::get()?;
         let info = driver.gpu(index)?.clone();
-        if FATBIN.is_some() {
-            info.image(driver.version)?;
-        }
+        let image = match IMAGES.is_empty() {
+            true => None,
+            false => Some(info.image(driver.version)?.image.unpack()?),
+        };
         let label = info.to_string();
         let error = |fault: Fault| fault.error(&label);
         let ordinal = c_int::try_from(index).unwrap_or(c_int::MAX);
@@ -81,11 +83,12 @@ impl Cuda {
             staging: Mutex::default(),
             info,
         };
-        cuda.start().map_err(error)?;
+        cuda.start(image.as_ref()).map_err(error)?;
         Ok(cuda)
     }
 
-    fn start(&mut self) -> Result<(), Fault> {
+    /// Makes context and stream, and loads the kernels.
+    fn start(&mut self, image: Option<&Unpacked>) -> Result<(), Fault> {
         let (library, device) = (self.library, self.device);
         library.call("cuDevicePrimaryCtxRetain", |driver| {
             // SAFETY: writes the handle that the pointer points to.
@@ -96,10 +99,11 @@ impl Cuda {
             // SAFETY: writes the handle that the pointer points to; the context is current.
             unsafe { (driver.cuStreamCreate)(&mut self.stream, NON_BLOCKING) }
         })?;
-        if let Some(image) = FATBIN {
+        if let Some(image) = image {
             library.call("cuModuleLoadData", |driver| {
-                // SAFETY: the image is a complete fatbin, as nvcc wrote it, at an address that is a multiple of 16.
-                unsafe { (driver.cuModuleLoadData)(&mut self.module, image.as_ptr().cast()) }
+                // SAFETY: the image is whole, machine code as ptxas wrote it or PTX that ends in a zero byte, at an address that is
+                // a multiple of 16. The driver keeps what it needs of it before the call returns.
+                unsafe { (driver.cuModuleLoadData)(&mut self.module, image.bytes().as_ptr().cast()) }
             })?;
         }
         Ok(())
@@ -248,15 +252,18 @@ impl Cuda {
         Ok(function.handle)
     }
 
-    /// Loads all kernels. The driver would load each at its first launch, which is no good while launches are recorded.
+    /// Loads all kernels. The driver would load each at its first launch, which is no good while launches are recorded. Drivers
+    /// without `cuFuncLoad` load a kernel with the module, or no later than it is looked up.
     pub(super) fn load_kernels(&self) -> Result<(), Fault> {
         if self.module == 0 {
             return Ok(());
         }
         for &kernel in Kernel::ALL {
             let function = self.function(kernel, 0)?;
-            // SAFETY: the handle is a function of the loaded module.
-            self.call("cuFuncLoad", |driver| unsafe { (driver.cuFuncLoad)(function) })?;
+            if let Some(load) = self.library.func_load {
+                // SAFETY: the handle is a function of the loaded module.
+                self.call("cuFuncLoad", |_| unsafe { load(function) })?;
+            }
         }
         Ok(())
     }

@@ -5,25 +5,35 @@
 //   STUB_CALL      which call fails, from 1; without it none does
 //   STUB_SECONDS   how long it takes before (0); with STUB_CODE=0 it is only slow
 //   STUB_FUNCTION  counts calls of this function only
-//   STUB_VERSION   what cuDriverGetVersion says (13000)
+//   STUB_VERSION   what cuDriverGetVersion says (VERSION)
 //   STUB_DEVICES   number of GPUs (1)
 //   STUB_MEMORY    bytes of each (4 GiB)
 //   STUB_FILL      byte that every fill of memory writes, whatever it is told
 //   STUB_NAME      their name (Stub GPU), STUB_MAJOR and STUB_MINOR their compute capability (8.6)
 //
-// Compiled with -DOLD it lacks a function, as an old driver does.
+// Compiled with -DVERSION=12020 it is the driver for CUDA 12.2: it lacks the functions that came later, refuses images that such a
+// driver cannot load, and loads kernels when such a driver does. With -DJUDGE it is a program instead, which says what loading the
+// image of a file ends with: judge FILE.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#ifndef VERSION
+#define VERSION 13000
+#endif
+
 enum {
     SUCCESS = 0,
     INVALID_VALUE = 1,
     OUT_OF_MEMORY = 2,
     INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
     INVALID_CONTEXT = 201,
+    NO_BINARY_FOR_GPU = 209,
+    INVALID_PTX = 218,
+    UNSUPPORTED_PTX_VERSION = 222,
     NOT_FOUND = 500,
     NOT_IN_CAPTURE = 900,
 };
@@ -128,7 +138,6 @@ int cuMemFree_v2(uint64_t address) {
     return INVALID_VALUE;
 }
 
-#ifndef OLD
 int cuMemHostAlloc(void** memory, size_t bytes, unsigned flags) {
     ENTER;
     (void)flags;
@@ -136,7 +145,6 @@ int cuMemHostAlloc(void** memory, size_t bytes, unsigned flags) {
     leaks_pinned++;
     return SUCCESS;
 }
-#endif
 
 int cuMemFreeHost(void* memory) {
     ENTER;
@@ -181,7 +189,7 @@ int cuInit(unsigned flags) {
 
 int cuDriverGetVersion(int* version) {
     ENTER;
-    *version = (int)number_of("STUB_VERSION", 13000);
+    *version = (int)number_of("STUB_VERSION", VERSION);
     return SUCCESS;
 }
 
@@ -321,6 +329,8 @@ int cuStreamEndCapture(void* stream, void** graph) {
     return SUCCESS;
 }
 
+// Since CUDA 11.4.
+#if VERSION >= 11040
 int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long flags) {
     ENTER;
     if (!graph || flags) return INVALID_VALUE;
@@ -330,6 +340,7 @@ int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long fl
     *ready = made;
     return SUCCESS;
 }
+#endif
 
 int cuGraphLaunch(void* ready, void* stream) {
     ENTER;
@@ -352,11 +363,71 @@ int cuGraphExecDestroy(void* ready) {
     return destroy_graph(ready);
 }
 
+// ---- images: what compilers of several releases write, and which driver reads it ----
+
+static int capability(void) { return 10 * (int)number_of("STUB_MAJOR", 8) + (int)number_of("STUB_MINOR", 6); }
+
+// Machine code, by what readelf shows of the files of ptxas 11.8, 12.0, 12.8 and 13.0. For sm_90 and older, those of 11.8 to 12.8
+// have a format with number 7 and the architecture in the lowest byte of the flags. The next format has number 8 and the
+// architecture one byte further up: 12.8 writes it for sm_120, CUDA 13 for all, and NVIDIA promises code of CUDA 13 to drivers for
+// CUDA 13 only.
+static int judge_code(const unsigned char* image) {
+    const uint16_t machine = *(const uint16_t*)(image + 18);
+    const uint32_t flags = *(const uint32_t*)(image + 48);
+    const int format = image[8], gpu = capability();
+    if (image[4] != 2 || machine != 190) return INVALID_IMAGE;
+    const int arch = format == 8 ? (int)(flags >> 8 & 255) : (int)(flags & 255);
+    if (format == 8 && VERSION < (arch >= 100 ? 12080 : 13000)) return INVALID_IMAGE;
+    if (format != 7 && format != 8) return INVALID_IMAGE;
+    // Cards and systems on a chip (8.7, 8.8) do not share machine code.
+    const int fits = arch / 10 == gpu / 10 && arch <= gpu && (arch == gpu || (gpu != 87 && gpu != 88));
+    return fits ? SUCCESS : NO_BINARY_FOR_GPU;
+}
+
+// The newest PTX that the compiler in this driver reads: 78 is 7.8. From the list of releases in the manual of PTX.
+static int newest_ptx(void) {
+    static const int releases[][2] = {{13000, 90}, {12090, 88}, {12080, 87}, {12070, 86}, {12050, 85}, {12040, 84}, {12030, 83},
+                                      {12020, 82}, {12010, 81}, {12000, 80}, {11080, 78}};
+    for (size_t i = 0; i < sizeof releases / sizeof releases[0]; i++) {
+        if (VERSION >= releases[i][0]) return releases[i][1];
+    }
+    return 0;
+}
+
+static int judge_ptx(const char* text) {
+    const char *version = strstr(text, "\n.version "), *target = strstr(text, "\n.target sm_");
+    int major, minor;
+    if (!version || !target || sscanf(version, "\n.version %d.%d", &major, &minor) != 2) return INVALID_PTX;
+    if (10 * major + minor > newest_ptx()) return UNSUPPORTED_PTX_VERSION;
+    // A hint that came with 8.3.
+    if (10 * major + minor < 83 && strstr(text, "used_bytes_mask")) return INVALID_PTX;
+    return atoi(target + strlen("\n.target sm_")) <= capability() ? SUCCESS : NO_BINARY_FOR_GPU;
+}
+
+// Nothing else is loaded: no file of several images, whose compression an older driver may not know.
+static int judge(const void* image) {
+    if (memcmp(image, "\x7f" "ELF", 4) == 0) return judge_code(image);
+    if (memcmp(image, "//", 2) == 0 || memcmp(image, ".version", 8) == 0) return judge_ptx(image);
+    return INVALID_IMAGE;
+}
+
+#ifdef JUDGE
+int main(int argc, char** argv) {
+    static char image[1 << 24];
+    FILE* file = argc == 2 ? fopen(argv[1], "rb") : NULL;
+    if (!file || fread(image, 1, sizeof image - 1, file) < 64) return 2;
+    printf("%d\n", judge(image));
+    return 0;
+}
+#endif
+
 // ---- kernels ----
 
 typedef struct Function {
     char name[100];
     unsigned allowed_smem;
+    // Whether its code is on the GPU. Loading it is nothing for a time in which launches are recorded.
+    int loaded;
 } Function;
 
 static Function functions[1000];
@@ -364,8 +435,9 @@ static int num_functions;
 
 int cuModuleLoadData(void** module, const void* image) {
     ENTER;
-    // The mark of a fatbin.
-    if ((uintptr_t)image % 16 != 0 || *(const uint32_t*)image != 0xba55ed50u) return INVALID_VALUE;
+    if (!context_set || captured >= 0 || (uintptr_t)image % 16 != 0) return INVALID_VALUE;
+    int result = judge(image);
+    if (result) return result;
     *module = functions;
     leaks_modules++;
     return SUCCESS;
@@ -381,8 +453,11 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
     ENTER;
     if (module != functions || num_functions == 1000) return NOT_FOUND;
     Function* new_function = &functions[num_functions++];
+    // Until cuFuncLoad came, a kernel was loaded at the latest when it was looked up.
+    const int loaded = VERSION < 12040;
+    if (loaded && captured >= 0) return NOT_IN_CAPTURE;
     // 48 KiB need no permission.
-    *new_function = (Function){"", 48 << 10};
+    *new_function = (Function){"", 48 << 10, loaded};
     snprintf(new_function->name, sizeof new_function->name, "%s", name);
     *function = new_function;
     return SUCCESS;
@@ -395,10 +470,15 @@ int cuFuncSetAttribute(void* function, unsigned attribute, int value) {
     return SUCCESS;
 }
 
+// Since CUDA 12.4.
+#if VERSION >= 12040
 int cuFuncLoad(void* function) {
     ENTER;
-    return function && captured < 0 ? SUCCESS : INVALID_VALUE;
+    if (!function || captured >= 0) return INVALID_VALUE;
+    ((Function*)function)->loaded = 1;
+    return SUCCESS;
 }
+#endif
 
 // The params of kernels/self_test.cu.
 typedef struct SelfTestParams {
@@ -426,9 +506,11 @@ static void self_test(const SelfTestParams* p, unsigned blocks) {
 int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                    unsigned block_z, unsigned smem, void* stream, void** params, void** extra) {
     ENTER;
-    const Function* kernel = function;
+    Function* kernel = function;
     if (!context_set || !stream || extra || !params || block_x % 32 != 0 || block_y != 1 || block_z != 1) return INVALID_VALUE;
     if (smem > kernel->allowed_smem) return INVALID_VALUE;
+    if (captured >= 0 && !kernel->loaded) return NOT_IN_CAPTURE;
+    kernel->loaded = 1;
     if (captured >= 0) {
         captured++;
         return SUCCESS;
