@@ -176,6 +176,10 @@ KERNEL(linear_cross_entropy_logits_128x128, CrossEntropyLogitsParams, 256, 2) {
     cross_entropy_logits<128, 128, 2, 4, 3>(p);
 }
 
+KERNEL(linear_cross_entropy_logits_128x256, CrossEntropyLogitsParams, 256, 1) {
+    cross_entropy_logits<128, 256, 2, 4, 4>(p);
+}
+
 KERNEL(linear_cross_entropy_logits_64x64, CrossEntropyLogitsParams, 128, 4) { cross_entropy_logits<64, 64, 2, 2, 3>(p); }
 
 // One block for every row of the chunk.
@@ -281,6 +285,8 @@ DEVICE void cross_entropy_dx(const CrossEntropyDxParams& p) {
 }
 
 KERNEL(linear_cross_entropy_dx_128x128, CrossEntropyDxParams, 256, 2) { cross_entropy_dx<128, 128, 2, 4, 3>(p); }
+
+KERNEL(linear_cross_entropy_dx_128x256, CrossEntropyDxParams, 256, 1) { cross_entropy_dx<128, 256, 2, 4, 4>(p); }
 
 KERNEL(linear_cross_entropy_dx_64x64, CrossEntropyDxParams, 128, 4) { cross_entropy_dx<64, 64, 2, 2, 3>(p); }
 

@@ -4,7 +4,8 @@
 // [A_q; A_k; A_v; W_q; W_k; W_v], so the input gradient of q, k and v is written once and never read back. As in lora_matmul_fwd the
 // adapters come first, once for every adapter with rows in the tile; with dropout their products are masked on the way into the
 // accumulators, before anything unmasked is there. dy, dxa, W, A and dx are bf16, sums are f32, and dx is rounded once. Shared memory:
-// a ring of kStages tiles, reused for the result; with dropout also 16 bytes a row for the mask of a layer.
+// a ring of kStages tiles, reused for the result; with dropout also 16 bytes a row and 128 columns for the mask of a layer. That
+// leaves room for three stages of 128 x 256: two k-steps ahead are 2,048 cycles of tensor cores even on sm_80.
 #include "common/gemm_tile.cuh"
 #include "lora_matmul.cuh"
 
@@ -59,34 +60,42 @@ struct DxExtension {
     }
 };
 
+// Stretches of kMaskColumns that a tile of kN columns has parts of.
+template <int kN>
+constexpr int kMaskStretches = (kN + kMaskColumns - 1) / kMaskColumns;
+
 // What dropout keeps of kM rows and the columns around `column`. A Philox call speaks for 8 columns of the tile, which belong to several
-// threads: the block makes every call once, a byte each in `calls` (16 * kM of them). Between the reads of one layer's bytes and this
-// for the next layer there has to be a barrier.
-template <typename Tile, int kM>
+// threads: the block makes every call once, a byte each in `calls` (16 * kM of them for every stretch of kMaskColumns). Between the
+// reads of one layer's bytes and this for the next layer there has to be a barrier.
+template <typename Tile, int kM, int kN>
 DEVICE void make_calls(const LoraMatmulDxParams& p, DropoutKey key, unsigned char* calls, int row, int rows, int column) {
     const int first_call = column / kMaskColumns * 16;
-    NO_UNROLL for (int i = threadIdx.x; i < kM * 16; i += Tile::kThreads) {
-        const int at = row + i / 16 < rows ? row + i / 16 : rows - 1;
+    NO_UNROLL for (int i = threadIdx.x; i < kM * 16 * kMaskStretches<kN>; i += Tile::kThreads) {
+        const int stretch = i / (kM * 16), of_row = i / 16 % kM;
+        const int at = row + of_row < rows ? row + of_row : rows - 1;
         const uint32_t* const row_key = p.dropout.row_keys + 2 * static_cast<int64_t>(at);
-        calls[i] = static_cast<unsigned char>(dropout_kept(key, first_call + i % 16, row_key, p.dropout.threshold));
+        calls[i] =
+            static_cast<unsigned char>(dropout_kept(key, first_call + stretch * 16 + i % 16, row_key, p.dropout.threshold));
     }
     __syncthreads();
 }
 
-// Which of a thread's accumulators acc[m] dropout keeps: bit n * 4 + i for acc[m][n][i].
-template <typename Tile>
-DEVICE uint32_t kept_accumulators(const unsigned char* calls, int column, int m) {
-    static_assert(Tile::kMmaN * 4 <= 32, "a bit for every accumulator");
+// Which of a thread's accumulators acc[m] dropout keeps, of the kCount fragments from `first` on: bit n * 4 + i for acc[m][first + n][i].
+template <typename Tile, int kM, int kCount>
+DEVICE uint32_t kept_accumulators(const unsigned char* calls, int column, int m, int first) {
+    static_assert(kCount * 4 <= 32, "a bit for every accumulator");
+    static_assert(kMaskColumns % (Tile::kMmaN * 8) == 0, "the columns of a warp lie in one stretch");
     const int lane = lane_id(), group = lane >> 2, pair = (lane & 3) * 2;
     // Of a row, a thread has two columns of every n: one call for even and one for odd n each.
-    const int warp_bit = (column + Tile::first_column()) % kMaskColumns / 16;
+    const int of_warp = column % kMaskColumns + Tile::first_column();
+    const int stretch = of_warp / kMaskColumns, warp_bit = of_warp % kMaskColumns / 16;
     uint32_t kept = 0;
     UNROLL for (int half = 0; half < 2; half++) {
         UNROLL for (int odd = 0; odd < 2; odd++) {
-            const int at = (Tile::first_row() + m * 16 + half * 8 + group) * 16 + odd * 8 + pair;
+            const int at = (stretch * kM + Tile::first_row() + m * 16 + half * 8 + group) * 16 + odd * 8 + pair;
             const uint32_t both = *reinterpret_cast<const uint16_t*>(calls + at);
-            UNROLL for (int n = 0; n < Tile::kMmaN; n += 2) {
-                const uint32_t low = both >> (warp_bit + n / 2), high = low >> 8;
+            UNROLL for (int n = 0; n < kCount; n += 2) {
+                const uint32_t low = both >> (warp_bit + (first + n) / 2), high = low >> 8;
                 kept |= ((low & 1u) | (high & 1u) << 1) << ((n + odd) * 4 + half * 2);
             }
         }
@@ -165,23 +174,28 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
         unsigned char* const calls = smem + kStages * Tile::kStageBytes;
         if constexpr (kDropout) {
             // The first ranks of an adapter in a layer.
-            if (here.rank == 0) make_calls<Tile, kM>(p, *layer.key, calls, row, rows, column);
+            if (here.rank == 0) make_calls<Tile, kM, kN>(p, *layer.key, calls, row, rows, column);
         }
         NO_UNROLL for (int slice = 0; slice < 2 && slice * 16 < ranks; slice++) {
             uint32_t a[Tile::kMmaM][4], b[Tile::kMmaN][2];
             Tile::load_a(a, stage, slice);
             Tile::load_b_columns(b, stage + kBytesA, slice);
             if constexpr (kDropout) {
-                // One row of fragments at a time: all of them would not fit into the registers.
+                // A few fragments of a row at a time: all of them would not fit into the registers.
+                constexpr int kPart = kN > 128 ? 2 : Tile::kMmaN;
                 UNROLL for (int m = 0; m < Tile::kMmaM; m++) {
                     const uint32_t row_of_a[1][4] = {{a[m][0], a[m][1], a[m][2], a[m][3]}};
-                    float part[1][Tile::kMmaN][4] = {};
-                    mma_tile(part, row_of_a, b);
-                    const uint32_t kept = kept_accumulators<Tile>(calls, column, m);
-                    UNROLL for (int n = 0; n < Tile::kMmaN; n++) {
-                        UNROLL for (int i = 0; i < 4; i++) {
-                            const float factor = (kept >> (n * 4 + i)) & 1 ? p.dropout.keep : 0.0f;
-                            acc[m][n][i] = fmaf(part[0][n][i], factor, acc[m][n][i]);
+                    UNROLL for (int first = 0; first < Tile::kMmaN; first += kPart) {
+                        uint32_t of_b[kPart][2];
+                        UNROLL for (int n = 0; n < kPart; n++) of_b[n][0] = b[first + n][0], of_b[n][1] = b[first + n][1];
+                        float part[1][kPart][4] = {};
+                        mma_tile(part, row_of_a, of_b);
+                        const uint32_t kept = kept_accumulators<Tile, kM, kPart>(calls, column, m, first);
+                        UNROLL for (int n = 0; n < kPart; n++) {
+                            UNROLL for (int i = 0; i < 4; i++) {
+                                const float factor = (kept >> (n * 4 + i)) & 1 ? p.dropout.keep : 0.0f;
+                                acc[m][first + n][i] = fmaf(part[0][n][i], factor, acc[m][first + n][i]);
+                            }
                         }
                     }
                 }
@@ -207,6 +221,10 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
 KERNEL(lora_matmul_dx_bf16_128x128, LoraMatmulDxParams, 256, 2) { lora_matmul_dx<128, 128, 2, 4, 3, false>(p); }
 
 KERNEL(lora_matmul_dx_bf16_128x128_dropout, LoraMatmulDxParams, 512, 1) { lora_matmul_dx<128, 128, 4, 4, 3, true>(p); }
+
+KERNEL(lora_matmul_dx_bf16_128x256, LoraMatmulDxParams, 256, 1) { lora_matmul_dx<128, 256, 2, 4, 4, false>(p); }
+
+KERNEL(lora_matmul_dx_bf16_128x256_dropout, LoraMatmulDxParams, 256, 1) { lora_matmul_dx<128, 256, 2, 4, 3, true>(p); }
 
 KERNEL(lora_matmul_dx_bf16_64x64, LoraMatmulDxParams, 128, 4) { lora_matmul_dx<64, 64, 2, 2, 3, false>(p); }
 

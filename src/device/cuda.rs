@@ -5,11 +5,12 @@
 //! driver lacks its symbol, and a driver that is too old shall be an error. And a wrapper returns a Rust `enum`, for which a number
 //! of a newer driver would be undefined behaviour. Here a result is the plain number that it is in C.
 //!
-//! After a sticky error (see `codes`) every call returns that error at once, without asking the driver. This holds for the whole
-//! process and also while values are dropped: what the GPU still holds is left to the end of the process.
+//! After a sticky error (see `codes`) every call returns that error at once, without asking the driver (`calls`). This holds for the
+//! whole process and also while values are dropped: what the GPU still holds is left to the end of the process.
 
 #![allow(unsafe_code, reason = "the driver is a library of C")]
 
+mod calls;
 mod codes;
 mod context;
 mod devices;
@@ -22,7 +23,7 @@ pub(super) use graph::GraphHandle;
 pub(super) use staging::Buffer;
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use cudarc::driver::sys;
 
@@ -66,6 +67,7 @@ functions! {
     cuStreamBeginCapture_v2(Handle, c_int);
     cuStreamEndCapture(Handle, *mut Handle);
     cuGraphInstantiateWithFlags(*mut Handle, Handle, u64);
+    cuGraphUpload(Handle, Handle);
     cuGraphLaunch(Handle, Handle);
     cuGraphDestroy(Handle);
     cuGraphExecDestroy(Handle);
@@ -105,15 +107,7 @@ struct Library {
     func_load: Option<unsafe extern "C" fn(Handle) -> u32>,
     /// The newest CUDA that it knows: 13000 is 13.0.
     version: c_int,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// The first sticky error.
-    failed: Option<Fault>,
-    /// The last kernel that was started, for messages: an error inside it comes out of a later call.
-    last_launch: Option<Launch>,
+    calls: calls::Calls,
 }
 
 /// A call that failed.
@@ -181,7 +175,7 @@ impl Library {
             fix: INSTALL,
         })?;
         let func_load = symbol("cuFuncLoad\0").ok();
-        let mut library = Self { functions, func_load, version: 0, state: Mutex::default() };
+        let mut library = Self { functions, func_load, version: 0, calls: calls::Calls::default() };
         let mut version = 0;
         // SAFETY: writes the number that the pointer points to; may be called before anything else.
         let result =
@@ -194,26 +188,13 @@ impl Library {
         Ok(library)
     }
 
-    /// Calls the driver, unless a call has failed for good before. Calls of several threads come one after another, so that none
-    /// slips in behind one that fails.
+    /// Calls the driver, unless a call has failed for good before: for functions that return at once.
     fn call(&self, function: &'static str, call: impl FnOnce(&Functions) -> u32) -> Result<(), Fault> {
-        let mut state = self.state();
-        if let Some(fault) = state.failed {
-            return Err(fault);
-        }
-        match call(&self.functions) {
-            0 => Ok(()),
-            code => {
-                let fault = Fault { function, code, last_launch: state.last_launch };
-                if codes::lookup(code).sticky {
-                    state.failed = Some(fault);
-                }
-                Err(fault)
-            }
-        }
+        self.calls.make(function, || call(&self.functions))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The same for functions that may wait. Other threads' calls go on meanwhile.
+    fn call_waiting(&self, function: &'static str, call: impl FnOnce(&Functions) -> u32) -> Result<(), Fault> {
+        self.calls.wait(function, || call(&self.functions))
     }
 }

@@ -3,7 +3,7 @@
 //! The C++ sources are where kernels and params structs are declared; `build.rs` reads them and writes what is included here.
 //! Sizes and offsets of the structs are asserted by both compilers. See `docs/architecture.md`.
 
-use super::arch::Arch;
+use super::arch::{Arch, occupancy};
 use super::image::{Image, Packed};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -40,6 +40,9 @@ pub struct Resources {
     /// Bytes that a thread stores to local memory and loads from it because registers ran out.
     pub spills: u32,
 }
+
+/// Bytes of shared memory that a block may have without asking.
+const SMEM_OF_EVERY_KERNEL: u32 = 48 << 10;
 
 /// What is known of a kernel when this is compiled.
 struct Facts {
@@ -92,6 +95,17 @@ impl Kernel {
     /// What the compiler gave it on `arch`; `None` where there is no machine code.
     pub fn resources(self, arch: Arch) -> Option<Resources> {
         self.facts().resources.iter().find(|(other, _)| *other == arch).map(|(_, resources)| *resources)
+    }
+
+    /// Whether the blocks that plans count on one multiprocessor of `arch` need more shared memory than a driver is sure to set
+    /// aside, so that it has to be asked for all there is: where launches ask for theirs and several blocks are to be resident, or
+    /// one that takes more than every kernel may have. Kernels with static shared memory alone are left to the driver, which
+    /// knows their size; they are narrow products, and what is not shared memory is the cache of their factors.
+    pub fn needs_carveout(self, arch: Arch) -> bool {
+        let Budget { registers, smem } = self.budget();
+        let fixed = self.resources(arch).map_or(0, |resources| resources.static_smem);
+        let blocks = occupancy(arch, self.threads(), registers, smem);
+        smem > fixed && (blocks > 1 || smem > SMEM_OF_EVERY_KERNEL)
     }
 
     /// The kernel with this symbol.

@@ -20,6 +20,7 @@ pub mod simd;
 pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tiles;
 
 pub use gemm_rate::measured_gemm_rate;
 

@@ -8,18 +8,22 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use half::bf16;
 use tanren::batch::{Batch, Target};
 use tanren::config::{LoraConfig, TargetModules, variant};
-use tanren::device::Device;
-use tanren::device::arch::Chip;
-use tanren::device::kernels::IMAGES;
+use tanren::device::arch::{Arch, Chip};
+use tanren::device::kernels::params::SelfTestParams;
+use tanren::device::kernels::{IMAGES, Kernel};
+use tanren::device::{Device, Launch};
 use tanren::model::{Adapter, Decoder, PassOptions, init};
 use tempfile::TempDir;
 
 use crate::source::root;
-use crate::stub_cuda::{Outcome, in_parallel, no_driver, tanren, with_stub};
+use crate::stub_cuda::{Outcome, in_parallel, no_driver, stub, tanren, with_stub};
 
 /// The results of cuda.h 13.0 that a driver gives for good: nothing may be asked of it afterwards.
 const STICKY: &[u32] =
@@ -131,6 +135,15 @@ fn a_training_records_its_step_once_and_replays_it() {
     // A graph of a pass and one of an update; two graphs a step.
     assert_eq!((count("cuStreamBeginCapture_v2"), count("cuGraphLaunch")), (2, 10), "{calls:?}");
     let first = calls.iter().position(|call| *call == "cuGraphLaunch").unwrap();
+    // Each is sent to the GPU once, before it runs.
+    let uploads = calls[..first].iter().filter(|call| **call == "cuGraphUpload").count();
+    assert!(uploads >= 1 && count("cuGraphUpload") == 2, "{calls:?}");
+    for (at, _) in calls.iter().enumerate().filter(|(_, call)| **call == "cuGraphUpload") {
+        assert!(calls[..at].ends_with(&["cuGraphInstantiateWithFlags", "cuGraphDestroy"]), "{calls:?}");
+    }
+    // Kernels whose blocks need more shared memory than a driver is sure to give ask for it when they are looked up.
+    let asking = Kernel::ALL.iter().filter(|kernel| kernel.needs_carveout(Arch::Sm86)).count();
+    assert!(asking > 20 && count("cuFuncSetAttribute") >= asking, "{asking}: {calls:?}");
     let last = calls.iter().rposition(|call| *call == "cuGraphLaunch").unwrap();
     for forbidden in ["cuLaunchKernel", "cuMemAlloc_v2", "cuMemFree_v2", "cuStreamSynchronize"] {
         assert!(!calls[first..last].contains(&forbidden), "{forbidden} between steps: {calls:?}");
@@ -379,6 +392,43 @@ fn an_error_in_a_kernel_names_the_last_launch() {
         ["CUDA_ERROR_ILLEGAL_ADDRESS (700)", "last kernel started was self_test (1 x 1 x 1 blocks", "Xid"];
     run.expect(5, &parts);
     assert!(run.calls_after_failure().is_empty(), "{run:#?}");
+}
+
+/// In a process of its own, which finds the stub: one thread waits for the GPU until another one has started a kernel.
+#[test]
+fn a_thread_that_waits_for_the_gpu_holds_up_no_other() {
+    if IMAGES.is_empty() {
+        return;
+    }
+    if std::env::var_os("STUB_WAIT").is_none() {
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args(["--exact", "device::a_thread_that_waits_for_the_gpu_holds_up_no_other"]);
+        again.env("LD_LIBRARY_PATH", stub()).env("STUB_WAIT", "1");
+        let output = again.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let device = Device::cuda(0).unwrap();
+    let [x, y] = [7u32, 0].map(|value| device.tensor(1, 128, &[value; 128]).unwrap());
+    let launch = Launch { kernel: Kernel::SelfTest, grid: [1, 1, 1], dynamic_smem: 4 * 128 };
+    let params = SelfTestParams {
+        x: x.ptr(),
+        y: y.ptr(),
+        factor: 1,
+        addend: 0.0,
+        offset: 0,
+        stride: 1,
+        fault: 0,
+    };
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| device.read(&x));
+        while !waiting.is_finished() {
+            device.launch(&launch, &params).unwrap();
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(waiting.join().unwrap().unwrap(), [7; 128]);
+    });
 }
 
 #[test]

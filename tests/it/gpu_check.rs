@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::source::root;
-use crate::stub_cuda::compile;
+use crate::stub_cuda::driver;
 
 /// A test binary of Rust's harness, as far as the runner sees one. `$0.tests` has a line for each test: its name, what it does.
 const TESTS: &str = r#"#!/bin/sh
@@ -413,7 +413,7 @@ ops::swiglu::gpu_tests::real_shapes hangs
 #[cfg(feature = "cuda")]
 #[test]
 fn a_hidden_driver_is_found() {
-    let stub = compile("stub_cuda_of_gpu_check", &[]);
+    let stub = driver(13_000);
     let folder = Folder::new(GOOD);
     fs::remove_file(folder.path("bin/tanren")).unwrap();
     symlink(Path::new(env!("CARGO_BIN_EXE_tanren")), folder.path("bin/tanren")).unwrap();

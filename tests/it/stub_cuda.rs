@@ -100,10 +100,15 @@ pub(crate) fn tanren(driver: &Path, args: &[&str], variables: &[(&str, &str)]) -
     }
 }
 
+/// The folder of the stub.
+pub(crate) fn stub() -> &'static Path {
+    static STUB: OnceLock<PathBuf> = OnceLock::new();
+    STUB.get_or_init(|| driver(13_000))
+}
+
 /// Runs with the stub.
 pub(crate) fn with_stub(args: &[&str], variables: &[(&str, &str)]) -> Outcome {
-    static STUB: OnceLock<PathBuf> = OnceLock::new();
-    tanren(STUB.get_or_init(|| driver(13_000)), args, variables)
+    tanren(stub(), args, variables)
 }
 
 /// Runs `cases` on a few threads: most of a case is waiting for the program.

@@ -23,6 +23,12 @@ const NON_BLOCKING: u32 = 1;
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED_SIZE_BYTES: u32 = 8;
 
+/// `CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT`.
+const PREFERRED_SHARED_MEMORY_CARVEOUT: u32 = 9;
+
+/// `CU_SHAREDMEM_CARVEOUT_MAX_SHARED`: per cent of the most that a multiprocessor can have.
+const MOST_SHARED_MEMORY: c_int = 100;
+
 /// See the module text.
 pub(in crate::device) struct Cuda {
     library: &'static Library,
@@ -100,7 +106,7 @@ impl Cuda {
             unsafe { (driver.cuStreamCreate)(&mut self.stream, NON_BLOCKING) }
         })?;
         if let Some(image) = image {
-            library.call("cuModuleLoadData", |driver| {
+            library.call_waiting("cuModuleLoadData", |driver| {
                 // SAFETY: the image is whole, machine code as ptxas wrote it or PTX that ends in a zero byte, at an address that is
                 // a multiple of 16. The driver keeps what it needs of it before the call returns.
                 unsafe { (driver.cuModuleLoadData)(&mut self.module, image.bytes().as_ptr().cast()) }
@@ -167,7 +173,7 @@ impl Cuda {
     pub(in crate::device) fn free(&self, ptr: DevicePtr) -> Result<()> {
         self.ours(|cuda| {
             // SAFETY: the address is one of `allocate`, and its owner is being dropped.
-            cuda.call("cuMemFree_v2", |driver| unsafe { (driver.cuMemFree_v2)(ptr.0) })
+            cuda.call_waiting("cuMemFree_v2", |driver| unsafe { (driver.cuMemFree_v2)(ptr.0) })
         })
     }
 
@@ -228,7 +234,7 @@ impl Cuda {
                 )
             }
         })?;
-        self.library.state().last_launch = Some(*launch);
+        self.library.calls.launched(Some(*launch));
         Ok(())
     }
 
@@ -238,18 +244,28 @@ impl Cuda {
         let known = functions.get(&kernel).copied();
         let mut function = match known {
             Some(function) => function,
-            None => Function { handle: self.lookup(kernel)?, allowed_smem: 0 },
+            None => {
+                let handle = self.lookup(kernel)?;
+                if kernel.needs_carveout(self.arch) {
+                    self.set_attribute(handle, PREFERRED_SHARED_MEMORY_CARVEOUT, MOST_SHARED_MEMORY)?;
+                }
+                Function { handle, allowed_smem: 0 }
+            }
         };
         if smem > function.allowed_smem {
             let bytes = c_int::try_from(smem).unwrap_or(c_int::MAX);
-            self.call("cuFuncSetAttribute", |driver| {
-                // SAFETY: the handle is a function of the loaded module.
-                unsafe { (driver.cuFuncSetAttribute)(function.handle, MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes) }
-            })?;
+            self.set_attribute(function.handle, MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)?;
             function.allowed_smem = smem;
         }
         functions.insert(kernel, function);
         Ok(function.handle)
+    }
+
+    fn set_attribute(&self, function: Handle, attribute: u32, value: c_int) -> Result<(), Fault> {
+        self.call("cuFuncSetAttribute", |driver| {
+            // SAFETY: the handle is a function of the loaded module.
+            unsafe { (driver.cuFuncSetAttribute)(function, attribute, value) }
+        })
     }
 
     /// Loads all kernels. The driver would load each at its first launch, which is no good while launches are recorded. Drivers
@@ -302,7 +318,7 @@ impl Cuda {
 
     /// From here on messages name no kernel, until the next one is started.
     pub(super) fn forget_last_launch(&self) {
-        self.library.state().last_launch = None;
+        self.library.calls.launched(None);
     }
 
     /// The stream.
@@ -319,9 +335,18 @@ impl Cuda {
         self.library.call(function, call)
     }
 
+    /// Calls a function of the driver that may wait, see [`Library::call_waiting`].
+    pub(super) fn call_waiting(
+        &self,
+        function: &'static str,
+        call: impl FnOnce(&Functions) -> u32,
+    ) -> Result<(), Fault> {
+        self.library.call_waiting(function, call)
+    }
+
     pub(super) fn wait(&self) -> Result<(), Fault> {
         // SAFETY: the handle is the stream of this context.
-        self.call("cuStreamSynchronize", |driver| unsafe { (driver.cuStreamSynchronize)(self.stream) })
+        self.call_waiting("cuStreamSynchronize", |driver| unsafe { (driver.cuStreamSynchronize)(self.stream) })
     }
 
     /// Makes the context that of this thread: any thread may come, and others may have set theirs.

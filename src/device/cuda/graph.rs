@@ -1,6 +1,6 @@
 //! What a GPU does beyond single calls: graphs of launches, copies that are taken later, and a clock.
 
-use super::Handle;
+use super::{Fault, Handle};
 use super::context::Cuda;
 use super::staging::Buffer;
 use crate::device::kernels::DevicePtr;
@@ -28,7 +28,7 @@ impl Cuda {
         })
     }
 
-    /// Makes a graph of what was kept.
+    /// Makes a graph of what was kept, and sends it to the GPU, so that its first run takes no longer than the others.
     pub(in crate::device) fn end_capture(&self) -> Result<GraphHandle> {
         self.ours(|cuda| {
             let (mut graph, mut ready) = (0, 0);
@@ -41,9 +41,28 @@ impl Cuda {
                 unsafe { (driver.cuGraphInstantiateWithFlags)(&mut ready, graph, 0) }
             });
             // SAFETY: the graph was made above; the one that is ready to run is a copy.
-            cuda.call("cuGraphDestroy", |driver| unsafe { (driver.cuGraphDestroy)(graph) })?;
+            let destroyed = cuda.call("cuGraphDestroy", |driver| unsafe { (driver.cuGraphDestroy)(graph) });
             made?;
+            let uploaded = destroyed.and_then(|()| {
+                cuda.call("cuGraphUpload", |driver| {
+                    // SAFETY: the graph was made above, and the stream is that of this context.
+                    unsafe { (driver.cuGraphUpload)(ready, cuda.stream()) }
+                })
+            });
+            if let Err(fault) = uploaded {
+                // What matters is why it cannot be used.
+                let _ = cuda.destroy(ready);
+                return Err(fault);
+            }
             Ok(GraphHandle(ready))
+        })
+    }
+
+    fn destroy(&self, ready: Handle) -> Result<(), Fault> {
+        self.wait()?;
+        self.call("cuGraphExecDestroy", |driver| {
+            // SAFETY: the callers, both in this file, pass what `end_capture` made, once, and its last run was waited for.
+            unsafe { (driver.cuGraphExecDestroy)(ready) }
         })
     }
 
@@ -62,13 +81,7 @@ impl Cuda {
 
     /// Gives a graph back, after its last run.
     pub(in crate::device) fn destroy_graph(&self, graph: &GraphHandle) -> Result<()> {
-        self.ours(|cuda| {
-            cuda.wait()?;
-            cuda.call("cuGraphExecDestroy", |driver| {
-                // SAFETY: the handle was made by `end_capture`, its owner is being dropped, and its last run was waited for.
-                unsafe { (driver.cuGraphExecDestroy)(graph.0) }
-            })
-        })
+        self.ours(|cuda| cuda.destroy(graph.0))
     }
 
     /// Starts a copy of `bytes` bytes to the host, into `buffer`, which is made for `room` bytes if it is missing or too small.

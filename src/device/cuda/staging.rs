@@ -115,7 +115,7 @@ impl Staging {
 
 /// Gives pinned memory back, which no copy touches and no slice shows any more.
 fn free_pinned(cuda: &Cuda, host: *mut c_void) -> Result<(), Fault> {
-    cuda.call("cuMemFreeHost", |driver| {
+    cuda.call_waiting("cuMemFreeHost", |driver| {
         // SAFETY: the callers, both in this file, pass what `cuMemHostAlloc` gave them, once, after the last copy.
         unsafe { (driver.cuMemFreeHost)(host) }
     })
@@ -189,7 +189,7 @@ impl Buffer {
     pub(super) fn wait(&mut self, cuda: &Cuda) -> Result<(), Fault> {
         if self.busy {
             // SAFETY: the event was made by `Buffer::new` and recorded by `started`.
-            cuda.call("cuEventSynchronize", |driver| unsafe { (driver.cuEventSynchronize)(self.done) })?;
+            cuda.call_waiting("cuEventSynchronize", |driver| unsafe { (driver.cuEventSynchronize)(self.done) })?;
             self.busy = false;
         }
         self.used = 0;

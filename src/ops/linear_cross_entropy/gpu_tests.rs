@@ -149,12 +149,12 @@ fn compare(case: &Case, device: &Device) {
 
 #[test]
 fn kernels_agree_with_f64_on_ragged_shapes_under_checks() {
-    let tiles = [None, Some([64, 64]), Some([128, 128])];
+    let tiles = [None, Some([64, 64]), Some([128, 128]), Some([128, 256]), Some([128, 256])];
     let mut number = 0;
     for rows in RAGGED_ROWS {
         for (vocab_size, hidden_size) in [(100, 72), (1000, 40)] {
             let mut case = Case::new([rows, rows], hidden_size, vocab_size);
-            case.wanted.tile = tiles[number % 3];
+            case.wanted.tile = tiles[number % tiles.len()];
             compare(&case, &kernel_device(number as u64));
             number += 1;
         }
@@ -170,6 +170,7 @@ fn chunks_parts_and_rows_that_are_not_there() {
         ([200, 64], wanted(64, [64, 64], Some(1))),
         ([150, 1], wanted(128, [128, 128], Some(3))),
         ([150, 0], wanted(128, [128, 128], None)),
+        ([150, 140], wanted(128, [128, 256], Some(3))),
     ] {
         let mut case = Case::new(rows, 136, 264);
         case.wanted = wanted;
@@ -241,7 +242,7 @@ fn gpu_repeats_have_the_same_bits() {
 
 #[test]
 fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
-    for tile in [[64, 64], [128, 128]] {
+    for tile in [[64, 64], [128, 128], [128, 256]] {
         let mut case = Case::new([256, 256], 128, 1024);
         case.wanted.tile = Some(tile);
         let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();

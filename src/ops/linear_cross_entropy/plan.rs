@@ -1,11 +1,13 @@
 //! How the head is cut into chunks, tiles and parts of the vocabulary on a GPU: pure functions, with values to print and to test.
 //!
 //! The logits have tiles enough for any GPU; a gradient of few rows and hidden columns has not, so its blocks divide the
-//! vocabulary among themselves, in the fewest parts that nearly fill the waves.
+//! vocabulary among themselves, in the fewest parts that nearly fill the waves. Where shared memory limits 128 x 128
+//! (`ops::tiles`: sm_80 and sm_90), tiles are 128 x 256 if their waves are shorter.
 
 use super::GPU_LOGITS_BYTES;
 use crate::device::arch::Chip;
 use crate::device::kernels::Kernel;
+use crate::ops::tiles::{Shape, block_times, efficiency};
 
 /// Chunks are whole tile rows.
 const CHUNK_UNIT: usize = 128;
@@ -19,14 +21,16 @@ const STEP: usize = 32;
 const MIN_STEPS: usize = 4;
 /// Bytes of a step of one row or column of a tile.
 const STEP_BYTES: usize = 64;
-/// Stages of the rings.
-const STAGES: usize = 3;
 /// Tile columns that are walked together.
 const GROUP: usize = 8;
 /// Waves this full are full enough.
 const FULL: f64 = 0.9;
 /// Elements of a block of the last kernel.
 const REDUCE_ELEMENTS: usize = 1024;
+/// The compiled tiles.
+const WIDE: Shape = Shape { size: [128, 256], warps: [2, 4] };
+const LARGE: Shape = Shape { size: [128, 128], warps: [2, 4] };
+const SMALL: Shape = Shape { size: [64, 64], warps: [2, 2] };
 
 /// What is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +48,7 @@ pub struct Problem {
 pub struct Wanted {
     /// Rows of a chunk.
     pub chunk_rows: Option<usize>,
-    /// Rows and columns of a tile: 128 x 128 or 64 x 64.
+    /// Rows and columns of a tile: 128 x 128, 128 x 256 or 64 x 64.
     pub tile: Option<[usize; 2]>,
     /// Parts of the vocabulary.
     pub splits: Option<usize>,
@@ -102,17 +106,42 @@ pub fn plan(problem: &Problem, wanted: Wanted, chip: Chip) -> Plan {
             chunk_rows <= 64 || columns <= 64 || blocks < min_blocks
         }
     };
-    let logits = match is_small(vocab_size, sms) {
-        true => product(Kernel::LinearCrossEntropyLogits64x64, 64, chunk_rows, vocab_size),
-        false => product(Kernel::LinearCrossEntropyLogits128x128, 128, chunk_rows, vocab_size),
+    let gains_by_width = efficiency(chip.arch, WIDE) > efficiency(chip.arch, LARGE);
+    let is_wide = |large_time: f64, wide_time: f64| match wanted.tile {
+        Some(tile) => tile == [128, 256],
+        None => gains_by_width && wide_time < large_time,
     };
-    let dx = match is_small(hidden_size, 0) {
-        true => product(Kernel::LinearCrossEntropyDx64x64, 64, chunk_rows, hidden_size),
-        false => product(Kernel::LinearCrossEntropyDx128x128, 128, chunk_rows, hidden_size),
+    let time = |product: &Product, shape: Shape, parts: usize| {
+        let blocks = product.tiles_m * product.tiles_n * parts;
+        let times = block_times(blocks, sms, product.kernel.min_blocks() as usize);
+        (times * product.tile[0] * product.tile[1]) as f64 / parts as f64 / efficiency(chip.arch, shape)
+    };
+    let logits = {
+        let of = |kernel, tile| product(kernel, tile, chunk_rows, vocab_size);
+        let large = of(Kernel::LinearCrossEntropyLogits128x128, LARGE);
+        let wide = of(Kernel::LinearCrossEntropyLogits128x256, WIDE);
+        match is_small(vocab_size, sms) {
+            true => of(Kernel::LinearCrossEntropyLogits64x64, SMALL),
+            false if is_wide(time(&large, LARGE, 1), time(&wide, WIDE, 1)) => wide,
+            false => large,
+        }
     };
     let steps = vocab_size.div_ceil(STEP).max(1);
-    let at_once = sms * dx.kernel.min_blocks() as usize;
-    let parts = wanted.splits.unwrap_or_else(|| splits(dx.tiles_m * dx.tiles_n, at_once, steps / MIN_STEPS));
+    let (dx, parts) = {
+        let of = |kernel: Kernel, tile| {
+            let product = product(kernel, tile, chunk_rows, hidden_size);
+            let at_once = sms * kernel.min_blocks() as usize;
+            let tiles = product.tiles_m * product.tiles_n;
+            (product, wanted.splits.unwrap_or_else(|| splits(tiles, at_once, steps / MIN_STEPS)))
+        };
+        let large = of(Kernel::LinearCrossEntropyDx128x128, LARGE);
+        let wide = of(Kernel::LinearCrossEntropyDx128x256, WIDE);
+        match is_small(hidden_size, 0) {
+            true => of(Kernel::LinearCrossEntropyDx64x64, SMALL),
+            false if is_wide(time(&large.0, LARGE, large.1), time(&wide.0, WIDE, wide.1)) => wide,
+            false => large,
+        }
+    };
     let split_tokens = steps.div_ceil(parts.max(1)) * STEP;
     Plan {
         chunk_rows,
@@ -138,13 +167,15 @@ fn splits(tiles: usize, at_once: usize, most: usize) -> usize {
     (1..=most).find(|&parts| filled(parts) >= best.min(FULL)).unwrap_or(1)
 }
 
-fn product(kernel: Kernel, tile: usize, rows: usize, columns: usize) -> Product {
-    let tiles_n = columns.div_ceil(tile);
+fn product(kernel: Kernel, shape: Shape, rows: usize, columns: usize) -> Product {
+    let tile @ [m, n] = shape.size;
+    let stages = if shape == WIDE { 4 } else { 3 };
+    let tiles_n = columns.div_ceil(n);
     Product {
         kernel,
-        tile: [tile; 2],
-        dynamic_smem: (STAGES * STEP_BYTES * 2 * tile) as u32,
-        tiles_m: rows.div_ceil(tile),
+        tile,
+        dynamic_smem: (stages * STEP_BYTES * (m + n)) as u32,
+        tiles_m: rows.div_ceil(m),
         tiles_n,
         group: GROUP.min(tiles_n).max(1),
     }
@@ -169,6 +200,25 @@ mod tests {
         assert_eq!((plan.dx.tiles_m * plan.dx.tiles_n, plan.splits), (32, 4));
         assert!(plan.splits * plan.split_tokens >= 151_936 && plan.split_tokens.is_multiple_of(32));
         assert_eq!(of(2176, 4096, 151_936).splits, 1);
+    }
+
+    /// Where tensor cores are fast, tiles are wide; an RTX 3080 has the finer ones whatever the shape.
+    #[test]
+    fn tiles_are_wide_on_an_h200() {
+        let h200 = Chip { arch: Arch::Sm90, multiprocessors: 132 };
+        for (hidden_size, splits) in [(1024, 8), (2048, 4), (4096, 2)] {
+            let problem = Problem { rows: 2176, hidden_size, vocab_size: 151_936 };
+            let plan = plan(&problem, Wanted::default(), h200);
+            assert_eq!(plan.logits.kernel, Kernel::LinearCrossEntropyLogits128x256);
+            assert_eq!((plan.logits.tiles_m, plan.logits.tiles_n), (4, 594));
+            assert_eq!((plan.dx.kernel, plan.splits), (Kernel::LinearCrossEntropyDx128x256, splits));
+        }
+        for rows in [65, 129, 400, 2176] {
+            for (hidden_size, vocab_size) in [(72, 300), (896, 151_936), (1024, 128_256), (2560, 50_257)] {
+                let plan = of(rows, hidden_size, vocab_size);
+                assert!(plan.logits.tile != [128, 256] && plan.dx.tile != [128, 256], "{plan:?}");
+            }
+        }
     }
 
     #[test]

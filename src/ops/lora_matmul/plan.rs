@@ -1,12 +1,14 @@
 //! How a LoRA matmul is cut into blocks on a GPU: pure functions of shapes and architecture, with values to print and to test.
 //!
-//! The large products choose a tile by the time that its waves take: a multiprocessor works on all its resident blocks at once,
-//! so a full wave takes their areas together, and the last, partly filled wave takes as many as the fullest multiprocessor
-//! has. On an RTX 3080 (68 multiprocessors, two 128 x 128 blocks each) 2,176 rows are 17 tile rows: with 1,024 columns that is one
-//! full wave, and any multiple of both fills whole waves. The narrow products are bound by memory; they only need enough blocks.
+//! The large products choose a tile by the time that its waves take (`ops::tiles`): the area of its blocks, in whole and partial
+//! waves, over the share of the tensor cores' rate that the tile reaches on the architecture. On an RTX 3080 (68 multiprocessors,
+//! two 128 x 128 blocks each) 2,176 rows are 17 tile rows: with 1,024 columns that is one full wave, and any multiple of both
+//! fills whole waves. There 128 x 256 never beats 128 x 128, whose waves are cut finer at the same rate; on an A100 or H200 it is the
+//! tile of every product that has enough of them. The narrow products are bound by memory; they only need enough blocks.
 
 use crate::device::arch::{Chip, occupancy};
 use crate::device::kernels::Kernel;
+use crate::ops::tiles::{Shape, block_times, efficiency};
 
 /// Ranks are stored and multiplied in units of this many; what is missing is 0.
 pub const RANK_UNIT: usize = 16;
@@ -21,6 +23,8 @@ pub const MAX_GRADIENTS: usize = 14;
 const STEP_BYTES: u32 = 64;
 /// Tile columns that are walked together, row by row: 8 columns of 128 weights share the L2 cache of 5 MB with the rows of x.
 const GROUP: usize = 8;
+/// Columns that share the calls of a dropout mask.
+const MASK_COLUMNS: usize = 128;
 /// Rows of a block of the down kernels.
 const DOWN_ROWS: usize = 32;
 /// Features of a block of the grad kernels.
@@ -101,33 +105,31 @@ pub struct NarrowPlan {
 #[derive(Debug, Clone, Copy)]
 struct Tile {
     kernel: Kernel,
-    /// Rows and columns.
-    size: [usize; 2],
+    shape: Shape,
     /// Stages of the ring.
     stages: u32,
-    /// How near it comes to the limit of the tensor cores by its mix of instructions.
-    efficiency: f64,
     /// Bytes of shared memory behind the ring.
     beside: u32,
 }
 
 impl Tile {
-    const fn new(kernel: Kernel, size: [usize; 2], stages: u32, efficiency: f64) -> Self {
-        Self { kernel, size, stages, efficiency, beside: 0 }
+    const fn new(kernel: Kernel, size: [usize; 2], warps: [usize; 2], stages: u32) -> Self {
+        Self { kernel, shape: Shape { size, warps }, stages, beside: 0 }
     }
 
-    /// With the mask of a layer, 16 bytes a row.
+    /// With the mask of a layer, 16 bytes a row and stretch of columns.
     const fn with_mask(self) -> Self {
-        Self { beside: 16 * self.size[0] as u32, ..self }
+        let [rows, columns] = self.shape.size;
+        Self { beside: (16 * rows * columns.div_ceil(MASK_COLUMNS)) as u32, ..self }
     }
 }
 
 /// The plan of `y = x W^T + xa B^T` for all layers.
 pub fn forward(problem: &Problem, chip: Chip) -> TiledPlan {
     let tiles = [
-        Tile::new(Kernel::LoraMatmulFwdBf16128x128, [128, 128], 3, 1.0),
-        Tile::new(Kernel::LoraMatmulFwdBf16128x256, [128, 256], 4, 1.0),
-        Tile::new(Kernel::LoraMatmulFwdBf1664x64, [64, 64], 3, 0.85),
+        Tile::new(Kernel::LoraMatmulFwdBf16128x128, [128, 128], [2, 4], 3),
+        Tile::new(Kernel::LoraMatmulFwdBf16128x256, [128, 256], [2, 4], 4),
+        Tile::new(Kernel::LoraMatmulFwdBf1664x64, [64, 64], [2, 2], 3),
     ];
     best(&tiles, problem, &problem.out_features, chip)
 }
@@ -136,13 +138,15 @@ pub fn forward(problem: &Problem, chip: Chip) -> TiledPlan {
 pub fn dx(problem: &Problem, chip: Chip) -> TiledPlan {
     let tiles = if problem.dropout {
         [
-            Tile::new(Kernel::LoraMatmulDxBf16128x128Dropout, [128, 128], 3, 1.0).with_mask(),
-            Tile::new(Kernel::LoraMatmulDxBf1664x64Dropout, [64, 64], 3, 0.85).with_mask(),
+            Tile::new(Kernel::LoraMatmulDxBf16128x128Dropout, [128, 128], [4, 4], 3).with_mask(),
+            Tile::new(Kernel::LoraMatmulDxBf16128x256Dropout, [128, 256], [2, 4], 3).with_mask(),
+            Tile::new(Kernel::LoraMatmulDxBf1664x64Dropout, [64, 64], [2, 2], 3).with_mask(),
         ]
     } else {
         [
-            Tile::new(Kernel::LoraMatmulDxBf16128x128, [128, 128], 3, 1.0),
-            Tile::new(Kernel::LoraMatmulDxBf1664x64, [64, 64], 3, 0.85),
+            Tile::new(Kernel::LoraMatmulDxBf16128x128, [128, 128], [2, 4], 3),
+            Tile::new(Kernel::LoraMatmulDxBf16128x256, [128, 256], [2, 4], 4),
+            Tile::new(Kernel::LoraMatmulDxBf1664x64, [64, 64], [2, 2], 3),
         ]
     };
     best(&tiles, problem, &[problem.in_features], chip)
@@ -192,13 +196,13 @@ fn ranks_per_block(rank: usize) -> usize {
 /// The tile with the shortest waves; the first of equals.
 fn best(tiles: &[Tile], problem: &Problem, columns: &[usize], chip: Chip) -> TiledPlan {
     let rows = problem.rows;
-    let wanted = |tile: &&Tile| problem.tile.is_none_or(|wanted| wanted == tile.size);
+    let wanted = |tile: &&Tile| problem.tile.is_none_or(|wanted| wanted == tile.shape.size);
     let tiles = if tiles.iter().any(|tile| wanted(&tile)) {
         tiles.iter().filter(wanted).copied().collect()
     } else {
         tiles.to_vec()
     };
-    let plans = tiles.iter().map(|tile| (tiled(tile, rows, columns, chip), tile.efficiency));
+    let plans = tiles.iter().map(|tile| (tiled(tile, rows, columns, chip), efficiency(chip.arch, tile.shape)));
     let time = |(plan, efficiency): &(TiledPlan, f64)| -> f64 {
         let useful = (rows * columns.iter().sum::<usize>()) as f64;
         useful / plan.utilisation.max(f64::MIN_POSITIVE) / efficiency
@@ -209,7 +213,7 @@ fn best(tiles: &[Tile], problem: &Problem, columns: &[usize], chip: Chip) -> Til
 }
 
 fn tiled(tile: &Tile, rows: usize, columns: &[usize], chip: Chip) -> TiledPlan {
-    let &Tile { kernel, size: [m, n], stages, beside, .. } = tile;
+    let &Tile { kernel, shape: Shape { size: [m, n], .. }, stages, beside } = tile;
     let ring = beside + stages * STEP_BYTES * (m + n) as u32;
     // The result passes through the same memory, its rows padded by 16 bytes.
     let result = (m * (2 * n + 16)) as u32;
@@ -221,8 +225,7 @@ fn tiled(tile: &Tile, rows: usize, columns: &[usize], chip: Chip) -> TiledPlan {
     let sms = chip.multiprocessors as usize;
     let at_once = sms * blocks_per_sm as usize;
     let blocks = tiles_m * tiles_n;
-    // In units of one tile on one multiprocessor.
-    let time = blocks / at_once * blocks_per_sm as usize + (blocks % at_once).div_ceil(sms);
+    let time = block_times(blocks, sms, blocks_per_sm as usize);
     let useful = (rows * columns.iter().sum::<usize>()) as f64;
     TiledPlan {
         kernel,
@@ -243,7 +246,8 @@ mod tests {
     use super::*;
     use crate::device::arch::Arch;
 
-    const RTX_3080: Chip = Chip { arch: Arch::Sm86, multiprocessors: 68 };
+    const RTX_3080: Chip = Chip::RTX_3080;
+    const A100: Chip = Chip { arch: Arch::Sm80, multiprocessors: 108 };
     const H200: Chip = Chip { arch: Arch::Sm90, multiprocessors: 132 };
 
     fn problem(rows: usize, in_features: usize, out_features: &[usize]) -> Problem {
@@ -279,9 +283,77 @@ mod tests {
         assert_eq!((plan.tiles_m, plan.tiles_n), (1, 16));
     }
 
+    /// Columns of the outputs of the layers of Qwen3-0.6B to 8B, group by group.
+    const GROUPS: [&[usize]; 10] = [
+        &[2048, 1024, 1024],
+        &[1024],
+        &[3072, 3072],
+        &[2048],
+        &[6144, 6144],
+        &[4096, 1024, 1024],
+        &[2560],
+        &[9728, 9728],
+        &[4096],
+        &[12288, 12288],
+    ];
+
+    /// What the choice was before there were wide tiles for dx and rates by architecture: waves alone, and 0.85 for 64 x 64.
+    fn by_waves(rows: usize, columns: &[usize], has_wide: bool) -> [usize; 2] {
+        let time = |[m, n]: [usize; 2], per_sm: usize, rate: f64| {
+            let blocks = rows.div_ceil(m) * columns.iter().map(|c| c.div_ceil(n)).sum::<usize>();
+            let times = blocks / (68 * per_sm) * per_sm + (blocks % (68 * per_sm)).div_ceil(68);
+            (times * m * n) as f64 / rate
+        };
+        let mut best = ([128, 128], time([128, 128], 2, 1.0));
+        for (tile, time) in
+            [([128, 256], time([128, 256], 1, 1.0)), ([64, 64], time([64, 64], 4, 0.85))]
+        {
+            if time < best.1 && (has_wide || tile != [128, 256]) {
+                best = (tile, time);
+            }
+        }
+        best.0
+    }
+
+    #[test]
+    fn an_rtx_3080_keeps_its_tiles_whatever_the_rows() {
+        for rows in (1..=4400).step_by(7).chain([2176, 4352]) {
+            for outs in GROUPS {
+                let problem = problem(rows, outs[0], outs);
+                assert_eq!(forward(&problem, RTX_3080).tile, by_waves(rows, outs, true), "{rows} {outs:?}");
+                let plan = dx(&problem, RTX_3080);
+                assert_eq!(plan.tile, by_waves(rows, &outs[..1], false), "{rows} {outs:?}");
+                let masked = dx(&Problem { dropout: true, ..problem }, RTX_3080);
+                assert!(masked.tile != [128, 256], "{rows} {outs:?} {masked:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_h200_has_wide_tiles_where_there_are_enough_of_them() {
+        for chip in [A100, H200] {
+            for rows in [2176, 4096, 4224, 8192] {
+                for outs in [&[3072, 3072][..], &[4096], &[6144, 6144], &[12288, 12288]] {
+                    let problem = problem(rows, outs[0], outs);
+                    assert_eq!(forward(&problem, chip).kernel, Kernel::LoraMatmulFwdBf16128x256, "{rows} {outs:?}");
+                    let masked = dx(&Problem { dropout: true, in_features: 4096, ..problem.clone() }, chip);
+                    assert_eq!(masked.kernel, Kernel::LoraMatmulDxBf16128x256Dropout, "{rows} {outs:?}");
+                }
+                let plan = dx(&problem(rows, 4096, &[1024]), chip);
+                assert_eq!(plan.kernel, Kernel::LoraMatmulDxBf16128x256, "{rows}");
+            }
+        }
+        // 68 wide tiles leave half of its multiprocessors without work; 136 of 128 x 128 give four of them two.
+        let few = forward(&problem(2176, 1024, &[1024]), H200);
+        assert_eq!((few.kernel, few.tiles_m * few.tiles_n), (Kernel::LoraMatmulFwdBf16128x256, 68));
+        let fewer = forward(&problem(2048, 1024, &[1024]), H200);
+        assert_eq!((fewer.kernel, fewer.tiles_m * fewer.tiles_n), (Kernel::LoraMatmulFwdBf16128x128, 128));
+        assert_eq!(forward(&problem(32, 1024, &[1024]), H200).kernel, Kernel::LoraMatmulFwdBf1664x64);
+    }
+
     #[test]
     fn plans_stay_within_the_budgets_of_their_kernels() {
-        for chip in [RTX_3080, H200] {
+        for chip in [RTX_3080, A100, H200] {
             for rows in [1, 17, 127, 128, 129, 507, 2176, 4352] {
                 for (rank, dropout) in [(1, false), (16, true), (17, false), (64, true), (200, false)] {
                     let problem = Problem { rank, dropout, ..problem(rows, 1024, &[2048, 1024, 1024]) };

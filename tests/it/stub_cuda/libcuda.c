@@ -9,6 +9,7 @@
 //   STUB_DEVICES   number of GPUs (1)
 //   STUB_MEMORY    bytes of each (4 GiB)
 //   STUB_FILL      byte that every fill of memory writes, whatever it is told
+//   STUB_WAIT      where it is set, the first cuEventSynchronize waits until another thread starts a kernel; 60 s are an error
 //   STUB_NAME      their name (Stub GPU), STUB_MAJOR and STUB_MINOR their compute capability (8.6)
 //
 // Compiled with -DVERSION=12020 it is the driver for CUDA 12.2: it lacks the functions that came later, refuses images that such a
@@ -36,9 +37,10 @@ enum {
     UNSUPPORTED_PTX_VERSION = 222,
     NOT_FOUND = 500,
     NOT_IN_CAPTURE = 900,
+    TIMEOUT = 909,
 };
 
-static int calls, context_set, leaks_pinned, leaks_events, leaks_streams, leaks_modules, leaks_contexts, leaks_graphs;
+static int calls, launches, context_set, leaks_pinned, leaks_events, leaks_streams, leaks_modules, leaks_contexts, leaks_graphs;
 
 // What was started while a stream is captured, or -1 outside of that.
 static int captured = -1;
@@ -65,7 +67,7 @@ static void write_line(const char* line) {
 static int enter(const char* function) {
     const char* only = text_of("STUB_FUNCTION", NULL);
     int fails = 0;
-    if (!only || strcmp(only, function) == 0) fails = ++calls == number_of("STUB_CALL", 0);
+    if (!only || strcmp(only, function) == 0) fails = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST) == number_of("STUB_CALL", 0);
     if (fails) sleep((unsigned)number_of("STUB_SECONDS", 0));
     char line[200];
     int code = fails ? (int)number_of("STUB_CODE", 999) : SUCCESS;
@@ -299,6 +301,15 @@ int cuEventRecord(void* event, void* stream) {
 
 int cuEventSynchronize(void* event) {
     ENTER;
+    static int waits;
+    if (text_of("STUB_WAIT", NULL) && waits++ == 0) {
+        const int before = __atomic_load_n(&launches, __ATOMIC_SEQ_CST);
+        int milliseconds = 0;
+        while (__atomic_load_n(&launches, __ATOMIC_SEQ_CST) == before) {
+            if (milliseconds++ == 60000) return TIMEOUT;
+            usleep(1000);
+        }
+    }
     return event ? SUCCESS : INVALID_VALUE;
 }
 
@@ -345,6 +356,11 @@ int cuGraphInstantiateWithFlags(void** ready, void* graph, unsigned long long fl
 int cuGraphLaunch(void* ready, void* stream) {
     ENTER;
     return ready && stream && captured < 0 && *(int*)ready > 0 ? SUCCESS : INVALID_VALUE;
+}
+
+int cuGraphUpload(void* ready, void* stream) {
+    ENTER;
+    return ready && stream && captured < 0 ? SUCCESS : INVALID_VALUE;
 }
 
 static int destroy_graph(void* graph) {
@@ -428,6 +444,7 @@ typedef struct Function {
     unsigned allowed_smem;
     // Whether its code is on the GPU. Loading it is nothing for a time in which launches are recorded.
     int loaded;
+    int carveout;
 } Function;
 
 static Function functions[1000];
@@ -457,7 +474,7 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
     const int loaded = VERSION < 12040;
     if (loaded && captured >= 0) return NOT_IN_CAPTURE;
     // 48 KiB need no permission.
-    *new_function = (Function){"", 48 << 10, loaded};
+    *new_function = (Function){"", 48 << 10, loaded, 0};
     snprintf(new_function->name, sizeof new_function->name, "%s", name);
     *function = new_function;
     return SUCCESS;
@@ -465,8 +482,15 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
 
 int cuFuncSetAttribute(void* function, unsigned attribute, int value) {
     ENTER;
+    Function* kernel = function;
+    if (attribute == 9) {
+        // Once is enough, and only all of it is asked for.
+        if (value != 100 || kernel->carveout) return INVALID_VALUE;
+        kernel->carveout = value;
+        return SUCCESS;
+    }
     if (attribute != 8 || value > 99 << 10) return INVALID_VALUE;
-    ((Function*)function)->allowed_smem = (unsigned)value;
+    kernel->allowed_smem = (unsigned)value;
     return SUCCESS;
 }
 
@@ -511,6 +535,9 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
     if (smem > kernel->allowed_smem) return INVALID_VALUE;
     if (captured >= 0 && !kernel->loaded) return NOT_IN_CAPTURE;
     kernel->loaded = 1;
+    // A card would run such a kernel with fewer blocks than were planned.
+    if (smem > 48 << 10 && !kernel->carveout) return INVALID_VALUE;
+    __atomic_add_fetch(&launches, 1, __ATOMIC_SEQ_CST);
     if (captured >= 0) {
         captured++;
         return SUCCESS;

@@ -10,6 +10,7 @@ use crate::device::EmulatorOptions;
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
 use crate::ops::lora_matmul::{Dropout, RowKeys};
 use crate::ops::testing::{RAGGED_ROWS, assert_as_good, assert_repeats, kernel_device, rounded};
+use crate::ops::tiles::Shape;
 use crate::rng::{Purpose, Stream};
 
 const SCALING: [f32; 3] = [0.5, 1.0, 0.25];
@@ -296,10 +297,29 @@ fn kernels_agree_with_f64_on_ragged_shapes_under_checks() {
         for rank in [1usize, 7, 16, 64] {
             for p in [0.0, 0.25] {
                 let ranks = [rank, rank.div_ceil(2), 3];
-                let case = Case::new(rows, ranks, p, groups[number % 3], tiles[number % 4]);
+                // Over the rows every tile meets every rank, with and without dropout.
+                let tile = tiles[(number / 2 + number / 8) % 4];
+                let case = Case::new(rows, ranks, p, groups[number % 3], tile);
                 compare(&case, &kernel_device(number as u64));
                 number += 1;
             }
+        }
+    }
+}
+
+/// Tiles of 256 columns have two stretches of the mask, and here the last tile ends in the middle of its second one.
+#[test]
+fn wide_tiles_have_the_masks_of_all_their_columns() {
+    for (number, (rows, p)) in [(129, 0.25), (70, 0.6), (150, 0.0)].into_iter().enumerate() {
+        let mut case = Case::new(rows, [16, 7, 33], p, &[72, 136], Some([128, 256]));
+        case.widen_input(440);
+        let device = kernel_device(40 + number as u64);
+        compare(&case, &device);
+        // Sums run along k in one order whatever the tile, so the bits are those of the others.
+        let wide = run(&case, &device).unwrap();
+        for tile in [[128, 128], [64, 64]] {
+            case.tile = Some(tile);
+            assert!(run(&case, &device).unwrap() == wide, "{rows} rows, dropout {p}, {tile:?}");
         }
     }
 }
@@ -328,6 +348,7 @@ fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
         (16, 0.25, [128, 128]),
         (32, 0.25, [64, 64]),
         (64, 0.25, [128, 128]),
+        (16, 0.25, [128, 256]),
     ] {
         let mut case = Case::new(256, [rank; 3], p, &[256, 128], Some(tile));
         case.widen_input(256);
@@ -343,5 +364,25 @@ fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
     let lora = |k: &&crate::device::kernels::Kernel| k.symbol().starts_with("lora_matmul");
     for kernel in crate::device::kernels::Kernel::ALL.iter().filter(lora) {
         assert!(seen.contains(kernel.symbol()), "{} was not measured", kernel.symbol());
+    }
+}
+
+/// What plans count with is what happens, but for the result's way through shared memory.
+#[test]
+fn wavefronts_of_a_product_are_those_that_plans_count() {
+    for (size, warps) in [([128, 128], [2, 4]), ([128, 256], [2, 4]), ([64, 64], [2, 2])] {
+        let shape = Shape { size, warps };
+        let counted = shape.wavefronts() as f64 / shape.mma() as f64;
+        let mut case = Case::new(128, [32; 3], 0.0, &[256, 256], Some(size));
+        case.widen_input(256);
+        let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
+        run(&case, &device).unwrap();
+        let (kernels, name) = (device.take_counters().kernels, format!("{}x{}", size[0], size[1]));
+        let of_tile: Vec<_> = kernels.iter().filter(|(symbol, _)| symbol.ends_with(&name)).collect();
+        assert_eq!(of_tile.len(), 2, "fwd and dx: {kernels:?}");
+        for (symbol, counters) in of_tile {
+            let measured = counters.total.wavefronts as f64 / counters.total.mma as f64;
+            assert!((counted..counted + 0.3).contains(&measured), "{symbol}: {measured} and {counted}");
+        }
     }
 }
