@@ -3,6 +3,7 @@
 //! Shapes are those of Qwen3-0.6B for one row of 654 tokens, for four packed rows (2616 tokens), and one small shape that shows
 //! fixed costs. `copy` and `gemm` are the limits to hold the others against: memory for element-wise ops, arithmetic for products.
 
+#[allow(dead_code, reason = "filters and the short mode are for the other benchmarks")]
 mod common;
 
 #[path = "ops/adamw.rs"]

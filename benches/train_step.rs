@@ -5,13 +5,15 @@
 //! Beside criterion's report: the share of the floor (the roofline of the card over the ledger of the step), the launches, the
 //! memory that was reserved, and the share of a step's wall time that its launches take when nothing else is done between them.
 //! `TANREN_BENCH_MEMORY_GIB=9.3` runs within that much memory and says which sizes do not fit. Without it that is an error like any
-//! other: the other sizes are measured, and the exit code tells.
+//! other: the other sizes are measured, and the exit code tells. `TANREN_BENCH_QUICK=1` takes Qwen3-0.6B at 2,176 and 4,352 tokens,
+//! without criterion: seconds each. An argument is a part of a name; nothing is made for other sizes.
 //!
 //! Without one: widths of Qwen3-0.6B with 2 blocks and a vocabulary of 16384 in f32 on the CPU. "2 supervised" is an answer of
 //! one letter and the end token; "all supervised" can skip nothing.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints what it found")]
 
+#[path = "common/mod.rs"]
 mod common;
 
 use std::cell::Cell;
@@ -23,11 +25,19 @@ use tanren::batch::{Batch, Target};
 use tanren::config::{LoraConfig, ModelConfig, TargetModules, variant};
 use tanren::device::{Card, Class, Device, Mailbox};
 use tanren::error::{Error, Result};
-use tanren::model::{Adapter, Decoder, DropoutStep, PassOptions, RecordedPass, Room, init, recorded};
+use tanren::model::weights::Role;
+use tanren::model::{
+    Adapter, Decoder, DropoutStep, PassOptions, RecordedPass, Room, Weights, init, recorded,
+};
 use tanren::optim::{Optimizer, Update};
+use tanren::rng::{Purpose, Stream};
 use tanren::tensor::Real;
 
 use common::{LORA_R, ROW};
+
+/// The first two rows of the table.
+const HEADER: &str =
+    "| step | tokens/s | ms | GPU busy | of floor | launches | GiB |\n|---|---:|---:|---:|---:|---:|---:|";
 
 fn main() -> Result<()> {
     let mut criterion = common::criterion();
@@ -46,7 +56,8 @@ fn main() -> Result<()> {
 fn on_cpu(criterion: &mut Criterion) -> Result<()> {
     let device = common::device()?;
     let config = ModelConfig { num_hidden_layers: 2, vocab_size: 16_384, ..model("qwen3-0.6b")? };
-    let mut step = Step::<f32>::new(&device, config)?;
+    let weights = init::random(&device, &config, 0)?;
+    let mut step = Step::<f32>::new(&device, config, weights)?;
     let mut group = criterion.benchmark_group("train_step");
     group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(ROW as u64));
     for (dropout, note) in [(0.0, ""), (0.05, ", dropout")] {
@@ -67,11 +78,22 @@ fn on_cpu(criterion: &mut Criterion) -> Result<()> {
 /// Packed sequences through whole models.
 fn on_gpu(criterion: &mut Criterion, device: &Device) -> Result<()> {
     println!("train_step on {}", device.label());
+    println!("{HEADER}");
     let cap = std::env::var("TANREN_BENCH_MEMORY_GIB").ok().and_then(|gib| gib.parse::<f64>().ok());
+    let (models, sizes): (&[&str], &[usize]) = match common::is_quick() {
+        true => (&["qwen3-0.6b"], &[2176, 4352]),
+        false => (&["qwen3-0.6b", "qwen3-1.7b"], &[2176, 4352, 8704]),
+    };
+    let filters = common::filters();
     let (mut measured, mut failure) = (0, None);
-    for name in ["qwen3-0.6b", "qwen3-1.7b"] {
+    for &name in models {
         let config = model(name)?;
-        for tokens in [2176, 4352, 8704] {
+        for &tokens in sizes {
+            let names =
+                ["launch by launch", "recorded"].map(|how| format!("train_step/{name} {tokens} {how}"));
+            if !filters.is_empty() && !names.iter().any(|n| filters.iter().any(|part| n.contains(part))) {
+                continue;
+            }
             let batch = batch(tokens, 512, 51, config.vocab_size);
             match measure(criterion, device, name, &config, &batch, cap) {
                 Ok(()) => measured += 1,
@@ -87,6 +109,28 @@ fn on_gpu(criterion: &mut Criterion, device: &Device) -> Result<()> {
         }
     }
     failure.map_or(Ok(()), Err)
+}
+
+/// Weights of a million numbers over and over: a step takes as long with them, and drawing half a billion takes longer.
+fn weights(device: &Device, config: &ModelConfig) -> Result<Weights<bf16>> {
+    const PERIOD: usize = 1_048_573;
+    let mut stream = Stream::new(0, Purpose::ModelInit, 0);
+    let range = config.initializer_range as f32;
+    let drawn: Vec<bf16> = (0..PERIOD).map(|_| bf16::from_f32(stream.normal() * range)).collect();
+    Weights::build(config, |_, [rows, cols], role| {
+        let len = rows * cols;
+        let mut values = Vec::with_capacity(len);
+        match role {
+            Role::Matrix => {
+                while values.len() < len {
+                    values.extend_from_slice(&drawn[..PERIOD.min(len - values.len())]);
+                }
+            }
+            Role::Bias => values.resize(len, bf16::ZERO),
+            Role::Norm => values.resize(len, bf16::ONE),
+        }
+        device.tensor(rows, cols, &values)
+    })
 }
 
 fn out_of_memory(error: &Error) -> bool {
@@ -118,26 +162,33 @@ fn measure_reserved(
     config: &ModelConfig,
     batch: &Batch,
 ) -> Result<()> {
-    let mut step = Step::<bf16>::new(device, config.clone())?;
+    let mut step = Step::<bf16>::new(device, config.clone(), weights(device, config)?)?;
     let tokens = batch.total_tokens();
-    let mut group = criterion.benchmark_group("train_step");
-    group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(tokens as u64));
     let failure = Cell::new(None);
     step.run(batch)?;
-    group.bench_function(format!("{name} {tokens} launch by launch"), |bencher| {
-        bencher.iter_custom(|steps| {
-            timed(device, &failure, || (0..steps).try_for_each(|_| step.run(batch).map(drop)))
+    if !common::is_quick() {
+        let mut group = criterion.benchmark_group("train_step");
+        group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(tokens as u64));
+        group.bench_function(format!("{name} {tokens} launch by launch"), |bencher| {
+            bencher.iter_custom(|steps| {
+                timed(device, &failure, || (0..steps).try_for_each(|_| step.run(batch).map(drop)))
+            });
         });
-    });
+        group.finish();
+    }
     step.record(batch)?;
     step.replayed(batch, 2)?;
     device.take_ledger();
     step.replayed(batch, 1)?;
     let ledger = device.take_ledger();
-    group.bench_function(format!("{name} {tokens} recorded"), |bencher| {
-        bencher.iter_custom(|steps| timed(device, &failure, || step.replayed(batch, steps)));
-    });
-    group.finish();
+    if !common::is_quick() {
+        let mut group = criterion.benchmark_group("train_step");
+        group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(tokens as u64));
+        group.bench_function(format!("{name} {tokens} recorded"), |bencher| {
+            bencher.iter_custom(|steps| timed(device, &failure, || step.replayed(batch, steps)));
+        });
+        group.finish();
+    }
 
     let wall = timed(device, &failure, || step.replayed(batch, 10)).as_secs_f64() / 10.0;
     if let Some(error) = failure.take() {
@@ -149,11 +200,11 @@ fn measure_reserved(
     let work = ledger.total();
     let floor = Card::of_label(device.label()).map(|card| card.floor_secs(work.flops, work.bytes));
     println!(
-        "{name} {tokens:5} tokens: {:9.0} tokens/s, {:8.2} ms, {} of it busy, {} of the floor, {} launches, {:.2} GiB",
+        "| {name} {tokens} | {:.0} | {:.2} | {} | {} | {} | {:.2} |",
         tokens as f64 / wall,
         1e3 * wall,
         percent(alone / wall),
-        floor.map_or("?".into(), |floor| percent(floor / wall)),
+        floor.map_or("-".into(), |floor| percent(floor / wall)),
         ledger.launches().map(|(_, count)| count).sum::<u64>(),
         device.arena().map_or(0.0, |arena| arena.high_water_bytes as f64 / (1u64 << 30) as f64),
     );
@@ -207,8 +258,8 @@ struct Step<'a, T: Real<Stat = f32>> {
 }
 
 impl<'a, T: Real<Stat = f32>> Step<'a, T> {
-    fn new(device: &'a Device, config: ModelConfig) -> Result<Self> {
-        let decoder = Decoder { weights: init::random::<T>(device, &config, 0)?, config };
+    fn new(device: &'a Device, config: ModelConfig, weights: Weights<T>) -> Result<Self> {
+        let decoder = Decoder { weights, config };
         let lora = LoraConfig {
             r: LORA_R,
             alpha: 32.0,

@@ -2,27 +2,46 @@
 //!
 //! Bound by memory: 34 bytes an element for the update and 4 for the norm.
 
-use criterion::Criterion;
 use half::bf16;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
 use tanren::ops::adamw::gpu::{StepScalars, Tensors, clip_and_update};
 use tanren::ops::adamw::{AdamW, Trained};
 
-use crate::common::LORA_R;
-use crate::harness::{Bench, Cost};
+use super::common::LORA_R;
+use super::harness::{Bench, Cost};
+use super::shapes::Model;
 
-/// Model, layers, and the features on either side of the factors of one of them.
-const MODELS: [(&str, usize, [usize; 14]); 2] = [
-    ("Qwen3-0.6B", 28, [1024, 2048, 1024, 1024, 1024, 1024, 2048, 1024, 1024, 3072, 1024, 3072, 3072, 1024]),
-    ("Qwen3-8B", 36, [4096, 4096, 4096, 1024, 4096, 1024, 4096, 4096, 4096, 12288, 4096, 12288, 12288, 4096]),
-];
+/// The smallest model and the largest.
+pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
+    let models = bench.mode.models();
+    for model in models.iter().step_by((models.len() - 1).max(1)) {
+        let features = features(model);
+        let elements = (LORA_R * features.iter().sum::<usize>()) as u64;
+        let cost = Cost { flops: 16 * elements, bytes: 38 * elements };
+        let make = |device: &Device, _| Set::new(device, &features);
+        bench.run(&format!("adamw/step {} {elements}", model.name), cost, &[], make, |device, set| {
+            clip_and_update(device, &set.tensors, &set.scalars).map(drop)
+        })?;
+    }
+    Ok(())
+}
 
-/// All tensors of a model.
-pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let mut bench = Bench::new(criterion, device, "adamw");
-    for (model, layers, features) in MODELS {
-        let features = features.repeat(layers);
+/// Features on either side of the factors of all layers: q, k, v, o, gate, up, down.
+fn features(model: &Model) -> Vec<usize> {
+    let (h, i, q, kv) = (model.hidden, model.intermediate, model.q_cols(), model.kv_cols());
+    [h, q, h, kv, h, kv, q, h, h, i, h, i, i, h].repeat(model.num_layers)
+}
+
+struct Set {
+    tensors: Tensors,
+    scalars: StepScalars,
+    /// What the table of tensors points to.
+    _memory: (Vec<Tensor<f32>>, Vec<Tensor<bf16>>),
+}
+
+impl Set {
+    fn new(device: &Device, features: &[usize]) -> Result<Self> {
         let zeros = || -> Result<Vec<Tensor<f32>>> {
             features.iter().map(|&features| device.zeros(LORA_R, features)).collect()
         };
@@ -55,11 +74,7 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
             step: 1,
         };
         scalars.write(device, &adamw, Some(1.0))?;
-        let elements = tensors.num_params() as u64;
-        let cost = Cost { flops: 16 * elements, bytes: 38 * elements };
-        bench.run(&format!("step {model} {elements}"), cost, || {
-            clip_and_update(device, &tensors, &scalars).map(drop)
-        })?;
+        let floats = params.into_iter().chain(grads).chain(exp_avg).chain(exp_avg_sq).collect();
+        Ok(Self { tensors, scalars, _memory: (floats, shadows) })
     }
-    Ok(())
 }

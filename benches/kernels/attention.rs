@@ -4,66 +4,91 @@
 //! beyond (the masked half of diagonal tiles, and in backward the scores and their gradients a second time) counts as
 //! loss.
 
-use criterion::Criterion;
 use half::bf16;
 use tanren::batch::{Batch, Segment};
-use tanren::device::Device;
+use tanren::device::{Device, Tensor};
 use tanren::error::Result;
 use tanren::ops::attention::{Attention, AttentionPlan, Backward, Heads, backward, forward};
 
-use crate::harness::{Bench, Cost, random};
-
-/// Rows that fill an RTX 3080 in whole waves.
-const ROWS: [usize; 2] = [2176, 4352];
-
-/// Rows of a sample.
-const SAMPLES: [usize; 2] = [512, 300];
-
-/// Models, query heads, key heads.
-const MODELS: [(&str, usize, usize); 2] = [("Qwen3-0.6B/1.7B", 16, 8), ("Qwen3-4B/8B", 32, 8)];
-
-const HEAD_DIM: usize = 128;
+use super::harness::{Bench, Cost, random};
+use super::shapes::Model;
 
 /// Models, rows and samples.
-pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let mut bench = Bench::new(criterion, device, "attention");
-    for (model, num_attention_heads, num_key_value_heads) in MODELS {
-        let softmax_scale = 1.0 / (HEAD_DIM as f64).sqrt();
-        let heads = Heads { num_attention_heads, num_key_value_heads, head_dim: HEAD_DIM, softmax_scale };
-        for rows in ROWS {
-            for sample in SAMPLES {
-                run(&mut bench, heads, rows, sample, &format!("{model} {rows} in samples of {sample}"))?;
+pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
+    // Qwen3-1.7B has the heads of Qwen3-0.6B, and Qwen3-8B those of Qwen3-4B.
+    let models = bench.mode.models().iter().step_by(2);
+    for model in models {
+        for &rows in bench.mode.rows() {
+            for sample in [512, 300].map(|sample: usize| sample.min(rows)) {
+                run(bench, model, rows, sample)?;
             }
         }
     }
     Ok(())
 }
 
-fn run(bench: &mut Bench<'_>, heads: Heads, rows: usize, sample: usize, name: &str) -> Result<()> {
-    let device = bench.device.clone();
-    let mut plan = AttentionPlan::causal(&packed(rows, sample));
-    plan.upload(&device)?;
-    let tensor = |cols: usize, index: u32| random(&device, rows, cols, 1.0, index);
-    let (q, d_o) = (tensor(heads.q_cols(), 0)?, tensor(heads.q_cols(), 1)?);
-    let (k, v) = (tensor(heads.kv_cols(), 2)?, tensor(heads.kv_cols(), 3)?);
-    let mut o = device.empty::<bf16>(rows, heads.q_cols())?;
-    let mut lse = device.empty::<f32>(rows, heads.num_attention_heads)?;
-    let mut dq = device.empty::<bf16>(rows, heads.q_cols())?;
-    let (mut dk, mut dv) = (device.empty(rows, heads.kv_cols())?, device.empty(rows, heads.kv_cols())?);
+/// The tensors of both directions.
+struct Set {
+    plan: AttentionPlan,
+    q: Tensor<bf16>,
+    k: Tensor<bf16>,
+    v: Tensor<bf16>,
+    d_o: Tensor<bf16>,
+    o: Tensor<bf16>,
+    lse: Tensor<f32>,
+    dq: Tensor<bf16>,
+    dk: Tensor<bf16>,
+    dv: Tensor<bf16>,
+}
 
-    let args = Attention { q: &q, k: &k, v: &v, heads, plan: &plan };
-    let product = 2 * plan.num_pairs() * (heads.num_attention_heads * HEAD_DIM) as u64;
+fn run(bench: &mut Bench<'_>, model: &Model, rows: usize, sample: usize) -> Result<()> {
+    let heads = Heads {
+        num_attention_heads: model.num_attention_heads,
+        num_key_value_heads: model.num_key_value_heads,
+        head_dim: model.head_dim,
+        softmax_scale: 1.0 / (model.head_dim as f64).sqrt(),
+    };
+    let segments = packed(rows, sample);
+    let make = |device: &Device, _| -> Result<Set> {
+        let mut plan = AttentionPlan::causal(&segments);
+        plan.upload(device)?;
+        let tensor = |cols: usize, index: u32| random(device, rows, cols, 1.0, index);
+        let (q_cols, kv_cols) = (heads.q_cols(), heads.kv_cols());
+        let mut set = Set {
+            plan,
+            q: tensor(q_cols, 0)?,
+            k: tensor(kv_cols, 2)?,
+            v: tensor(kv_cols, 3)?,
+            d_o: tensor(q_cols, 1)?,
+            o: device.empty(rows, q_cols)?,
+            lse: device.empty(rows, heads.num_attention_heads)?,
+            dq: device.empty(rows, q_cols)?,
+            dk: device.empty(rows, kv_cols)?,
+            dv: device.empty(rows, kv_cols)?,
+        };
+        // Backward reads what forward made.
+        let Set { plan, q, k, v, o, lse, .. } = &mut set;
+        forward(device, &Attention { q, k, v, heads, plan }, o, lse)?;
+        Ok(set)
+    };
+    let pairs = AttentionPlan::causal(&segments).num_pairs();
+    let product = 2 * pairs * heads.q_cols() as u64;
     // q and o, k and v, and as much again with their gradients.
     let numbers = 2 * rows * (heads.q_cols() + heads.kv_cols());
-    let bytes = (numbers * size_of::<bf16>() + lse.len() * size_of::<f32>()) as u64;
-    bench.run(&format!("forward {name}"), Cost { flops: 2 * product, bytes }, || {
-        forward(&device, &args, &mut o, &mut lse)
+    let statistics = rows * heads.num_attention_heads * size_of::<f32>();
+    let bytes = (numbers * size_of::<bf16>() + statistics) as u64;
+    let name = format!("{} {rows} in samples of {sample}", model.name);
+    let cost = Cost { flops: 5 * product, bytes: 2 * bytes };
+    bench.run(&format!("attention/backward {name}"), cost, &[], make, |device, set| {
+        let Set { plan, q, k, v, d_o, o, lse, dq, dk, dv } = set;
+        let args = Attention { q, k, v, heads, plan };
+        backward(device, &args, Backward { d_o, o, lse, dq, dk, dv })
     })?;
-    bench.run(&format!("backward {name}"), Cost { flops: 5 * product, bytes: 2 * bytes }, || {
-        let to = Backward { d_o: &d_o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
-        backward(&device, &args, to)
-    })?;
-    Ok(())
+    let cost = Cost { flops: 2 * product, bytes };
+    bench.run(&format!("attention/forward {name}"), cost, &[], make, |device, set| {
+        let Set { plan, q, k, v, o, lse, .. } = set;
+        forward(device, &Attention { q, k, v, heads, plan }, o, lse)
+    })
 }
 
 /// Samples of the same length, the last one cut off where the rows end.

@@ -2,10 +2,10 @@
 //!
 //! All are bound by memory, but for the norms, which multiply the factors.
 
-use criterion::Criterion;
 use half::bf16;
 use tanren::batch::{AdapterRows, Segment};
-use tanren::device::{Device, Tensor};
+use tanren::device::kernels::params::DropoutKey;
+use tanren::device::{Device, Table, Tensor};
 use tanren::error::Result;
 use tanren::ops::lora_matmul::RowKeys;
 use tanren::ops::lora_matmul::gpu::dora::{
@@ -13,50 +13,82 @@ use tanren::ops::lora_matmul::gpu::dora::{
 };
 use tanren::ops::lora_matmul::gpu::{DropoutRate, Rows, dropout_keys};
 
-use crate::common::LORA_R;
-use crate::harness::{Bench, Cost, random};
+use super::common::LORA_R;
+use super::harness::{Bench, Cost, random};
 
-const ROWS: usize = 2176;
-
-/// The MLP's gate of three models.
-pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let mut bench = Bench::new(criterion, device, "dora");
-    for (model, inputs, out) in
-        [("Qwen3-0.6B", 1024, 3072), ("Qwen3-1.7B", 2048, 6144), ("Qwen3-8B", 4096, 12288)]
-    {
-        let weight = random(device, out, inputs, 0.02, 0)?;
-        let (a, b_t) = (random(device, LORA_R, inputs, 0.02, 1)?, random(device, LORA_R, out, 0.02, 2)?);
-        let magnitude = random(device, 1, out, 1.0, 3)?;
-        let (mut norms, grad): (Tensor<f32>, Tensor<f32>) = (device.zeros(1, out)?, device.zeros(1, out)?);
+/// The MLP's gate of the models.
+pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
+    for model in bench.mode.models() {
+        let (rows, inputs, out) = (bench.mode.rows()[0], model.hidden, model.intermediate);
+        let make = |device: &Device, _| Set::new(device, rows, [out, inputs]);
+        let name = |what: &str| format!("dora/{what} {} {rows}", model.name);
+        let outputs = 4 * (rows * out) as u64;
+        let cost = Cost { flops: outputs / 2, bytes: outputs };
+        bench.run(&name("scale"), cost, &[], make, |device, set| {
+            let args = Scale { input: Some(&set.z), gain: Gain::Whole, addend: None, bias: None };
+            scale(device, &set.rows, &set.gains, args, &mut set.y)
+        })?;
+        bench.run(&name("magnitude"), cost, &[], make, |device, set| {
+            magnitude_gradient(device, &set.rows, &set.gains, &set.dy, &set.z)
+        })?;
+        let numbers = (rows * inputs) as u64;
+        let cost = Cost { flops: numbers, bytes: 4 * numbers };
+        bench.run(&name("dropout"), cost, &[], make, |device, set| {
+            let mask = (DropoutRate { threshold: 6554 }, set.key.ptr());
+            let to = Dropped { out: Some(&mut set.dropped), rest: None, addend: None };
+            dropout(device, &set.rows, mask, &set.x, to)
+        })?;
         let matrix = out * inputs;
         let cost = Cost { flops: 2 * (matrix * (LORA_R + 1)) as u64, bytes: 2 * matrix as u64 };
-        bench.run(&format!("norm {model}"), cost, || {
-            norm(device, Merged { weight: &weight, a: &a, b_t: &b_t, scaling: 2.0 }, &mut norms)
-        })?;
-
-        let segment =
-            Segment { start: 0, len: ROWS, prefix: None, adapter: 0, position_offset: 0, sample: 0 };
-        let keys = RowKeys::new(&[segment]);
-        let rows = Rows::new(device, ROWS, &[AdapterRows { adapter: 0, rows: 0..ROWS }], Some(&keys))?;
-        let one = Magnitude { magnitude: &magnitude, norm: &norms, grad: Some(&grad) };
-        let gains = Magnitudes::new(device, out, &[Some(one)])?;
-        let (dy, z) = (random(device, ROWS, out, 1.0, 4)?, random(device, ROWS, out, 1.0, 5)?);
-        let mut y: Tensor<bf16> = device.zeros(ROWS, out)?;
-        let outputs = 4 * (ROWS * out) as u64;
-        bench.run(&format!("scale {model}"), Cost { flops: outputs / 2, bytes: outputs }, || {
-            let args = Scale { input: Some(&z), gain: Gain::Whole, addend: None, bias: None };
-            scale(device, &rows, &gains, args, &mut y)
-        })?;
-        bench.run(&format!("magnitude {model}"), Cost { flops: outputs / 2, bytes: outputs }, || {
-            magnitude_gradient(device, &rows, &gains, &dy, &z)
-        })?;
-        let (x, key) = (random(device, ROWS, inputs, 1.0, 6)?, dropout_keys(device, &[[1, 2]])?);
-        let mut dropped: Tensor<bf16> = device.zeros(ROWS, inputs)?;
-        let inputs = (ROWS * inputs) as u64;
-        bench.run(&format!("dropout {model}"), Cost { flops: inputs, bytes: 4 * inputs }, || {
-            let mask = (DropoutRate { threshold: 6554 }, key.ptr());
-            dropout(device, &rows, mask, &x, Dropped { out: Some(&mut dropped), rest: None, addend: None })
+        bench.run(&name("norm"), cost, &[], make, |device, set| {
+            let merged = Merged { weight: &set.weight, a: &set.a, b_t: &set.b_t, scaling: 2.0 };
+            norm(device, merged, &mut set.norms)
         })?;
     }
     Ok(())
+}
+
+struct Set {
+    weight: Tensor<bf16>,
+    a: Tensor<bf16>,
+    b_t: Tensor<bf16>,
+    norms: Tensor<f32>,
+    rows: Rows,
+    gains: Magnitudes,
+    key: Table<DropoutKey>,
+    x: Tensor<bf16>,
+    dy: Tensor<bf16>,
+    z: Tensor<bf16>,
+    y: Tensor<bf16>,
+    dropped: Tensor<bf16>,
+    /// What the gains point to.
+    _of_gains: (Tensor<bf16>, Tensor<f32>, Tensor<f32>),
+}
+
+impl Set {
+    fn new(device: &Device, rows: usize, [out, inputs]: [usize; 2]) -> Result<Self> {
+        let segment =
+            Segment { start: 0, len: rows, prefix: None, adapter: 0, position_offset: 0, sample: 0 };
+        let keys = RowKeys::new(&[segment]);
+        let run = [AdapterRows { adapter: 0, rows: 0..rows }];
+        let magnitude = random(device, 1, out, 1.0, 3)?;
+        let (norm, grad): (Tensor<f32>, Tensor<f32>) =
+            (device.tensor(1, out, &vec![1.0; out])?, device.zeros(1, out)?);
+        let one = Magnitude { magnitude: &magnitude, norm: &norm, grad: Some(&grad) };
+        Ok(Self {
+            weight: random(device, out, inputs, 0.02, 0)?,
+            a: random(device, LORA_R, inputs, 0.02, 1)?,
+            b_t: random(device, LORA_R, out, 0.02, 2)?,
+            norms: device.zeros(1, out)?,
+            rows: Rows::new(device, rows, &run, Some(&keys))?,
+            gains: Magnitudes::new(device, out, &[Some(one)])?,
+            key: dropout_keys(device, &[[1, 2]])?,
+            x: random(device, rows, inputs, 1.0, 6)?,
+            dy: random(device, rows, out, 1.0, 4)?,
+            z: random(device, rows, out, 1.0, 5)?,
+            y: device.zeros(rows, out)?,
+            dropped: device.zeros(rows, inputs)?,
+            _of_gains: (magnitude, norm, grad),
+        })
+    }
 }

@@ -1,43 +1,65 @@
 //! The head with its loss for the vocabulary of Qwen3: log-probabilities alone, and with the gradient.
 //!
-//! Rows are supervised ones: one chunk of 512, and half of a batch of 4,352.
+//! Rows are supervised ones: one chunk of 512, and half of a batch of 4,352. cuBLASLt's bar is the product of the logits, and with
+//! the gradient the one of dx too.
 
-use criterion::Criterion;
+use half::bf16;
 use tanren::batch::Target;
-use tanren::device::Device;
+use tanren::device::{Device, Tensor};
 use tanren::error::Result;
-use tanren::ops::linear_cross_entropy::{Targets, forward};
+use tanren::ops::linear_cross_entropy::{Scores, Targets, forward_into};
 
-use crate::harness::{Bench, Cost, random};
-
-const VOCAB_SIZE: usize = 151_936;
+use super::cublaslt::Product;
+use super::harness::{Bench, Cost, random};
 
 /// Models by hidden size.
-pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let mut bench = Bench::new(criterion, device, "linear_cross_entropy");
-    for (model, hidden_size) in
-        [("Qwen3-0.6B", 1024), ("Qwen3-1.7B", 2048), ("Qwen3-4B", 2560), ("Qwen3-8B", 4096)]
-    {
-        let weight = random(device, VOCAB_SIZE, hidden_size, 0.02, 1)?;
-        for rows in [64, 512, 2176] {
-            let x = random(device, rows, hidden_size, 1.0, 0)?;
-            let mut dx = device.empty(rows, hidden_size)?;
-            let target = |row| Target { row, token: (row * 97 % VOCAB_SIZE) as u32, weight: 1.0 };
-            let targets: Vec<Target> = (0..rows).map(target).collect();
-            let targets = Targets::new(device, &targets, rows, 1.0 / rows as f64)?;
-            let product = 2 * (rows * hidden_size * VOCAB_SIZE) as u64;
-            let bytes = 2 * (hidden_size * (rows + VOCAB_SIZE)) as u64;
-            let scores = Cost { flops: product, bytes };
-            bench.run(&format!("scores {model} {rows}"), scores, || {
-                forward(device, &x, &weight, &targets, None).map(drop)
-            })?;
-            // Logits are written, read, replaced by their gradients and read again.
-            let logits = 2 * 4 * (rows * VOCAB_SIZE) as u64;
-            let gradient = Cost { flops: 2 * product, bytes: 2 * bytes + logits };
-            bench.run(&format!("gradient {model} {rows}"), gradient, || {
-                forward(device, &x, &weight, &targets, Some(&mut dx)).map(drop)
-            })?;
+pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
+    for model in bench.mode.models() {
+        let all: &[usize] = bench.mode.choose(&[512, 64, 2176], &[512]);
+        for &rows in all {
+            let rows = rows.min(8 * bench.mode.rows()[0]);
+            run(bench, model.name, rows, [model.hidden, model.vocab_size])?;
         }
     }
     Ok(())
+}
+
+struct Set {
+    x: Tensor<bf16>,
+    weight: Tensor<bf16>,
+    dx: Tensor<bf16>,
+    targets: Targets,
+    scores: Scores,
+}
+
+fn run(bench: &mut Bench<'_>, model: &str, rows: usize, [hidden, vocab_size]: [usize; 2]) -> Result<()> {
+    let make = |device: &Device, _| -> Result<Set> {
+        let target = |row| Target { row, token: (row * 97 % vocab_size) as u32, weight: 1.0 };
+        let targets: Vec<Target> = (0..rows).map(target).collect();
+        let targets = Targets::new(device, &targets, rows, 1.0 / rows as f64)?;
+        Ok(Set {
+            x: random(device, rows, hidden, 1.0, 0)?,
+            weight: random(device, vocab_size, hidden, 0.02, 1)?,
+            dx: device.empty(rows, hidden)?,
+            scores: Scores::with_capacity(device, rows)?,
+            targets,
+        })
+    };
+    let product = 2 * (rows * hidden * vocab_size) as u64;
+    let bytes = 2 * (hidden * (rows + vocab_size)) as u64;
+    // Logits are written, read, replaced by their gradients and read again.
+    let logits = 2 * 4 * (rows * vocab_size) as u64;
+    let of_logits = Product::Forward { rows, inputs: hidden, outputs: vocab_size };
+    let of_dx = Product::Input { rows, inputs: hidden, outputs: vocab_size };
+    let cost = Cost { flops: 2 * product, bytes: 2 * bytes + logits };
+    let name = |what: &str| format!("linear_cross_entropy/{what} {model} {rows}");
+    bench.run(&name("gradient"), cost, &[of_logits, of_dx], make, |device, set| {
+        let Set { x, weight, dx, targets, scores } = set;
+        forward_into(device, x, weight, (targets, scores), Some(dx))
+    })?;
+    let cost = Cost { flops: product, bytes };
+    bench.run(&name("scores"), cost, &[of_logits], make, |device, set| {
+        let Set { x, weight, targets, scores, .. } = set;
+        forward_into(device, x, weight, (targets, scores), None)
+    })
 }

@@ -1,9 +1,8 @@
 //! The LoRA matmul of every group of a Qwen3 block, forward and backward, against its floor and against cuBLASLt.
 //!
-//! `plain` is the frozen product alone by the same kernel; cuBLASLt's bar is the frozen product, and with LoRA two more products
-//! per layer that read and write y again (`x A^T`, then `y += xa B^T`), as libraries without a fused kernel do it.
+//! `plain` is the frozen product alone by the same kernel. cuBLASLt's bar is the frozen product forward, and the products of the
+//! gradients with the frozen weights backward: without anything for the adapters.
 
-use criterion::Criterion;
 use half::bf16;
 use tanren::batch::AdapterRows;
 use tanren::device::kernels::DevicePtr;
@@ -13,54 +12,44 @@ use tanren::ops::lora_matmul::gpu::{
     Backward, Factors, Group, Layer, LayerAdapters, Rows, backward, forward,
 };
 
-use crate::common::LORA_R;
-use crate::cublaslt::{Blas, Product};
-use crate::harness::{Bench, Cost, random};
+use super::common::LORA_R;
+use super::cublaslt::Product;
+use super::harness::{Bench, Cost, random};
 
-/// Rows that fill an RTX 3080 in whole waves.
-pub(crate) const ROWS: [usize; 2] = [2176, 4352];
-
-/// Model, hidden size, intermediate size, columns of q, columns of k and of v.
-pub(crate) const MODELS: [(&str, usize, usize, usize, usize); 4] = [
-    ("Qwen3-0.6B", 1024, 3072, 2048, 1024),
-    ("Qwen3-1.7B", 2048, 6144, 2048, 1024),
-    ("Qwen3-4B", 2560, 9728, 4096, 1024),
-    ("Qwen3-8B", 4096, 12288, 4096, 1024),
-];
-
-/// Tiles, groups and models.
-pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let mut bench = Bench::new(criterion, device, "lora_matmul");
-    let blas = Blas::open();
-    if let Err(reason) = &blas {
-        println!("no cuBLASLt to compare with: {reason}");
-    }
-    for (model, hidden, intermediate, q, kv) in MODELS {
-        for rows in ROWS {
+/// Groups and models, what takes most of a step first.
+pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
+    for model in bench.mode.models() {
+        let (hidden, q, kv) = (model.hidden, model.q_cols(), model.kv_cols());
+        for &rows in bench.mode.rows() {
             for (group, inputs, outputs) in [
+                ("gate_up", hidden, vec![model.intermediate; 2]),
                 ("qkv", hidden, vec![q, kv, kv]),
+                ("down", model.intermediate, vec![hidden]),
                 ("o", q, vec![hidden]),
-                ("gate_up", hidden, vec![intermediate; 2]),
-                ("down", intermediate, vec![hidden]),
             ] {
-                let case = Case::new(device, rows, inputs, &outputs)?;
-                case.run(&mut bench, &format!("{model} {group} {rows}"), blas.as_ref().ok())?;
+                Case { rows, inputs, outputs }.run(bench, &format!("{} {group} {rows}", model.name))?;
             }
         }
     }
     Ok(())
 }
 
-/// The tensors of one group.
+/// The shape of one group.
 struct Case {
     rows: usize,
     inputs: usize,
     outputs: Vec<usize>,
-    x: Tensor<bf16>,
-    layers: Vec<CaseLayer>,
 }
 
-struct CaseLayer {
+/// What the kernels read.
+struct Inputs {
+    x: Tensor<bf16>,
+    layers: Vec<LayerInputs>,
+    tables: Vec<LayerAdapters>,
+    rows: Rows,
+}
+
+struct LayerInputs {
     weight: Tensor<bf16>,
     dy: Tensor<bf16>,
     a: Tensor<bf16>,
@@ -69,94 +58,96 @@ struct CaseLayer {
     db_t: Tensor<f32>,
 }
 
-impl Case {
-    fn new(device: &Device, rows: usize, inputs: usize, outputs: &[usize]) -> Result<Self> {
-        let layer = |(i, &out): (usize, &usize)| -> Result<CaseLayer> {
+/// What they write.
+struct Outputs {
+    y: Vec<Tensor<bf16>>,
+    xa: Vec<Tensor<bf16>>,
+    none: Vec<Tensor<bf16>>,
+    dx: Tensor<bf16>,
+}
+
+impl Inputs {
+    fn new(device: &Device, case: &Case) -> Result<Self> {
+        let layer = |(i, &out): (usize, &usize)| -> Result<LayerInputs> {
             let index = 10 * i as u32;
-            Ok(CaseLayer {
-                weight: random(device, out, inputs, 0.02, index + 1)?,
-                dy: random(device, rows, out, 1.0, index + 2)?,
-                a: random(device, LORA_R, inputs, 0.02, index + 3)?,
+            Ok(LayerInputs {
+                weight: random(device, out, case.inputs, 0.02, index + 1)?,
+                dy: random(device, case.rows, out, 1.0, index + 2)?,
+                a: random(device, LORA_R, case.inputs, 0.02, index + 3)?,
                 b_t: random(device, LORA_R, out, 0.02, index + 4)?,
-                da: device.zeros(LORA_R, inputs)?,
+                da: device.zeros(LORA_R, case.inputs)?,
                 db_t: device.zeros(LORA_R, out)?,
             })
         };
+        let layers: Vec<LayerInputs> = case.outputs.iter().enumerate().map(layer).collect::<Result<_>>()?;
+        let table = |(l, &out): (&LayerInputs, &usize)| {
+            let factors = Factors { a: &l.a, b_t: &l.b_t, grads: Some((&l.da, &l.db_t)), scaling: 1.0 };
+            LayerAdapters::new(device, [out, case.inputs], &[Some(factors)])
+        };
+        let run = [AdapterRows { adapter: 0, rows: 0..case.rows }];
         Ok(Self {
-            rows,
-            inputs,
-            outputs: outputs.to_vec(),
-            x: random(device, rows, inputs, 1.0, 0)?,
-            layers: outputs.iter().enumerate().map(layer).collect::<Result<_>>()?,
+            x: random(device, case.rows, case.inputs, 1.0, 0)?,
+            tables: layers.iter().zip(&case.outputs).map(table).collect::<Result<_>>()?,
+            layers,
+            rows: Rows::new(device, case.rows, &run, None)?,
         })
     }
 
-    fn run(&self, bench: &mut Bench<'_>, name: &str, blas: Option<&Blas>) -> Result<()> {
-        let device = bench.device.clone();
-        let run = [AdapterRows { adapter: 0, rows: 0..self.rows }];
-        let rows = Rows::new(&device, self.rows, &run, None)?;
-        let tables: Vec<LayerAdapters> = self
-            .layers
-            .iter()
-            .zip(&self.outputs)
-            .map(|(l, &out)| {
-                let factors = Factors { a: &l.a, b_t: &l.b_t, grads: Some((&l.da, &l.db_t)), scaling: 1.0 };
-                LayerAdapters::new(&device, [out, self.inputs], &[Some(factors)])
-            })
-            .collect::<Result<_>>()?;
-        let layer = |adapted: bool| {
-            let pairs = self.layers.iter().zip(&tables);
-            pairs.map(move |(l, table)| Layer {
-                weight: &l.weight,
-                bias: None,
-                adapters: adapted.then_some(table),
-                key: DevicePtr(0),
-            })
+    fn with_group<R>(&self, is_adapted: bool, f: impl FnOnce(&Group<'_, bf16>) -> R) -> R {
+        let layers = self.layers.iter().zip(&self.tables).map(|(l, table)| Layer {
+            weight: &l.weight,
+            bias: None,
+            adapters: is_adapted.then_some(table),
+            key: DevicePtr(0),
+        });
+        f(&Group { layers: &layers.collect::<Vec<_>>(), rows: &self.rows, dropout: None, tile: None })
+    }
+}
+
+impl Outputs {
+    fn new(device: &Device, case: &Case) -> Result<Self> {
+        let each = |cols: &dyn Fn(usize) -> usize| -> Result<Vec<Tensor<bf16>>> {
+            case.outputs.iter().map(|&out| random(device, case.rows, cols(out), 1.0, 90)).collect()
         };
-        let (plain, adapted): (Vec<_>, Vec<_>) = (layer(false).collect(), layer(true).collect());
-        let group = |layers| Group { layers, rows: &rows, dropout: None, tile: None };
+        let (y, xa, none) = (each(&|out| out)?, each(&|_| LORA_R)?, each(&|_| 0)?);
+        Ok(Self { y, xa, none, dx: device.empty(case.rows, case.inputs)? })
+    }
+}
+
+impl Case {
+    fn run(&self, bench: &mut Bench<'_>, name: &str) -> Result<()> {
+        let Self { rows, inputs, .. } = *self;
         let columns: usize = self.outputs.iter().sum();
         let base = Cost {
-            flops: 2 * (self.rows * self.inputs * columns) as u64,
-            bytes: 2 * (self.rows * (self.inputs + columns) + self.inputs * columns) as u64,
+            flops: 2 * (rows * inputs * columns) as u64,
+            bytes: 2 * (rows * (inputs + columns) + inputs * columns) as u64,
         };
-        let lora_flops = 2 * (self.rows * LORA_R * (self.inputs * self.outputs.len() + columns)) as u64;
-        let outputs = |cols: &dyn Fn(usize) -> usize| -> Result<Vec<Tensor<bf16>>> {
-            self.outputs.iter().map(|&out| device.zeros(self.rows, cols(out))).collect()
-        };
-        let (mut y, mut none, mut xa) = (outputs(&|out| out)?, outputs(&|_| 0)?, outputs(&|_| LORA_R)?);
+        let lora_flops = 2 * (rows * LORA_R * (inputs * self.outputs.len() + columns)) as u64;
+        let make = |device: &Device, _| Ok((Inputs::new(device, self)?, Outputs::new(device, self)?));
 
-        let plain_seconds = bench.run(&format!("forward plain {name}"), base, || {
-            let (mut y, mut none) = (y.iter_mut().collect::<Vec<_>>(), none.iter_mut().collect::<Vec<_>>());
-            forward(&device, &group(&plain), &self.x, &mut y, &mut none)
-        })?;
-        let with_lora = Cost { flops: base.flops + lora_flops, ..base };
-        let lora_seconds = bench.run(&format!("forward lora {name}"), with_lora, || {
-            let (mut y, mut xa) = (y.iter_mut().collect::<Vec<_>>(), xa.iter_mut().collect::<Vec<_>>());
-            forward(&device, &group(&adapted), &self.x, &mut y, &mut xa)
-        })?;
-        println!("  lora over plain: {:.3}", lora_seconds / plain_seconds);
-        let mut dx = device.empty(self.rows, self.inputs)?;
-        let dy: Vec<&Tensor<bf16>> = self.layers.iter().map(|l| &l.dy).collect();
         let all = Cost { flops: base.flops + 2 * lora_flops, bytes: 2 * base.bytes };
-        bench.run(&format!("backward lora {name}"), all, || {
-            let args =
-                Backward { dy: &dy, x: &self.x, xa: &xa.iter().collect::<Vec<_>>(), dx: Some(&mut dx) };
-            backward(&device, &group(&adapted), args)
+        let product = |&outputs: &usize| Product::Input { rows, inputs, outputs };
+        let bar: Vec<Product> = self.outputs.iter().map(product).collect();
+        let name_of = |what: &str| format!("lora_matmul/{what} {name}");
+        bench.run(&name_of("backward lora"), all, &bar, make, |device, (from, to)| {
+            let dy: Vec<&Tensor<bf16>> = from.layers.iter().map(|l| &l.dy).collect();
+            let xa: Vec<&Tensor<bf16>> = to.xa.iter().collect();
+            let args = Backward { dy: &dy, x: &from.x, xa: &xa, dx: Some(&mut to.dx) };
+            from.with_group(true, |group| backward(device, group, args))
         })?;
-        let Some(blas) = blas else { return Ok(()) };
-        let product = |out| Product { rows: self.rows, inputs: self.inputs, outputs: out };
-        let products: Vec<Product> = self.outputs.iter().map(|&out| product(out)).collect();
-        match blas.seconds(&products, 0).and_then(|frozen| Ok((frozen, blas.seconds(&products, LORA_R)?))) {
-            Ok((frozen, unfused)) => println!(
-                "  cuBLASLt: {:.3} ms ({:.2} of its speed), with separate LoRA {:.3} ms ({:.2})",
-                1e3 * frozen,
-                frozen / plain_seconds,
-                1e3 * unfused,
-                unfused / lora_seconds
-            ),
-            Err(reason) => println!("  cuBLASLt: {reason}"),
-        }
-        Ok(())
+
+        let product = |&outputs: &usize| Product::Forward { rows, inputs, outputs };
+        let bar: Vec<Product> = self.outputs.iter().map(product).collect();
+        let with_lora = Cost { flops: base.flops + lora_flops, ..base };
+        bench.run(&name_of("forward lora"), with_lora, &bar, make, |device, (from, to)| {
+            let Outputs { y, xa, .. } = to;
+            let (mut y, mut xa) = (y.iter_mut().collect::<Vec<_>>(), xa.iter_mut().collect::<Vec<_>>());
+            from.with_group(true, |group| forward(device, group, &from.x, &mut y, &mut xa))
+        })?;
+        bench.run(&name_of("forward plain"), base, &bar, make, |device, (from, to)| {
+            let Outputs { y, none, .. } = to;
+            let (mut y, mut none) = (y.iter_mut().collect::<Vec<_>>(), none.iter_mut().collect::<Vec<_>>());
+            from.with_group(false, |group| forward(device, group, &from.x, &mut y, &mut none))
+        })
     }
 }

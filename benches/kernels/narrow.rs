@@ -7,8 +7,8 @@ use tanren::device::{Device, Tensor};
 use tanren::error::Result;
 use tanren::ops::lora_matmul::gpu::{Factors, Group, Layer, LayerAdapters, Project, Rows};
 
-use crate::common::LORA_R;
-use crate::harness::{Cost, random};
+use super::common::LORA_R;
+use super::harness::{Cost, random};
 
 /// Layers `[out_features, in_features]` with one adapter of rank 16 each, and the outputs of their narrow products.
 pub(crate) struct Narrow {
@@ -17,14 +17,22 @@ pub(crate) struct Narrow {
     rows: Rows,
     pub(crate) outputs: Vec<Tensor<bf16>>,
     _factors: Vec<(Tensor<bf16>, Tensor<bf16>)>,
-    cost: Cost,
+}
+
+/// What narrow products add to the kernel that makes them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extra(Cost);
+
+impl Extra {
+    pub(crate) fn on_top_of(self, cost: Cost) -> Cost {
+        Cost { flops: cost.flops + self.0.flops, bytes: cost.bytes + self.0.bytes }
+    }
 }
 
 impl Narrow {
-    /// The products of `rows` rows with the factor on the side of the input, or of the output (`back`).
-    pub(crate) fn new(device: &Device, rows: usize, shapes: &[[usize; 2]], back: bool) -> Result<Self> {
+    /// Layers of these shapes and `rows` rows.
+    pub(crate) fn new(device: &Device, rows: usize, shapes: &[[usize; 2]]) -> Result<Self> {
         let (mut weights, mut tables, mut outputs, mut factors) = (vec![], vec![], vec![], vec![]);
-        let mut numbers = 0;
         for &[out, input] in shapes {
             weights.push(device.empty(out, input)?);
             let (a, b_t) = (random(device, LORA_R, input, 0.02, 80)?, random(device, LORA_R, out, 0.02, 81)?);
@@ -32,15 +40,19 @@ impl Narrow {
             tables.push(LayerAdapters::new(device, [out, input], &[Some(of_layer)])?);
             outputs.push(device.empty(rows, LORA_R)?);
             factors.push((a, b_t));
-            numbers += if back { out } else { input };
         }
         let run = [AdapterRows { adapter: 0, rows: 0..rows }];
-        let cost = Cost {
+        let rows = Rows::new(device, rows, &run, None)?;
+        Ok(Self { weights, tables, rows, outputs, _factors: factors })
+    }
+
+    /// What the products of [`Narrow::new`] cost.
+    pub(crate) fn cost(rows: usize, shapes: &[[usize; 2]], back: bool) -> Extra {
+        let numbers: usize = shapes.iter().map(|&[out, input]| if back { out } else { input }).sum();
+        Extra(Cost {
             flops: 2 * (rows * LORA_R * numbers) as u64,
             bytes: 2 * (LORA_R * (numbers + rows * shapes.len())) as u64,
-        };
-        let rows = Rows::new(device, rows, &run, None)?;
-        Ok(Self { weights, tables, rows, outputs, _factors: factors, cost })
+        })
     }
 
     /// Calls `f` with the group of the layers.
@@ -61,10 +73,5 @@ impl Narrow {
         self.with_group(|group| {
             if back { Project::backward(group, &outputs) } else { Project::forward(group, &outputs) }
         })
-    }
-
-    /// What they add to `cost`.
-    pub(crate) fn on_top_of(&self, cost: Cost) -> Cost {
-        Cost { flops: cost.flops + self.cost.flops, bytes: cost.bytes + self.cost.bytes }
     }
 }

@@ -1,58 +1,84 @@
 //! QK-norm and rotation of queries and keys, alone and with the narrow products of q, k and v. The floor is every tensor once.
 
-use criterion::Criterion;
-use tanren::device::Device;
+use half::bf16;
+use tanren::device::{Device, Tensor};
 use tanren::error::Result;
 use tanren::ops::qk_norm_rope::{self, QkNormRope, RopeBackwardJob, RopeJob, RopeTable};
 
-use crate::harness::{Bench, Cost, random};
-use crate::lora_matmul::{MODELS, ROWS};
-use crate::narrow::Narrow;
+use super::harness::{Bench, Cost, random};
+use super::narrow::Narrow;
+use super::shapes::Model;
 
-/// Elements of a head of every Qwen3 model.
-const HEAD_DIM: usize = 128;
+struct Set {
+    table: RopeTable<f32>,
+    weight: Tensor<bf16>,
+    q: Tensor<bf16>,
+    k: Tensor<bf16>,
+    rotated: [Tensor<bf16>; 2],
+    /// Of q and k, which are changed in place, and of v.
+    dq: Tensor<bf16>,
+    dk: Tensor<bf16>,
+    dv: Tensor<bf16>,
+    narrow: Narrow,
+}
+
+impl Set {
+    fn new(device: &Device, rows: usize, model: &Model) -> Result<Self> {
+        let (q_cols, kv_cols) = (model.q_cols(), model.kv_cols());
+        let positions: Vec<usize> = (0..rows).map(|row| row % 512).collect();
+        Ok(Self {
+            table: RopeTable::new(device, &positions, model.head_dim, 1e6)?,
+            weight: random(device, 1, model.head_dim, 1.0, 0)?,
+            q: random(device, rows, q_cols, 1.0, 1)?,
+            k: random(device, rows, kv_cols, 1.0, 2)?,
+            rotated: [device.empty(rows, q_cols)?, device.empty(rows, kv_cols)?],
+            dq: random(device, rows, q_cols, 1.0, 3)?,
+            dk: random(device, rows, kv_cols, 1.0, 4)?,
+            dv: random(device, rows, kv_cols, 1.0, 5)?,
+            narrow: Narrow::new(device, rows, &shapes(model))?,
+        })
+    }
+}
+
+/// q, k and v.
+fn shapes(model: &Model) -> [[usize; 2]; 3] {
+    [model.q_cols(), model.kv_cols(), model.kv_cols()].map(|cols| [cols, model.hidden])
+}
 
 /// Both directions.
-pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let mut bench = Bench::new(criterion, device, "qk_norm_rope");
-    for (model, hidden, _, q_cols, kv_cols) in MODELS {
-        for rows in ROWS {
-            let name = format!("{model} {rows}");
+pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
+    for model in bench.mode.models() {
+        let head_dim = model.head_dim;
+        for &rows in bench.mode.rows() {
+            let both = model.q_cols() + model.kv_cols();
             let cost = |count: usize, further: usize| Cost {
-                flops: 10 * (rows * (q_cols + kv_cols)) as u64,
-                bytes: (2 * rows * (count * (q_cols + kv_cols) + further)) as u64,
+                flops: 10 * (rows * both) as u64,
+                bytes: (2 * rows * (count * both + further)) as u64,
             };
-            let positions: Vec<usize> = (0..rows).map(|row| row % 512).collect();
-            let table = RopeTable::new(device, &positions, HEAD_DIM, 1e6)?;
-            let weight = random(device, 1, HEAD_DIM, 1.0, 0)?;
-            let op = QkNormRope { norm: Some((&weight, 1e-6)), table: &table, head_dim: HEAD_DIM };
-            let (q, k) = (random(device, rows, q_cols, 1.0, 1)?, random(device, rows, kv_cols, 1.0, 2)?);
-            let (mut q_rotated, mut k_rotated) = (device.empty(rows, q_cols)?, device.empty(rows, kv_cols)?);
-            bench.run(&format!("forward {name}"), cost(2, 0), || {
-                let q_job = RopeJob { x: &q, op, y: &mut q_rotated };
-                let k_job = RopeJob { x: &k, op, y: &mut k_rotated };
-                qk_norm_rope::forward(device, &mut [q_job, k_job])
-            })?;
-            // In place: the gradients go on from call to call, at the same cost.
-            let (mut dq, mut dk) =
-                (random(device, rows, q_cols, 1.0, 3)?, random(device, rows, kv_cols, 1.0, 4)?);
-            let dv = random(device, rows, kv_cols, 1.0, 5)?;
-            let shapes = [[q_cols, hidden], [kv_cols, hidden], [kv_cols, hidden]];
-            let qkv = Narrow::new(device, rows, &shapes, true)?;
-            for (kind, project) in [("backward", None), ("backward with dxa of qkv", qkv.project(true)?)] {
-                let fused = qkv.on_top_of(cost(3, kv_cols));
-                bench.run(
-                    &format!("{kind} {name}"),
-                    if project.is_some() { fused } else { cost(3, 0) },
-                    || {
-                        let q_job = RopeBackwardJob { x: &q, op, dy: &mut dq };
-                        let k_job = RopeBackwardJob { x: &k, op, dy: &mut dk };
-                        let further = [&dv];
-                        let project = project.as_ref().map(|project| (project, &further[..]));
-                        qk_norm_rope::backward_with(device, &mut [q_job, k_job], project)
-                    },
-                )?;
+            let make = |device: &Device, _| Set::new(device, rows, model);
+            let name = |what: &str| format!("qk_norm_rope/{what} {} {rows}", model.name);
+            let fused = Narrow::cost(rows, &shapes(model), true).on_top_of(cost(3, model.kv_cols()));
+            for (what, is_fused, cost) in
+                [("backward with dxa of qkv", true, fused), ("backward", false, cost(3, 0))]
+            {
+                // In place: the gradients go on from call to call, at the same cost.
+                bench.run(&name(what), cost, &[], make, |device, set| {
+                    let Set { table, weight, q, k, dq, dk, dv, narrow, .. } = set;
+                    let op = QkNormRope { norm: Some((weight, 1e-6)), table, head_dim };
+                    let jobs =
+                        &mut [RopeBackwardJob { x: q, op, dy: dq }, RopeBackwardJob { x: k, op, dy: dk }];
+                    let project = if is_fused { narrow.project(true)? } else { None };
+                    let further = [&*dv];
+                    let project = project.as_ref().map(|project| (project, &further[..]));
+                    qk_norm_rope::backward_with(device, jobs, project)
+                })?;
             }
+            bench.run(&name("forward"), cost(2, 0), &[], make, |device, set| {
+                let Set { table, weight, q, k, rotated: [q_rotated, k_rotated], .. } = set;
+                let op = QkNormRope { norm: Some((weight, 1e-6)), table, head_dim };
+                let jobs = &mut [RopeJob { x: q, op, y: q_rotated }, RopeJob { x: k, op, y: k_rotated }];
+                qk_norm_rope::forward(device, jobs)
+            })?;
         }
     }
     Ok(())

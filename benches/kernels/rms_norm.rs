@@ -1,53 +1,102 @@
 //! RMSNorm of the residual stream, alone and with the narrow products of what comes next. The floor is every tensor once.
 
-use criterion::Criterion;
-use tanren::device::Device;
+use half::bf16;
+use tanren::device::{Device, Tensor};
 use tanren::error::Result;
 use tanren::ops::rms_norm::{self, Backward, Norm};
 
-use crate::harness::{Bench, Cost, random};
-use crate::lora_matmul::{MODELS, ROWS};
-use crate::narrow::Narrow;
+use super::harness::{Bench, Cost, random};
+use super::narrow::Narrow;
+use super::shapes::Model;
+
+struct Set {
+    weight: Tensor<bf16>,
+    x: Tensor<bf16>,
+    residual: Tensor<bf16>,
+    dy: Tensor<bf16>,
+    y: Tensor<bf16>,
+    ds: Tensor<bf16>,
+    rstd: Tensor<f32>,
+    /// Of q, k and v, and of o.
+    narrow: [Narrow; 2],
+}
+
+impl Set {
+    fn new(device: &Device, rows: usize, model: &Model) -> Result<Self> {
+        let (hidden, q, kv) = (model.hidden, model.q_cols(), model.kv_cols());
+        let mut set = Self {
+            weight: random(device, 1, hidden, 1.0, 0)?,
+            x: random(device, rows, hidden, 1.0, 1)?,
+            residual: random(device, rows, hidden, 1e-3, 2)?,
+            dy: random(device, rows, hidden, 1.0, 3)?,
+            y: device.empty(rows, hidden)?,
+            ds: device.empty(rows, hidden)?,
+            rstd: device.empty(rows, 1)?,
+            narrow: [
+                Narrow::new(device, rows, &[[q, hidden], [kv, hidden], [kv, hidden]])?,
+                Narrow::new(device, rows, &[[hidden, q]])?,
+            ],
+        };
+        // `apply` and backward read what forward made.
+        let norm = Norm { weight: &set.weight, eps: 1e-6 };
+        rms_norm::forward(device, &mut set.x, Some(&set.residual), &norm, &mut set.y, &mut set.rstd)?;
+        Ok(set)
+    }
+}
 
 /// Both directions, and the second half of forward again.
-pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let mut bench = Bench::new(criterion, device, "rms_norm");
-    for (model, hidden, _, q, kv) in MODELS {
-        for rows in ROWS {
-            let name = format!("{model} {rows}");
+pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
+    for model in bench.mode.models() {
+        for &rows in bench.mode.rows() {
+            let (hidden, q, kv) = (model.hidden, model.q_cols(), model.kv_cols());
+            let make = |device: &Device, _| Set::new(device, rows, model);
+            let name = |what: &str| format!("rms_norm/{what} {} {rows}", model.name);
             let tensors = |count: usize| Cost {
                 flops: 6 * (rows * hidden) as u64,
                 bytes: (2 * count * rows * hidden) as u64,
             };
-            let weight = random(device, 1, hidden, 1.0, 0)?;
-            let norm = Norm { weight: &weight, eps: 1e-6 };
-            let mut x = random(device, rows, hidden, 1.0, 1)?;
-            let residual = random(device, rows, hidden, 1e-3, 2)?;
-            let (mut y, mut ds) = (device.empty(rows, hidden)?, device.empty(rows, hidden)?);
-            let mut rstd = device.empty(rows, 1)?;
-            bench.run(&format!("forward {name}"), tensors(4), || {
-                rms_norm::forward(device, &mut x, Some(&residual), &norm, &mut y, &mut rstd)
-            })?;
-            let qkv = Narrow::new(device, rows, &[[q, hidden], [kv, hidden], [kv, hidden]], false)?;
-            let project = qkv.project(false)?;
-            bench.run(&format!("forward with xa of qkv {name}"), qkv.on_top_of(tensors(4)), || {
-                let to = (&mut y, &mut rstd);
-                rms_norm::forward_with(device, &mut x, Some(&residual), &norm, to, project.as_ref())
-            })?;
-            bench.run(&format!("apply {name}"), tensors(2), || {
-                rms_norm::apply(device, &x, &norm, &rstd, &mut y)
-            })?;
-            let dy = random(device, rows, hidden, 1.0, 3)?;
-            let o = Narrow::new(device, rows, &[[hidden, q]], true)?;
-            for (kind, project) in [("backward", None), ("backward with dxa of o", o.project(true)?)] {
-                let cost = if project.is_some() { o.on_top_of(tensors(5)) } else { tensors(5) };
-                bench.run(&format!("{kind} {name}"), cost, || {
-                    let (d_in, normed) = (Some(&residual), Some(&mut y));
-                    let args =
-                        Backward { dy: &dy, s: &x, norm: &norm, rstd: &rstd, d_in, ds: &mut ds, normed };
+            let with_qkv =
+                Narrow::cost(rows, &[[q, hidden], [kv, hidden], [kv, hidden]], false).on_top_of(tensors(4));
+            let with_o = Narrow::cost(rows, &[[hidden, q]], true).on_top_of(tensors(5));
+            for (what, is_fused, cost) in
+                [("forward with xa of qkv", true, with_qkv), ("forward", false, tensors(4))]
+            {
+                bench.run(&name(what), cost, &[], make, |device, set| {
+                    let project = if is_fused { set.narrow[0].project(false)? } else { None };
+                    let norm = Norm { weight: &set.weight, eps: 1e-6 };
+                    let to = (&mut set.y, &mut set.rstd);
+                    rms_norm::forward_with(
+                        device,
+                        &mut set.x,
+                        Some(&set.residual),
+                        &norm,
+                        to,
+                        project.as_ref(),
+                    )
+                })?;
+            }
+            for (what, is_fused, cost) in
+                [("backward with dxa of o", true, with_o), ("backward", false, tensors(5))]
+            {
+                bench.run(&name(what), cost, &[], make, |device, set| {
+                    let project = if is_fused { set.narrow[1].project(true)? } else { None };
+                    let norm = Norm { weight: &set.weight, eps: 1e-6 };
+                    let args = Backward {
+                        dy: &set.dy,
+                        s: &set.x,
+                        norm: &norm,
+                        rstd: &set.rstd,
+                        d_in: Some(&set.residual),
+                        ds: &mut set.ds,
+                        normed: Some(&mut set.y),
+                    };
                     rms_norm::backward_with(device, args, project.as_ref())
                 })?;
             }
+            bench.run(&name("apply"), tensors(2), &[], make, |device, set| {
+                let norm = Norm { weight: &set.weight, eps: 1e-6 };
+                rms_norm::apply(device, &set.x, &norm, &set.rstd, &mut set.y)
+            })?;
         }
     }
     Ok(())

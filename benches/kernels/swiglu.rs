@@ -1,41 +1,59 @@
 //! SwiGLU on the widest tensors of a block, alone and with the narrow products of its neighbours. The floor is every tensor once.
 
-use criterion::Criterion;
-use tanren::device::Device;
+use half::bf16;
+use tanren::device::{Device, Tensor};
 use tanren::error::Result;
 use tanren::ops::swiglu;
 
-use crate::harness::{Bench, Cost, random};
-use crate::lora_matmul::{MODELS, ROWS};
-use crate::narrow::Narrow;
+use super::harness::{Bench, Cost, random};
+use super::narrow::Narrow;
+
+struct Set {
+    gate: Tensor<bf16>,
+    up: Tensor<bf16>,
+    h: Tensor<bf16>,
+    /// Of down, and of gate and up.
+    narrow: [Narrow; 2],
+}
 
 /// Both directions.
-pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
-    let mut bench = Bench::new(criterion, device, "swiglu");
-    for (model, hidden, intermediate, ..) in MODELS {
-        for rows in ROWS {
-            let name = format!("{model} {rows}");
+pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
+    for model in bench.mode.models() {
+        let (hidden, intermediate) = (model.hidden, model.intermediate);
+        for &rows in bench.mode.rows() {
+            let (down, gate_up) = ([[hidden, intermediate]], [[intermediate, hidden]; 2]);
+            let make = |device: &Device, _| {
+                Ok(Set {
+                    gate: random(device, rows, intermediate, 1.0, 0)?,
+                    up: random(device, rows, intermediate, 1.0, 1)?,
+                    h: random(device, rows, intermediate, 1.0, 2)?,
+                    narrow: [Narrow::new(device, rows, &down)?, Narrow::new(device, rows, &gate_up)?],
+                })
+            };
             let tensors = |count: usize| Cost {
                 flops: 6 * (rows * intermediate) as u64,
                 bytes: (2 * count * rows * intermediate) as u64,
             };
-            let mut gate = random(device, rows, intermediate, 1.0, 0)?;
-            let mut up = random(device, rows, intermediate, 1.0, 1)?;
-            let mut h = device.empty(rows, intermediate)?;
-            let down = Narrow::new(device, rows, &[[hidden, intermediate]], false)?;
-            for (kind, project) in [("forward", None), ("forward with xa of down", down.project(false)?)] {
-                let cost = if project.is_some() { down.on_top_of(tensors(3)) } else { tensors(3) };
-                bench.run(&format!("{kind} {name}"), cost, || {
-                    swiglu::forward_with(device, &gate, &up, &mut h, project.as_ref())
+            let name = |what: &str| format!("swiglu/{what} {} {rows}", model.name);
+            let fused = Narrow::cost(rows, &gate_up, true).on_top_of(tensors(6));
+            for (what, is_fused, cost) in
+                [("backward with dxa of gate, up", true, fused), ("backward", false, tensors(6))]
+            {
+                // In place: the gradients go on from call to call, at the same cost.
+                bench.run(&name(what), cost, &[], make, |device, set| {
+                    let Set { gate, up, h, narrow } = set;
+                    let project = if is_fused { narrow[1].project(true)? } else { None };
+                    swiglu::backward_with(device, h, gate, up, project.as_ref())
                 })?;
             }
-            let gate_up = Narrow::new(device, rows, &[[intermediate, hidden]; 2], true)?;
-            for (kind, project) in
-                [("backward", None), ("backward with dxa of gate, up", gate_up.project(true)?)]
+            let fused = Narrow::cost(rows, &down, false).on_top_of(tensors(3));
+            for (what, is_fused, cost) in
+                [("forward with xa of down", true, fused), ("forward", false, tensors(3))]
             {
-                let cost = if project.is_some() { gate_up.on_top_of(tensors(6)) } else { tensors(6) };
-                bench.run(&format!("{kind} {name}"), cost, || {
-                    swiglu::backward_with(device, &mut h, &mut gate, &mut up, project.as_ref())
+                bench.run(&name(what), cost, &[], make, |device, set| {
+                    let Set { gate, up, h, narrow } = set;
+                    let project = if is_fused { narrow[0].project(false)? } else { None };
+                    swiglu::forward_with(device, gate, up, h, project.as_ref())
                 })?;
             }
         }

@@ -194,7 +194,11 @@ impl Library {
     }
 
     /// The same for functions that may wait. Other threads' calls go on meanwhile.
-    fn call_waiting(&self, function: &'static str, call: impl FnOnce(&Functions) -> u32) -> Result<(), Fault> {
+    fn call_waiting(
+        &self,
+        function: &'static str,
+        call: impl FnOnce(&Functions) -> u32,
+    ) -> Result<(), Fault> {
         self.calls.wait(function, || call(&self.functions))
     }
 }

@@ -47,11 +47,21 @@ pub struct EmulatorOptions {
     pub threads: usize,
     /// Seconds after which a launch is an error; 0 means never.
     pub watchdog_secs: f64,
+    /// Cut off the sums of matrix products as tensor cores do, instead of rounding them: eight products and the sum so far lose
+    /// what is below 25 bits of the largest of them, and the result is cut off to f32.
+    pub truncates_mma: bool,
 }
 
 impl Default for EmulatorOptions {
     fn default() -> Self {
-        Self { check: false, stats: false, schedule: Schedule::Fixed, threads: 0, watchdog_secs: 60.0 }
+        Self {
+            check: false,
+            stats: false,
+            schedule: Schedule::Fixed,
+            threads: 0,
+            watchdog_secs: 60.0,
+            truncates_mma: false,
+        }
     }
 }
 
@@ -62,6 +72,8 @@ struct RawOptions {
     stats: u32,
     is_random: u32,
     threads: u32,
+    truncates_mma: u32,
+    reserved: u32,
     seed: u64,
     watchdog_secs: f64,
 }
@@ -77,6 +89,8 @@ impl From<EmulatorOptions> for RawOptions {
             stats: options.stats.into(),
             is_random,
             threads: u32::try_from(options.threads).unwrap_or(u32::MAX),
+            truncates_mma: options.truncates_mma.into(),
+            reserved: 0,
             seed,
             watchdog_secs: options.watchdog_secs,
         }

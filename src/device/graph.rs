@@ -91,4 +91,4 @@ impl Drop for Graph {
 
 #[cfg(test)]
 #[path = "graph_tests.rs"]
-mod tests;
+mod gpu_tests;

@@ -1,15 +1,15 @@
-//! Recorded launches on the emulator: when they run, and when a replay is refused.
+//! Recorded launches: when they run, and when a replay is refused.
 
 #![cfg(feature = "emulated")]
 
-use crate::device::{Device, EmulatorOptions};
+use crate::device::Device;
 use crate::ops::testing::kernel_device;
 
 #[test]
 fn nothing_is_recorded_without_reserved_memory_or_on_a_cpu() {
     let cpu = Device::cpu(1).unwrap();
     assert!(cpu.capture(|| Ok(())).unwrap_err().to_string().contains("only a GPU"));
-    let device = Device::emulated(EmulatorOptions::default()).unwrap();
+    let device = kernel_device(0);
     assert!(device.capture(|| Ok(())).unwrap_err().to_string().contains("reserved"));
 }
 

@@ -152,10 +152,28 @@ mod devices {
     fn the_emulator_gives_what_is_stored_in_every_mode() {
         let fast = EmulatorOptions { threads: 1, ..EmulatorOptions::default() };
         let checked = EmulatorOptions { check: true, ..fast };
-        for options in [fast, checked, EmulatorOptions { schedule: Schedule::Random(3), ..checked }] {
+        let scheduled = EmulatorOptions { schedule: Schedule::Random(3), ..checked };
+        // The tolerances are made for sums that are cut off.
+        for options in [fast, checked, scheduled, EmulatorOptions { truncates_mma: true, ..fast }] {
             let findings = self_test(&Device::emulated(options).unwrap()).unwrap();
             assert!(findings.iter().all(|finding| finding.outcome == Outcome::Passed), "{findings:?}");
         }
+    }
+
+    /// 16 products of 1.5 * 2^-24 onto 1, 2, 3 and 4. Each of them rounds 1 up to the next number, 2^-23 further. Cut off, each is
+    /// 2^-24, eight of them are 2^-21; beside 2 and more they are nothing.
+    #[test]
+    fn the_emulator_cuts_sums_off_where_it_is_told_to() {
+        let sums = |truncates_mma| {
+            let options = EmulatorOptions { truncates_mma, threads: 1, ..EmulatorOptions::default() };
+            let mut inputs = Inputs::new();
+            inputs.a[..SQUARE].fill(bf16::from_f32(1.5 / 4096.0));
+            inputs.b[..NARROW].fill(bf16::from_f32(1.0 / 4096.0));
+            let got = inputs.run(&Device::emulated(options).unwrap()).unwrap();
+            [0, 1, 2, 3].map(|i| f32::from_bits(got[(MMA + i) * LANES]) - (i + 1) as f32)
+        };
+        assert_eq!(sums(false), [16.0 * f32::EPSILON, 0.0, 0.0, 0.0]);
+        assert_eq!(sums(true), [8.0 * f32::EPSILON, 0.0, 0.0, 0.0]);
     }
 
     /// On a GPU with `TANREN_TEST_DEVICE=cuda`. `TANREN_RECORD_PRIMITIVES` names a file for what the device gave.

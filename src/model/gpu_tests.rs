@@ -13,10 +13,10 @@ use super::weights::{Module, Role, Weights};
 use crate::batch::{Batch, Target};
 use crate::config::{LoraConfig, ModelConfig, TargetModules, variant};
 use crate::device::arch::Chip;
-use crate::device::{Device, EmulatorOptions, Mailbox};
+use crate::device::{Device, Mailbox};
 use crate::ops::attention::PlanCapacity;
 use crate::ops::linear_cross_entropy::TargetScore;
-use crate::ops::testing::{cpu, kernel_device, relative_rms};
+use crate::ops::testing::{cpu, kernel_device, relative_rms, unchecked_kernel_device};
 use crate::optim::{Optimizer, Update};
 use crate::rng::{Purpose, Stream};
 use crate::tensor::Real;
@@ -306,10 +306,7 @@ fn train<T: Real<Stat = f32>>(device: &Device) -> (Vec<f64>, Vec<f32>) {
 
 #[test]
 fn fifty_steps_in_bf16_stay_near_those_in_f32() {
-    let device = match std::env::var("TANREN_TEST_DEVICE") {
-        Ok(_) => kernel_device(0),
-        Err(_) => Device::emulated(EmulatorOptions::default()).unwrap(),
-    };
+    let device = unchecked_kernel_device();
     let (losses, trained) = train::<bf16>(&device);
     let (expected, expected_trained) = train::<f32>(&cpu());
     assert!(expected[49] < 0.7 * expected[0], "it learns: {expected:?}");

@@ -16,16 +16,59 @@ fn schedule(seed: u64) -> crate::device::Schedule {
     crate::device::Schedule::Random(seed.wrapping_add(shift.wrapping_mul(1 << 20)))
 }
 
+/// Whether kernel tests run on the first GPU (`TANREN_TEST_DEVICE=cuda`) and not on the emulator.
+#[cfg(feature = "emulated")]
+pub(crate) fn on_card() -> bool {
+    std::env::var("TANREN_TEST_DEVICE").is_ok_and(|device| device == "cuda")
+}
+
+/// What a test of real shapes takes: `real` on a GPU, `reduced` on the emulator, which needs seconds for what a GPU does in a
+/// microsecond.
+#[cfg(feature = "emulated")]
+pub(crate) fn at_scale<X>(real: X, reduced: X) -> X {
+    if on_card() { real } else { reduced }
+}
+
+/// The options of emulators of kernel tests. `TANREN_TEST_MMA=truncate` has all of them cut off the sums of matrix products.
+#[cfg(feature = "emulated")]
+fn options() -> crate::device::EmulatorOptions {
+    let truncates_mma = std::env::var("TANREN_TEST_MMA").is_ok_and(|sums| sums == "truncate");
+    crate::device::EmulatorOptions { truncates_mma, ..Default::default() }
+}
+
 /// The device of kernel tests: the emulator with its checks and a random order of execution named by `seed`. With
 /// `TANREN_TEST_DEVICE=cuda` it is the first GPU, where the same tests run against the same references.
 #[cfg(feature = "emulated")]
 pub(crate) fn kernel_device(seed: u64) -> Device {
     use crate::device::EmulatorOptions;
-    if std::env::var("TANREN_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+    if on_card() {
         return Device::cuda(0).unwrap();
     }
-    Device::emulated(EmulatorOptions { check: true, schedule: schedule(seed), ..EmulatorOptions::default() })
-        .unwrap()
+    Device::emulated(EmulatorOptions { check: true, schedule: schedule(seed), ..options() }).unwrap()
+}
+
+/// The same for long runs: an emulator checks nothing, and takes all processors.
+#[cfg(feature = "emulated")]
+pub(crate) fn unchecked_kernel_device() -> Device {
+    if on_card() { Device::cuda(0).unwrap() } else { Device::emulated(options()).unwrap() }
+}
+
+/// An emulator that cuts off the sums of matrix products, as the tensor cores of GPUs do.
+#[cfg(feature = "emulated")]
+pub(crate) fn truncating_emulator() -> Device {
+    use crate::device::EmulatorOptions;
+    Device::emulated(EmulatorOptions { truncates_mma: true, ..EmulatorOptions::default() }).unwrap()
+}
+
+/// How far the cut-off of tensor cores takes a sum of `terms` products whose partial sums stay below `largest`.
+///
+/// Eight products at a time are added to the sum so far. What is below 2^-24 of the largest of the nine is lost, and the result is
+/// cut off to f32, where up to 2^-23 of it is lost, always toward 0. (Fasi et al., "Numerical behavior of NVIDIA tensor cores",
+/// 2021.) With the worst signs a step loses 5.5 * 2^-23. The losses of products have either sign, and the sum so far loses half a
+/// unit on average while it grows: together about a third of 2^-23 a step. One is allowed.
+#[cfg(feature = "emulated")]
+pub(crate) fn cut_off(terms: usize, largest: f64) -> f64 {
+    terms.div_ceil(8) as f64 * largest / 8_388_608.0
 }
 
 /// Demands that `run` gives the same bits under `schedules` orders of execution of the emulator; with `TANREN_TEST_DEVICE=cuda`, in
@@ -33,16 +76,15 @@ pub(crate) fn kernel_device(seed: u64) -> Device {
 #[cfg(feature = "emulated")]
 pub(crate) fn assert_repeats<R: PartialEq + std::fmt::Debug>(schedules: u64, run: impl Fn(&Device) -> R) {
     use crate::device::EmulatorOptions;
-    if std::env::var("TANREN_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+    if on_card() {
         let device = kernel_device(0);
         let repeats = std::env::var("TANREN_TEST_REPEATS").ok().and_then(|n| n.parse().ok()).unwrap_or(250);
         let first = run(&device);
         (1..repeats).for_each(|repeat| assert!(run(&device) == first, "run {repeat}"));
         return;
     }
-    let emulator = |seed| {
-        Device::emulated(EmulatorOptions { schedule: schedule(seed), ..EmulatorOptions::default() }).unwrap()
-    };
+    let emulator =
+        |seed| Device::emulated(EmulatorOptions { schedule: schedule(seed), ..options() }).unwrap();
     let first = run(&emulator(0));
     for seed in 1..schedules {
         assert!(run(&emulator(seed)) == first, "schedule {seed}");
@@ -84,15 +126,29 @@ pub(crate) const RAGGED_ROWS: [usize; 7] = [1, 17, 127, 128, 129, 300, 507];
 /// Standard normal numbers times `size` that bf16 can hold.
 #[cfg(feature = "emulated")]
 pub(crate) fn bf16_numbers(len: usize, size: f32, index: u32) -> Vec<f64> {
-    let mut stream = Stream::new(98, Purpose::ModelInit, index);
-    (0..len).map(|_| half::bf16::from_f32(size * stream.normal()).to_f64()).collect()
+    drawn(Stream::new(98, Purpose::ModelInit, index), len, size)
+}
+
+/// Numbers of a stream as [`bf16_numbers`] has them. From the 1,048,574th on they are the same again, in the same order: drawing
+/// takes long, and as the period is a prime no two rows of a matrix begin at the same place of it.
+#[cfg(feature = "emulated")]
+pub(crate) fn drawn(mut stream: Stream, len: usize, size: f32) -> Vec<f64> {
+    const PERIOD: usize = 1_048_573;
+    let mut number = || half::bf16::from_f32(size * stream.normal()).to_f64();
+    let period: Vec<f64> = (0..len.min(PERIOD)).map(|_| number()).collect();
+    let mut numbers = Vec::with_capacity(len);
+    while numbers.len() < len {
+        numbers.extend_from_slice(&period[..PERIOD.min(len - numbers.len())]);
+    }
+    numbers
 }
 
 /// A bf16 tensor with `capacity` rows, of which `values` are the first and the others hold 7.
 #[cfg(feature = "emulated")]
 pub(crate) fn with_room(device: &Device, capacity: usize, cols: usize, values: &[f64]) -> Tensor<half::bf16> {
+    use rayon::prelude::*;
     let mut all = vec![half::bf16::from_f32(7.0); capacity * cols];
-    all.iter_mut().zip(values).for_each(|(to, &from)| *to = half::bf16::from_f64(from));
+    all.par_iter_mut().zip(values).for_each(|(to, &from)| *to = half::bf16::from_f64(from));
     device.tensor(capacity, cols, &all).unwrap()
 }
 
@@ -114,7 +170,8 @@ pub(crate) fn live_count(device: &Device, rows: usize) -> Tensor<u32> {
 /// Values rounded to bf16, as f64.
 #[cfg(feature = "emulated")]
 pub(crate) fn rounded(values: &[f64]) -> Vec<f64> {
-    values.iter().map(|&x| half::bf16::from_f64(x).to_f64()).collect()
+    use rayon::prelude::*;
+    values.par_iter().map(|&x| half::bf16::from_f64(x).to_f64()).collect()
 }
 
 /// The rule for kernels that compute with bf16: their error, largest and root mean square, is at most `k` times that of

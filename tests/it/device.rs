@@ -412,15 +412,8 @@ fn a_thread_that_waits_for_the_gpu_holds_up_no_other() {
     let device = Device::cuda(0).unwrap();
     let [x, y] = [7u32, 0].map(|value| device.tensor(1, 128, &[value; 128]).unwrap());
     let launch = Launch { kernel: Kernel::SelfTest, grid: [1, 1, 1], dynamic_smem: 4 * 128 };
-    let params = SelfTestParams {
-        x: x.ptr(),
-        y: y.ptr(),
-        factor: 1,
-        addend: 0.0,
-        offset: 0,
-        stride: 1,
-        fault: 0,
-    };
+    let params =
+        SelfTestParams { x: x.ptr(), y: y.ptr(), factor: 1, addend: 0.0, offset: 0, stride: 1, fault: 0 };
     thread::scope(|scope| {
         let waiting = scope.spawn(|| device.read(&x));
         while !waiting.is_finished() {

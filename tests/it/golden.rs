@@ -216,7 +216,7 @@ fn check(name: &str) {
 }
 
 /// The device of the tests in bf16: the emulator with its checks and a random order of execution (another one with
-/// `TANREN_TEST_SEED=N`), or with `TANREN_TEST_DEVICE=cuda` the first GPU.
+/// `TANREN_TEST_SEED=N`, sums that are cut off with `TANREN_TEST_MMA=truncate`), or with `TANREN_TEST_DEVICE=cuda` the first GPU.
 #[cfg(feature = "emulated")]
 pub(crate) fn gpu_device(seed: u64) -> Device {
     use tanren::device::{EmulatorOptions, Schedule};
@@ -225,7 +225,9 @@ pub(crate) fn gpu_device(seed: u64) -> Device {
     }
     let shift = std::env::var("TANREN_TEST_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0u64);
     let schedule = Schedule::Random(seed.wrapping_add(shift.wrapping_mul(1 << 20)));
-    Device::emulated(EmulatorOptions { check: true, schedule, ..EmulatorOptions::default() }).unwrap()
+    let truncates_mma = std::env::var("TANREN_TEST_MMA").is_ok_and(|sums| sums == "truncate");
+    let options = EmulatorOptions { check: true, schedule, truncates_mma, ..EmulatorOptions::default() };
+    Device::emulated(options).unwrap()
 }
 
 /// Largest and mean absolute difference.

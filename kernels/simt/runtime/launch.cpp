@@ -82,6 +82,7 @@ void prepare_worker(Worker& worker, const Launch& launch) {
     worker.params = launch.params;
     worker.check = launch.options.check != 0;
     worker.stats = launch.options.stats != 0;
+    worker.truncates_mma = launch.options.truncates_mma != 0;
     worker.in_kernel = false;
     worker.uninterruptible = 0;
     worker.failure.set = false;

@@ -130,6 +130,8 @@ struct Worker : BlockView {
     const Kernel* kernel;
     const void* params;
     bool check, stats;
+    // Sums of mma are cut off as tensor cores do it.
+    bool truncates_mma;
     // More happens at meetings than in the plain fast mode.
     bool is_special;
 
@@ -186,6 +188,8 @@ struct Options {
     uint32_t stats;
     uint32_t is_random;
     uint32_t threads;
+    uint32_t truncates_mma;
+    uint32_t reserved;
     uint64_t seed;
     double watchdog_secs;
 };

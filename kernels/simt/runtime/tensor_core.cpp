@@ -2,7 +2,8 @@
 //
 // Order of sums in mma: every element of d adds its products one by one, k = 0, 1, ..., 15, each by a fused
 // multiply-add in f32. Products of two bf16 numbers are exact in f32, so all code paths here give the same bits. The
-// hardware adds in another, not documented order and truncates differently: its results are compared with tolerances.
+// hardware adds in another, not documented order and truncates: its results are compared with tolerances, and
+// Options::truncates_mma makes the sums as experiments have found tensor cores to make them (multiply_truncated).
 
 #include "check.hpp"
 #include "stats.hpp"
@@ -63,6 +64,77 @@ void multiply_plain(const Slot* slots, int m, int n, const Operands& operands) {
                     const float* row = operands.a[i][g + part / 2 * 8];
                     for (int k = 0; k < 16; k++) sum = fmaf(row[k], operands.b[j][k][2 * q + part % 2], sum);
                     d[(i * n + j) * 4 + part] = sum;
+                }
+            }
+        }
+    }
+}
+
+// The exponent of a bf16 number that is not 0; subnormal ones have that of the smallest normal number.
+int exponent_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const int exponent = static_cast<int>(bits >> 23 & 255);
+    return (exponent > 0 ? exponent : 1) - 127;
+}
+
+// 2 to the power of `exponent`, which is a normal number of f64.
+double power_of_two(int exponent) {
+    const uint64_t bits = static_cast<uint64_t>(exponent + 1023) << 52;
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// The f32 next to `value` on the side of 0.
+float toward_zero(double value) {
+    const float near = static_cast<float>(value);
+    return fabs(static_cast<double>(near)) > fabs(value) ? nextafterf(near, 0.0f) : near;
+}
+
+// c and the products of eight pairs, as the tensor cores of A100 and of Ada are known to add them: all nine are exact,
+// are aligned to the largest exponent among them, where a product has the sum of its factors' exponents, and lose what
+// is below the last bit of a 24-bit significand and one more; the sum of what is left is cut off to f32. Those of H100
+// take 16 pairs at once and two more bits, so they lose less. Sources: Fasi, Higham, Mikaitis, Pranesh, "Numerical
+// behavior of NVIDIA tensor cores", 2021; Khattak, Mikaitis, "Accurate models of NVIDIA tensor cores", 2025.
+float add_truncated(float c, const float* a, const float (*b)[8], int column) {
+    constexpr int kBits = 23 + 1, kNone = -10000;
+    int largest = c != 0 ? exponent_of(c) : kNone;
+    bool is_finite = isfinite(c);
+    for (int k = 0; k < 8; k++) {
+        const float w = b[k][column];
+        is_finite = is_finite && isfinite(a[k]) && isfinite(w);
+        if (a[k] == 0 || w == 0) continue;
+        const int exponent = exponent_of(a[k]) + exponent_of(w);
+        largest = exponent > largest ? exponent : largest;
+    }
+    if (!is_finite) {
+        for (int k = 0; k < 8; k++) c = fmaf(a[k], b[k][column], c);
+        return c;
+    }
+    if (largest == kNone) return c;
+    const double units = power_of_two(kBits - largest);
+    int64_t sum = static_cast<int64_t>(static_cast<double>(c) * units);
+    for (int k = 0; k < 8; k++) {
+        const double product = static_cast<double>(a[k]) * static_cast<double>(b[k][column]);
+        sum += static_cast<int64_t>(product * units);
+    }
+    return toward_zero(static_cast<double>(sum) * power_of_two(largest - kBits));
+}
+
+// As multiply_plain.
+void multiply_truncated(const Slot* slots, int m, int n, const Operands& operands) {
+    for (int lane = 0; lane < 32; lane++) {
+        const int g = lane / 4, q = lane % 4;
+        float* d = d_of(slots[lane]);
+        for (int i = 0; i < m; i++) {
+            for (int j = 0; j < n; j++) {
+                for (int part = 0; part < 4; part++) {
+                    float& sum = d[(i * n + j) * 4 + part];
+                    const float* row = operands.a[i][g + part / 2 * 8];
+                    for (int k = 0; k < 16; k += 8) {
+                        sum = add_truncated(sum, row + k, operands.b[j] + k, 2 * q + part % 2);
+                    }
                 }
             }
         }
@@ -277,7 +349,9 @@ void mma(float* d, const uint32_t* a, const uint32_t* b, int m, int n, int line)
     if (meet(thread, Op::kMma, shape, line, SIMT_CALLER)) {
         static thread_local Operands operands;
         unpack(warp->slots, m, n, operands);
-        if (kHasAvx2) {
+        if (thread->worker->truncates_mma) {
+            multiply_truncated(warp->slots, m, n, operands);
+        } else if (kHasAvx2) {
             multiply_avx2(warp->slots, m, n, operands);
         } else {
             multiply_plain(warp->slots, m, n, operands);

@@ -113,11 +113,12 @@ mod tests {
             let (done, is_done) = mpsc::channel();
             thread::scope(|scope| {
                 scope.spawn(|| {
-                    calls.make("cuLaunchKernel", || {
-                        made += 1;
-                        0
-                    })
-                    .unwrap();
+                    calls
+                        .make("cuLaunchKernel", || {
+                            made += 1;
+                            0
+                        })
+                        .unwrap();
                     calls.launched(Some(launch()));
                     done.send(()).unwrap();
                 });
@@ -136,7 +137,10 @@ mod tests {
         })
         .unwrap_err();
         // The kernel that was started last, though that was during the wait.
-        assert_eq!((fault.function, fault.code, fault.last_launch), ("cuEventSynchronize", 700, Some(launch())));
+        assert_eq!(
+            (fault.function, fault.code, fault.last_launch),
+            ("cuEventSynchronize", 700, Some(launch()))
+        );
         let refused = calls.make("cuMemAlloc_v2", || panic!("a call after a sticky error")).unwrap_err();
         assert_eq!((refused.function, refused.code), ("cuEventSynchronize", 700));
         let refused = calls.wait("cuMemFree_v2", || panic!("a wait after a sticky error")).unwrap_err();

@@ -346,7 +346,9 @@ impl Cuda {
 
     pub(super) fn wait(&self) -> Result<(), Fault> {
         // SAFETY: the handle is the stream of this context.
-        self.call_waiting("cuStreamSynchronize", |driver| unsafe { (driver.cuStreamSynchronize)(self.stream) })
+        self.call_waiting("cuStreamSynchronize", |driver| unsafe {
+            (driver.cuStreamSynchronize)(self.stream)
+        })
     }
 
     /// Makes the context that of this thread: any thread may come, and others may have set theirs.

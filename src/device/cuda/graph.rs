@@ -1,8 +1,8 @@
 //! What a GPU does beyond single calls: graphs of launches, copies that are taken later, and a clock.
 
-use super::{Fault, Handle};
 use super::context::Cuda;
 use super::staging::Buffer;
+use super::{Fault, Handle};
 use crate::device::kernels::DevicePtr;
 use crate::error::Result;
 

@@ -189,7 +189,9 @@ impl Buffer {
     pub(super) fn wait(&mut self, cuda: &Cuda) -> Result<(), Fault> {
         if self.busy {
             // SAFETY: the event was made by `Buffer::new` and recorded by `started`.
-            cuda.call_waiting("cuEventSynchronize", |driver| unsafe { (driver.cuEventSynchronize)(self.done) })?;
+            cuda.call_waiting("cuEventSynchronize", |driver| unsafe {
+                (driver.cuEventSynchronize)(self.done)
+            })?;
             self.busy = false;
         }
         self.used = 0;

@@ -104,6 +104,7 @@ fn schedules() -> impl Iterator<Item = EmulatorOptions> {
         schedule,
         threads: 1,
         watchdog_secs: 60.0,
+        truncates_mma: false,
     })
 }
 

@@ -267,6 +267,7 @@ const FAST: EmulatorOptions = EmulatorOptions {
     schedule: Schedule::Fixed,
     threads: 1,
     watchdog_secs: 60.0,
+    truncates_mma: false,
 };
 
 #[test]

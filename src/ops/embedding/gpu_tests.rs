@@ -3,7 +3,24 @@
 #![cfg(feature = "emulated")]
 
 use super::forward;
-use crate::ops::testing::{RAGGED_ROWS, bf16_numbers, kernel_device, live, live_count, with_room};
+use crate::device::Device;
+use crate::ops::testing::{RAGGED_ROWS, at_scale, bf16_numbers, kernel_device, live, live_count, with_room};
+
+/// `rows` of `rows + 2` ids, which are all over the table.
+fn compare(device: &Device, vocab_size: usize, rows: usize, cols: usize) {
+    let numbers = bf16_numbers(vocab_size * cols, 1.0, 0);
+    let table = with_room(device, vocab_size, cols, &numbers);
+    let ids: Vec<u32> = (0..rows + 2).map(|i| (i * i * 31 % vocab_size) as u32).collect();
+    let ids_there = device.tensor(rows + 2, 1, &ids).unwrap();
+    let mut y = with_room(device, rows + 2, cols, &[]);
+    let count = live_count(device, rows);
+    forward(&device.with_live_rows(count.ptr()), &table, &ids_there, &mut y).unwrap();
+    let expected: Vec<f64> = ids[..rows]
+        .iter()
+        .flat_map(|&id| numbers[id as usize * cols..(id as usize + 1) * cols].to_vec())
+        .collect();
+    assert!(live(device, &y, rows) == expected, "{rows} rows of {vocab_size} x {cols}");
+}
 
 #[test]
 fn rows_come_from_the_table() {
@@ -11,18 +28,17 @@ fn rows_come_from_the_table() {
     for (cols, rows) in
         RAGGED_ROWS.map(|rows| (8 + rows % 5 * 8, rows)).into_iter().chain([(2560, 3), (16, 0)])
     {
-        let numbers = bf16_numbers(50 * cols, 1.0, 0);
-        let table = with_room(&device, 50, cols, &numbers);
-        let ids: Vec<u32> = (0..rows + 2).map(|i| (i * i) as u32 % 50).collect();
-        let ids_there = device.tensor(rows + 2, 1, &ids).unwrap();
-        let mut y = with_room(&device, rows + 2, cols, &[]);
-        let count = live_count(&device, rows);
-        forward(&device.with_live_rows(count.ptr()), &table, &ids_there, &mut y).unwrap();
-        let expected: Vec<f64> = ids[..rows]
-            .iter()
-            .flat_map(|&id| numbers[id as usize * cols..(id as usize + 1) * cols].to_vec())
-            .collect();
-        assert_eq!(live(&device, &y, rows), expected);
+        compare(&device, 50, rows, cols);
+    }
+}
+
+/// The table of Qwen3-0.6B, whose last rows lie beyond 2^28 bytes, and of a wider model.
+#[test]
+fn real_shapes() {
+    for (vocab_size, rows, cols) in
+        at_scale([(151_936, 2176, 1024), (50_000, 2176, 4096)], [(1500, 70, 256), (300, 9, 1024)])
+    {
+        compare(&kernel_device(2), vocab_size, rows, cols);
     }
 }
 

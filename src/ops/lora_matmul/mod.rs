@@ -29,10 +29,10 @@
 mod backward;
 mod cpu;
 mod dispatch;
-#[cfg(test)]
-mod dora_tests;
 mod dropout;
 pub mod gpu;
+#[cfg(test)]
+mod gpu_dora_tests;
 pub mod plan;
 #[cfg(test)]
 mod tests;

@@ -202,7 +202,8 @@ fn best(tiles: &[Tile], problem: &Problem, columns: &[usize], chip: Chip) -> Til
     } else {
         tiles.to_vec()
     };
-    let plans = tiles.iter().map(|tile| (tiled(tile, rows, columns, chip), efficiency(chip.arch, tile.shape)));
+    let plans =
+        tiles.iter().map(|tile| (tiled(tile, rows, columns, chip), efficiency(chip.arch, tile.shape)));
     let time = |(plan, efficiency): &(TiledPlan, f64)| -> f64 {
         let useful = (rows * columns.iter().sum::<usize>()) as f64;
         useful / plan.utilisation.max(f64::MIN_POSITIVE) / efficiency
@@ -305,9 +306,7 @@ mod tests {
             (times * m * n) as f64 / rate
         };
         let mut best = ([128, 128], time([128, 128], 2, 1.0));
-        for (tile, time) in
-            [([128, 256], time([128, 256], 1, 1.0)), ([64, 64], time([64, 64], 4, 0.85))]
-        {
+        for (tile, time) in [([128, 256], time([128, 256], 1, 1.0)), ([64, 64], time([64, 64], 4, 0.85))] {
             if time < best.1 && (has_wide || tile != [128, 256]) {
                 best = (tile, time);
             }
@@ -335,7 +334,11 @@ mod tests {
             for rows in [2176, 4096, 4224, 8192] {
                 for outs in [&[3072, 3072][..], &[4096], &[6144, 6144], &[12288, 12288]] {
                     let problem = problem(rows, outs[0], outs);
-                    assert_eq!(forward(&problem, chip).kernel, Kernel::LoraMatmulFwdBf16128x256, "{rows} {outs:?}");
+                    assert_eq!(
+                        forward(&problem, chip).kernel,
+                        Kernel::LoraMatmulFwdBf16128x256,
+                        "{rows} {outs:?}"
+                    );
                     let masked = dx(&Problem { dropout: true, in_features: 4096, ..problem.clone() }, chip);
                     assert_eq!(masked.kernel, Kernel::LoraMatmulDxBf16128x256Dropout, "{rows} {outs:?}");
                 }

@@ -3,11 +3,12 @@
 #![cfg(feature = "emulated")]
 
 use half::bf16;
+use rayon::prelude::*;
 
 use super::{QkNormRope, RopeBackwardJob, RopeJob, RopeTable, backward, forward};
-use crate::device::{Device, EmulatorOptions};
+use crate::device::Device;
 use crate::ops::testing::{
-    RAGGED_ROWS, assert_as_good, assert_repeats, bf16_numbers, kernel_device, live, with_room,
+    RAGGED_ROWS, assert_as_good, assert_repeats, at_scale, bf16_numbers, kernel_device, live, with_room,
 };
 
 const EPS: f32 = 1e-6;
@@ -42,8 +43,7 @@ impl Case {
         let q = |x: f64| if round { bf16::from_f64(x).to_f64() } else { x };
         let (d, half, positions) = (self.head_dim, self.head_dim / 2, self.positions(job));
         let (x, dy, weight) = (self.numbers(job, 0), self.numbers(job, 1), self.weight(job));
-        let (mut y, mut dx) = (vec![], vec![]);
-        for (i, (x, dy)) in x.chunks(d).zip(dy.chunks(d)).enumerate() {
+        let of_head = |(i, (x, dy)): (usize, (&[f64], &[f64]))| {
             let position = positions[i / self.shapes[job].1];
             let turn = |v: &[f64], direction: f64| -> Vec<f64> {
                 (0..d)
@@ -58,16 +58,18 @@ impl Case {
             };
             let rstd = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / d as f64 + f64::from(EPS)).sqrt();
             let normed = |i: usize| if self.norm { q(q(x[i] * rstd) * weight[i]) } else { x[i] };
-            y.extend(turn(&(0..d).map(normed).collect::<Vec<_>>(), 1.0));
+            let y = turn(&(0..d).map(normed).collect::<Vec<_>>(), 1.0);
             let mut g = turn(dy, -1.0);
             if self.norm {
                 g.iter_mut().zip(&weight).for_each(|(g, w)| *g = q(*g * w));
                 let inner = g.iter().zip(x).map(|(g, x)| g * x * rstd).sum::<f64>() / d as f64;
                 g.iter_mut().zip(x).for_each(|(g, x)| *g = q(rstd * (*g - x * rstd * inner)));
             }
-            dx.extend(g);
-        }
-        [y, dx]
+            (y, g)
+        };
+        let heads = x.par_chunks(d).zip(dy.par_chunks(d)).enumerate();
+        let (y, dx): (Vec<Vec<f64>>, Vec<Vec<f64>>) = heads.map(of_head).unzip();
+        [y.concat(), dx.concat()]
     }
 
     /// y and dx of both jobs.
@@ -139,16 +141,31 @@ fn gpu_repeats_have_the_same_bits() {
     assert_repeats(30, |device| case.run(device));
 }
 
+/// Heads of Qwen3-0.6B and 8B, and those of Qwen2.5-0.5B, which have no norm.
 #[test]
-fn every_sector_is_used_in_full() {
-    let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
-    Case { head_dim: 128, norm: true, shapes: [(33, 16), (33, 8)] }.run(&device);
-    let counters = device.take_counters().kernels;
-    assert_eq!(counters.len(), 2);
-    for (symbol, counters) in counters {
-        // The table of angles is read by half sectors: it stays in the caches.
-        for (place, counts) in counters.lines.iter().filter(|(place, _)| place.0.ends_with(".cu")) {
-            assert!(counts.sector_ratio() <= 1.05, "{symbol} {place:?}: {counts:?}");
+fn real_shapes() {
+    for (head_dim, norm, [q, kv]) in [(128, true, [16, 8]), (128, true, [32, 8]), (64, false, [14, 2])] {
+        let rows = at_scale(2176, 20);
+        Case { head_dim, norm, shapes: [(rows, q), (rows, kv)] }.compare(&kernel_device(2));
+    }
+}
+
+/// What only an emulator can do.
+mod emulator {
+    use super::*;
+    use crate::device::EmulatorOptions;
+
+    #[test]
+    fn every_sector_is_used_in_full() {
+        let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
+        Case { head_dim: 128, norm: true, shapes: [(33, 16), (33, 8)] }.run(&device);
+        let counters = device.take_counters().kernels;
+        assert_eq!(counters.len(), 2);
+        for (symbol, counters) in counters {
+            // The table of angles is read by half sectors: it stays in the caches.
+            for (place, counts) in counters.lines.iter().filter(|(place, _)| place.0.ends_with(".cu")) {
+                assert!(counts.sector_ratio() <= 1.05, "{symbol} {place:?}: {counts:?}");
+            }
         }
     }
 }

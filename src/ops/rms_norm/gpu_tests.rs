@@ -5,10 +5,10 @@
 use half::bf16;
 
 use super::{Norm, apply, backward, forward};
-use crate::device::{Device, EmulatorOptions};
+use crate::device::Device;
 use crate::ops::testing::{
-    RAGGED_ROWS, assert_as_good, assert_repeats, bf16_numbers, kernel_device, live, live_count, rounded,
-    with_room,
+    RAGGED_ROWS, assert_as_good, assert_repeats, at_scale, bf16_numbers, kernel_device, live, live_count,
+    rounded, with_room,
 };
 
 const EPS: f32 = 1e-6;
@@ -141,17 +141,34 @@ fn gpu_repeats_have_the_same_bits() {
     assert_repeats(30, |device| case.run(device));
 }
 
+/// Hidden sizes of Qwen3-0.6B, 4B and 8B.
 #[test]
-fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
-    for cols in [1024, 10240] {
-        let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
-        Case::new(33, cols).run(&device);
-        let counters = device.take_counters().kernels;
-        assert_eq!(counters.len(), 3);
-        for (symbol, counters) in counters {
-            assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
-            // A row has 4 bytes of rstd, of a sector of 32.
-            assert!(counters.total.sector_ratio() <= 1.05, "{symbol}: {counters:?}");
+fn real_shapes() {
+    for (rows, cols) in
+        at_scale([(2176, 1024), (2176, 2560), (2176, 4096)], [(40, 1024), (3, 2560), (2, 4096)])
+    {
+        Case::new(rows, cols).compare(&kernel_device(3));
+    }
+}
+
+/// What only an emulator can do.
+mod emulator {
+    use super::*;
+    use crate::device::EmulatorOptions;
+
+    #[test]
+    fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
+        for cols in [1024, 10240] {
+            let device =
+                Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
+            Case::new(33, cols).run(&device);
+            let counters = device.take_counters().kernels;
+            assert_eq!(counters.len(), 3);
+            for (symbol, counters) in counters {
+                assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
+                // A row has 4 bytes of rstd, of a sector of 32.
+                assert!(counters.total.sector_ratio() <= 1.05, "{symbol}: {counters:?}");
+            }
         }
     }
 }

@@ -1,16 +1,17 @@
-//! The kernels on the emulator against the definition in f64: ragged segments, prefixes, grouped heads, some rows as queries.
+//! The kernels against the definition in f64: ragged segments, prefixes, grouped heads, some rows as queries.
+//!
+//! All elements of all results are compared, at the shapes of models too.
 
 #![cfg(feature = "emulated")]
 
 use half::bf16;
+use rayon::prelude::*;
 
 use super::*;
 use crate::batch::Segment;
-use crate::device::EmulatorOptions;
-use crate::device::kernels::Kernel;
 use crate::ops::attention::tests::{seen, segments};
 use crate::ops::attention::{self, Heads, PlanCapacity};
-use crate::ops::testing::{assert_as_good, assert_repeats, kernel_device, rounded};
+use crate::ops::testing::{assert_as_good, assert_repeats, at_scale, cut_off, drawn, kernel_device, rounded};
 use crate::rng::{Purpose, Stream};
 
 /// What outputs hold before: rows beyond the batch must still do so afterwards.
@@ -45,8 +46,7 @@ fn heads(num_key_value_heads: usize, group: usize, head_dim: usize) -> Heads {
 }
 
 fn random(len: usize, index: u32) -> Vec<f64> {
-    let mut stream = Stream::new(31, Purpose::ModelInit, index);
-    (0..len).map(|_| bf16::from_f32(stream.normal()).to_f64()).collect()
+    drawn(Stream::new(31, Purpose::ModelInit, index), len, 1.0)
 }
 
 impl Case {
@@ -92,55 +92,94 @@ impl Case {
         format!("heads {num_attention_heads}/{num_key_value_heads}x{head_dim} rows {lens:?}")
     }
 
-    /// The definition, one query after another. `bf16` rounds where PyTorch does: probabilities and their gradients before the
-    /// products, and every result.
+    /// The definition, one query after another, the heads side by side. `bf16` rounds where PyTorch does: probabilities and their
+    /// gradients before the products, and every result.
     fn expected(&self, bf16: bool) -> Outcome {
-        let round = |x: f64| if bf16 { half::bf16::from_f64(x).to_f64() } else { x };
-        let Heads { num_attention_heads, head_dim: d, softmax_scale, .. } = self.heads;
-        let (q_cols, kv_cols) = (self.heads.q_cols(), self.heads.kv_cols());
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let add = |to: &mut [f64], factor: f64, from: &[f64]| {
-            for (to, from) in to.iter_mut().zip(from) {
-                *to += factor * from;
-            }
-        };
+        let Heads { num_attention_heads, head_dim: d, .. } = self.heads;
+        let (queries, total) = (self.rows.len(), self.total());
+        let of_heads: Vec<Outcome> =
+            (0..num_attention_heads).into_par_iter().map(|head| self.of_head(head, bf16)).collect();
         let mut out = Outcome {
-            o: vec![0.0; self.q.len()],
+            o: Vec::new(),
             lse: Vec::new(),
-            dq: vec![0.0; self.q.len()],
+            dq: Vec::new(),
             dk: vec![0.0; self.k.len()],
             dv: vec![0.0; self.v.len()],
         };
-        for (query, &row) in self.rows.iter().enumerate() {
-            let keys = self.seen(row);
-            for head in 0..num_attention_heads {
-                let own = query * q_cols + head * d..query * q_cols + (head + 1) * d;
-                let (q, d_o) = (&self.q[own.clone()], &self.d_o[own.clone()]);
-                let at = |key: usize| {
-                    let start = key * kv_cols + head / self.heads.group() * d;
-                    start..start + d
-                };
-                let scores: Vec<f64> = keys.iter().map(|&j| softmax_scale * dot(q, &self.k[at(j)])).collect();
-                let lse = scores.iter().map(|s| s.exp()).sum::<f64>().ln();
-                out.lse.push(lse);
-                for (&j, s) in keys.iter().zip(&scores) {
-                    add(&mut out.o[own.clone()], round((s - lse).exp()), &self.v[at(j)]);
-                }
-                out.o[own.clone()].iter_mut().for_each(|x| *x = round(*x));
-                let delta = dot(&out.o[own.clone()], d_o);
-                for (&j, s) in keys.iter().zip(&scores) {
-                    let p = (s - lse).exp();
-                    let ds = softmax_scale * round(p * (dot(d_o, &self.v[at(j)]) - delta));
-                    add(&mut out.dq[own.clone()], ds, &self.k[at(j)]);
-                    add(&mut out.dk[at(j)], ds, q);
-                    add(&mut out.dv[at(j)], round(p), d_o);
-                }
+        for query in 0..queries {
+            for head in &of_heads {
+                out.o.extend_from_slice(&head.o[query * d..][..d]);
+                out.dq.extend_from_slice(&head.dq[query * d..][..d]);
+                out.lse.push(head.lse[query]);
+            }
+        }
+        for (head, of_head) in of_heads.iter().enumerate() {
+            for key in 0..total {
+                let at = key * self.heads.kv_cols() + head / self.heads.group() * d;
+                add(&mut out.dk[at..][..d], 1.0, &of_head.dk[key * d..][..d]);
+                add(&mut out.dv[at..][..d], 1.0, &of_head.dv[key * d..][..d]);
             }
         }
         if bf16 {
             (out.dq, out.dk, out.dv) = (rounded(&out.dq), rounded(&out.dk), rounded(&out.dv));
         }
         out
+    }
+
+    /// One query head: `[rows, head_dim]` of everything, and its part of dk and dv.
+    fn of_head(&self, head: usize, bf16: bool) -> Outcome {
+        let round = |x: f64| if bf16 { half::bf16::from_f64(x).to_f64() } else { x };
+        let Heads { head_dim: d, softmax_scale, .. } = self.heads;
+        let (q_cols, kv_cols) = (self.heads.q_cols(), self.heads.kv_cols());
+        let (queries, keys) = (self.rows.len(), self.total());
+        let mut out = Outcome {
+            o: vec![0.0; queries * d],
+            lse: Vec::new(),
+            dq: vec![0.0; queries * d],
+            dk: vec![0.0; keys * d],
+            dv: vec![0.0; keys * d],
+        };
+        for (query, &row) in self.rows.iter().enumerate() {
+            let keys = self.seen(row);
+            let of_query = |values: &'_ [f64]| values[query * q_cols + head * d..][..d].to_vec();
+            let (q, d_o) = (of_query(&self.q), of_query(&self.d_o));
+            let at = |key: usize| key * kv_cols + head / self.heads.group() * d;
+            let scores: Vec<f64> =
+                keys.iter().map(|&j| softmax_scale * dot(&q, &self.k[at(j)..][..d])).collect();
+            let lse = scores.iter().map(|s| s.exp()).sum::<f64>().ln();
+            out.lse.push(lse);
+            let p: Vec<f64> = scores.iter().map(|s| (s - lse).exp()).collect();
+            let o = &mut out.o[query * d..][..d];
+            for (&j, p) in keys.iter().zip(&p) {
+                add(o, round(*p), &self.v[at(j)..][..d]);
+            }
+            o.iter_mut().for_each(|x| *x = round(*x));
+            let delta = dot(o, &d_o);
+            for (&j, p) in keys.iter().zip(&p) {
+                let ds = softmax_scale * round(p * (dot(&d_o, &self.v[at(j)..][..d]) - delta));
+                add(&mut out.dq[query * d..][..d], ds, &self.k[at(j)..][..d]);
+                add(&mut out.dk[j * d..][..d], ds, &q);
+                add(&mut out.dv[j * d..][..d], round(*p), &d_o);
+            }
+        }
+        out
+    }
+}
+
+/// In eight sums side by side, which a compiler can put into vectors.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut sums = [0.0; 8];
+    for (a, b) in a.chunks_exact(8).zip(b.chunks_exact(8)) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum()
+}
+
+fn add(to: &mut [f64], factor: f64, from: &[f64]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to += factor * from;
     }
 }
 
@@ -205,8 +244,14 @@ fn compare(case: &Case, got: &Outcome) {
         assert_as_good(&format!("{name}: {what}"), got, exact, reference, k);
     }
     assert_eq!(got.lse.len(), exact.lse.len());
+    // Where a row sees one key or two, a score is all there is, and tensor cores cut its sum off. Scores are normal with a standard
+    // deviation of 1, so partial sums stay below 4.
+    let cut_off = at_scale(cut_off(case.heads.head_dim, 4.0), 0.0);
     for (got, exact) in got.lse.iter().zip(&exact.lse) {
-        assert!((got - exact).abs() < 2e-6 * exact.abs().max(1.0), "{name}: lse {got}, exactly {exact}");
+        assert!(
+            (got - exact).abs() < (2e-6 * exact.abs().max(1.0)).max(cut_off),
+            "{name}: lse {got}, exactly {exact}"
+        );
     }
 }
 
@@ -341,10 +386,6 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
     assert!(error.to_string().contains("head_dim of 80, only for 16, 32, 64 and 128"), "{error}");
 }
 
-fn emulator(options: EmulatorOptions) -> Device {
-    Device::emulated(options).unwrap()
-}
-
 #[test]
 fn gpu_repeats_have_the_same_bits() {
     for (d, schedules) in [(64, 30), (128, 8)] {
@@ -353,22 +394,59 @@ fn gpu_repeats_have_the_same_bits() {
     }
 }
 
+/// The heads of Qwen3-0.6B, Qwen3-8B and Qwen2.5-0.5B over 2,176 packed rows, some of them queries.
 #[test]
-fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
-    let mut seen = std::collections::BTreeSet::new();
-    for d in [16, 32, 64, 128] {
-        let case = Case::new(heads(2, 2, d), &[(128, None)]);
-        let device = emulator(EmulatorOptions { stats: true, ..Default::default() });
-        run(&case, &device);
-        for (symbol, counters) in device.take_counters().kernels {
-            let total = counters.total;
-            assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
-            // The statistics of a row are a sector of their own, which weighs the more the shorter a row is.
-            assert!(total.sector_ratio() <= if d == 16 { 1.09 } else { 1.05 }, "{symbol}: {counters:?}");
-            seen.insert(symbol);
+fn real_shapes() {
+    let of_300: Vec<(usize, Option<usize>)> = [vec![(300, None); 7], vec![(76, None)]].concat();
+    let prefixes = [(1024, None), (300, Some(0)), (300, Some(0)), (300, Some(1)), (252, None)];
+    let long = at_scale(vec![(1152, None), (1024, None)], vec![(150, None), (130, None)]);
+    let short = at_scale(of_300, vec![(70, None), (50, None)]);
+    let linked = at_scale(prefixes.to_vec(), vec![(130, None), (20, Some(0)), (30, Some(1))]);
+    let every = |row: usize| row % 10 != 3;
+    for (number, (heads, parts, is_whole)) in [
+        (at_scale(heads(8, 2, 128), heads(2, 2, 128)), &short, true),
+        (at_scale(heads(8, 2, 128), heads(1, 2, 128)), &long, true),
+        (at_scale(heads(8, 4, 128), heads(1, 4, 128)), &linked, false),
+        (at_scale(heads(2, 7, 64), heads(1, 7, 64)), &short, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let case = Case::for_rows(heads, parts, |row| is_whole || every(row));
+        compare(&case, &run(&case, &kernel_device(60 + number as u64)));
+    }
+}
+
+/// What only an emulator can do.
+mod emulator {
+    use super::*;
+    use crate::device::EmulatorOptions;
+    use crate::device::kernels::Kernel;
+    use crate::ops::testing::truncating_emulator;
+
+    #[test]
+    fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
+        let mut seen = std::collections::BTreeSet::new();
+        for d in [16, 32, 64, 128] {
+            let case = Case::new(heads(2, 2, d), &[(128, None)]);
+            let device = Device::emulated(EmulatorOptions { stats: true, ..Default::default() }).unwrap();
+            run(&case, &device);
+            for (symbol, counters) in device.take_counters().kernels {
+                let total = counters.total;
+                assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
+                // The statistics of a row are a sector of their own, which weighs the more the shorter a row is.
+                assert!(total.sector_ratio() <= if d == 16 { 1.09 } else { 1.05 }, "{symbol}: {counters:?}");
+                seen.insert(symbol);
+            }
+        }
+        for kernel in Kernel::ALL.iter().filter(|kernel| kernel.symbol().starts_with("attention")) {
+            assert!(seen.contains(kernel.symbol()), "{} was not measured", kernel.symbol());
         }
     }
-    for kernel in Kernel::ALL.iter().filter(|kernel| kernel.symbol().starts_with("attention")) {
-        assert!(seen.contains(kernel.symbol()), "{} was not measured", kernel.symbol());
+
+    #[test]
+    fn sums_that_are_cut_off_stay_within_the_tolerances() {
+        let case = Case::new(heads(1, 2, 128), &[(200, None), (30, Some(0))]);
+        compare(&case, &run(&case, &truncating_emulator()));
     }
 }

@@ -149,8 +149,8 @@ mod tests {
 
     #[cfg(feature = "emulated")]
     #[test]
-    fn the_emulated_kernels_pass() {
-        let device = Device::emulated(crate::device::EmulatorOptions::default()).unwrap();
+    fn the_kernels_pass() {
+        let device = crate::ops::testing::kernel_device(0);
         let findings = self_test(&device).unwrap();
         assert!(findings.iter().all(|f| f.outcome == Outcome::Passed), "{findings:?}");
     }

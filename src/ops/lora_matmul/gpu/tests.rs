@@ -1,4 +1,6 @@
-//! The kernels on the emulator against plain f64 products: ragged rows, ranks, several adapters, dropout, groups of layers.
+//! The kernels against plain f64 products: ragged rows, ranks, several adapters, dropout, groups of layers.
+//!
+//! All elements of all results are compared, at the shapes of models too: a product of the `gemm` crate in f64 is fast enough.
 
 #![cfg(feature = "emulated")]
 
@@ -6,11 +8,11 @@ use half::bf16;
 
 use super::*;
 use crate::batch::{AdapterRows, Batch};
-use crate::device::EmulatorOptions;
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
 use crate::ops::lora_matmul::{Dropout, RowKeys};
-use crate::ops::testing::{RAGGED_ROWS, assert_as_good, assert_repeats, kernel_device, rounded};
-use crate::ops::tiles::Shape;
+use crate::ops::testing::{
+    RAGGED_ROWS, assert_as_good, assert_repeats, at_scale, drawn, kernel_device, rounded,
+};
 use crate::rng::{Purpose, Stream};
 
 const SCALING: [f32; 3] = [0.5, 1.0, 0.25];
@@ -40,8 +42,7 @@ struct CaseLayer {
 
 fn random(len: usize, size: f32, index: &mut u32) -> Vec<f64> {
     *index += 1;
-    let mut stream = Stream::new(77, Purpose::ModelInit, *index);
-    (0..len).map(|_| bf16::from_f32(size * stream.normal()).to_f64()).collect()
+    drawn(Stream::new(77, Purpose::ModelInit, *index), len, size)
 }
 
 impl Case {
@@ -337,52 +338,93 @@ fn gpu_repeats_have_the_same_bits() {
     assert_repeats(250, |device| run(&case, device).unwrap());
 }
 
-/// Every kernel once, at features that are whole sectors.
+/// The layers of Qwen3-0.6B, 4B and 8B, each tile and rank once. Every output is NaN before, and every element is compared.
 #[test]
-fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
-    let mut seen = std::collections::BTreeSet::new();
-    for (rank, p, tile) in [
-        (16, 0.0, [128, 128]),
-        (32, 0.0, [128, 256]),
-        (64, 0.0, [64, 64]),
-        (16, 0.25, [128, 128]),
-        (32, 0.25, [64, 64]),
-        (64, 0.25, [128, 128]),
-        (16, 0.25, [128, 256]),
-    ] {
-        let mut case = Case::new(256, [rank; 3], p, &[256, 128], Some(tile));
-        case.widen_input(256);
-        let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
-        run(&case, &device).unwrap();
-        for (symbol, counters) in device.take_counters().kernels {
-            let total = counters.total;
-            assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
-            assert!(total.sector_ratio() <= 1.05, "{symbol}: {counters:?}");
-            seen.insert(symbol);
-        }
-    }
-    let lora = |k: &&crate::device::kernels::Kernel| k.symbol().starts_with("lora_matmul");
-    for kernel in crate::device::kernels::Kernel::ALL.iter().filter(lora) {
-        assert!(seen.contains(kernel.symbol()), "{} was not measured", kernel.symbol());
+fn real_shapes() {
+    type Shape<'a> = (usize, usize, &'a [usize], [usize; 3], f64, Option<[usize; 2]>);
+    let real: &[Shape<'_>] = &[
+        (2176, 1024, &[2048, 1024, 1024], [16, 16, 16], 0.0, None),
+        (2176, 1024, &[3072, 3072], [64, 64, 64], 0.05, None),
+        (2176, 3072, &[1024], [64, 16, 0], 0.05, Some([128, 128])),
+        (2176, 4096, &[4096], [16, 16, 16], 0.0, Some([128, 256])),
+        (1999, 2560, &[4096, 1024], [16, 7, 3], 0.05, Some([64, 64])),
+    ];
+    let reduced: &[Shape<'_>] = &[
+        (200, 256, &[264, 128, 128], [16, 16, 16], 0.0, None),
+        (150, 384, &[136], [64, 16, 0], 0.05, Some([128, 256])),
+    ];
+    for (number, &(rows, in_features, out_features, ranks, p, tile)) in
+        at_scale(real, reduced).iter().enumerate()
+    {
+        let mut case = Case::new(rows, ranks, p, out_features, tile);
+        case.widen_input(in_features);
+        compare(&case, &kernel_device(number as u64));
     }
 }
 
-/// What plans count with is what happens, but for the result's way through shared memory.
-#[test]
-fn wavefronts_of_a_product_are_those_that_plans_count() {
-    for (size, warps) in [([128, 128], [2, 4]), ([128, 256], [2, 4]), ([64, 64], [2, 2])] {
-        let shape = Shape { size, warps };
-        let counted = shape.wavefronts() as f64 / shape.mma() as f64;
-        let mut case = Case::new(128, [32; 3], 0.0, &[256, 256], Some(size));
-        case.widen_input(256);
-        let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
-        run(&case, &device).unwrap();
-        let (kernels, name) = (device.take_counters().kernels, format!("{}x{}", size[0], size[1]));
-        let of_tile: Vec<_> = kernels.iter().filter(|(symbol, _)| symbol.ends_with(&name)).collect();
-        assert_eq!(of_tile.len(), 2, "fwd and dx: {kernels:?}");
-        for (symbol, counters) in of_tile {
-            let measured = counters.total.wavefronts as f64 / counters.total.mma as f64;
-            assert!((counted..counted + 0.3).contains(&measured), "{symbol}: {measured} and {counted}");
+/// What only an emulator can do.
+mod emulator {
+    use super::*;
+    use crate::device::EmulatorOptions;
+    use crate::ops::testing::truncating_emulator;
+    use crate::ops::tiles::Shape;
+
+    /// Every kernel once, at features that are whole sectors.
+    #[test]
+    fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
+        let mut seen = std::collections::BTreeSet::new();
+        for (rank, p, tile) in [
+            (16, 0.0, [128, 128]),
+            (32, 0.0, [128, 256]),
+            (64, 0.0, [64, 64]),
+            (16, 0.25, [128, 128]),
+            (32, 0.25, [64, 64]),
+            (64, 0.25, [128, 128]),
+            (16, 0.25, [128, 256]),
+        ] {
+            let mut case = Case::new(256, [rank; 3], p, &[256, 128], Some(tile));
+            case.widen_input(256);
+            let device =
+                Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
+            run(&case, &device).unwrap();
+            for (symbol, counters) in device.take_counters().kernels {
+                let total = counters.total;
+                assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
+                assert!(total.sector_ratio() <= 1.05, "{symbol}: {counters:?}");
+                seen.insert(symbol);
+            }
+        }
+        let lora = |k: &&crate::device::kernels::Kernel| k.symbol().starts_with("lora_matmul");
+        for kernel in crate::device::kernels::Kernel::ALL.iter().filter(lora) {
+            assert!(seen.contains(kernel.symbol()), "{} was not measured", kernel.symbol());
+        }
+    }
+
+    #[test]
+    fn sums_that_are_cut_off_stay_within_the_tolerances() {
+        let mut case = Case::new(129, [16, 7, 64], 0.25, &[72, 136], Some([64, 64]));
+        case.widen_input(1024);
+        compare(&case, &truncating_emulator());
+    }
+
+    /// What plans count with is what happens, but for the result's way through shared memory.
+    #[test]
+    fn wavefronts_of_a_product_are_those_that_plans_count() {
+        for (size, warps) in [([128, 128], [2, 4]), ([128, 256], [2, 4]), ([64, 64], [2, 2])] {
+            let shape = Shape { size, warps };
+            let counted = shape.wavefronts() as f64 / shape.mma() as f64;
+            let mut case = Case::new(128, [32; 3], 0.0, &[256, 256], Some(size));
+            case.widen_input(256);
+            let device =
+                Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
+            run(&case, &device).unwrap();
+            let (kernels, name) = (device.take_counters().kernels, format!("{}x{}", size[0], size[1]));
+            let of_tile: Vec<_> = kernels.iter().filter(|(symbol, _)| symbol.ends_with(&name)).collect();
+            assert_eq!(of_tile.len(), 2, "fwd and dx: {kernels:?}");
+            for (symbol, counters) in of_tile {
+                let measured = counters.total.wavefronts as f64 / counters.total.mma as f64;
+                assert!((counted..counted + 0.3).contains(&measured), "{symbol}: {measured} and {counted}");
+            }
         }
     }
 }
