@@ -100,9 +100,9 @@ impl Arch {
     }
 
     /// Multiply-adds of bf16 with sums in f32 that `mma.sync` makes per cycle on one multiprocessor: 312 TFLOP/s of an A100 (108
-    /// multiprocessors, 1.41 GHz), 59.5 of an RTX 3080 (68, 1.71 GHz), 165 of an RTX 4090 (128, 2.52 GHz). The rate of Hopper's
-    /// sheet is that of `wgmma`; `mma.sync` makes about half of it. Where GeForce and professional cards share an architecture it
-    /// is the GeForce's.
+    /// multiprocessors, 1.41 GHz), 59.5 of an RTX 3080 (68, 1.71 GHz), 165 of an RTX 4090 (128, 2.52 GHz), 113 of an RTX 5080 (84,
+    /// 2.617 GHz). The rate of Hopper's sheet is that of `wgmma`; `mma.sync` makes about half of it. Where GeForce and
+    /// professional cards share an architecture it is the GeForce's.
     pub const fn mma_per_clock(self) -> u32 {
         match self {
             Self::Sm80 | Self::Sm90 => 1024,
@@ -189,9 +189,12 @@ mod tests {
     /// TFLOP/s of the sheets over multiprocessors and clock: 1,024 and 256 within a hundredth.
     #[test]
     fn rates_of_tensor_cores_are_those_of_the_sheets() {
-        for (arch, tflops, multiprocessors, ghz) in
-            [(Sm80, 312.0, 108.0, 1.41), (Sm86, 59.5, 68.0, 1.71), (Sm89, 165.2, 128.0, 2.52)]
-        {
+        for (arch, tflops, multiprocessors, ghz) in [
+            (Sm80, 312.0, 108.0, 1.41),
+            (Sm86, 59.5, 68.0, 1.71),
+            (Sm89, 165.2, 128.0, 2.52),
+            (Sm120, 112.6, 84.0, 2.617),
+        ] {
             let per_clock = tflops * 1e3 / 2.0 / multiprocessors / ghz;
             assert!((per_clock / f64::from(arch.mma_per_clock()) - 1.0).abs() < 0.01, "{arch}: {per_clock}");
         }

@@ -73,7 +73,7 @@ pub(super) fn block_times(blocks: usize, multiprocessors: usize, per_sm: usize) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Arch::{Sm80, Sm86, Sm89, Sm90};
+    use Arch::{Sm80, Sm86, Sm89, Sm90, Sm120};
 
     const WIDE: Shape = Shape { size: [128, 256], warps: [2, 4] };
     const LARGE: Shape = Shape { size: [128, 128], warps: [2, 4] };
@@ -102,7 +102,7 @@ mod tests {
             // A reading of the machine code by hand found 0.5.
             assert!((efficiency(arch, SMALL) / 0.5 - 1.0).abs() < 0.1);
         }
-        for arch in [Sm86, Sm89] {
+        for arch in [Sm86, Sm89, Sm120] {
             let of = [WIDE, LARGE, MASKED, SMALL].map(|shape| efficiency(arch, shape));
             assert_eq!(of, [1.0, 1.0, 1.0, 0.85], "{arch}");
         }

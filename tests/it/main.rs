@@ -1,11 +1,11 @@
 //! The integration tests: one binary, one module per file.
 
+mod check_runner;
 mod cli;
 mod device;
 mod devices_agree;
 mod drivers;
 mod golden;
-mod gpu_check;
 mod kernel_benches;
 mod kernel_table;
 mod kernels;

@@ -199,6 +199,31 @@ fn tests_of_kernels_are_where_a_gpu_finds_them() {
     assert_eq!(faults("ops::a::gpu_tests", &format!("{inside}{counting}")), 1);
 }
 
+/// Integration tests that a check of a card would choose by their path, though they ask for no card.
+fn strays(source: &Source, module: &str) -> Vec<String> {
+    let functions = functions(source, &[module.to_owned()]);
+    let asking: BTreeSet<&str> = doing(&functions, &["gpu_device"]).into_iter().map(Function::name).collect();
+    let chosen = functions.iter().filter(|f| f.is_test && f.runs_on_card() && !f.is_for_the_emulator());
+    let stray = chosen.filter(|function| !asking.contains(function.name()));
+    stray
+        .map(|test| format!("{}: {} needs no GPU, and runs on one", source.path, test.path.join("::")))
+        .collect()
+}
+
+#[test]
+fn only_tests_that_ask_for_a_gpu_run_on_one() {
+    let paths = files("tests/it", &[".rs"]);
+    let sources: Vec<Source> = paths.iter().map(|path| Source::new(path, &read(path))).collect();
+    assert!(sources.len() > 15, "{} files were found", sources.len());
+    demand(sources.iter().flat_map(|source| strays(source, source.stem())).collect());
+
+    let of = |module: &str, text: &str| strays(&Source::new("tests/it/a.rs", text), module).len();
+    let plain = "#[test]\nfn t() {\n    run();\n}\n";
+    assert_eq!((of("gpu_check", plain), of("check", plain)), (1, 0));
+    assert_eq!(of("check", &plain.replace("fn t", "fn gpu_t")), 1);
+    assert_eq!(of("golden", "mod gpu {\n#[test]\nfn t() {\n    gpu_device(1);\n}\n}\n"), 0);
+}
+
 /// Ops without a test on a GPU or one at real shapes.
 fn lacking(ops: &BTreeSet<String>, tests: &[Vec<String>]) -> Vec<String> {
     let mut faults = Vec::new();

@@ -204,9 +204,12 @@ fn best(tiles: &[Tile], problem: &Problem, columns: &[usize], chip: Chip) -> Til
     };
     let plans =
         tiles.iter().map(|tile| (tiled(tile, rows, columns, chip), efficiency(chip.arch, tile.shape)));
+    let sms = chip.multiprocessors as usize;
     let time = |(plan, efficiency): &(TiledPlan, f64)| -> f64 {
-        let useful = (rows * columns.iter().sum::<usize>()) as f64;
-        useful / plan.utilisation.max(f64::MIN_POSITIVE) / efficiency
+        let [m, n] = plan.tile;
+        let times = block_times(plan.tiles_m * plan.tiles_n, sms, plan.blocks_per_sm as usize);
+        // One division of a whole number: equals stay equal.
+        (times * m * n) as f64 / efficiency
     };
     let mut plans: Vec<_> = plans.collect();
     plans.sort_by(|a, b| time(a).total_cmp(&time(b)));

@@ -2,19 +2,24 @@
 //!
 //! A folder is made as `gpu-check build` packs it, with shell scripts in the place of the programs. They behave as a file says: tests
 //! that pass, fail, break the driver for all tests behind them, hang or die.
+//!
+//! The name of this file begins otherwise than with `gpu`, or the runner would take these tests for those of a card.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+#[cfg(feature = "cuda")]
+use crate::device::stub_code;
 use crate::source::root;
+#[cfg(feature = "cuda")]
 use crate::stub_cuda::driver;
 
 /// A test binary of Rust's harness, as far as the runner sees one. `$0.tests` has a line for each test: its name, what it does.
@@ -416,7 +421,7 @@ fn a_hidden_driver_is_found() {
     let stub = driver(13_000);
     let folder = Folder::new(GOOD);
     fs::remove_file(folder.path("bin/tanren")).unwrap();
-    symlink(Path::new(env!("CARGO_BIN_EXE_tanren")), folder.path("bin/tanren")).unwrap();
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_tanren"), folder.path("bin/tanren")).unwrap();
     let library = stub.join("libcuda.so.1");
     let listed = format!("#!/bin/sh\necho '    libcuda.so.1 (libc6,x86-64) => {}'\n", library.display());
     folder.program("path/ldconfig", &listed);
@@ -426,7 +431,10 @@ fn a_hidden_driver_is_found() {
         // This machine has a driver of its own.
         return;
     }
-    ran.expect(0, &[&fact, "| device | passed |", "Stub GPU", "| kernels | passed |"]);
+    // The stub computes one kernel: where the build has others, their results are wrong, and the self-test says so.
+    let (code, device) =
+        if stub_code() == 0 { (0, "| device | passed |") } else { (1, "| device | FAILED |") };
+    ran.expect(code, &[&fact, device, "Stub GPU", "| kernels | passed |"]);
 
     let mut command = folder.command(&["kernels", "--limit", "120"]);
     command.env("LD_LIBRARY_PATH", &stub);
