@@ -95,6 +95,7 @@ impl Error {
     /// Exit code of the process that ends with this error.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Input(error) if error.is_io => 3,
             Self::Input(_) | Self::Shape { .. } => 2,
             Self::Io { .. } => 3,
             Self::Numeric { .. } => 4,
@@ -127,6 +128,7 @@ pub struct InputError {
     got: Option<String>,
     expected: Option<String>,
     fix: Option<String>,
+    is_io: bool,
 }
 
 impl InputError {
@@ -163,6 +165,12 @@ impl InputError {
     /// What the user can do.
     pub fn fix(mut self, fix: impl Into<String>) -> Self {
         self.fix = Some(fix.into());
+        self
+    }
+
+    /// Counts it as what a disk or a network did (exit code 3), not as what the user wrote.
+    pub fn as_io(mut self) -> Self {
+        self.is_io = true;
         self
     }
 }
@@ -242,6 +250,7 @@ mod tests {
     #[test]
     fn exit_codes_follow_the_contract() {
         assert_eq!(Error::from(Error::input("X", "y")).exit_code(), 2);
+        assert_eq!(Error::from(Error::input("X", "y").as_io()).exit_code(), 3);
         assert_eq!(Error::io("p", "read", std::io::ErrorKind::NotFound.into()).exit_code(), 3);
         assert_eq!(Error::Numeric { what: String::new(), fix: String::new() }.exit_code(), 4);
         assert_eq!(Error::Interrupted { step: 1, checkpoint: "c".into() }.exit_code(), 6);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::units::harmless;
+use super::units::{bytes, harmless, seconds};
 use crate::session::Notice;
 
 /// Time between two lines about the progress of one thing where there is no bar.
@@ -25,6 +25,8 @@ pub(super) struct Console {
     /// Set when standard output failed; nothing more is written to it.
     out_failed: AtomicBool,
     live: Mutex<Option<Live>>,
+    /// Of the file that is downloaded.
+    pace: Mutex<Option<Pace>>,
 }
 
 /// What is in progress.
@@ -34,6 +36,28 @@ struct Live {
     /// None where standard error is no terminal.
     bar: Option<ProgressBar>,
     last_line: Instant,
+}
+
+/// How fast a file arrives, over all the time since its first report.
+#[derive(Debug)]
+struct Pace {
+    file: String,
+    start: Instant,
+    /// Bytes that were there at the first report.
+    first: u64,
+}
+
+impl Pace {
+    /// `MiB, 12.3 MiB/s, 1m 05s left: model.safetensors`.
+    fn detail(&self, elapsed: Duration, done: u64, total: u64) -> String {
+        let (arrived, secs) = (done.saturating_sub(self.first), elapsed.as_secs_f64());
+        if arrived == 0 || secs < 0.5 {
+            return format!("MiB: {}", self.file);
+        }
+        let speed = arrived as f64 / secs;
+        let left = seconds(total.saturating_sub(done) as f64 / speed);
+        format!("MiB, {}/s, {left} left: {}", bytes(speed as u64), self.file)
+    }
 }
 
 /// How far something is.
@@ -56,6 +80,7 @@ impl Console {
             err_is_terminal: std::io::stderr().is_terminal(),
             out_failed: AtomicBool::new(false),
             live: Mutex::new(None),
+            pace: Mutex::new(None),
         }
     }
 
@@ -116,6 +141,7 @@ impl Console {
             Notice::Warning(text) => self.note(format_args!("warning: {text}")),
             Notice::Device(text) => self.note(format_args!("device: {text}")),
             Notice::Loading { done, total } => self.loading(done, total),
+            Notice::Downloading { file, done, total } => self.downloading(&file, done, total),
             Notice::Tokenising { done, total } => {
                 self.progress(Progress {
                     what: "tokenising",
@@ -148,6 +174,19 @@ impl Console {
         if done >= total {
             clear(&mut live);
         }
+    }
+
+    /// The progress of a download, given in bytes, with its speed and the time that is left.
+    fn downloading(&self, file: &str, done: u64, total: u64) {
+        let detail = {
+            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            if pace.as_ref().is_none_or(|pace| pace.file != file || done < pace.first) {
+                *pace = Some(Pace { file: file.to_owned(), start: Instant::now(), first: done });
+            }
+            pace.as_ref().map_or_else(String::new, |pace| pace.detail(pace.start.elapsed(), done, total))
+        };
+        let [done, total] = [done, total].map(|bytes| bytes.div_ceil(1 << 20));
+        self.progress(Progress { what: "downloading", done, total, detail: &detail });
     }
 
     /// The progress of loading weights, given in bytes.
@@ -186,4 +225,19 @@ fn bar(what: &'static str, total: u64) -> ProgressBar {
         .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
     bar.with_style(style).with_prefix(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_download_shows_speed_and_time_left() {
+        let pace = Pace { file: "model.safetensors".into(), start: Instant::now(), first: 100 << 20 };
+        let detail =
+            |secs, done: u64, total: u64| pace.detail(Duration::from_secs(secs), done << 20, total << 20);
+        // What an earlier download left does not count as fast.
+        assert_eq!(detail(0, 100, 1000), "MiB: model.safetensors");
+        assert_eq!(detail(10, 200, 1000), "MiB, 10.0 MiB/s, 1m 20s left: model.safetensors");
+    }
 }

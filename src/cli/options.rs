@@ -63,7 +63,7 @@ pub struct InspectArgs {
 #[derive(Debug, Subcommand)]
 pub enum InspectCommand {
     /// Show the shape of a model, its layers, files and number of parameters; without a model, all built-in variants.
-    Model(OptionalModelArg),
+    Model(InspectModelArgs),
     /// Show the special tokens and the chat template of a model, and how a text becomes tokens.
     Tokenizer(TokenizerArgs),
     /// Show rows of a data file as the model sees them: tokens, and which of them are learned.
@@ -95,6 +95,16 @@ impl ModelArg {
         // clap requires exactly one of the two.
         self.positional.as_deref().or(self.model.as_deref()).unwrap_or_default()
     }
+}
+
+/// `inspect model`.
+#[derive(Debug, Args)]
+pub struct InspectModelArgs {
+    #[command(flatten)]
+    pub(super) model: OptionalModelArg,
+    /// Hash every file and compare it with the hash by which the Hugging Face cache names it.
+    #[arg(long, requires = "OptionalModelArg")]
+    pub(super) verify: bool,
 }
 
 /// A model, with or without its flag, or none.

@@ -74,7 +74,7 @@ pub(super) fn create_output_dir(dir: &Path) -> Result<()> {
 }
 
 /// `.tmp-NAME-PID-COUNT`; the name is cut so that the whole fits into the 255 bytes of a file name.
-fn temporary_name(name: &str) -> PathBuf {
+pub(super) fn temporary_name(name: &str) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     // A pid may come again in another container on the same folder; the clock tells the two apart.

@@ -1,7 +1,8 @@
 //! Reading files of a folder that was downloaded from somewhere: nothing outside it is opened.
 //!
 //! A name must be a single component. A link may stay inside the folder; in the Hugging Face cache, where every file of
-//! `models--ORG--NAME/snapshots/COMMIT` is a link into `blobs`, it may stay inside `models--ORG--NAME`.
+//! `models--ORG--NAME/snapshots/COMMIT` is a link into `blobs`, it may stay inside `models--ORG--NAME` or lead to the store that
+//! all models of the cache share, `blobs/XX/HASH` beside them.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -57,7 +58,7 @@ impl Folder {
             Err(error) => return Err(Error::io(&path, "read", error)),
         }
         let target = here.canonicalize().map_err(|e| Error::io(&path, "follow the link", e))?;
-        if !target.starts_with(&self.boundary) {
+        if !target.starts_with(&self.boundary) && !is_shared_blob(&self.boundary, &target) {
             return bad("a link that leads out of the folder")
                 .got(target.display())
                 .expected(format!("a file below {}", self.boundary.display()))
@@ -111,6 +112,17 @@ impl Folder {
 pub(super) fn is_single_component(name: &str) -> bool {
     let odd = |c: char| c.is_control() || matches!(c, '/' | '\\' | ':');
     !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains(odd)
+}
+
+/// Whether `target` is in the store that the models of a cache share, beside the model `repo`: `blobs/XX/HASH`, where `HASH` has
+/// 64 hexadecimal digits and begins with `XX`. `huggingface_hub` keeps large files there since its version 2.
+pub(super) fn is_shared_blob(repo: &Path, target: &Path) -> bool {
+    let is_repo = repo.file_name().and_then(|name| name.to_str()).is_some_and(|n| n.starts_with("models--"));
+    let (Some(cache), true) = (repo.parent(), is_repo) else { return false };
+    let Ok(rest) = target.strip_prefix(cache.join("blobs")) else { return false };
+    let parts: Vec<&str> = rest.iter().filter_map(|part| part.to_str()).collect();
+    let is_hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    matches!(parts[..], [prefix, hash] if prefix.len() == 2 && hash.len() == 64 && is_hex(hash) && hash.starts_with(prefix))
 }
 
 /// `models--ORG--NAME` if `dir` is one of its snapshots.

@@ -39,6 +39,7 @@ impl ModelFolder {
         let folder = Folder::open(CODE, dir)?;
         let Some(config) = folder.text(CONFIG_NAME, MAX_CONFIG)? else { return no_config(&folder) };
         let generation_config = folder.text(GENERATION_CONFIG_NAME, MAX_CONFIG)?;
+        check_texts(&folder)?;
         let (files, tensors) = open_weights(&folder)?;
         Ok(Self {
             dir: dir.to_owned(),
@@ -78,6 +79,22 @@ impl ModelFolder {
     pub fn total_bytes(&self) -> u64 {
         self.files.iter().map(TensorFile::data_bytes).sum()
     }
+}
+
+/// Fails for a tokenizer or template of the folder `dir` that is not a file of it, as a link that leads out of it.
+///
+/// # Errors
+/// [`Error::Input`] that names the link and where it leads; [`Error::Io`].
+pub fn check_text_links(dir: &Path) -> Result<()> {
+    check_texts(&Folder::open(CODE, dir)?)
+}
+
+fn check_texts(folder: &Folder) -> Result<()> {
+    let names = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
+    for name in names.into_iter().chain(["chat_template.jinja", "chat_template.json"]) {
+        folder.file(name)?;
+    }
+    Ok(())
 }
 
 /// The files that a tokenizer and its chat template are read from.
@@ -307,6 +324,50 @@ mod tests {
         std::fs::remove_file(snapshot.join("model.safetensors")).unwrap();
         symlink("../../../secret", snapshot.join("model.safetensors")).unwrap();
         assert!(refusal(&snapshot).contains("leads out of the folder"));
+    }
+
+    #[test]
+    fn links_of_the_hugging_face_cache_may_lead_to_its_shared_store() {
+        let cache = tempfile::tempdir().unwrap();
+        let snapshot = cache.path().join("models--org--name/snapshots/abc");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        std::fs::write(snapshot.join("config.json"), "{}").unwrap();
+        let hash = "ab".repeat(32);
+        for (place, is_shared) in [
+            (format!("blobs/ab/{hash}"), true),
+            (format!("blobs/cd/{hash}"), false),
+            (format!("blobs/{hash}"), false),
+            (format!("blobs/ab/{hash}/x"), false),
+            (format!("blobs/ab/{}", "aB".repeat(32)), false),
+            (format!("datasets--a/ab/{hash}"), false),
+        ] {
+            let file = cache.path().join(&place);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(&file, weights(&["a"])).unwrap();
+            let link = snapshot.join("model.safetensors");
+            symlink(&file, &link).unwrap();
+            match is_shared {
+                true => assert!(ModelFolder::open(&snapshot).is_ok(), "{place}"),
+                false => assert!(refusal(&snapshot).contains("leads out of the folder"), "{place}"),
+            }
+            std::fs::remove_file(&link).unwrap();
+            std::fs::remove_dir_all(cache.path().join("blobs")).unwrap_or_default();
+        }
+    }
+
+    #[test]
+    fn tokenizers_and_templates_are_files_of_the_folder_too() {
+        let outside = tempfile::tempdir().unwrap();
+        let secret = outside.path().join("secret");
+        std::fs::write(&secret, "{}").unwrap();
+        for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+            let dir = folder(&[("model.safetensors", &weights(&["a"]))]);
+            assert!(ModelFolder::open(dir.path()).is_ok());
+            symlink(&secret, dir.path().join(name)).unwrap();
+            let error = check_text_links(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("leads out of the folder") && error.contains(name), "{error}");
+            assert!(refusal(dir.path()).contains(name));
+        }
     }
 
     #[test]

@@ -50,16 +50,16 @@ impl OpenModel {
     }
 }
 
-/// Opens the model `name`: a folder, a Hugging Face id, or a variant that is made on first use. `progress` is told what takes
-/// time (the name of a file before it is downloaded).
+/// Opens the model `name`: a folder, a Hugging Face id, or a variant that is made on first use. `watch` is told what takes time,
+/// and may stop a download.
 ///
 /// # Errors
 /// An input error that says what was tried, or what is wrong with the folder.
-pub fn open(name: &str, progress: &dyn Fn(&str)) -> Result<OpenModel> {
+pub fn open(name: &str, watch: &hub::Watch<'_>) -> Result<OpenModel> {
     let local = variant(name).filter(|v| v.hf_ids.is_empty() && !Path::new(name).is_dir());
     let dir = match local {
-        Some(variant) => cached(variant, progress)?,
-        None => hub::resolve_model_with(name, &hub::HubEnv::from_process(), progress)?,
+        Some(variant) => cached(variant, watch)?,
+        None => hub::resolve_model_with(name, &hub::HubEnv::from_process(), watch)?,
     };
     let folder = ModelFolder::open(&dir)?;
     let (path, text) = folder.config_json();
@@ -133,7 +133,7 @@ fn named<'a>(
 }
 
 /// The folder of a variant in the cache, made if it is not there.
-fn cached(variant: &Variant, progress: &dyn Fn(&str)) -> Result<PathBuf> {
+fn cached(variant: &Variant, watch: &hub::Watch<'_>) -> Result<PathBuf> {
     let env = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let cache = env("XDG_CACHE_HOME").or_else(|| Some(env("HOME")?.join(".cache")));
     let Some(cache) = cache else {
@@ -147,7 +147,8 @@ fn cached(variant: &Variant, progress: &dyn Fn(&str)) -> Result<PathBuf> {
     let made_from: String = Sha256::digest(config).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     let dir = cache.join("tanren/models").join(format!("{}-{made_from}-seed{CACHED_SEED}", variant.name));
     if !dir.join("config.json").is_file() {
-        progress(&format!("making {} with random weights in {}", variant.name, dir.display()));
+        let note = format!("making {} with random weights in {}", variant.name, dir.display());
+        (watch.tell)(hub::Progress::Note(&note));
         write_random(variant, &dir, CACHED_SEED, Dtype::F32)?;
     }
     Ok(dir)

@@ -7,6 +7,7 @@ mod peak;
 pub use device::open_device;
 pub use peak::Peak;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -20,6 +21,7 @@ use crate::data::template::sandbox::HelperCommand;
 use crate::data::texts::{Texts, text_format};
 use crate::device::{Class, Device};
 use crate::error::{Error, Result};
+use crate::formats::hub::{Progress, Watch};
 use crate::model::open::{self, OpenModel};
 use crate::model::{Decoder, load};
 use crate::tensor::Real;
@@ -73,6 +75,15 @@ pub enum Notice {
         /// In all.
         total: usize,
     },
+    /// Bytes of a file of the model that are here.
+    Downloading {
+        /// The file.
+        file: String,
+        /// So far, those of earlier downloads included.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
     /// Bytes of weights that are loaded.
     Loading {
         /// So far.
@@ -80,6 +91,16 @@ pub enum Notice {
         /// In all.
         total: u64,
     },
+}
+
+impl From<Progress<'_>> for Notice {
+    fn from(progress: Progress<'_>) -> Self {
+        match progress {
+            Progress::Note(text) => Self::Note(text.to_owned()),
+            Progress::Warning(text) => Self::Warning(text.to_owned()),
+            Progress::File { name, done, total } => Self::Downloading { file: name.to_owned(), done, total },
+        }
+    }
 }
 
 /// How rows become tokens, as both configurations say it.
@@ -117,10 +138,9 @@ impl Opened {
         context: &Context,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<Self> {
-        let notes = std::cell::RefCell::new(Vec::new());
-        let model = open::open(name, &|what| notes.borrow_mut().push(what.to_owned()));
-        notes.take().into_iter().for_each(|note| notify(Notice::Note(note)));
-        let model = model?;
+        let notify_now = RefCell::new(&mut *notify);
+        let tell = |progress: Progress<'_>| (notify_now.borrow_mut())(progress.into());
+        let model = open::open(name, &Watch { tell: &tell, stop: &|| context.stopped() })?;
         let texts = Texts::open(model.folder.dir(), options.format, context.template_helper.as_ref())?;
         if options.max_seq_length > model.config.max_position_embeddings {
             notify(Notice::Warning(format!(

@@ -1,6 +1,7 @@
 //! `tanren inspect data`: what training would make of rows, and which of their tokens are learned.
 
 use crate::cli::console::{Console, Progress};
+use crate::cli::inspect::open_model;
 use crate::cli::options::DataArgs;
 use crate::cli::units::{count, harmless};
 use crate::cli::{template, train};
@@ -12,7 +13,6 @@ use crate::data::routing::select;
 use crate::data::texts::{Texts, text_format};
 use crate::device::Device;
 use crate::error::Result;
-use crate::model::open::open;
 
 /// Rows that are shown unless told otherwise.
 const ROWS: usize = 2;
@@ -26,7 +26,7 @@ pub(super) fn show(args: &DataArgs, console: &Console) -> Result<()> {
     let usual = TrainConfig::default();
     let (records, routing) =
         select(read_files(&args.data_file)?, args.train_mode.unwrap_or(usual.train_mode))?;
-    let model = open(&args.model, &|what| console.note(format_args!("note: {what}")))?;
+    let model = open_model(&args.model, console)?;
     let format = args.format.unwrap_or(usual.format);
     let texts = Texts::open(model.folder.dir(), format, Some(&template::helper()?))?;
     let longest = args.max_seq_length.unwrap_or(usual.max_seq_length);

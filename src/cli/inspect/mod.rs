@@ -12,6 +12,8 @@ use std::sync::Arc;
 use super::console::Console;
 use super::options::InspectCommand;
 use crate::error::Result;
+use crate::formats::hub::Watch;
+use crate::model::open::{OpenModel, open};
 
 /// Shows what was asked for.
 ///
@@ -19,8 +21,8 @@ use crate::error::Result;
 /// What is wrong with the options or the files.
 pub(super) fn run(what: &InspectCommand, console: &Arc<Console>) -> Result<()> {
     match what {
-        InspectCommand::Model(arg) => match arg.model() {
-            Some(name) => model::show(name, console),
+        InspectCommand::Model(args) => match args.model.model() {
+            Some(name) => model::show(name, args.verify, console),
             None => {
                 model::list(console);
                 Ok(())
@@ -35,4 +37,11 @@ pub(super) fn run(what: &InspectCommand, console: &Arc<Console>) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Opens a model and shows its download, if there is one. Ctrl-C ends the process; the next download goes on from there.
+fn open_model(name: &str, console: &Console) -> Result<OpenModel> {
+    let model = open(name, &Watch { tell: &|progress| console.notice(progress.into()), stop: &|| false });
+    console.clear();
+    model
 }

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use crate::cli::console::Console;
+use crate::cli::console::{Console, Progress};
+use crate::cli::inspect::open_model;
 use crate::cli::table;
 use crate::cli::units::{bytes, count};
 use crate::config::{ModelConfig, Variant, matching_variant, variants};
 use crate::device::Device;
 use crate::error::Result;
+use crate::formats::hub;
 use crate::formats::model_folder::{ModelFolder, tokenizer_files};
 use crate::model::Weights;
-use crate::model::open::{OpenModel, open};
+use crate::model::open::OpenModel;
 
 /// Lists the built-in variants.
 pub(super) fn list(console: &Console) {
@@ -43,12 +45,15 @@ pub(super) fn list(console: &Console) {
     console.lines(table::columns(&heads, &rows));
 }
 
-/// Shows the model `name`.
+/// Shows the model `name`; hashes its files if `verify` says so.
 ///
 /// # Errors
-/// If it cannot be opened.
-pub(super) fn show(name: &str, console: &Console) -> Result<()> {
-    let OpenModel { folder, config } = open(name, &|what| console.note(format_args!("note: {what}")))?;
+/// If it cannot be opened, or a file is damaged.
+pub(super) fn show(name: &str, verify: bool, console: &Console) -> Result<()> {
+    let OpenModel { folder, config } = open_model(name, console)?;
+    if verify {
+        check(&folder, console)?;
+    }
     console.line(folder.dir().display());
     console.lines(table::pairs(&shape(&config)));
     console.heading("linear layers of every block (names for --target-modules)");
@@ -67,6 +72,23 @@ pub(super) fn show(name: &str, console: &Console) -> Result<()> {
             console.heading(format_args!("shape of {}; its preset for a 10 GB card", variant.name));
             console.lines(variant.preset.trim().lines().map(|line| format!("  {line}")));
         }
+    }
+    Ok(())
+}
+
+/// Hashes the files of a model in the Hugging Face cache.
+fn check(folder: &ModelFolder, console: &Console) -> Result<()> {
+    let tell = |progress: hub::Progress<'_>| {
+        if let hub::Progress::File { name, done, total } = progress {
+            let [done, total] = [done, total].map(|bytes| bytes.div_ceil(1 << 20));
+            console.progress(Progress { what: "hashing", done, total, detail: name });
+        }
+    };
+    let checked = hub::verify(folder.dir(), &hub::Watch { tell: &tell, stop: &|| false });
+    console.clear();
+    match checked? {
+        0 => console.note("note: nothing to compare with: only the files of the Hugging Face cache are named by their hashes"),
+        num_files => console.note(format_args!("note: {num_files} files have their hashes")),
     }
     Ok(())
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::cli::console::Console;
+use crate::cli::inspect::open_model;
 use crate::cli::options::PlanArgs;
 use crate::cli::units::count;
 use crate::cli::{plan, table, train};
 use crate::config::{ModelConfig, TrainConfig, variant, variants};
 use crate::error::{Error, Result};
-use crate::model::open::open;
 use crate::train::{Plan, Workload, plan_workload};
 
 /// Tokens of a sequence where there are no rows.
@@ -108,6 +108,6 @@ fn shape(config: &TrainConfig, args: &PlanArgs, console: &Console) -> Result<Mod
                 .fix("choose one of them, or pass --model")
                 .into()
         }
-        None => Ok(open(&config.model, &|what| console.note(format_args!("note: {what}")))?.config),
+        None => Ok(open_model(&config.model, console)?.config),
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::cli::console::Console;
+use crate::cli::inspect::open_model;
 use crate::cli::options::TokenizerArgs;
 use crate::cli::units::{count, harmless};
 use crate::cli::{table, template};
@@ -15,7 +16,7 @@ use crate::data::template::sandbox::SandboxedTemplate;
 use crate::data::texts::Texts;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::open::open;
+use crate::formats::model_folder::check_text_links;
 
 /// Longest text that is read from standard input, in bytes.
 const MAX_STDIN: u64 = 16 << 20;
@@ -49,9 +50,10 @@ pub(super) fn show(args: &TokenizerArgs, console: &Console) -> Result<()> {
 /// The model folder; that of a tokenizer alone needs no weights.
 fn folder(name: &str, console: &Console) -> Result<PathBuf> {
     if Path::new(name).is_dir() {
+        check_text_links(Path::new(name))?;
         return Ok(PathBuf::from(name));
     }
-    let model = open(name, &|what| console.note(format_args!("note: {what}")))?;
+    let model = open_model(name, console)?;
     Ok(model.folder.dir().to_owned())
 }
 

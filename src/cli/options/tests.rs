@@ -120,6 +120,7 @@ fn mistakes_are_explained() {
         ("tanren init --variant x", "--output-dir"),
         ("tanren inspect tokenizer", "required"),
         ("tanren inspect model a --model b", "cannot be used with"),
+        ("tanren inspect model --verify", "required"),
     ] {
         let error = run(line).unwrap_err();
         assert_eq!(error.exit_code(), 2);
@@ -141,10 +142,12 @@ fn the_other_commands_parse() {
         panic!()
     };
     assert_eq!((init.seed, init.dtype), (3, Dtype::F32));
-    for line in ["tanren inspect model m", "tanren inspect model --model m"] {
+    for line in
+        ["tanren inspect model m", "tanren inspect model --model m", "tanren inspect model m --verify"]
+    {
         match run(line).unwrap() {
-            Command::Inspect(InspectArgs { what: InspectCommand::Model(model) }) => {
-                assert_eq!(model.model(), Some("m"));
+            Command::Inspect(InspectArgs { what: InspectCommand::Model(args) }) => {
+                assert_eq!((args.model.model(), args.verify), (Some("m"), line.contains("--verify")));
             }
             other => panic!("{other:?}"),
         }

@@ -1,74 +1,114 @@
 //! From the name of a model to a folder: a folder as it is, or a Hugging Face id from the cache or the hub.
 //!
 //! The cache has the layout of the Python library (`models--ORG--NAME/{refs/main, snapshots/COMMIT, blobs}`), so what one
-//! has downloaded the other finds. Nothing here prints; whoever wants to show progress passes a function.
+//! has downloaded the other finds. What a hub or a mirror sends is not trusted: names, commits and hashes pass narrow rules
+//! before a path is made of them, and contents are counted and hashed before they get their name. Nothing here prints;
+//! whoever wants to show progress passes a [`Watch`].
 
 mod cache;
+mod env;
+mod hash;
+mod names;
+mod verify;
+
+#[cfg(feature = "hub")]
+mod blob;
 #[cfg(feature = "hub")]
 mod download;
+#[cfg(feature = "hub")]
+mod file_names;
+#[cfg(feature = "hub")]
+mod headers;
+#[cfg(feature = "hub")]
+mod http;
+#[cfg(feature = "hub")]
+mod listing;
+#[cfg(feature = "hub")]
+mod origin;
+#[cfg(feature = "hub")]
+mod store;
 
-use std::ffi::OsString;
+pub use env::{HubEnv, Token};
+pub use verify::verify;
+
 use std::path::{Path, PathBuf};
+
+use names::ModelName;
 
 use crate::error::{Error, Result};
 
 const CODE: &str = "HUB";
 
-/// What the environment says about the hub.
-#[derive(Debug, Clone, Default)]
-pub struct HubEnv {
-    /// The cache: `$HF_HUB_CACHE`, `$HF_HOME/hub`, `$XDG_CACHE_HOME/huggingface/hub` or `~/.cache/huggingface/hub`.
-    pub cache_dir: Option<PathBuf>,
-    /// Whether `$HF_HUB_OFFLINE` or `$TRANSFORMERS_OFFLINE` forbids downloads.
-    pub offline: bool,
-    /// `$HF_TOKEN`; without it, the token file beside the cache is used.
-    pub token: Option<String>,
-    /// `$HF_ENDPOINT`, for mirrors.
-    pub endpoint: Option<String>,
+/// Who is told what happens while a model is looked up and downloaded, and is asked whether to stop.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Told what happens.
+    pub tell: &'a dyn Fn(Progress<'_>),
+    /// Asked several times per second: true if the download should end. What has arrived is kept for the next time.
+    pub stop: &'a dyn Fn() -> bool,
 }
 
-impl HubEnv {
-    /// The environment of this process.
-    pub fn from_process() -> Self {
-        Self::from_lookup(|name| std::env::var_os(name))
-    }
+impl Watch<'static> {
+    /// Nobody.
+    pub const NOBODY: Self = Self { tell: &|_| {}, stop: &|| false };
+}
 
-    /// An environment in which the variable `name` has the value `lookup(name)`.
-    pub fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
-        let path = |name: &str| lookup(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let text =
-            |name: &str| lookup(name).and_then(|v| v.into_string().ok()).filter(|v| !v.trim().is_empty());
-        let is_set = |name: &str| {
-            text(name).is_some_and(|v| {
-                matches!(v.trim().to_ascii_lowercase().as_str(), "1" | "on" | "yes" | "true")
-            })
-        };
-        let cache_dir = path("HF_HUB_CACHE")
-            .or_else(|| Some(path("HF_HOME")?.join("hub")))
-            .or_else(|| Some(path("XDG_CACHE_HOME")?.join("huggingface/hub")))
-            .or_else(|| Some(path("HOME")?.join(".cache/huggingface/hub")));
-        Self {
-            cache_dir,
-            offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
-            token: text("HF_TOKEN").map(|token| token.trim().to_owned()),
-            endpoint: text("HF_ENDPOINT").map(|url| url.trim().trim_end_matches('/').to_owned()),
-        }
+impl std::fmt::Debug for Watch<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watch").finish_non_exhaustive()
     }
 }
 
-/// The folder of the model `name`: itself if it is a folder, else the Hugging Face model of that id, downloaded if needed.
+/// What happens on the way to a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Progress<'a> {
+    /// Something the user may want to know.
+    Note(&'a str),
+    /// Something the user should look at.
+    Warning(&'a str),
+    /// Bytes of a file that are here.
+    File {
+        /// The file.
+        name: &'a str,
+        /// So far, those of earlier downloads included.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
+}
+
+/// The folder of the model `name`: itself if it is a folder, else the Hugging Face model of that id (`ORG/NAME` or
+/// `ORG/NAME@REVISION`), downloaded if needed.
 ///
 /// # Errors
 /// [`Error::Input`] that says what was tried and what to do.
 pub fn resolve_model(name: &str) -> Result<PathBuf> {
-    resolve_model_with(name, &HubEnv::from_process(), &|_| {})
+    resolve_model_with(name, &HubEnv::from_process(), &Watch::NOBODY)
 }
 
-/// As [`resolve_model`] in a given environment; `progress` is told the name of each file before it is fetched.
+/// As [`resolve_model`] in a given environment, under the eyes of `watch`.
 ///
 /// # Errors
-/// As [`resolve_model`].
-pub fn resolve_model_with(name: &str, env: &HubEnv, progress: &dyn Fn(&str)) -> Result<PathBuf> {
+/// As [`resolve_model`]; [`Error::Stopped`] if `watch` says so.
+pub fn resolve_model_with(name: &str, env: &HubEnv, watch: &Watch<'_>) -> Result<PathBuf> {
+    resolve(name, env, watch, &|root, model, urgency| fetch(root, model, env, watch, urgency))
+}
+
+/// Whether a model can be used without its download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "hub"), allow(dead_code))]
+enum Urgency {
+    /// It cannot.
+    Needed,
+    /// It can, so one try is enough.
+    Wanted,
+}
+
+/// How a model is downloaded.
+type Fetch<'a> = &'a dyn Fn(&Path, &ModelName<'_>, Urgency) -> Result<PathBuf>;
+
+fn resolve(name: &str, env: &HubEnv, watch: &Watch<'_>, fetch: Fetch<'_>) -> Result<PathBuf> {
     if Path::new(name).is_dir() {
         return Ok(name.into());
     }
@@ -79,79 +119,105 @@ pub fn resolve_model_with(name: &str, env: &HubEnv, progress: &dyn Fn(&str)) -> 
             .fix("name the folder that holds config.json and model.safetensors")
             .into();
     }
-    if let Err(why) = check_id(name) {
-        return Error::input(CODE, "no such folder, and not a Hugging Face id either")
-            .got(format!("{name:?} ({why})"))
-            .fix("check the path, or write the id as ORG/NAME")
-            .into();
-    }
+    let model = match ModelName::parse(name) {
+        Ok(model) => model,
+        Err(why) => {
+            return Error::input(CODE, "no such folder, and not a Hugging Face id either")
+                .got(format!("{name:?} ({why})"))
+                .fix("check the path, or write the id as ORG/NAME or ORG/NAME@REVISION")
+                .into();
+        }
+    };
     let Some(root) = &env.cache_dir else {
         return Error::input(CODE, "no place for downloads is known").fix("set HF_HOME to a folder").into();
     };
-    let cached = cache::find(root, name);
-    if let Some(snapshot) = &cached
-        && (snapshot.has_tokenizer || env.offline)
-    {
-        return Ok(snapshot.dir.clone());
-    }
-    match (fetch(root, name, env, progress), cached) {
-        (Ok(dir), _) => Ok(dir),
-        // The weights are here and only the tokenizer is missing, which this model may not have.
-        (Err(_), Some(snapshot)) => Ok(snapshot.dir),
-        (Err(error), None) => Err(error),
+    match cache::find(root, &model) {
+        Ok(snapshot) => {
+            // Without a tokenizer the model may be half downloaded, or may have none.
+            let newer = match snapshot.has_tokenizer || env.offline {
+                true => None,
+                false => Some(fetch(root, &model, Urgency::Wanted)),
+            };
+            match newer {
+                Some(Ok(dir)) => return Ok(dir),
+                Some(Err(stopped @ Error::Stopped { .. })) => return Err(stopped),
+                Some(Err(_)) | None => {}
+            }
+            if let Some(note) = &snapshot.note {
+                (watch.tell)(Progress::Note(note));
+            }
+            Ok(snapshot.dir)
+        }
+        Err(lack) if env.offline => {
+            not_here(root, &model, &lack, "downloads are off (HF_HUB_OFFLINE)", "unset HF_HUB_OFFLINE")
+        }
+        Err(lack) if cfg!(not(feature = "hub")) => {
+            not_here(root, &model, &lack, "this build cannot download", "build with the feature `hub`")
+        }
+        Err(lack) => {
+            if lack.is_damaged {
+                (watch.tell)(Progress::Warning(&lack.what));
+            }
+            fetch(root, &model, Urgency::Needed)
+        }
     }
 }
 
-/// Downloads the model, if that is allowed and built in.
+/// Downloads the model, if that is built in.
 #[cfg(feature = "hub")]
-fn fetch(root: &Path, id: &str, env: &HubEnv, progress: &dyn Fn(&str)) -> Result<PathBuf> {
-    if env.offline {
-        return not_here(root, id, "downloads are off (HF_HUB_OFFLINE)", "unset HF_HUB_OFFLINE");
+fn fetch(
+    root: &Path,
+    model: &ModelName<'_>,
+    env: &HubEnv,
+    watch: &Watch<'_>,
+    urgency: Urgency,
+) -> Result<PathBuf> {
+    let mut limits = http::Limits::default();
+    if urgency == Urgency::Wanted {
+        limits.retries = 0;
     }
-    download::download(root, id, env, progress)
+    download::download(root, model, env, watch, &limits)
 }
 
 #[cfg(not(feature = "hub"))]
-fn fetch(root: &Path, id: &str, _: &HubEnv, _: &dyn Fn(&str)) -> Result<PathBuf> {
-    not_here(root, id, "this build cannot download", "build with the feature `hub`")
+fn fetch(root: &Path, model: &ModelName<'_>, _: &HubEnv, _: &Watch<'_>, _: Urgency) -> Result<PathBuf> {
+    let lack = cache::Lack { what: "it has no tokenizer".to_owned(), fix: None, is_damaged: false };
+    not_here(root, model, &lack, "this build cannot download", "build with the feature `hub`")
 }
 
 /// The error of a model that is neither a folder nor in the cache.
-fn not_here<T>(root: &Path, id: &str, reason: &str, remedy: &str) -> Result<T> {
-    Error::input(
-        CODE,
-        format!("no folder {id:?}, not complete in the cache {}, and {reason}", root.display()),
-    )
-    .fix(format!("{remedy}, or download the model elsewhere and name its folder"))
-    .into()
-}
-
-/// The hub's own rules for ids; they leave no way to name a path.
-fn check_id(id: &str) -> Result<(), &'static str> {
-    let parts: Vec<&str> = id.split('/').collect();
-    if parts.len() > 2 {
-        return Err("an id has at most one slash");
-    }
-    for part in parts {
-        if part.is_empty() || part.len() > 96 {
-            return Err("each part has 1 to 96 characters");
-        }
-        if !part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-            return Err("only letters, digits, - _ . are allowed");
-        }
-        if part.starts_with(['-', '.'])
-            || part.ends_with(['-', '.'])
-            || part.contains("..")
-            || part.contains("--")
-        {
-            return Err("no - or . at an end, no .. or --");
-        }
-    }
-    match id.ends_with(".git") {
-        true => Err("an id does not end in .git"),
-        false => Ok(()),
-    }
+fn not_here<T>(
+    root: &Path,
+    model: &ModelName<'_>,
+    lack: &cache::Lack,
+    reason: &str,
+    remedy: &str,
+) -> Result<T> {
+    let what = format!(
+        "no folder {:?}, not complete in the cache {} ({}), and {reason}",
+        model.text(),
+        root.display(),
+        lack.what
+    );
+    let download = format!("{remedy}, or download the model elsewhere and name its folder");
+    let fix = match &lack.fix {
+        Some(fix) if lack.is_damaged => format!("{fix}; then {download}"),
+        Some(fix) => fix.clone(),
+        None => download,
+    };
+    let error = Error::input(CODE, what).fix(fix);
+    if lack.is_damaged { error.as_io().into() } else { error.into() }
 }
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+#[cfg(feature = "hub")]
+mod hostile_tests;
+#[cfg(test)]
+#[cfg(feature = "hub")]
+mod resume_tests;
+#[cfg(test)]
+#[cfg(feature = "hub")]
+mod testing;
