@@ -153,7 +153,7 @@ pub struct DataArgs {
     /// Model folder or Hugging Face id, for its tokenizer and chat template.
     #[arg(long, value_name = "DIR|HF_ID")]
     pub model: String,
-    /// File with rows (.jsonl, .csv); may be given several times.
+    /// File with rows (.jsonl, .json, .csv, .tsv, also .gz); may be given several times.
     #[arg(long, value_name = "FILE", required = true, aliases = ["train-file", "eval-file"])]
     pub data_file: Vec<PathBuf>,
     /// How a row becomes one text.
@@ -171,6 +171,12 @@ pub struct DataArgs {
     /// Keep text that looks like a special token as text.
     #[arg(long, value_name = "true|false")]
     pub escape_special: Option<bool>,
+    /// Leave out rows with nothing to learn or an empty answer.
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub skip_empty: Option<bool>,
+    /// Learn the last answer of a conversation only.
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub mask_history: Option<bool>,
     /// Rows to show in full; the statistics are over all rows.
     #[arg(long, value_name = "N")]
     pub rows: Option<usize>,

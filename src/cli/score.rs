@@ -74,6 +74,12 @@ fn show(console: &Console, event: Event<'_>) {
     let progress = |what, done, total| console.progress(Progress { what, done, total, detail: "" });
     match event {
         Event::Notice(notice) => console.notice(notice),
+        Event::Planned { weights_bytes, limit } => {
+            let most = limit
+                .map_or_else(String::new, |limit| format!(", of {} ({})", bytes(limit.bytes), limit.source));
+            console.heading("plan");
+            console.lines(table::pairs(&[("weights", format!("{}{most}", bytes(weights_bytes)))]));
+        }
         Event::Scoring { done, total } => progress("scoring", done as u64, total as u64),
         Event::Audit { audit, routing } => {
             console.heading("rows");
@@ -112,7 +118,8 @@ fn result(summary: &Summary) -> Vec<(&'static str, String)> {
                 sol(", ", summary.sol)
             ),
         ),
-        ("peak memory", bytes(summary.peak_bytes)),
+        ("weights", bytes(summary.weights_bytes)),
+        ("peak memory", format!("{} of weights and activations", bytes(summary.peak_bytes))),
     ]);
     rows
 }

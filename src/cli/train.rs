@@ -55,7 +55,7 @@ pub(super) fn planned(config: &TrainConfig, json: bool, console: &Arc<Console>) 
 /// Runs it and shows what happens.
 fn watched(config: &TrainConfig, console: &Arc<Console>) -> Result<Summary> {
     let (stop, context) = surroundings(console)?;
-    let mut view = View { config, console, first: 0, total: 0, start: Instant::now() };
+    let mut view = View { config, console, first: 0, total: 0, start: Instant::now(), logged: None };
     let summary = train::run(config, &context, &mut |event| {
         // Where the run does not ask often, the user still hears at once.
         stop.asked();
@@ -173,7 +173,10 @@ fn result(config: &TrainConfig, summary: &Summary) -> Vec<(&'static str, String)
         rows.push(("best", format!("{} {best:.4}{at}", config.metric_for_best_model)));
     }
     rows.extend([
-        ("peak memory", bytes(summary.peak_bytes)),
+        (
+            "peak memory",
+            format!("{} of weights, adapter, activations and optimizer state", bytes(summary.peak_bytes)),
+        ),
         ("adapter", config.output_dir.display().to_string()),
         ("go on with", score_command(config)),
     ]);
@@ -204,6 +207,8 @@ struct View<'a> {
     first: u64,
     total: u64,
     start: Instant,
+    /// The last line of the log.
+    logged: Option<StepLog>,
 }
 
 impl View<'_> {
@@ -235,26 +240,38 @@ impl View<'_> {
                 ));
             }
             Event::Step(log) => self.step(log),
+            Event::Logged(log) => self.logged(log),
             Event::Evaluated { step, metrics, best } => console.line(evaluated(step, metrics, best)),
             Event::Saved { path } => console.line(format_args!("  saved {}", path.display())),
         }
     }
 
-    fn step(&self, log: &StepLog) {
-        let spent = self.start.elapsed().as_secs_f64();
-        let done = log.step.saturating_sub(self.first).max(1);
-        let left = spent / done as f64 * self.total.saturating_sub(log.step) as f64;
-        let detail = detail(log, left);
+    /// Moves the bar. Its numbers are those of the last line of the log, so that both say the same.
+    fn step(&self, step: &StepLog) {
         if self.console.has_bar() {
-            let (done, total) = (log.step, self.total);
+            let detail = detail(self.logged.as_ref().unwrap_or(step), self.left(step));
+            let (done, total) = (step.step, self.total);
             self.console.progress(Progress { what: "training", done, total, detail: &detail });
-        } else if log.step.is_multiple_of(self.config.logging_steps.max(1)) || log.step == self.total {
+        }
+    }
+
+    /// Says what was written to the log.
+    fn logged(&mut self, log: &StepLog) {
+        self.logged = Some(*log);
+        if !self.console.has_bar() {
+            let detail = detail(log, self.left(log));
             self.console.note(format_args!("step {}/{}  {detail}", log.step, self.total));
         }
     }
+
+    /// Seconds that the steps after this one will take.
+    fn left(&self, log: &StepLog) -> f64 {
+        let done = log.step.saturating_sub(self.first).max(1);
+        self.start.elapsed().as_secs_f64() / done as f64 * self.total.saturating_sub(log.step) as f64
+    }
 }
 
-/// What a step found, and the seconds that are left.
+/// What a line of the log says, and the seconds that are left.
 fn detail(log: &StepLog, left: f64) -> String {
     format!(
         "loss {:.4}  lr {:.2e}  {} tokens/s{}  {} left",

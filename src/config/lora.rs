@@ -94,8 +94,8 @@ impl LoraConfig {
             ("lora_r", self.r.to_string(), "1 to 4096", "8 to 64 is usual")
         } else if !(self.alpha > 0.0 && self.alpha.is_finite()) {
             ("lora_alpha", self.alpha.to_string(), "a finite number above 0", "twice lora_r is usual")
-        } else if !(0.0..=1.0).contains(&self.dropout) {
-            ("lora_dropout", self.dropout.to_string(), "0 to 1", "0 to 0.1 is usual")
+        } else if !(0.0..1.0).contains(&self.dropout) {
+            ("lora_dropout", self.dropout.to_string(), "0 to below 1", "0 to 0.1 is usual")
         } else {
             return self.target_modules.fault().map(|fault| ("target_modules", fault));
         };
@@ -222,6 +222,7 @@ mod tests {
             (LoraConfig { alpha: 0.0, ..good() }, "lora_alpha"),
             (LoraConfig { alpha: f64::NAN, ..good() }, "lora_alpha"),
             (LoraConfig { dropout: -0.1, ..good() }, "lora_dropout"),
+            (LoraConfig { dropout: 1.0, ..good() }, "lora_dropout"),
             (LoraConfig { dropout: f64::NAN, ..good() }, "lora_dropout"),
             (lora(list(&[])), "target_modules"),
             (lora(list(&["q_proj", "q_proj"])), "target_modules"),

@@ -52,8 +52,10 @@ pub struct ScoreConfig {
     pub truncation: Truncation,
     /// Whether text in rows that looks like a special token stays text.
     pub escape_special: bool,
-    /// Whether rows without output are left out instead of being an error.
+    /// Whether rows with nothing to learn, and rows with an empty answer, are left out.
     pub skip_empty: bool,
+    /// Whether the last answer of a conversation is learned alone.
+    pub mask_history: bool,
     /// Who computes.
     pub device: DeviceChoice,
     /// Type of weights and activations.
@@ -76,7 +78,7 @@ impl Default for ScoreConfig {
             output: PathBuf::new(),
             overwrite: false,
             choices: None,
-            format: Format::Plain,
+            format: Format::Auto,
             train_mode: TrainMode::Auto,
             by: Vec::new(),
             limit: None,
@@ -86,6 +88,7 @@ impl Default for ScoreConfig {
             truncation: Truncation::Error,
             escape_special: false,
             skip_empty: false,
+            mask_history: false,
             device: DeviceChoice::Auto,
             dtype: Dtype::F32,
             quant: Quant::None,
@@ -151,7 +154,7 @@ impl ScoreConfig {
             ("mode", self.mode.to_string(), &["logprob", "choice"]),
             ("quant", self.quant.to_string(), &["none"]),
             ("dtype", self.dtype.to_string(), if self.on_gpu() { &["bf16"] } else { &["f32"] }),
-            ("format", self.format.to_string(), &["plain", "chat"]),
+            ("format", self.format.to_string(), &["auto", "plain", "chat"]),
         ])
     }
 }

@@ -118,8 +118,10 @@ pub struct TrainConfig {
     pub train_mode: TrainMode,
     /// Whether text in rows that looks like a special token stays text.
     pub escape_special: bool,
-    /// Whether rows without output are left out instead of being an error.
+    /// Whether rows with nothing to learn, and rows with an empty answer, are left out.
     pub skip_empty: bool,
+    /// Whether the last answer of a conversation is learned alone.
+    pub mask_history: bool,
     /// Whether a start that rows of one pass have in common is computed once. The gradient is the same sum; with dropout the
     /// shared part has one mask for all of these rows.
     pub share_prefix: bool,
@@ -197,10 +199,11 @@ impl Default for TrainConfig {
             use_dora: false,
             quant: Quant::None,
             double_quant: true,
-            format: Format::Plain,
+            format: Format::Auto,
             train_mode: TrainMode::Auto,
             escape_special: false,
             skip_empty: false,
+            mask_history: false,
             share_prefix: false,
             loss: Loss::CrossEntropy,
             target_shift: TargetShift::None,
@@ -371,7 +374,7 @@ impl TrainConfig {
             ("task", self.task.to_string(), &["causal"]),
             ("quant", self.quant.to_string(), &["none"]),
             ("dtype", self.dtype.to_string(), dtypes),
-            ("format", self.format.to_string(), &["plain", "chat"]),
+            ("format", self.format.to_string(), &["auto", "plain", "chat"]),
             ("loss", self.loss.to_string(), &["cross_entropy"]),
             ("target_shift", self.target_shift.to_string(), &["none"]),
             ("group_by", group_by.to_owned(), &["absent"]),

@@ -151,7 +151,7 @@ fn files_are_read_strictly_and_errors_name_the_line() {
         ("train_file = 3", &["run.toml:1", "list of texts"]),
         ("target_modules = 3", &["run.toml:1", "all-linear"]),
         ("target_modules = \"q_prj\"", &["run.toml:1", "did you mean q_proj?"]),
-        ("lora_dropout = 1.5", &["run.toml:1", "0 to 1"]),
+        ("lora_dropout = 1", &["run.toml:1", "0 to below 1"]),
         ("eval_fraction = 0.0", &["run.toml:1", "above 0 and below 1"]),
         ("batch_size = 1\ntokens_per_batch = 9", &["run.toml:1", "exclude each other"]),
     ] {

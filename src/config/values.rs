@@ -63,6 +63,8 @@ words!(
 words!(
     /// How a row becomes one text.
     Format {
+        /// Chat for conversations and instructions if the model has a template, else plain.
+        Auto = "auto",
         /// Input, a newline, output, end of text.
         Plain = "plain",
         /// The chat template of the model.

@@ -1,9 +1,11 @@
 //! What became of a data file: counts, lengths, and the things a user should look at before hours of training.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
-use super::encode::Example;
-use super::jsonl::Record;
+use super::encode::{Example, repeated};
+use super::record::Record;
 use super::tokenizer::Tokenizer;
 use crate::batch::IGNORE_INDEX;
 use crate::error::Result;
@@ -30,6 +32,22 @@ pub struct Audit {
     pub special_in_text: usize,
     /// The first of them.
     pub special_first: Vec<SpecialPlace>,
+    /// Rows whose answer has no text: their end token alone is learned.
+    pub empty_answers: Places,
+    /// Rows whose answer the template does not end.
+    pub without_end: Places,
+    /// Rows with turns behind the last answer that is learned, which are left out.
+    pub turns_left_out: Places,
+    /// Rows of token ids with a label that is not the token at its place.
+    pub other_labels: Places,
+    /// Whether these labels are the tokens after their places.
+    pub labels_shifted: bool,
+    /// Rows that are equal to an earlier one.
+    pub repeated: Places,
+    /// Keys of turns and options that the chat template does not read.
+    pub unread: Vec<String>,
+    /// Columns that nothing is made of but meta data.
+    pub columns: Vec<String>,
     /// Lengths in tokens.
     pub lengths: Quantiles,
     /// The longest row.
@@ -43,6 +61,22 @@ pub struct Place {
     pub file: String,
     /// Its line, from 1.
     pub line: usize,
+}
+
+/// How many rows something is true of, and the first of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Places {
+    /// How many.
+    pub rows: usize,
+    /// The first.
+    pub first: Option<Place>,
+}
+
+impl Places {
+    fn add(&mut self, record: &Record) {
+        self.rows += 1;
+        self.first.get_or_insert_with(|| place(record));
+    }
 }
 
 /// A special token in the text of a row.
@@ -71,10 +105,29 @@ pub struct Quantiles {
 }
 
 /// What encoding a row found besides its tokens.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct RowNotes {
     /// The first special token in its text.
     pub(super) special: Option<String>,
+    /// Answers that are learned.
+    pub(super) answers: usize,
+    /// Those of them that have no text.
+    pub(super) empty_answers: usize,
+    /// The template writes nothing behind an answer, so the model does not learn to stop.
+    pub(super) without_end: bool,
+    /// Turns behind the last answer that is learned.
+    pub(super) turns_left_out: usize,
+    /// Keys of turns and options that the template does not read.
+    pub(super) unread: Vec<String>,
+    /// The first label that is not the token at its place, and whether labels are the tokens after their places.
+    pub(super) other_label: Option<(usize, bool)>,
+}
+
+impl RowNotes {
+    /// Whether no answer of the row has any text.
+    pub(super) fn says_nothing(&self) -> bool {
+        self.answers > 0 && self.answers == self.empty_answers
+    }
 }
 
 impl Audit {
@@ -110,6 +163,34 @@ impl Audit {
                 first.join(", ")
             ));
         }
+        let named = |places: &Places, what: &str| {
+            let first = places.first.as_ref()?;
+            (places.rows > 0)
+                .then(|| format!("{} rows {what} (first {}:{})", places.rows, first.file, first.line))
+        };
+        let shifted = match self.labels_shifted {
+            true => {
+                "have labels that are shifted: each is the token after its place; labels are not to be shifted"
+            }
+            false => "have labels that are other tokens than those at their places",
+        };
+        lines.extend(named(&self.other_labels, shifted));
+        lines.extend(named(&self.empty_answers, "have an empty answer: their end token alone is learned"));
+        lines.extend(named(
+            &self.without_end,
+            "have an answer that the chat template does not end, so the model does not learn to stop",
+        ));
+        lines.extend(named(
+            &self.turns_left_out,
+            "have turns behind the last answer that is learned, which are left out",
+        ));
+        lines.extend(named(&self.repeated, "are equal to an earlier one"));
+        if !self.unread.is_empty() {
+            lines.push(format!("the chat template does not read: {}", self.unread.join(", ")));
+        }
+        if !self.columns.is_empty() {
+            lines.push(format!("columns that are not trained on: {}", self.columns.join(", ")));
+        }
         lines
     }
 
@@ -131,14 +212,55 @@ impl Audit {
         self.note(record, notes);
     }
 
-    pub(super) fn finish(&mut self, examples: &[Example], records: &[Record]) {
-        self.lengths = Quantiles::of(examples.iter().map(Example::len).collect());
+    pub(super) fn finish<'e>(
+        &mut self,
+        examples: impl DoubleEndedIterator<Item = &'e Example> + Clone,
+        records: &[Record],
+    ) {
+        self.lengths = Quantiles::of(examples.clone().map(Example::len).collect());
+        let (rows, first) = repeated(examples.clone());
+        self.repeated = Places { rows, first: first.and_then(|first| records.get(first)).map(place) };
+        let mut columns: Vec<String> = Vec::new();
+        let mut last: Option<&Arc<[String]>> = None;
+        for record in records.iter().filter(|record| !record.columns.is_empty()) {
+            // Rows of one file share their list.
+            if !last.is_some_and(|last| Arc::ptr_eq(last, &record.columns)) {
+                columns.extend(
+                    record
+                        .columns
+                        .iter()
+                        .filter(|&name| !columns.contains(name))
+                        .cloned()
+                        .collect::<Vec<_>>(),
+                );
+                last = Some(&record.columns);
+            }
+        }
+        self.columns = columns;
         // The first of the longest, so that the report is the same in every run.
-        let longest = examples.iter().rev().max_by_key(|example| example.len());
+        let longest = examples.rev().max_by_key(|example| example.len());
         self.longest = longest.and_then(|example| records.get(example.record)).map(place);
     }
 
     fn note(&mut self, record: &Record, notes: RowNotes) {
+        if notes.empty_answers > 0 {
+            self.empty_answers.add(record);
+        }
+        if notes.without_end {
+            self.without_end.add(record);
+        }
+        if notes.turns_left_out > 0 {
+            self.turns_left_out.add(record);
+        }
+        if let Some((_, shifted)) = notes.other_label {
+            self.labels_shifted |= shifted && self.other_labels.rows == 0;
+            self.other_labels.add(record);
+        }
+        for key in notes.unread {
+            if !self.unread.contains(&key) {
+                self.unread.push(key);
+            }
+        }
         if let Some(token) = notes.special {
             self.special_in_text += 1;
             if self.special_first.len() < NAMED {

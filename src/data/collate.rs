@@ -4,9 +4,8 @@
 //! rows after the last such `t` influence nothing; they are dropped. [`collate_shared`] computes a prompt that several
 //! examples begin with only once; sums over targets stay the same.
 
-use super::encode::Example;
+use super::encode::{Asked, Continuation, Example};
 use crate::batch::{Batch, IGNORE_INDEX, Target};
-use crate::error::{Error, Result};
 
 /// Shortest shared beginning that becomes a segment of its own. A shorter one saves less than another segment costs.
 pub const MIN_SHARED_TOKENS: usize = 16;
@@ -63,35 +62,35 @@ pub struct Choices {
     pub targets: Vec<Vec<usize>>,
 }
 
-/// Packs `prompt` once and every choice after it; every token of a choice is a target.
-///
-/// # Errors
-/// [`Error::Input`] if the prompt is empty (nothing would predict the first token) or a choice is.
-pub fn collate_choices(prompt: &[u32], choices: &[Vec<u32>], adapter: usize) -> Result<Choices> {
-    if prompt.is_empty() || choices.iter().any(Vec::is_empty) {
-        let what = if prompt.is_empty() { "the prompt is empty" } else { "a choice is empty" };
-        return Error::input("DATA", what).fix("give at least one token").into();
-    }
+/// Packs the prompt once and every answer after it; the scored tokens of an answer are targets.
+pub fn collate_choices(asked: &Asked, adapter: usize) -> Choices {
     let mut batch = Batch::default();
-    let root = batch.push_segment(prompt, None, adapter);
-    let mut targets: Vec<Vec<usize>> = Vec::with_capacity(choices.len());
-    for choice in choices {
-        targets.push(vec![batch.targets.len()]);
-        batch.targets.push(Target { row: prompt.len() - 1, token: choice[0], weight: 1.0 });
-    }
-    for (choice, targets) in choices.iter().zip(&mut targets) {
-        let rows = &choice[..choice.len() - 1];
-        if rows.is_empty() {
-            continue;
+    let root = batch.push_segment(&asked.prompt, None, adapter);
+    let mut targets: Vec<Vec<usize>> = vec![Vec::new(); asked.answers.len()];
+    let mut segments = Vec::with_capacity(asked.answers.len());
+    for Continuation { ids, .. } in &asked.answers {
+        // The last token of an answer predicts nothing.
+        let rows = &ids[..ids.len().saturating_sub(1)];
+        segments.push(batch.total_tokens());
+        if !rows.is_empty() {
+            batch.push_segment(rows, Some(root), adapter);
         }
-        let start = batch.total_tokens();
-        batch.push_segment(rows, Some(root), adapter);
-        for (t, &token) in choice[1..].iter().enumerate() {
+    }
+    // Targets are sorted by row: those of the prompt's last row come first.
+    let scored = |answer: &Continuation| answer.scored.clone();
+    for (answer, targets) in asked.answers.iter().zip(&mut targets) {
+        if scored(answer).contains(&0) {
             targets.push(batch.targets.len());
-            batch.targets.push(Target { row: start + t, token, weight: 1.0 });
+            batch.targets.push(Target { row: asked.prompt.len() - 1, token: answer.ids[0], weight: 1.0 });
         }
     }
-    Ok(Choices { batch, targets })
+    for ((answer, start), targets) in asked.answers.iter().zip(segments).zip(&mut targets) {
+        for t in scored(answer).filter(|&t| t > 0) {
+            targets.push(batch.targets.len());
+            batch.targets.push(Target { row: start + t - 1, token: answer.ids[t], weight: 1.0 });
+        }
+    }
+    Choices { batch, targets }
 }
 
 /// The rows that predict something: row, and the token to predict.

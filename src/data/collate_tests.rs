@@ -82,17 +82,29 @@ fn a_long_chain_of_beginnings_needs_no_stack() {
     batch.validate(97, ids.len(), 1).unwrap();
 }
 
+/// Row and token of targets.
+fn tokens_of(batch: &Batch) -> impl Fn(&Vec<usize>) -> Vec<(usize, u32)> {
+    |indices| indices.iter().map(|&i| (batch.targets[i].row, batch.targets[i].token)).collect()
+}
+
 #[test]
 fn choices_share_their_prompt() {
-    let Choices { batch, targets } =
-        collate_choices(&[1, 2, 3], &[vec![4], vec![5, 6, 7], vec![4, 6]], 0).unwrap();
+    let answer = |ids: &[u32], from: usize| Continuation { ids: ids.to_vec(), scored: from..ids.len() };
+    let asked = |answers| Asked { record: 0, prompt: vec![1, 2, 3], answers };
+    let all = asked(vec![answer(&[4], 0), answer(&[5, 6, 7], 0), answer(&[4, 6], 0)]);
+    let Choices { batch, targets } = collate_choices(&all, 0);
+    assert_eq!(all.num_rows(), batch.total_tokens());
     batch.validate(8, 5, 1).unwrap();
     assert_eq!(batch.input_ids, [1, 2, 3, 5, 6, 4]);
     let tokens = |indices: &Vec<usize>| indices.iter().map(|&i| batch.targets[i].token).collect::<Vec<_>>();
     assert_eq!(targets.iter().map(tokens).collect::<Vec<_>>(), [vec![4], vec![5, 6, 7], vec![4, 6]]);
     assert_eq!(targets[1].iter().map(|&i| batch.targets[i].row).collect::<Vec<_>>(), [2, 3, 4]);
-    assert!(collate_choices(&[], &[vec![1]], 0).is_err());
-    assert!(collate_choices(&[1], &[vec![]], 0).is_err());
+    // Answers whose beginning is not scored: what the template writes before them, in two ways.
+    let Choices { batch, targets } =
+        collate_choices(&asked(vec![answer(&[4, 5], 1), answer(&[6, 7, 5], 2)]), 0);
+    batch.validate(8, 6, 1).unwrap();
+    assert_eq!(batch.input_ids, [1, 2, 3, 4, 6, 7]);
+    assert_eq!(targets.iter().map(tokens_of(&batch)).collect::<Vec<_>>(), [vec![(3, 5)], vec![(5, 5)]]);
 }
 
 proptest! {

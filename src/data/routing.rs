@@ -6,7 +6,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::jsonl::Record;
+use super::record::Record;
 pub use crate::config::TrainMode;
 use crate::error::{Error, Result};
 
@@ -89,7 +89,7 @@ mod tests {
             mode => format!("{{\"input\":\"q\",\"output\":\"a\",\"meta\":{{\"mode\":\"{mode}\"}}}}\n"),
         };
         let text: String = modes.iter().map(line).collect();
-        super::super::jsonl::read_rows(Path::new("rows.jsonl"), text.as_bytes()).unwrap()
+        super::super::files::read_rows(Path::new("rows.jsonl"), text.as_bytes()).unwrap()
     }
 
     fn lines(records: &[Record]) -> Vec<usize> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::encode::{EncodeOptions, Encoder, Format};
-use super::jsonl::{Body, Record};
+use super::record::{Body, Record};
 use super::template::sandbox::{HelperCommand, SandboxedTemplate};
 use super::template::{ChatTemplate, Renderer};
 use super::tokenizer::Tokenizer;
@@ -16,29 +16,38 @@ use crate::formats::model_folder::tokenizer_files;
 pub struct Texts {
     /// None if the folder has no `tokenizer.json`; then every row has to be tokenised already.
     pub tokenizer: Option<Tokenizer>,
+    /// How a row becomes one text.
+    pub format: Format,
     renderer: Option<Renderer>,
 }
 
 impl Texts {
-    /// Opens the tokenizer of the model folder `dir`, and its chat template if `format` needs one.
+    /// Opens the tokenizer of the model folder `dir`, and its chat template if the format needs one. `chat_rows` says whether
+    /// some row is a conversation or an instruction, by which [`config::Format::Auto`] chooses.
     ///
     /// With a `helper` the template runs in a child process that cannot harm this one; without, in this process, where a
     /// hostile template can exhaust the memory.
     ///
     /// # Errors
-    /// An input error that names the file and what is wrong with it.
-    pub fn open(dir: &Path, format: config::Format, helper: Option<&HelperCommand>) -> Result<Self> {
+    /// An input error that names the file and what is wrong with it, or a format that is not supported.
+    pub fn open(
+        dir: &Path,
+        format: config::Format,
+        chat_rows: bool,
+        helper: Option<&HelperCommand>,
+    ) -> Result<Self> {
         let files = tokenizer_files(dir);
         let Some(tokenizer_json) = files.tokenizer_json else {
-            return Ok(Self { tokenizer: None, renderer: None });
+            return Ok(Self { tokenizer: None, format: choose(format, chat_rows, false)?, renderer: None });
         };
         let tokenizer = Tokenizer::from_files(
             &tokenizer_json,
             files.tokenizer_config_json.as_deref(),
             files.chat_template_jinja.as_deref(),
         )?;
+        let format = choose(format, chat_rows, tokenizer.chat_template().is_some())?;
         let renderer = match (tokenizer.chat_template(), format) {
-            (Some(source), config::Format::Chat) => {
+            (Some(source), Format::Chat) => {
                 let origin = tokenizer.chat_template_origin();
                 Some(match helper {
                     Some(helper) => Renderer::Sandboxed(SandboxedTemplate::spawn(helper, source, origin)?),
@@ -47,7 +56,7 @@ impl Texts {
             }
             _ => None,
         };
-        Ok(Self { tokenizer: Some(tokenizer), renderer })
+        Ok(Self { tokenizer: Some(tokenizer), format, renderer })
     }
 
     /// The encoder for `records` with these options.
@@ -64,19 +73,22 @@ impl Texts {
     }
 }
 
-/// The format of [`EncodeOptions`] for a configured one.
-///
-/// # Errors
-/// An input error for `template`, which has columns and not conversations.
-pub fn text_format(format: config::Format) -> Result<Format> {
+/// The format for rows of which some are written for a chat model or none is, with a model that has a template or not.
+fn choose(format: config::Format, chat_rows: bool, has_template: bool) -> Result<Format> {
     match format {
-        config::Format::Plain => Ok(Format::Plain),
+        config::Format::Auto if chat_rows && has_template => Ok(Format::Chat),
+        config::Format::Auto | config::Format::Plain => Ok(Format::Plain),
         config::Format::Chat => Ok(Format::Chat),
         config::Format::Template => Error::input("CONFIG", "not supported by this build")
             .field("format")
             .got(format)
-            .expected("plain or chat")
+            .expected("auto, plain or chat")
             .fix("choose one of them")
             .into(),
     }
+}
+
+/// Whether some row is a conversation or an instruction.
+pub fn any_chat<'r>(records: impl IntoIterator<Item = &'r Record>) -> bool {
+    records.into_iter().any(|record| record.body.is_chat())
 }

@@ -12,11 +12,10 @@ use super::event::{Event, Findings};
 use super::output::Outputs;
 use super::passes::Packed;
 use super::report::{ChoiceReport, Outcome, pick};
-use super::session::{Session, not_finite, row_error};
-use crate::batch::IGNORE_INDEX;
+use super::session::{Session, check, row_error};
 use crate::data::collate::collate_choices;
-use crate::data::encode::{Encoder, Example};
-use crate::data::jsonl::{Body, Message, Record};
+use crate::data::encode::Asked;
+use crate::data::record::{Body, Record};
 use crate::error::{Error, Result};
 use crate::session::Notice;
 
@@ -51,41 +50,31 @@ pub(super) fn run(
             .fix("leave out --skip-empty: choices need no output, only the accuracy does")
             .into();
     }
-    let opened = session.open(watch)?;
+    let opened = session.open(&records, watch)?;
     let encoder = opened.encoder(&records)?;
-    let tokens = encode_choices(&encoder, &choices, watch)?;
-    let longest = (0..tokens.len()).rev().max_by_key(|&i| tokens[i].len()).unwrap_or(0);
-    // With the longest answer in its place, a row meets the length limit and its rules exactly as in training.
-    let asked: Vec<Record> = records.iter().map(|record| with_answer(record, &choices[longest])).collect();
-    let examples = session.encode(&encoder, (&asked, routing), watch)?;
+    let asked = session.encode_choices(&encoder, (&records, routing), &choices, watch)?;
     drop(encoder);
+    if let Some(first) = asked.first() {
+        warn_of_beginnings(first, &choices, watch);
+    }
 
     let model = session.load(&opened, watch)?;
-    let continued: usize = tokens.iter().map(|choice| choice.len() - 1).sum();
-    let lengths: Vec<usize> = examples.iter().map(|example| prompt(example).len() + continued).collect();
+    let lengths: Vec<usize> = asked.iter().map(Asked::num_rows).collect();
     let pack = |rows: Range<usize>| {
         let mut packed = Packed::default();
-        for example in &examples[rows] {
-            let record = &records[example.record];
-            packed.push(collate_choices(prompt(example), &tokens, 0).map_err(|_| no_prompt(record))?);
-        }
+        asked[rows].iter().for_each(|asked| packed.push(collate_choices(asked, 0)));
         Ok(packed)
     };
-    let mut outcomes: Vec<Outcome> = Vec::with_capacity(examples.len());
+    let mut outcomes: Vec<Outcome> = Vec::with_capacity(asked.len());
     let take = |rows: Range<usize>, scores: Vec<Vec<f64>>| {
-        for (example, scores) in examples[rows].iter().zip(scores.chunks_exact(choices.len())) {
-            let record = &records[example.record];
+        for (asked, scores) in asked[rows].iter().zip(scores.chunks_exact(choices.len())) {
+            let record = &records[asked.record];
             let logprobs: Vec<f64> = scores.iter().map(|tokens| tokens.iter().sum()).collect();
-            if !logprobs.iter().all(|logprob| logprob.is_finite()) {
-                return Err(not_finite(record, "the log-probability of a choice"));
+            for (logprob, answer) in logprobs.iter().zip(&asked.answers) {
+                check(record, "the log-probability of a choice", *logprob, answer.scored.len())?;
             }
             let gold = gold_text(record)?.and_then(|text| place(&choices, text));
-            outcomes.push(Outcome {
-                record: example.record,
-                gold,
-                pick: pick(&logprobs, &choices),
-                logprobs,
-            });
+            outcomes.push(Outcome { record: asked.record, gold, pick: pick(&logprobs, &choices), logprobs });
         }
         Ok(())
     };
@@ -102,7 +91,7 @@ pub(super) fn run(
              exactly, but a spreadsheet may run them as formulas"
         ))));
     }
-    Ok((examples.len(), num_rows - examples.len(), Findings::Choice(report)))
+    Ok((asked.len(), num_rows - asked.len(), Findings::Choice(report)))
 }
 
 /// The answer that a row gives; none if it is empty.
@@ -112,15 +101,14 @@ pub(super) fn run(
 pub(super) fn gold_text(record: &Record) -> Result<Option<&str>> {
     let text = match &record.body {
         Body::InputOutput { output, .. } => output,
-        Body::Messages(turns) => match turns.last() {
+        Body::Messages(conversation) => match conversation.turns.last() {
             Some(turn) if turn.role == "assistant" => &turn.content,
             _ => return Ok(None),
         },
-        Body::Tokenised { .. } => {
-            return row_error(record, "choices need rows of text")
-                .field("input_ids")
+        Body::Text(_) | Body::Tokenised { .. } => {
+            return row_error(record, "choices need a question with an answer")
                 .expected("\"input\" and \"output\", or \"messages\"")
-                .fix("use --mode logprob for rows of token ids")
+                .fix("use --mode logprob for rows of text or token ids")
                 .into();
         }
     };
@@ -174,23 +162,12 @@ fn fields(by: &[String], records: &[Record]) -> Result<Vec<String>> {
     Ok(fields)
 }
 
-/// The tokens of every choice.
-fn encode_choices(
-    encoder: &Encoder<'_>,
-    choices: &[String],
-    watch: &mut dyn FnMut(Event<'_>),
-) -> Result<Vec<Vec<u32>>> {
-    let tokens =
-        choices.iter().map(|choice| encoder.encode_open_answer(choice)).collect::<Result<Vec<_>>>()?;
-    if let Some(i) = tokens.iter().position(Vec::is_empty) {
-        return Error::input("CONFIG", "a choice has no tokens")
-            .field("choices")
-            .got(format!("{:?}", choices[i]))
-            .fix("choose among answers that the tokenizer knows")
-            .into();
-    }
-    let starts = |i: usize, j: usize| i != j && tokens[j].starts_with(&tokens[i]);
-    let pairs = || (0..tokens.len()).flat_map(|j| (0..tokens.len()).map(move |i| (i, j)));
+/// Says so if an answer begins with another one, which is then never less probable.
+fn warn_of_beginnings(asked: &Asked, choices: &[String], watch: &mut dyn FnMut(Event<'_>)) {
+    let answers = &asked.answers;
+    let tokens = |i: usize| &answers[i].ids[answers[i].scored.clone()];
+    let starts = |i: usize, j: usize| i != j && tokens(j).starts_with(tokens(i));
+    let pairs = || (0..answers.len()).flat_map(|j| (0..answers.len()).map(move |i| (i, j)));
     if let Some((i, j)) = pairs().find(|&(i, j)| starts(i, j)) {
         watch(Event::Notice(Notice::Warning(format!(
             "the choice {:?} begins with {:?}, so it can never be the more probable one; prefer choices of which none begins \
@@ -198,31 +175,6 @@ fn encode_choices(
             choices[j], choices[i]
         ))));
     }
-    Ok(tokens)
-}
-
-/// The row with another answer.
-fn with_answer(record: &Record, answer: &str) -> Record {
-    let mut record = record.clone();
-    match &mut record.body {
-        Body::InputOutput { output, .. } => answer.clone_into(output),
-        Body::Messages(turns) => {
-            turns.pop_if(|turn| turn.role == "assistant");
-            turns.push(Message::new("assistant", answer));
-        }
-        Body::Tokenised { .. } => {}
-    }
-    record
-}
-
-/// The tokens before the last answer.
-fn prompt(example: &Example) -> &[u32] {
-    let end = example.labels.iter().rposition(|&label| label == IGNORE_INDEX).map_or(0, |last| last + 1);
-    &example.input_ids[..end]
-}
-
-fn no_prompt(record: &Record) -> Error {
-    row_error(record, "the prompt has no tokens").fix("give the row an input").into()
 }
 
 /// The choice that `text` is: exactly, or but for white space at the ends.

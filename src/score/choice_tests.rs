@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::data::jsonl::read_rows;
+use crate::data::files::read_rows;
 
 fn records(lines: &[&str]) -> Vec<Record> {
     read_rows(Path::new("rows.jsonl"), lines.join("\n").as_bytes()).unwrap()
@@ -45,11 +45,6 @@ fn the_last_assistant_turn_is_gold() {
     assert_eq!(gold_text(&records[1]).unwrap(), None);
     let error = gold_text(&records[2]).unwrap_err().to_string();
     assert!(error.contains("rows.jsonl:3") && error.contains("--mode logprob"), "{error}");
-    for record in &records[..2] {
-        let Body::Messages(turns) = with_answer(record, "c").body else { panic!() };
-        assert_eq!(turns.len(), 2);
-        assert_eq!(turns[1], Message::new("assistant", "c"));
-    }
 }
 
 #[test]
@@ -59,16 +54,4 @@ fn a_field_that_no_row_has_is_an_error() {
     assert_eq!(by(&["law", "law"]).unwrap(), ["law"]);
     let error = by(&["lwa"]).unwrap_err().to_string();
     assert!(error.contains("got lwa, expected kind, law"), "{error}");
-}
-
-#[test]
-fn the_prompt_ends_before_the_last_answer() {
-    let example = Example {
-        input_ids: vec![1, 2, 3, 4, 5, 6],
-        labels: vec![-100, 2, -100, -100, 5, 6],
-        prompt_len: 1,
-        record: 0,
-        truncated: false,
-    };
-    assert_eq!(prompt(&example), [1, 2, 3, 4]);
 }

@@ -6,7 +6,7 @@ use super::logprob::LogprobReport;
 use super::report::ChoiceReport;
 use crate::data::audit::Audit;
 use crate::data::routing::Routing;
-use crate::session::Notice;
+use crate::session::{Limit, Notice};
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -20,6 +20,13 @@ pub enum Event<'a> {
         audit: &'a Audit,
         /// Rows by mode, before `limit`.
         routing: Routing,
+    },
+    /// The weights that are about to be loaded; they fit.
+    Planned {
+        /// Their bytes on the device, without those of an adapter.
+        weights_bytes: u64,
+        /// What they may take; none if the device does not say.
+        limit: Option<&'a Limit>,
     },
     /// Rows that are scored.
     Scoring {
@@ -61,7 +68,10 @@ pub struct Summary {
     /// Share of the speed of light while scoring, from 0 to 1: see [`crate::session::Peak`], with the model FLOPs of the forward
     /// pass. None on cards without a known peak and on the emulator.
     pub sol: Option<f64>,
-    /// Largest amount of memory for weights and activations at once, in bytes.
+    /// Bytes of the weights of model and adapter.
+    pub weights_bytes: u64,
+    /// Largest amount of memory for weights, adapter and activations at once, in bytes. Rows, the program and files in the page
+    /// cache do not count.
     pub peak_bytes: u64,
 }
 

@@ -6,10 +6,10 @@ use serde_json::Value;
 use super::event::{Event, Findings};
 use super::output::Outputs;
 use super::passes::Packed;
-use super::session::{Session, not_finite};
+use super::session::{Session, check, not_finite};
 use crate::data::collate::collate;
 use crate::data::encode::Example;
-use crate::data::jsonl::Record;
+use crate::data::record::Record;
 use crate::error::Result;
 
 /// What the log-probabilities of a file say.
@@ -48,7 +48,7 @@ pub(super) fn run(
 ) -> Result<(usize, usize, Findings)> {
     let (mut records, routing) = session.rows()?;
     records.truncate(session.config.limit.unwrap_or(usize::MAX));
-    let opened = session.open(watch)?;
+    let opened = session.open(&records, watch)?;
     let examples = session.encode(&opened.encoder(&records)?, (&records, routing), watch)?;
     let model = session.load(&opened, watch)?;
     let lengths: Vec<usize> = examples.iter().map(Example::len).collect();
@@ -88,10 +88,7 @@ fn pack(examples: &[Example]) -> Packed {
 fn write_line(record: &Record, token_logprobs: Vec<f64>, logprob: f64, into: &mut Vec<u8>) -> Result<()> {
     let num_tokens = token_logprobs.len();
     let perplexity = (-logprob / num_tokens as f64).exp();
-    // JSON has no word for numbers that are not finite. A perplexity beyond f64 is one too.
-    if !logprob.is_finite() || !perplexity.is_finite() {
-        return Err(not_finite(record, "the log-probability"));
-    }
+    check(record, "the log-probability", logprob, num_tokens)?;
     let file = record.file.display().to_string();
     let id = record.meta.get("id");
     let line = Line { id, line: record.line, file: &file, token_logprobs, num_tokens, logprob, perplexity };
@@ -105,7 +102,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::data::jsonl::read_rows;
+    use crate::data::files::read_rows;
 
     fn record(text: &str) -> Record {
         read_rows(Path::new("rows.jsonl"), text.as_bytes()).unwrap().remove(0)

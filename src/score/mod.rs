@@ -55,7 +55,6 @@ pub fn run(config: &ScoreConfig, context: &Context, watch: &mut dyn FnMut(Event<
     for path in outputs.paths() {
         watch(Event::Saved { path });
     }
-    let memory = session.device.memory();
     let runtime = start.elapsed().as_secs_f64();
     Ok(Summary {
         files: outputs.paths().into_iter().map(ToOwned::to_owned).collect(),
@@ -66,6 +65,7 @@ pub fn run(config: &ScoreConfig, context: &Context, watch: &mut dyn FnMut(Event<
         runtime,
         tokens_per_second: session.num_tokens as f64 / session.scoring_secs.max(f64::MIN_POSITIVE),
         sol: session.sol,
-        peak_bytes: memory.peak_bytes + memory.borrowed_bytes,
+        weights_bytes: session.weights_bytes,
+        peak_bytes: session.peak_bytes,
     })
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::choice::{cell, gold_text};
 use super::report::{Accuracy, ChoiceReport, MISSING, Outcome};
 use crate::config::{ScoreConfig, ScoreMode};
-use crate::data::jsonl::Record;
+use crate::data::record::Record;
 use crate::error::{Error, Result};
 use crate::formats::atomic::write_file;
 
@@ -130,7 +130,9 @@ fn table(
         let record = &records[outcome.record];
         let predicted = &report.choices[outcome.pick.sum];
         let gold = gold_text(record).ok().flatten().map_or("", str::trim).to_owned();
-        let correct = outcome.gold.map_or(String::new(), |gold| (gold == outcome.pick.sum).to_string());
+        let correct = outcome
+            .gold
+            .map_or(String::new(), |gold| (gold == outcome.pick.sum && !outcome.pick.sum_tied).to_string());
         let by =
             report.by.iter().map(|by| cell(record.meta.get(&by.field)).unwrap_or_else(|| MISSING.to_owned()));
         let mut row = vec![
@@ -191,6 +193,7 @@ fn summary_json(config: &ScoreConfig, report: &ChoiceReport) -> String {
             "truncation": config.truncation,
             "escape_special": config.escape_special,
             "skip_empty": config.skip_empty,
+            "mask_history": config.mask_history,
             "dtype": config.dtype,
             "quant": config.quant,
         }),

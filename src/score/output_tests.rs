@@ -1,7 +1,7 @@
 //! Tests of names and bytes of the result files.
 
 use super::*;
-use crate::data::jsonl::read_rows;
+use crate::data::files::read_rows;
 use crate::score::report::Pick;
 
 fn config(mode: ScoreMode, output: &Path) -> ScoreConfig {
@@ -56,8 +56,18 @@ fn scored() -> (ChoiceReport, Vec<Record>, Vec<Outcome>) {
     );
     let records = read_rows(Path::new("rows.jsonl"), text.as_bytes()).unwrap();
     let outcomes = vec![
-        Outcome { record: 0, logprobs: vec![-0.1, -1e-7], gold: Some(0), pick: Pick { sum: 0, norm: 1 } },
-        Outcome { record: 1, logprobs: vec![-2.0, -0.5], gold: None, pick: Pick { sum: 1, norm: 1 } },
+        Outcome {
+            record: 0,
+            logprobs: vec![-0.1, -1e-7],
+            gold: Some(0),
+            pick: Pick { sum: 0, norm: 1, sum_tied: false, norm_tied: false },
+        },
+        Outcome {
+            record: 1,
+            logprobs: vec![-2.0, -0.5],
+            gold: None,
+            pick: Pick { sum: 1, norm: 1, sum_tied: false, norm_tied: false },
+        },
     ];
     let fields = ["law".to_owned(), "line".to_owned()];
     let report = ChoiceReport::of(&outcomes, &records, &["a".into(), "b,".into()], &fields);

@@ -78,6 +78,7 @@ pub(super) fn passes(lengths: &[usize], by: Batching, max_tokens: usize) -> Resu
 mod tests {
     use super::*;
     use crate::data::collate::collate_choices;
+    use crate::data::encode::{Asked, Continuation};
 
     #[test]
     fn passes_tile_the_rows_within_both_limits() {
@@ -90,10 +91,12 @@ mod tests {
 
     #[test]
     fn an_appended_prompt_keeps_its_own_continuations() {
-        let choices = [vec![5, 6], vec![7]];
+        let answer = |ids: &[u32]| Continuation { ids: ids.to_vec(), scored: 0..ids.len() };
+        let answers = || vec![answer(&[5, 6]), answer(&[7])];
+        let asked = |prompt: &[u32]| Asked { record: 0, prompt: prompt.to_vec(), answers: answers() };
         let mut packed = Packed::default();
-        packed.push(collate_choices(&[1, 2, 3], &choices, 0).unwrap());
-        packed.push(collate_choices(&[1, 4], &choices, 0).unwrap());
+        packed.push(collate_choices(&asked(&[1, 2, 3]), 0));
+        packed.push(collate_choices(&asked(&[1, 4]), 0));
         packed.batch.validate(8, 4, 0).unwrap();
         assert_eq!(packed.batch.input_ids, [1, 2, 3, 5, 1, 4, 5]);
         assert_eq!(packed.batch.position_ids(), [0, 1, 2, 3, 0, 1, 2]);

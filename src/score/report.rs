@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::choice::cell;
-use crate::data::jsonl::Record;
+use crate::data::record::Record;
 
 /// How a missing value of a field is shown.
 pub const MISSING: &str = "(none)";
@@ -17,8 +17,10 @@ pub struct Accuracy {
     pub num_rows: usize,
     /// Rows whose output is one of the choices; only these can be right or wrong.
     pub num_with_gold: usize,
-    /// Rows whose most probable choice is the output.
+    /// Rows whose most probable choice is the output, and no other choice is as probable.
     pub num_correct: usize,
+    /// Rows where several choices share the highest log-probability: no answer, so never right.
+    pub num_tied: usize,
     /// The share of rows with gold that are right; none without any.
     pub accuracy: Option<f64>,
     /// Rows whose choice of the highest log-probability per character is the output.
@@ -30,10 +32,12 @@ pub struct Accuracy {
 impl Accuracy {
     fn add(&mut self, outcome: &Outcome) {
         self.num_rows += 1;
+        self.num_tied += usize::from(outcome.pick.sum_tied);
         let Some(gold) = outcome.gold else { return };
         self.num_with_gold += 1;
-        self.num_correct += usize::from(outcome.pick.sum == gold);
-        self.num_correct_norm += usize::from(outcome.pick.norm == gold);
+        let pick = outcome.pick;
+        self.num_correct += usize::from(pick.sum == gold && !pick.sum_tied);
+        self.num_correct_norm += usize::from(pick.norm == gold && !pick.norm_tied);
         let share = |n: usize| Some(n as f64 / self.num_with_gold as f64);
         self.accuracy = share(self.num_correct);
         self.accuracy_norm = share(self.num_correct_norm);
@@ -71,6 +75,9 @@ pub struct ChoiceReport {
 pub(super) struct Pick {
     pub(super) sum: usize,
     pub(super) norm: usize,
+    /// Whether another choice has the same number.
+    pub(super) sum_tied: bool,
+    pub(super) norm_tied: bool,
 }
 
 /// One scored row.
@@ -122,17 +129,22 @@ impl ChoiceReport {
 pub(super) fn pick(logprobs: &[f64], choices: &[String]) -> Pick {
     let per_character =
         logprobs.iter().zip(choices).map(|(x, choice)| x / choice.chars().count().max(1) as f64);
-    Pick { sum: first_highest(logprobs.iter().copied()), norm: first_highest(per_character) }
+    let (sum, sum_tied) = first_highest(logprobs.iter().copied());
+    let (norm, norm_tied) = first_highest(per_character);
+    Pick { sum, norm, sum_tied, norm_tied }
 }
 
-fn first_highest(values: impl Iterator<Item = f64>) -> usize {
-    let mut best = (0, f64::NEG_INFINITY);
+/// The first of the highest values, and whether there are several.
+fn first_highest(values: impl Iterator<Item = f64>) -> (usize, bool) {
+    let (mut best, mut highest, mut tied) = (0, f64::NEG_INFINITY, false);
     for (i, value) in values.enumerate() {
-        if value > best.1 {
-            best = (i, value);
+        if value > highest {
+            (best, highest, tied) = (i, value, false);
+        } else if i > 0 && value == highest {
+            tied = true;
         }
     }
-    best.0
+    (best, tied)
 }
 
 #[cfg(test)]
@@ -140,7 +152,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::data::jsonl::read_rows;
+    use crate::data::files::read_rows;
 
     fn choices(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|&text| text.to_owned()).collect()
@@ -149,11 +161,13 @@ mod tests {
     #[test]
     fn the_highest_sum_wins_and_the_first_of_equal_ones() {
         let letters = choices(&["a", "b", "c"]);
-        assert_eq!(pick(&[-2.0, -1.0, -3.0], &letters), Pick { sum: 1, norm: 1 });
-        assert_eq!(pick(&[-2.0, -1.0, -1.0], &letters), Pick { sum: 1, norm: 1 });
-        assert_eq!(pick(&[-1.0, -1.0, -1.0], &letters).sum, 0);
+        let picked = |sum, norm, tied| Pick { sum, norm, sum_tied: tied, norm_tied: tied };
+        assert_eq!(pick(&[-2.0, -1.0, -3.0], &letters), picked(1, 1, false));
+        assert_eq!(pick(&[-2.0, -1.0, -1.0], &letters), picked(1, 1, true));
+        assert_eq!(pick(&[-1.0, -1.0, -1.0], &letters), picked(0, 0, true));
+        assert_eq!(pick(&[-2.0, -2.0, -1.0], &letters), picked(2, 2, false));
         // -3/4 per character beats -2/2.
-        assert_eq!(pick(&[-2.0, -3.0], &choices(&["日本", "はいはい"])), Pick { sum: 0, norm: 1 });
+        assert_eq!(pick(&[-2.0, -3.0], &choices(&["日本", "はいはい"])), picked(0, 1, false));
     }
 
     #[test]
@@ -169,8 +183,12 @@ mod tests {
             "\n"
         );
         let records = read_rows(Path::new("rows.jsonl"), text.as_bytes()).unwrap();
-        let outcome =
-            |record, gold, sum| Outcome { record, logprobs: vec![], gold, pick: Pick { sum, norm: 1 } };
+        let outcome = |record, gold, sum| Outcome {
+            record,
+            logprobs: vec![],
+            gold,
+            pick: Pick { sum, norm: 1, sum_tied: false, norm_tied: false },
+        };
         let outcomes =
             [outcome(0, Some(0), 0), outcome(1, Some(1), 0), outcome(2, None, 0), outcome(3, Some(0), 0)];
         let report = ChoiceReport::of(&outcomes, &records, &choices(&["a", "b"]), &choices(&["law"]));

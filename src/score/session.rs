@@ -8,15 +8,19 @@ use half::bf16;
 use super::event::Event;
 use super::passes::{Packed, passes};
 use crate::config::ScoreConfig;
-use crate::data::encode::{Encoder, Example};
-use crate::data::jsonl::{Record, read_files};
+use crate::data::audit::Audit;
+use crate::data::encode::{Asked, Encoder, Example};
+use crate::data::files::read_files;
+use crate::data::record::Record;
 use crate::data::routing::{Routing, select};
+use crate::data::texts::any_chat;
 use crate::device::{Device, Machine};
 use crate::error::{Error, InputError, Result};
 use crate::formats::adapter::read_adapter;
 use crate::model::{Adapter, Decoder, ModelFlops, Room, Scorer};
 use crate::ops::linear_cross_entropy::TargetScore;
-use crate::session::{self, Context, Opened, Peak, TextOptions};
+use crate::session::room::{held_bytes, peak_bytes, weights_bytes};
+use crate::session::{self, Context, Limit, Notice, Opened, Peak, Progress, TextOptions, TextSettings};
 use crate::tensor::Real;
 
 /// A run: who computes, and how much was computed.
@@ -30,6 +34,10 @@ pub(super) struct Session<'a> {
     pub(super) scoring_secs: f64,
     /// Share of the speed of light in these seconds.
     pub(super) sol: Option<f64>,
+    /// Bytes of the weights of model and adapter.
+    pub(super) weights_bytes: u64,
+    /// The most bytes that tensors took.
+    pub(super) peak_bytes: u64,
 }
 
 impl<'a> Session<'a> {
@@ -39,7 +47,16 @@ impl<'a> Session<'a> {
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let device = session::open_device(config.device, config.threads, &mut |notice| watch(notice.into()))?;
-        Ok(Self { config, context, device, num_tokens: 0, scoring_secs: 0.0, sol: None })
+        Ok(Self {
+            config,
+            context,
+            device,
+            num_tokens: 0,
+            scoring_secs: 0.0,
+            sol: None,
+            weights_bytes: 0,
+            peak_bytes: 0,
+        })
     }
 
     /// The rows that take part, before `limit`.
@@ -52,16 +69,19 @@ impl<'a> Session<'a> {
     }
 
     /// Opens the model folder; its weights are loaded later, since most mistakes are in the rows.
-    pub(super) fn open(&self, watch: &mut dyn FnMut(Event<'_>)) -> Result<Opened> {
+    pub(super) fn open(&self, records: &[Record], watch: &mut dyn FnMut(Event<'_>)) -> Result<Opened> {
         let config = self.config;
-        let options = TextOptions {
-            format: config.format,
-            max_seq_length: config.max_seq_length,
-            truncation: config.truncation,
-            escape_special: config.escape_special,
-            skip_empty: config.skip_empty,
-        };
-        Opened::open(&config.model, options, self.context, &mut |notice| watch(notice.into()))
+        let mut notify = |notice: Notice| watch(notice.into());
+        let mut options = text_options(config);
+        let trained = config.adapter.as_deref().map(TextSettings::read).transpose()?.flatten();
+        if let Some(trained) = &trained {
+            trained.apply(&mut options, &text_options(&ScoreConfig::default()), &mut notify);
+        }
+        let opened = Opened::open(&config.model, options, any_chat(records), self.context, &mut notify)?;
+        if let Some(trained) = &trained {
+            trained.check_template(&opened.text_settings(), &mut notify);
+        }
+        Ok(opened)
     }
 
     /// Turns rows into tokens.
@@ -71,10 +91,32 @@ impl<'a> Session<'a> {
         (records, routing): (&[Record], Routing),
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Vec<Example>> {
-        let (examples, audit) =
-            session::encode(&self.device, encoder, records, &mut |notice| watch(notice.into()))?;
+        let encode = |progress: &Progress<'_>| encoder.encode_all(records, progress);
+        self.encoded((records.len(), routing), encode, watch)
+    }
+
+    /// Turns rows into tokens, each with every choice as its answer.
+    pub(super) fn encode_choices(
+        &self,
+        encoder: &Encoder<'_>,
+        (records, routing): (&[Record], Routing),
+        choices: &[String],
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Vec<Asked>> {
+        let encode = |progress: &Progress<'_>| encoder.encode_choices(records, choices, progress);
+        self.encoded((records.len(), routing), encode, watch)
+    }
+
+    fn encoded<R: Send>(
+        &self,
+        (rows, routing): (usize, Routing),
+        encode: impl FnOnce(&Progress<'_>) -> Result<(R, Audit)> + Send,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<R> {
+        let (encoded, audit) =
+            session::encode(&self.device, rows, encode, &mut |notice| watch(notice.into()))?;
         watch(Event::Audit { audit: &audit, routing });
-        Ok(examples)
+        Ok(encoded)
     }
 
     /// Loads weights and adapter.
@@ -88,6 +130,7 @@ impl<'a> Session<'a> {
     fn load_as<T: Real>(&self, opened: &Opened, watch: &mut dyn FnMut(Event<'_>)) -> Result<Loaded<T>> {
         self.check_stop()?;
         let device = &self.device;
+        plan_weights::<T>(device, opened, watch)?;
         let decoder = opened.load(device, &mut |notice| watch(notice.into()))?;
         let mut adapters = Vec::new();
         if let Some(dir) = &self.config.adapter {
@@ -151,6 +194,10 @@ impl<'a> Session<'a> {
         self.num_tokens += num_tokens;
         self.scoring_secs = start.elapsed().as_secs_f64();
         self.sol = peak.and_then(|peak| peak.share(work, self.scoring_secs));
+        let weights = &model.decoder.weights;
+        let of_adapter = |adapter: &Adapter<T>| (adapter.num_params() * size_of::<T>()) as u64;
+        self.weights_bytes = held_bytes(weights) + model.adapters.iter().map(of_adapter).sum::<u64>();
+        self.peak_bytes = peak_bytes(&self.device, weights);
         Ok(())
     }
 
@@ -182,6 +229,40 @@ impl<'a> Session<'a> {
     }
 }
 
+/// Says what the weights take, before they are read.
+///
+/// # Errors
+/// An input error if they do not fit.
+fn plan_weights<T: Real>(device: &Device, opened: &Opened, watch: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+    let bytes = weights_bytes::<T>(&opened.model.config)?;
+    let limit = Limit::of(device)?;
+    check_fits(bytes, limit.as_ref())?;
+    watch(Event::Planned { weights_bytes: bytes, limit: limit.as_ref() });
+    Ok(())
+}
+
+fn check_fits(bytes: u64, limit: Option<&Limit>) -> Result<()> {
+    let Some(limit) = limit.filter(|limit| bytes > limit.bytes) else { return Ok(()) };
+    let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+    Error::input("CONFIG", "the weights do not fit into the memory")
+        .field("model")
+        .got(gib(bytes))
+        .expected(format!("at most {} ({})", gib(limit.bytes), limit.source))
+        .fix("take a smaller model, or a device with more memory")
+        .into()
+}
+
+fn text_options(config: &ScoreConfig) -> TextOptions {
+    TextOptions {
+        format: config.format,
+        max_seq_length: config.max_seq_length,
+        truncation: config.truncation,
+        escape_special: config.escape_special,
+        skip_empty: config.skip_empty,
+        mask_history: config.mask_history,
+    }
+}
+
 /// A model with its adapter, in the numbers that its device computes with.
 pub(super) enum Model {
     /// On the CPU.
@@ -201,10 +282,43 @@ pub(super) fn row_error(record: &Record, what: impl Into<String>) -> InputError 
     Error::input("DATA", what).path(&record.file).line(record.line)
 }
 
+/// Most that rounding can make of a log-probability of 0.
+const ROUNDING: f64 = 1e-3;
+
+/// Fails for a sum of log-probabilities of `num_tokens` tokens that is no such thing: not finite, above 0, or so small that its
+/// perplexity is beyond all numbers. JSON has no word for the first and the last.
+pub(super) fn check(record: &Record, what: &str, logprob: f64, num_tokens: usize) -> Result<()> {
+    let perplexity = (-logprob / num_tokens.max(1) as f64).exp();
+    if !logprob.is_finite() || !perplexity.is_finite() {
+        return Err(not_finite(record, what));
+    }
+    if logprob > ROUNDING {
+        return Err(Error::Numeric {
+            what: format!("{}:{}: {what} is {logprob}, above 0", record.file.display(), record.line),
+            fix: "check the weights of model and adapter, for example an earlier checkpoint".into(),
+        });
+    }
+    Ok(())
+}
+
 /// The error of a row whose score is not finite.
 pub(super) fn not_finite(record: &Record, what: &str) -> Error {
     Error::Numeric {
         what: format!("{}:{}: {what} is not finite", record.file.display(), record.line),
         fix: "check the weights of model and adapter, for example an earlier checkpoint".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_beyond_the_memory_are_refused_before_they_are_read() {
+        let limit = Limit { bytes: 3 << 30, source: "80% of the memory that is free".into() };
+        assert!(check_fits(3 << 30, Some(&limit)).is_ok() && check_fits(u64::MAX, None).is_ok());
+        let error = check_fits((3 << 30) + (1 << 28), Some(&limit)).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("3.25 GiB") && error.to_string().contains("3.00 GiB (80%"));
     }
 }

@@ -3,9 +3,13 @@
 
 mod device;
 mod peak;
+pub(crate) mod room;
+pub mod text_settings;
 
 pub use device::open_device;
 pub use peak::Peak;
+pub use room::Limit;
+pub use text_settings::TextSettings;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -14,14 +18,13 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::config::{Format, Truncation};
-use crate::data::audit::Audit;
-use crate::data::encode::{EncodeOptions, Encoder, Example};
-use crate::data::jsonl::Record;
+use crate::data::encode::{self, EncodeOptions, Encoder};
+use crate::data::record::Record;
 use crate::data::template::sandbox::HelperCommand;
-use crate::data::texts::{Texts, text_format};
+use crate::data::texts::Texts;
 use crate::device::{Class, Device};
 use crate::error::{Error, Result};
-use crate::formats::hub::{Progress, Watch};
+use crate::formats::hub::{self, Watch};
 use crate::model::open::{self, OpenModel};
 use crate::model::{Decoder, load};
 use crate::tensor::Real;
@@ -93,12 +96,12 @@ pub enum Notice {
     },
 }
 
-impl From<Progress<'_>> for Notice {
-    fn from(progress: Progress<'_>) -> Self {
+impl From<hub::Progress<'_>> for Notice {
+    fn from(progress: hub::Progress<'_>) -> Self {
         match progress {
-            Progress::Note(text) => Self::Note(text.to_owned()),
-            Progress::Warning(text) => Self::Warning(text.to_owned()),
-            Progress::File { name, done, total } => Self::Downloading { file: name.to_owned(), done, total },
+            hub::Progress::Note(text) => Self::Note(text.to_owned()),
+            hub::Progress::Warning(text) => Self::Warning(text.to_owned()),
+            hub::Progress::File { name, done, total } => Self::Downloading { file: name.to_owned(), done, total },
         }
     }
 }
@@ -114,8 +117,10 @@ pub struct TextOptions {
     pub truncation: Truncation,
     /// Whether text in rows that looks like a special token stays text.
     pub escape_special: bool,
-    /// Whether rows without anything supervised are left out.
+    /// Whether rows without anything supervised, and rows with an empty answer, are left out.
     pub skip_empty: bool,
+    /// Whether the last answer of a conversation is learned alone.
+    pub mask_history: bool,
 }
 
 /// A model folder and what it says about text. Its weights are loaded later, since most mistakes are in the rows.
@@ -128,20 +133,32 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens the model `name` ([`open::open`]) and its tokenizer.
+    /// Opens the model `name` ([`open::open`]) and its tokenizer, for rows of which some are written for a chat model or none
+    /// is.
     ///
     /// # Errors
     /// An input error that says what was tried, or what is wrong with a file.
     pub fn open(
         name: &str,
         options: TextOptions,
+        chat_rows: bool,
         context: &Context,
         notify: &mut dyn FnMut(Notice),
     ) -> Result<Self> {
         let notify_now = RefCell::new(&mut *notify);
-        let tell = |progress: Progress<'_>| (notify_now.borrow_mut())(progress.into());
+        let tell = |progress: hub::Progress<'_>| (notify_now.borrow_mut())(progress.into());
         let model = open::open(name, &Watch { tell: &tell, stop: &|| context.stopped() })?;
-        let texts = Texts::open(model.folder.dir(), options.format, context.template_helper.as_ref())?;
+        let helper = context.template_helper.as_ref();
+        let texts = Texts::open(model.folder.dir(), options.format, chat_rows, helper)?;
+        if options.format == Format::Auto && chat_rows {
+            notify(Notice::Note(match texts.format {
+                encode::Format::Chat => {
+                    "format chat: rows are conversations or instructions, and the model has a chat template"
+                        .into()
+                }
+                encode::Format::Plain => "format plain: the model has no chat template".into(),
+            }));
+        }
         if options.max_seq_length > model.config.max_position_embeddings {
             notify(Notice::Warning(format!(
                 "--max-seq-length {} is beyond the {} positions of the model; longer rows are refused",
@@ -162,10 +179,16 @@ impl Opened {
             truncation: options.truncation,
             escape_special: options.escape_special,
             skip_empty: options.skip_empty,
+            mask_history: options.mask_history,
             vocab_size: Some(model.vocab_size),
-            ..EncodeOptions::new(text_format(options.format)?, longest)
+            ..EncodeOptions::new(self.texts.format, longest)
         };
         self.texts.encoder(options, records)
+    }
+
+    /// How rows become text, for the folder of an adapter.
+    pub fn text_settings(&self) -> TextSettings {
+        TextSettings::of(&self.texts, &self.options)
     }
 
     /// Loads the weights.
@@ -185,17 +208,19 @@ impl Opened {
     }
 }
 
-/// Turns rows into tokens on the device's threads, and reports the progress from this one.
+/// What hears how many rows were finished since it was last called.
+pub type Progress<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// Turns `total` rows into tokens on the device's threads, by `encode`, and reports the progress from this one.
 ///
 /// # Errors
 /// That of the first bad row, as [`Encoder::encode_all`].
-pub fn encode(
+pub fn encode<R: Send>(
     device: &Device,
-    encoder: &Encoder<'_>,
-    records: &[Record],
+    total: usize,
+    encode: impl FnOnce(&Progress<'_>) -> Result<R> + Send,
     notify: &mut dyn FnMut(Notice),
-) -> Result<(Vec<Example>, Audit)> {
-    let total = records.len();
+) -> Result<R> {
     let done = AtomicUsize::new(0);
     let (finished, wait) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
@@ -204,7 +229,7 @@ pub fn encode(
             let count = |n| {
                 done.fetch_add(n, Ordering::Relaxed);
             };
-            let result = device.run(|| encoder.encode_all(records, &count));
+            let result = device.run(|| encode(&count));
             drop(finished);
             result
         });

@@ -2,7 +2,7 @@
 //!
 //! `adapter_config.json` and `adapter_model.safetensors` (PEFT loads the folder), `optimizer.safetensors` (moments),
 //! `trainer_state.json` (Hugging Face form), `rng_state.json` (the seed and the counters all random numbers come from),
-//! `run_identity.json`, `training_config.toml`; the MANIFEST with hashes is the business of [`crate::formats::checkpoint`].
+//! `run_identity.json`, `training_config.toml`, `text_settings.json`; the MANIFEST with hashes is the business of [`crate::formats::checkpoint`].
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::formats::adapter::{AdapterTensor, adapter_files, write_adapter};
 use crate::formats::checkpoint::{self, Checkpoint};
 use crate::formats::safetensors::{NamedTensor, TensorData, TensorFile, serialize};
+use crate::session::text_settings::{self, TextSettings};
 use crate::tensor::Real;
 
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -31,7 +32,7 @@ pub(super) fn save<T: Real<Stat = f32>>(
     config: &TrainConfig,
     stepper: &Stepper<'_, T>,
     state: &TrainerState,
-    identity: &Identity,
+    (identity, text): (&Identity, &TextSettings),
 ) -> Result<PathBuf> {
     let (device, adapter) = (stepper.device, &stepper.adapters[0]);
     let trained = stepper.optimizer.trained_to_peft(device, adapter)?;
@@ -48,6 +49,7 @@ pub(super) fn save<T: Real<Stat = f32>>(
     files.push((RNG.into(), format!("{rng:#}\n").into_bytes()));
     files.push((IDENTITY.into(), format!("{:#}\n", json!(identity)).into_bytes()));
     files.push(("training_config.toml".into(), config.to_toml().into_bytes()));
+    files.push((text_settings::NAME.into(), text.to_json()));
     checkpoint::save(&config.output_dir, state.global_step, &files)
 }
 

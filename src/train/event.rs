@@ -40,6 +40,8 @@ pub enum Event<'a> {
     },
     /// An optimizer step is done.
     Step(&'a StepLog),
+    /// A line of the log: its loss, tokens per second and `sol` are those of all steps since the line before.
+    Logged(&'a StepLog),
     /// Rows that are evaluated.
     Evaluating {
         /// So far.
@@ -123,6 +125,7 @@ pub struct Summary {
     /// Share of the speed of light over these steps, as [`StepLog::sol`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sol: Option<f64>,
-    /// Largest amount of memory for weights, activations and optimizer at once, in bytes.
+    /// Largest amount of memory for weights, adapter, activations and optimizer state at once, in bytes. Rows, the program and
+    /// files in the page cache do not count.
     pub peak_bytes: u64,
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Real;
 
 /// Options that may differ between a run and its continuation.
-const FREE: [&str; 32] = [
+const FREE: [&str; 33] = [
     "activation_policy",
     "device",
     "dry_run",
@@ -32,6 +32,7 @@ const FREE: [&str; 32] = [
     "load_best_model_at_end",
     "logging_steps",
     "max_seq_length",
+    "mask_history",
     "max_steps",
     "memory_limit",
     "metric_for_best_model",

@@ -21,9 +21,10 @@ mod state;
 mod step;
 mod sums;
 
+pub use crate::session::Limit;
 pub use evaluate::EvalMetrics;
 pub use event::{Event, StepLog, Summary};
-pub use plan::{BytesOf, Capacity, Group, Limit, Plan, Prediction, WorkOf, Workload, plan, plan_workload};
+pub use plan::{BytesOf, Capacity, Group, Plan, Prediction, WorkOf, Workload, plan, plan_workload};
 pub use prepare::{Prepared, Row, prepare};
 pub use run::run;
 pub use state::TrainerState;

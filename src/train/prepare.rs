@@ -1,17 +1,21 @@
 //! Everything a training needs before its first step: the model, rows as tokens, the adapter it starts from.
 
+use std::collections::BTreeSet;
+
 use super::event::Event;
 use crate::config::{Batching, DeviceChoice, TrainConfig, matching_variant};
 use crate::data::encode::Example;
-use crate::data::jsonl::{Record, read_files};
+use crate::data::files::read_files;
 use crate::data::packing::split_eval;
+use crate::data::record::Record;
 use crate::data::routing::select;
+use crate::data::texts::any_chat;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::adapter::read_adapter;
 use crate::model::open::OpenModel;
 use crate::model::{Adapter, Decoder};
-use crate::session::{self, Context, Notice, Opened, TextOptions};
+use crate::session::{self, Context, Notice, Opened, TextOptions, TextSettings};
 use crate::tensor::Real;
 
 /// A row as tokens, and where it came from.
@@ -38,6 +42,8 @@ pub struct Prepared<T: Real> {
     pub eval: Vec<Row>,
     /// The model folder.
     pub model: OpenModel,
+    /// How rows became text.
+    pub text: TextSettings,
 }
 
 /// The device of a run.
@@ -77,8 +83,12 @@ pub fn prepare<T: Real<Stat = f32>>(
         truncation: config.truncation,
         escape_special: config.escape_special,
         skip_empty: config.skip_empty,
+        mask_history: config.mask_history,
     };
-    let opened = Opened::open(&config.model, options, context, &mut |notice| watch(notice.into()))?;
+    let eval_rows = eval_records.iter().flat_map(|(records, _)| records);
+    let chat_rows = any_chat(train_records.iter().chain(eval_rows));
+    let opened =
+        Opened::open(&config.model, options, chat_rows, context, &mut |notice| watch(notice.into()))?;
     let stops = opened.model.stop_token_ids();
     let mut encode = |name, records: &[Record], routing| -> Result<Vec<Row>> {
         let encoder = opened.encoder(records)?;
@@ -91,8 +101,9 @@ pub fn prepare<T: Real<Stat = f32>>(
             }
             _ => {}
         }
+        let encode = |progress: &session::Progress<'_>| encoder.encode_all(records, progress);
         let (examples, audit) =
-            session::encode(&device, &encoder, records, &mut |notice| watch(notice.into()))?;
+            session::encode(&device, records.len(), encode, &mut |notice| watch(notice.into()))?;
         watch(Event::Audit { name, audit: &audit, routing });
         let row = |example: Example| Row {
             place: format!("{}:{}", records[example.record].file.display(), records[example.record].line),
@@ -114,17 +125,37 @@ pub fn prepare<T: Real<Stat = f32>>(
         }
         (None, None) => Vec::new(),
     };
+    let known = num_known(&train, &eval);
+    if known > 0 {
+        let what = format!("{known} of {} evaluation rows are training rows as well", eval.len());
+        watch(Event::Notice(Notice::Warning(what)));
+    }
     if context.stopped() {
         return Err(Error::Stopped { what: "stopped before the first step; nothing was written".into() });
     }
 
     let weights_device = if config.dry_run { Device::dry() } else { device.clone() };
     let decoder = opened.load(&weights_device, &mut |notice| watch(notice.into()))?;
+    let text = opened.text_settings();
     let model = opened.model;
     if let Some(variant) = matching_variant(&model.config) {
         watch(Event::Notice(Notice::Note(format!("the model has the shape of {}", variant.name))));
     }
-    Ok(Prepared { device, weights_device, decoder, train, eval, model })
+    Ok(Prepared { device, weights_device, decoder, train, eval, model, text })
+}
+
+/// How many rows of `eval` are rows of `train`, token for token.
+fn num_known(train: &[Row], eval: &[Row]) -> usize {
+    if eval.is_empty() {
+        return 0;
+    }
+    let known: BTreeSet<_> = train.iter().map(tokens).collect();
+    eval.iter().filter(|row| known.contains(&tokens(row))).count()
+}
+
+/// What makes two rows the same.
+fn tokens(row: &Row) -> (&[u32], &[i64]) {
+    (&row.example.input_ids, &row.example.labels)
 }
 
 /// Every row must fit into a batch: found here, and not at an evaluation hours later.

@@ -19,7 +19,7 @@ use super::plan::{Plan, chooses, planned};
 use super::plot;
 use super::prepare::{Prepared, Row, first_adapter, open_device, prepare};
 use super::state::TrainerState;
-use super::step::{Spare, Started, Stepper};
+use super::step::{Spare, Started, Stepper, check_learns};
 use super::sums::Sums;
 use crate::config::TrainConfig;
 use crate::device::{Class, Device, Machine};
@@ -28,7 +28,8 @@ use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
 use crate::model::{ModelFlops, Scorer};
 use crate::optim::{Optimizer, Schedule};
-use crate::session::{Context, Notice, Peak};
+use crate::session::room::peak_bytes;
+use crate::session::{Context, Notice, Peak, text_settings};
 use crate::tensor::Real;
 
 /// Trains as `config` says and publishes the adapter in its output folder. Nothing is trained or written with `dry_run`.
@@ -122,6 +123,28 @@ struct Training<'a, T: Real<Stat = f32>> {
     since_log: Sums,
 }
 
+/// The learning rates of a run of `total_steps` steps.
+fn schedule(config: &TrainConfig, total_steps: u64) -> Schedule {
+    Schedule {
+        kind: config.lr_scheduler,
+        peak: config.learning_rate,
+        warmup_steps: config.num_warmup_steps(total_steps),
+        total_steps,
+    }
+}
+
+/// What another length does to the learning rate of a run that goes on behind step `done`; none if nothing.
+fn changed_schedule(config: &TrainConfig, before: u64, now: u64, done: u64) -> Option<String> {
+    let [old, new] = [before, now].map(|total| schedule(config, total).learning_rate(done));
+    (before != now && old != new).then(|| {
+        format!(
+            "the run was to have {before} steps and now has {now}, so its schedule is another one: the learning rate of step {} \
+             is {new:e} instead of {old:e}",
+            done + 1
+        )
+    })
+}
+
 impl<'a, T: Real<Stat = f32>> Training<'a, T> {
     /// A run at its first step, or where the checkpoint to resume from left it.
     fn start(
@@ -161,6 +184,11 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
                     restored.global_step
                 ))));
                 saved = (found.path().parent() == Some(&config.output_dir)).then_some(restored.global_step);
+                if let Some(change) =
+                    changed_schedule(config, restored.max_steps, total_steps, restored.global_step)
+                {
+                    watch(Event::Notice(Notice::Warning(change)));
+                }
                 state = TrainerState {
                     max_steps: total_steps,
                     num_train_epochs: state.num_train_epochs,
@@ -174,6 +202,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         }
         let scorer = stepper.record(rooms)?;
         write_file(&config.output_dir.join("training_config.toml"), config.to_toml().as_bytes())?;
+        write_file(&config.output_dir.join(text_settings::NAME), &prepared.text.to_json())?;
         let log = Log::open(&config.output_dir, state.global_step)?;
         let peak = Peak::of(device, &mut |notice| watch(notice.into()));
         watch(Event::Started {
@@ -182,12 +211,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             steps_per_epoch: itinerary.steps_per_epoch(),
             trainable: stepper.adapters[0].num_params(),
         });
-        let schedule = Schedule {
-            kind: config.lr_scheduler,
-            peak: config.learning_rate,
-            warmup_steps: config.num_warmup_steps(total_steps),
-            total_steps,
-        };
+        let schedule = schedule(config, total_steps);
         let stopped_early = patience_is_over(config, &state);
         device.reset_peak();
         device.take_ledger();
@@ -290,6 +314,8 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             None => started.flops as f64,
         };
         let result = self.stepper.finish(started)?;
+        let vocab_size = self.prepared.decoder.config.vocab_size;
+        check_learns(&result, vocab_size, self.state.global_step + 1)?;
         let seconds = begin.elapsed().as_secs_f64();
         let state = &mut self.state;
         state.global_step += 1;
@@ -320,6 +346,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             step_log.tokens_per_second = sums.tokens_per_second();
             step_log.sol = sums.sol(self.peak);
             let row = self.log.write(&step_log)?;
+            watch(Event::Logged(&step_log));
             self.remember(&row, &["loss", "grad_norm", "learning_rate"]);
         }
         Ok(())
@@ -408,7 +435,8 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         if self.saved == Some(step) {
             return Ok(path);
         }
-        state_files::save(config, &self.stepper, &self.state, &self.identity)?;
+        let text = &self.prepared.text;
+        state_files::save(config, &self.stepper, &self.state, (&self.identity, text))?;
         self.saved = Some(step);
         watch(Event::Saved { path: &path });
         if let Some(keep) = config.save_total_limit {
@@ -435,7 +463,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         let train_runtime = self.start.elapsed().as_secs_f64();
         let tokens_per_second = self.all.tokens_per_second();
         let sol = self.all.sol(self.peak);
-        let peak_bytes = peak_bytes(self.prepared);
+        let peak_bytes = peak_bytes(&self.prepared.device, &self.prepared.decoder.weights);
         let mut row = json!({
             "step": self.state.global_step,
             "epoch": self.state.epoch,
@@ -466,19 +494,6 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             sol,
             peak_bytes,
         })
-    }
-}
-
-/// The most bytes that tensors took. On a GPU that is how far they reached in the memory that was taken for them, and the weights,
-/// which were there before.
-fn peak_bytes<T: Real>(prepared: &Prepared<T>) -> u64 {
-    let memory = prepared.device.memory();
-    match prepared.device.arena() {
-        Some(arena) => {
-            let weights = prepared.decoder.weights.tensors();
-            arena.high_water_bytes + weights.iter().map(|t| (t.len() * size_of::<T>()) as u64).sum::<u64>()
-        }
-        None => memory.peak_bytes + memory.borrowed_bytes,
     }
 }
 

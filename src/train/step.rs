@@ -226,6 +226,22 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
     }
 }
 
+/// The error of a model that gives every token the same probability, and learns nothing from that: weights that overflowed to
+/// infinity or were never read look like this.
+pub(super) fn check_learns(result: &StepResult, vocab_size: usize, step: u64) -> Result<()> {
+    let uniform = (vocab_size as f64).ln();
+    match result.loss {
+        Some(loss) if result.grad_norm == 0.0 && (loss - uniform).abs() < 1e-4 => Err(Error::Numeric {
+            what: format!(
+                "the loss of step {step} is {loss:.6}, that of equal probabilities for all {vocab_size} tokens, and the gradient \
+                 is 0: the model computes nothing"
+            ),
+            fix: "check the weights of the model (zeros, or numbers too large for its type), or use --dtype f32".into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Sum over the targets of weight times negative log-probability, if it is finite.
 fn loss(scores: &[TargetScore], weights: &[f64]) -> Option<f64> {
     let loss: f64 = scores.iter().zip(weights).map(|(s, w)| -w * s.logprob).sum();

@@ -1,5 +1,6 @@
 //! The integration tests: one binary, one module per file.
 
+mod cases;
 mod check_runner;
 mod cli;
 mod device;

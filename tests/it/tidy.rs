@@ -270,12 +270,21 @@ fn panics(source: &Source) -> Vec<String> {
 
 #[test]
 fn every_op_has_its_three_files() {
-    let mut faults = Vec::new();
     let all = files("src/ops", &[".rs"]);
+    assert!(all.iter().any(|path| path == "src/ops/attention/cpu.rs"), "the ops are not where they were");
+    demand(incomplete_ops(&all));
+    let names = ["mod.rs", "cpu.rs", "gpu/mod.rs"].map(|name| format!("src/ops/softmax/{name}"));
+    let [fault] = incomplete_ops(&names).try_into().unwrap();
+    assert!(fault.starts_with("src/ops/softmax/tests.rs:1: this file is missing"), "{fault}");
+}
+
+fn incomplete_ops(all: &[String]) -> Vec<String> {
+    let mut faults = Vec::new();
     let mut ops: Vec<&str> = all
         .iter()
         .filter_map(|path| path.trim_start_matches("src/ops/").split_once('/').map(|(op, _)| op))
         .collect();
+    ops.sort_unstable();
     ops.dedup();
     for op in ops {
         for name in ["mod.rs", "cpu.rs", "tests.rs"] {
@@ -287,7 +296,7 @@ fn every_op_has_its_three_files() {
             }
         }
     }
-    demand(faults);
+    faults
 }
 
 #[test]
@@ -386,6 +395,59 @@ fn uncommented(manifest: &str) -> Vec<String> {
 
 #[test]
 fn changes_are_written_down() {
-    let text = read("CHANGELOG.md");
-    assert!(text.contains("## "), "CHANGELOG.md:1: no section");
+    let version = env!("CARGO_PKG_VERSION");
+    demand(faults_of_changes(&read("CHANGELOG.md"), version));
+    let good = "# Changelog\n\n## Unreleased\n\n### Fixed\n\n- A row.\n  It was wrong.\n";
+    assert!(faults_of_changes(good, version).is_empty());
+    for (bad, what) in [
+        ("# Changelog\n", "no section"),
+        ("## Unreleased\n\n### Fixed\n", "says nothing"),
+        ("## Unreleased\n\n- A row.\n", "below one of"),
+        ("## Unreleased\n\n### Other\n\n- A row.\n", "below one of"),
+        ("## Unreleased\n\n### Added\n\n- A row\n", "a full stop"),
+    ] {
+        let faults = faults_of_changes(bad, version);
+        assert!(faults.iter().any(|fault| fault.contains(what)), "{bad:?}: {faults:?}");
+    }
+}
+
+/// What is wrong with the list of changes: the first section is for what is not released yet or for this version, its items are
+/// sentences below one of the six kinds of keepachangelog.com.
+fn faults_of_changes(text: &str, version: &str) -> Vec<String> {
+    const KINDS: [&str; 6] = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"];
+    let at = |index: usize, what: &str| format!("CHANGELOG.md:{}: {what}", index + 1);
+    let lines: Vec<&str> = text.lines().collect();
+    let Some(start) = lines.iter().position(|line| line.starts_with("## ")) else {
+        return vec![at(0, "no section")];
+    };
+    let mut faults = Vec::new();
+    let title = &lines[start][3..];
+    if title != "Unreleased" && !title.starts_with(version) {
+        faults.push(at(start, "the first section must be \"Unreleased\" or this version"));
+    }
+    let end = (start + 1..lines.len()).find(|&i| lines[i].starts_with("## ")).unwrap_or(lines.len());
+    let (mut kind, mut items) = (None, 0);
+    for i in start + 1..end {
+        if let Some(name) = lines[i].strip_prefix("### ") {
+            kind = KINDS.contains(&name).then_some(name);
+        }
+        if !lines[i].starts_with("- ") {
+            continue;
+        }
+        items += 1;
+        if kind.is_none() {
+            faults.push(at(
+                i,
+                "an item stands below one of Added, Changed, Deprecated, Removed, Fixed, Security",
+            ));
+        }
+        let last = (i + 1..end).take_while(|&j| lines[j].starts_with("  ")).last().unwrap_or(i);
+        if !lines[last].ends_with('.') {
+            faults.push(at(last, "an item is a sentence, with a full stop"));
+        }
+    }
+    if items == 0 {
+        faults.push(at(start, "the section says nothing"));
+    }
+    faults
 }

@@ -98,6 +98,28 @@ fn relative(a: &[(String, Vec<f32>)], b: &[(String, Vec<f32>)]) -> f64 {
     (difference / norm).sqrt()
 }
 
+/// What watchers are shown is what the log and the picture have: the mean over the steps since the line before.
+#[test]
+fn lines_of_the_log_are_events_with_the_loss_of_the_same_steps() {
+    let setup = setup(|config| (config.max_steps, config.logging_steps) = (Some(5), 2));
+    let (mut steps, mut logged) = (Vec::new(), Vec::new());
+    run(&setup.config, &Context::default(), &mut |event| match event {
+        Event::Step(step) => steps.push(step.loss),
+        Event::Logged(line) => logged.push((line.step, line.loss)),
+        _ => {}
+    })
+    .unwrap();
+    let mean = |from: usize, to: usize| steps[from..to].iter().sum::<f64>() / (to - from) as f64;
+    assert_eq!(logged, [(2, mean(0, 2)), (4, mean(2, 4)), (5, mean(4, 5))]);
+    let losses = |rows: Vec<Value>| -> Vec<(u64, f64)> {
+        rows.iter().filter_map(|row| Some((row["step"].as_u64()?, row["loss"].as_f64()?))).collect()
+    };
+    assert_eq!(losses(log(&setup.config.output_dir)), logged);
+    let state = std::fs::read_to_string(setup.config.output_dir.join("trainer_state.json")).unwrap();
+    let state: Value = serde_json::from_str(&state).unwrap();
+    assert_eq!(losses(state["log_history"].as_array().unwrap().clone()), logged);
+}
+
 /// The first moments after the first step: the clipped gradient times 0.1.
 fn first_gradient(dir: &Path) -> Vec<(String, Vec<f32>)> {
     let file = TensorFile::open(&dir.join("checkpoint-1/optimizer.safetensors")).unwrap();

@@ -8,9 +8,10 @@ use crate::cli::{template, train};
 use crate::config::TrainConfig;
 use crate::data::audit::masked_preview;
 use crate::data::encode::{EncodeOptions, Example};
-use crate::data::jsonl::{Record, read_files};
+use crate::data::files::read_files;
+use crate::data::record::Record;
 use crate::data::routing::select;
-use crate::data::texts::{Texts, text_format};
+use crate::data::texts::{Texts, any_chat};
 use crate::device::Device;
 use crate::error::Result;
 
@@ -28,13 +29,15 @@ pub(super) fn show(args: &DataArgs, console: &Console) -> Result<()> {
         select(read_files(&args.data_file)?, args.train_mode.unwrap_or(usual.train_mode))?;
     let model = open_model(&args.model, console)?;
     let format = args.format.unwrap_or(usual.format);
-    let texts = Texts::open(model.folder.dir(), format, Some(&template::helper()?))?;
+    let texts = Texts::open(model.folder.dir(), format, any_chat(&records), Some(&template::helper()?))?;
     let longest = args.max_seq_length.unwrap_or(usual.max_seq_length);
     let options = EncodeOptions {
         truncation: args.truncation.unwrap_or(usual.truncation),
         escape_special: args.escape_special.unwrap_or(usual.escape_special),
+        skip_empty: args.skip_empty.unwrap_or(usual.skip_empty),
+        mask_history: args.mask_history.unwrap_or(usual.mask_history),
         vocab_size: Some(model.config.vocab_size),
-        ..EncodeOptions::new(text_format(format)?, longest.min(model.config.max_position_embeddings))
+        ..EncodeOptions::new(texts.format, longest.min(model.config.max_position_embeddings))
     };
     let encoder = texts.encoder(options, &records)?;
     let done = std::sync::atomic::AtomicU64::new(0);

@@ -11,7 +11,8 @@ use crate::cli::options::TokenizerArgs;
 use crate::cli::units::{count, harmless};
 use crate::cli::{table, template};
 use crate::config::Format;
-use crate::data::jsonl::Message;
+use crate::data::record::Message;
+use crate::data::template::Scene;
 use crate::data::template::sandbox::SandboxedTemplate;
 use crate::data::texts::Texts;
 use crate::data::tokenizer::Tokenizer;
@@ -28,7 +29,7 @@ const MAX_STDIN: u64 = 16 << 20;
 pub(super) fn show(args: &TokenizerArgs, console: &Console) -> Result<()> {
     let dir = folder(args.model.model(), console)?;
     // The template is rendered below, in a process of its own.
-    let Some(tokenizer) = Texts::open(&dir, Format::Plain, None)?.tokenizer else {
+    let Some(tokenizer) = Texts::open(&dir, Format::Plain, false, None)?.tokenizer else {
         return Error::input("TOKENIZER", "the folder has no tokenizer.json")
             .path(&dir)
             .fix("copy the tokenizer.json of the model into it")
@@ -91,7 +92,8 @@ fn facts(tokenizer: &Tokenizer) -> Vec<(&'static str, String)> {
 fn sample(tokenizer: &Tokenizer, source: &str) -> Result<String> {
     let template = SandboxedTemplate::spawn(&template::helper()?, source, tokenizer.chat_template_origin())?;
     let turns = [Message::new("user", "What is 2 + 2?"), Message::new("assistant", "4")];
-    template.render(&turns, false, tokenizer.special_token_map())
+    let variables = tokenizer.special_token_map();
+    template.render(&Scene { messages: &turns, add_generation_prompt: false, variables })
 }
 
 fn stdin() -> Result<String> {

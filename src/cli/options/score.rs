@@ -81,9 +81,12 @@ pub struct ScoreArgs {
     /// Keep text that looks like a special token as text.
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     escape_special: Option<bool>,
-    /// Leave out rows without output instead of stopping.
-    #[arg(long, value_name = "true|false", help_heading = DATA)]
+    /// Leave out rows with nothing to learn or an empty answer.
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", help_heading = DATA)]
     skip_empty: Option<bool>,
+    /// Learn the last answer of a conversation only.
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", help_heading = DATA)]
+    mask_history: Option<bool>,
 
     /// Rows per batch.
     #[arg(long, value_name = "N", help_heading = MACHINE)]

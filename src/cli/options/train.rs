@@ -62,7 +62,7 @@ pub struct TrainArgs {
     /// Numerator of the adapter's scale, alpha / r.
     #[arg(long, value_name = "X", help_heading = MODEL)]
     lora_alpha: Option<f64>,
-    /// Probability that an input of the adapter is dropped, 0 to 1.
+    /// Probability that an input of the adapter is dropped, from 0 to below 1.
     #[arg(long, value_name = "X", help_heading = MODEL)]
     lora_dropout: Option<f64>,
     /// Linear layers with an adapter: names with commas between, or all-linear.
@@ -108,9 +108,12 @@ pub struct TrainArgs {
     /// Keep text that looks like a special token as text.
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     escape_special: Option<bool>,
-    /// Leave out rows without output instead of stopping.
-    #[arg(long, value_name = "true|false", help_heading = DATA)]
+    /// Leave out rows with nothing to learn or an empty answer.
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", help_heading = DATA)]
     skip_empty: Option<bool>,
+    /// Learn the last answer of a conversation only.
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", help_heading = DATA)]
+    mask_history: Option<bool>,
     /// Bring rows into a new random order every epoch.
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     shuffle: Option<bool>,

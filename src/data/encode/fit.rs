@@ -2,59 +2,96 @@
 //!
 //! In a conversation the text of the user is cut before the template is applied, so the template stays whole.
 
-use super::{Encoder, Format, Labelled, Truncation, chat};
+use super::{Encoder, Labelled, RowNotes, Truncation, USER};
 use crate::batch::IGNORE_INDEX;
-use crate::data::jsonl::{Message, Record};
-use crate::data::tokenizer::Tokenizer;
+use crate::data::record::{Conversation, Record};
 use crate::error::{Error, Result};
 
 impl Encoder<'_> {
-    /// Input and output with labels, and whether the input was cut.
-    pub(super) fn input_output(&self, input: &str, output: &str) -> Result<(Labelled, bool)> {
-        let answer = self.encode_answer(output)?;
-        let mut prompt = self.prompt_ids(input)?;
+    /// A prompt and each of `answers` to it, as texts of their own with the token that ends them; and whether the prompt was
+    /// cut. One that is too long shortens the prompt of all.
+    pub(super) fn fit_plains(
+        &self,
+        prompt: &[&str],
+        answers: &[&str],
+        notes: &mut RowNotes,
+    ) -> Result<(Vec<Labelled>, bool)> {
+        let bos = self.bos()?;
+        let one = |answer: &&str| {
+            let mut labelled = Labelled::default();
+            labelled.prompt(bos);
+            labelled.extend(self, &self.plain(prompt, answer)?)?;
+            labelled.learn(self.end.as_ref().map(|end| end.1));
+            Ok(labelled)
+        };
+        let mut all = answers.iter().map(one).collect::<Result<Vec<Labelled>>>()?;
+        notes.answers = answers.len();
+        notes.empty_answers = answers.iter().filter(|answer| answer.trim().is_empty()).count();
+        let longest = all.iter().map(|labelled| labelled.input_ids.len()).max().unwrap_or(0);
+        let excess = longest.saturating_sub(self.options.max_seq_length);
+        let cut = self.options.truncation == Truncation::PromptLeft && excess > 0;
         let mut truncated = false;
-        if self.options.truncation == Truncation::PromptLeft {
-            let limit = self.options.max_seq_length.saturating_sub(answer.len());
-            let before = prompt.len();
-            match self.options.format {
-                Format::Plain => cut_plain(&mut prompt, limit, usize::from(self.tokenizer()?.adds_bos())),
-                Format::Chat => {
-                    let mut turns = vec![Message::new(chat::USER, input)];
-                    while prompt.len() > limit && self.cut_first_user(&mut turns, prompt.len() - limit)? {
-                        prompt = self.conversation_prompt_ids(&turns)?;
-                    }
-                }
-            }
-            truncated = prompt.len() != before;
+        for labelled in all.iter_mut().filter(|_| cut) {
+            truncated |= cut_plain(labelled, excess, usize::from(bos.is_some()));
         }
-        let mut labelled = Labelled::default();
-        labelled.prompt(&prompt);
-        labelled.answer(&answer);
-        Ok((labelled, truncated))
+        Ok((all, truncated))
+    }
+
+    /// As [`Encoder::fit_plains`], for the one answer that a row has.
+    pub(super) fn fit_plain(
+        &self,
+        prompt: &[&str],
+        answer: &[&str; 1],
+        notes: &mut RowNotes,
+    ) -> Result<(Labelled, bool)> {
+        let (mut all, truncated) = self.fit_plains(prompt, answer, notes)?;
+        Ok((all.pop().unwrap_or_default(), truncated))
     }
 
     /// A conversation with labels, and whether a user turn was cut.
-    pub(super) fn messages(&self, turns: &[Message]) -> Result<(Labelled, bool)> {
-        let mut labelled = self.conversation(turns)?;
-        let mut truncated = false;
-        if self.options.truncation == Truncation::PromptLeft
-            && labelled.labels.iter().any(|&l| l != IGNORE_INDEX)
-        {
-            let mut turns = turns.to_vec();
-            while labelled.input_ids.len() > self.options.max_seq_length
-                && self.cut_first_user(&mut turns, labelled.input_ids.len() - self.options.max_seq_length)?
-            {
-                labelled = self.conversation(&turns)?;
-                truncated = true;
-            }
+    pub(super) fn fit_conversation(
+        &self,
+        conversation: &Conversation,
+        notes: &mut RowNotes,
+    ) -> Result<(Labelled, bool)> {
+        let fresh = notes.clone();
+        self.fit_turns(conversation, |turns| {
+            notes.clone_from(&fresh);
+            let labelled = self.labelled(turns, notes)?;
+            Ok((labelled.input_ids.len(), labelled))
+        })
+    }
+
+    /// The tokens of a conversation.
+    pub(super) fn labelled(&self, conversation: &Conversation, notes: &mut RowNotes) -> Result<Labelled> {
+        let mut labelled = Labelled::default();
+        labelled.extend(self, &self.conversation(conversation, notes)?)?;
+        Ok(labelled.trimmed())
+    }
+
+    /// What `encode` makes of a conversation, and its length, with user turns cut until it fits, if they are to be.
+    pub(super) fn fit_turns<T>(
+        &self,
+        conversation: &Conversation,
+        mut encode: impl FnMut(&Conversation) -> Result<(usize, T)>,
+    ) -> Result<(T, bool)> {
+        let limit = self.options.max_seq_length;
+        let (mut len, mut encoded) = encode(conversation)?;
+        if self.options.truncation != Truncation::PromptLeft || len <= limit {
+            return Ok((encoded, false));
         }
-        Ok((labelled, truncated))
+        let (mut conversation, mut truncated) = (conversation.clone(), false);
+        while len > limit && self.cut_first_user(&mut conversation, len - limit)? {
+            (len, encoded) = encode(&conversation)?;
+            truncated = true;
+        }
+        Ok((encoded, truncated))
     }
 
     /// Cuts `tokens` tokens from the left of the first user turn that has any text left; false if none has.
-    fn cut_first_user(&self, turns: &mut [Message], tokens: usize) -> Result<bool> {
-        match turns.iter_mut().find(|turn| turn.role == chat::USER && !turn.content.is_empty()) {
+    fn cut_first_user(&self, conversation: &mut Conversation, tokens: usize) -> Result<bool> {
+        let mut turns = conversation.turns.iter_mut();
+        match turns.find(|turn| turn.role == USER && !turn.content.is_empty()) {
             Some(turn) => {
                 turn.content = self.tokenizer()?.cut_left(&turn.content, tokens)?.to_owned();
                 Ok(true)
@@ -63,28 +100,8 @@ impl Encoder<'_> {
         }
     }
 
-    /// A tokenised row, checked against the vocabulary, and whether its beginning was cut.
-    pub(super) fn tokenised(
-        &self,
-        record: &Record,
-        input_ids: &[u32],
-        labels: &[i64],
-    ) -> Result<(Labelled, bool)> {
-        let of_tokenizer = || self.tokenizer.map_or(usize::MAX, Tokenizer::vocab_size);
-        let vocab_size = self.options.vocab_size.unwrap_or_else(of_tokenizer);
-        let out_of_range =
-            |id: i64| id != IGNORE_INDEX && usize::try_from(id).is_ok_and(|id| id >= vocab_size);
-        let id = input_ids.iter().map(|&id| i64::from(id)).position(out_of_range).map(|i| ("input_ids", i));
-        if let Some((field, i)) =
-            id.or_else(|| labels.iter().copied().position(out_of_range).map(|i| ("labels", i)))
-        {
-            return record
-                .error("the id is beyond the vocabulary")
-                .field(format!("{field}[{i}]"))
-                .expected(format!("below {vocab_size}"))
-                .fix("tokenise the rows with the tokenizer of this model")
-                .into();
-        }
+    /// A tokenised row, and whether its beginning was cut.
+    pub(super) fn fit_tokenised(&self, input_ids: &[u32], labels: &[i64]) -> (Labelled, bool) {
         let mut cut = 0;
         if self.options.truncation == Truncation::PromptLeft {
             let prompt = labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(0);
@@ -92,8 +109,12 @@ impl Encoder<'_> {
             // One token has to stay before the first supervised one, or nothing would predict it.
             cut = if needed < prompt { needed } else { 0 };
         }
-        let labelled = Labelled { input_ids: input_ids[cut..].to_vec(), labels: labels[cut..].to_vec() };
-        Ok((labelled, cut > 0))
+        let labelled = Labelled {
+            input_ids: input_ids[cut..].to_vec(),
+            labels: labels[cut..].to_vec(),
+            ..Labelled::default()
+        };
+        (labelled, cut > 0)
     }
 
     /// The error for rows that are too long: (row, tokens, tokens from the first answer on).
@@ -130,11 +151,14 @@ impl Encoder<'_> {
     }
 }
 
-/// Cuts the beginning of a prompt to `limit` tokens, keeping `kept` tokens at its very start. One token always stays: without
-/// a token before it the answer's first one could not be predicted.
-fn cut_plain(prompt: &mut Vec<u32>, limit: usize, kept: usize) {
-    let limit = limit.max(kept.max(1));
-    if prompt.len() > limit {
-        prompt.drain(kept..kept + prompt.len() - limit);
-    }
+/// Cuts up to `excess` tokens from the beginning of a prompt, behind `kept` tokens at its very start; false if nothing could be
+/// cut. One token always stays: without a token before it the answer's first one could not be predicted.
+fn cut_plain(labelled: &mut Labelled, excess: usize, kept: usize) -> bool {
+    let Labelled { input_ids, labels, said } = labelled;
+    let prompt = labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(labels.len());
+    let cut = excess.min(prompt.saturating_sub(kept.max(1)));
+    input_ids.drain(kept..kept + cut);
+    labels.drain(kept..kept + cut);
+    *said = said.start.saturating_sub(cut)..said.end.saturating_sub(cut);
+    cut > 0
 }

@@ -1,25 +1,39 @@
-//! Rows become token ids with labels: which tokens the model is trained on is decided here, from the spans that are emitted.
+//! Rows become token ids with labels: which tokens the model is trained on is decided here.
 //!
-//! - plain: `encode(input + "\n") + encode(output) + [eos]`, after the BOS token where the tokenizer puts one by itself;
-//! - chat: `encode(template of [user: input], asking for an answer) + encode(output) + [end of turn]`;
-//! - conversations: every assistant turn is an answer to the template of all turns before it.
+//! Every row is one text that is encoded once, as a whole; the tokens that overlap an answer are learned.
 //!
-//! Prompt and answer are encoded apart, so the prompt ids are those seen at inference. Labels of the prompt are -100. The end
-//! of turn is the special token that the template puts after an assistant's text, or the tokenizer's EOS if it puts none.
+//! - plain: input, line end, output (for `prompt`/`completion` nothing between), after the BOS token where the tokenizer puts one by
+//!   itself, and then the EOS token;
+//! - chat: what the template renders of the whole conversation, with an answer from the end of the prompt that asks for it to the
+//!   end of the token that the template writes behind it;
+//! - text: all of it, and then the EOS token.
+//!
+//! Labels of everything else are -100, and tokens behind the last label are left out: nothing is learned from them.
 
 mod chat;
+mod choices;
 mod fit;
+mod spans;
+mod style;
+
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::audit::{Audit, RowNotes};
-use super::jsonl::{Body, Message, Record};
+use super::record::{Body, Conversation, Record};
 use super::template::Renderer;
 use super::tokenizer::Tokenizer;
 use crate::batch::IGNORE_INDEX;
 pub use crate::config::Truncation;
 use crate::error::{Error, Result};
+pub use choices::{Asked, Continuation};
+use spans::{Answer, Labelled, Marked};
+use style::{End, Style};
+
+pub(super) const USER: &str = "user";
+pub(super) const ASSISTANT: &str = "assistant";
 
 /// How input and output become one text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +55,11 @@ pub struct EncodeOptions {
     pub truncation: Truncation,
     /// Encode special tokens written in the data as ordinary text.
     pub escape_special: bool,
-    /// Leave out rows with nothing to learn instead of failing.
+    /// Leave out rows with nothing to learn, and rows whose answer is empty, instead of failing.
     pub skip_empty: bool,
-    /// Rows of the model's embedding, the limit for ids of tokenised rows; the tokenizer's size if none.
+    /// Learn the last answer of a conversation only.
+    pub mask_history: bool,
+    /// Rows of the model's embedding, the limit for ids; the tokenizer's size if none.
     pub vocab_size: Option<usize>,
     /// Further variables of the chat template, such as `enable_thinking`.
     pub template_variables: Map<String, Value>,
@@ -58,6 +74,7 @@ impl EncodeOptions {
             truncation: Truncation::Error,
             escape_special: false,
             skip_empty: false,
+            mask_history: false,
             vocab_size: None,
             template_variables: Map::new(),
         }
@@ -105,44 +122,25 @@ pub struct Encoder<'a> {
     options: EncodeOptions,
     /// What the template sees besides the conversation.
     variables: Map<String, Value>,
-    /// How the template treats assistant turns; none without a template.
-    turn: Option<chat::TurnStyle>,
-    /// The token that ends an answer; none without a tokenizer.
+    /// How the template frames answers; none without a template.
+    style: Option<Style>,
+    /// The token that ends a text in the plain format, or an answer of the template; none if there is none.
     end: Option<(String, u32)>,
 }
 
-/// Tokens and labels of one row, of whatever length.
-#[derive(Debug, Default)]
-struct Labelled {
-    input_ids: Vec<u32>,
-    labels: Vec<i64>,
-}
-
-impl Labelled {
-    fn prompt(&mut self, ids: &[u32]) {
-        self.input_ids.extend_from_slice(ids);
-        self.labels.resize(self.input_ids.len(), IGNORE_INDEX);
-    }
-
-    fn answer(&mut self, ids: &[u32]) {
-        self.input_ids.extend_from_slice(ids);
-        self.labels.extend(ids.iter().map(|&id| i64::from(id)));
-    }
-}
-
-/// What became of one row.
-enum Outcome {
-    Example(Example, RowNotes),
+/// What became of one row, with what the caller wants of it.
+enum Outcome<T> {
+    Row(Example, T, RowNotes),
     Empty(RowNotes),
     TooLong { len: usize, answer_len: usize, notes: RowNotes },
 }
 
 impl<'a> Encoder<'a> {
-    /// An encoder; with a renderer it asks the template once how it ends an assistant turn.
+    /// An encoder; with a renderer it asks the template how it frames an answer.
     ///
     /// # Errors
-    /// [`Error::Input`] if [`Format::Chat`] has no template, the template does not render a simple conversation, or no
-    /// token that ends an answer is known.
+    /// [`Error::Input`] if [`Format::Chat`] has no template, the template does not render a simple conversation, or texts have
+    /// no token that ends them.
     pub fn new(
         tokenizer: &'a Tokenizer,
         renderer: Option<&'a Renderer>,
@@ -158,24 +156,31 @@ impl<'a> Encoder<'a> {
                 .fix("use --format plain, or put a chat_template.jinja into the model folder")
                 .into();
         }
-        let turn = renderer.map(|r| chat::TurnStyle::probe(r, &variables, tokenizer)).transpose()?;
-        let end = turn.as_ref().and_then(|turn| turn.end.clone()).or_else(|| tokenizer.eos_token());
-        if end.is_none() {
+        let style = renderer.map(|r| Style::probe(r, &variables, tokenizer)).transpose()?;
+        let end = match &style {
+            None => tokenizer.eos_token(),
+            Some(Style { last: End::Tokens(tokens), .. }) => {
+                tokenizer.last_added_in(tokens).map(|(range, id)| (tokens[range].to_owned(), id))
+            }
+            Some(_) => None,
+        };
+        if end.is_none() && style.is_none() {
             return Error::input("TOKENIZER", "no token ends an answer")
                 .field("eos_token")
                 .expected("a token of the vocabulary")
                 .fix("set \"eos_token\" in tokenizer_config.json")
                 .into();
         };
-        Ok(Self { tokenizer: Some(tokenizer), renderer, options, variables, turn, end })
+        Ok(Self { tokenizer: Some(tokenizer), renderer, options, variables, style, end })
     }
 
     /// An encoder for rows that are tokenised already; any other row is an error. `options.vocab_size` limits the ids.
     pub fn tokenised_only(options: EncodeOptions) -> Self {
-        Self { tokenizer: None, renderer: None, options, variables: Map::new(), turn: None, end: None }
+        Self { tokenizer: None, renderer: None, options, variables: Map::new(), style: None, end: None }
     }
 
-    /// The token that ends an answer, in training and as the stop of generation, and its id; none without a tokenizer.
+    /// The token that ends an answer, in training and as the stop of generation, and its id; none without a tokenizer, and where
+    /// a template ends answers with text.
     pub fn end_token(&self) -> Option<(&str, u32)> {
         self.end.as_ref().map(|(token, id)| (token.as_str(), *id))
     }
@@ -200,23 +205,37 @@ impl<'a> Encoder<'a> {
         records: &[Record],
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<(Vec<Example>, Audit)> {
-        let outcomes: Vec<Result<Outcome>> = records
+        let (rows, audit) = self.collect(records, progress, |i, record| self.encode_row(i, record))?;
+        Ok((rows.into_iter().map(|(example, ())| example).collect(), audit))
+    }
+
+    /// Runs `encode` for all rows, and applies the rules about rows that are empty or too long.
+    fn collect<T: Send>(
+        &self,
+        records: &[Record],
+        progress: &(dyn Fn(usize) + Sync),
+        encode: impl Fn(usize, &Record) -> Result<Outcome<T>> + Sync,
+    ) -> Result<(Vec<(Example, T)>, Audit)> {
+        let outcomes: Vec<Result<Outcome<T>>> = records
             .par_iter()
             .enumerate()
             .map(|(i, record)| {
-                let outcome = self.encode_row(i, record);
+                let outcome = encode(i, record);
                 progress(1);
                 outcome
             })
             .collect();
-        let mut examples = Vec::with_capacity(records.len());
+        let mut rows = Vec::with_capacity(records.len());
         let mut audit = Audit::default();
         let mut too_long = Vec::new();
         for (record, outcome) in records.iter().zip(outcomes) {
             match outcome? {
-                Outcome::Example(example, notes) => {
+                Outcome::Row(_, _, notes) if self.options.skip_empty && notes.says_nothing() => {
+                    audit.add_skipped_empty(record, notes);
+                }
+                Outcome::Row(example, more, notes) => {
                     audit.add(record, &example, notes);
-                    examples.push(example);
+                    rows.push((example, more));
                 }
                 Outcome::Empty(_) if !self.options.skip_empty => return Err(nothing_to_learn(record)),
                 Outcome::Empty(notes) => audit.add_skipped_empty(record, notes),
@@ -229,14 +248,14 @@ impl<'a> Encoder<'a> {
         if !too_long.is_empty() {
             return Err(self.rows_too_long(&too_long));
         }
-        if examples.is_empty() {
+        if rows.is_empty() {
             return Error::input("DATA", "no row is left")
                 .got(format!("{} rows skipped", records.len()))
                 .fix("raise --max-seq-length, or check that the rows have answers")
                 .into();
         }
-        audit.finish(&examples, records);
-        Ok((examples, audit))
+        audit.finish(rows.iter().map(|(example, _)| example), records);
+        Ok((rows, audit))
     }
 
     /// The ids that ask for the answer of `record`: its input, its conversation without a last assistant turn, or its
@@ -245,69 +264,75 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// [`Error::Input`] that names the row.
     pub fn encode_prompt(&self, record: &Record) -> Result<Vec<u32>> {
-        let ids = match &record.body {
-            Body::InputOutput { input, .. } => self.prompt_ids(input),
-            Body::Messages(turns) => {
-                let asked = match turns.split_last() {
-                    Some((last, before)) if last.role == chat::ASSISTANT => before,
-                    _ => turns,
-                };
-                self.conversation_prompt_ids(asked)
+        let marked = match &record.body {
+            Body::InputOutput { input, .. } if self.options.format == Format::Chat => {
+                let mut asked = chat::pair(input, "");
+                asked.turns.pop();
+                self.conversation_prompt(&asked)
             }
+            Body::InputOutput { input, form, .. } => self.plain(&[input, form.separator()], ""),
+            Body::Messages(conversation) => {
+                let mut asked = conversation.clone();
+                asked.turns.pop_if(|last| last.role == ASSISTANT);
+                self.conversation_prompt(&asked)
+            }
+            Body::Text(text) => self.plain(&[text], ""),
             Body::Tokenised { input_ids, labels } => {
                 let prompt = labels.iter().position(|&label| label != IGNORE_INDEX);
                 return Ok(input_ids[..prompt.unwrap_or(input_ids.len())].to_vec());
             }
         };
-        ids.map_err(|e| at_row(record, e))
-    }
-
-    /// The ids of an answer with the token that ends it.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_answer(&self, answer: &str) -> Result<Vec<u32>> {
-        let mut ids = self.encode_open_answer(answer)?;
-        ids.extend(self.end.as_ref().map(|end| end.1));
-        Ok(ids)
-    }
-
-    /// The ids of an answer without the token that ends it.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_open_answer(&self, answer: &str) -> Result<Vec<u32>> {
-        self.encode_text(answer)
-    }
-
-    fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
-        if self.options.escape_special {
-            self.tokenizer()?.encode_plain(text)
-        } else {
-            self.tokenizer()?.encode(text)
+        let mut labelled = Labelled::default();
+        if self.options.format == Format::Plain {
+            labelled.prompt(self.bos().map_err(|e| at_row(record, e))?);
         }
+        let extended = marked.and_then(|marked| labelled.extend(self, &marked));
+        extended.map(|()| labelled.input_ids).map_err(|e| at_row(record, e))
     }
 
-    fn encode_row(&self, index: usize, record: &Record) -> Result<Outcome> {
-        let notes = RowNotes { special: self.special_in(record) };
+    fn encode_row(&self, index: usize, record: &Record) -> Result<Outcome<()>> {
+        let mut notes = self.notes(record);
         let (labelled, truncated) = match &record.body {
-            Body::InputOutput { input, output } => {
-                self.input_output(input, output).map_err(|e| at_row(record, e))?
+            Body::InputOutput { input, output, form } => match self.options.format {
+                Format::Plain => self.fit_plain(&[input, form.separator()], &[output], &mut notes),
+                Format::Chat => self.fit_conversation(&chat::pair(input, output), &mut notes),
+            },
+            Body::Messages(conversation) => self.fit_conversation(conversation, &mut notes),
+            Body::Text(text) => self.fit_plain(&[], &[text], &mut notes),
+            Body::Tokenised { input_ids, labels } => {
+                notes.other_label = first_other_label(input_ids, labels);
+                Ok(self.fit_tokenised(input_ids, labels))
             }
-            Body::Messages(turns) => self.messages(turns).map_err(|e| at_row(record, e))?,
-            Body::Tokenised { input_ids, labels } => self.tokenised(record, input_ids, labels)?,
-        };
-        let Labelled { input_ids, labels } = labelled;
+        }
+        .map_err(|e| at_row(record, e))?;
+        self.check_ids(record, &labelled)?;
+        Ok(self.outcome(index, (labelled, truncated), notes, ()))
+    }
+
+    /// What becomes of a row with these tokens.
+    fn outcome<T>(
+        &self,
+        record: usize,
+        (labelled, truncated): (Labelled, bool),
+        notes: RowNotes,
+        more: T,
+    ) -> Outcome<T> {
+        let Labelled { input_ids, labels, .. } = labelled;
         let prompt_len = labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(labels.len());
-        let example = Example { input_ids, labels, prompt_len, record: index, truncated };
-        Ok(if example.supervised() == 0 {
+        let example = Example { input_ids, labels, prompt_len, record, truncated };
+        if example.supervised() == 0 {
             Outcome::Empty(notes)
         } else if example.len() > self.options.max_seq_length {
             let answer_len = example.len() - example.prompt_len;
             Outcome::TooLong { len: example.len(), answer_len, notes }
         } else {
-            Outcome::Example(example, notes)
-        })
+            Outcome::Row(example, more, notes)
+        }
+    }
+
+    /// What the texts of a row say before they are encoded.
+    fn notes(&self, record: &Record) -> RowNotes {
+        RowNotes { special: self.special_in(record), ..RowNotes::default() }
     }
 
     /// The first special token written in the texts of a row.
@@ -315,24 +340,72 @@ impl<'a> Encoder<'a> {
         let tokenizer = self.tokenizer?;
         let find = |text: &str| tokenizer.first_special_in(text).map(|range| text[range].to_owned());
         match &record.body {
-            Body::InputOutput { input, output } => find(input).or_else(|| find(output)),
-            Body::Messages(turns) => turns.iter().find_map(|turn| find(&turn.content)),
+            Body::InputOutput { input, output, .. } => find(input).or_else(|| find(output)),
+            Body::Messages(Conversation { turns, .. }) => turns.iter().find_map(|turn| find(&turn.content)),
+            Body::Text(text) => find(text),
             Body::Tokenised { .. } => None,
         }
     }
 
-    fn prompt_ids(&self, input: &str) -> Result<Vec<u32>> {
-        match self.options.format {
-            Format::Chat => self.conversation_prompt_ids(&[Message::new(chat::USER, input)]),
-            Format::Plain => {
-                let tokenizer = self.tokenizer()?;
-                let bos = tokenizer.bos_token().filter(|_| tokenizer.adds_bos());
-                let mut ids: Vec<u32> = bos.into_iter().map(|(_, id)| id).collect();
-                ids.extend(self.encode_text(&format!("{input}\n"))?);
-                Ok(ids)
-            }
+    /// Fails for an id that the model has no row for, which would end a run in its middle.
+    fn check_ids(&self, record: &Record, labelled: &Labelled) -> Result<()> {
+        let of_tokenizer = || self.tokenizer.map_or(usize::MAX, Tokenizer::vocab_size);
+        let vocab_size = self.options.vocab_size.unwrap_or_else(of_tokenizer);
+        let beyond = |id: i64| id != IGNORE_INDEX && usize::try_from(id).is_ok_and(|id| id >= vocab_size);
+        let place = |ids: &mut dyn Iterator<Item = i64>| ids.enumerate().find(|&(_, id)| beyond(id));
+        let in_ids = place(&mut labelled.input_ids.iter().map(|&id| i64::from(id)));
+        let found = in_ids.map(|found| ("input_ids", found));
+        let found =
+            found.or_else(|| place(&mut labelled.labels.iter().copied()).map(|found| ("labels", found)));
+        let Some((field, (i, id))) = found else { return Ok(()) };
+        let error = record.error("the id is beyond the vocabulary").expected(format!("below {vocab_size}"));
+        if matches!(record.body, Body::Tokenised { .. }) {
+            return error
+                .field(format!("{field}[{i}]"))
+                .got(id)
+                .fix("tokenise the rows with the tokenizer of this model")
+                .into();
         }
+        let id = u32::try_from(id).unwrap_or(u32::MAX);
+        let token = self.tokenizer.and_then(|tokenizer| tokenizer.id_to_token(id)).unwrap_or_default();
+        error
+            .got(format!("token {token:?} with id {id}"))
+            .fix("remove the token from the row, or from the tokenizer's files: the model has no embedding for it")
+            .into()
     }
+
+    /// The id of the BOS token, where the tokenizer puts one before a text.
+    fn bos(&self) -> Result<Option<u32>> {
+        let tokenizer = self.tokenizer()?;
+        Ok(tokenizer.bos_token().filter(|_| tokenizer.adds_bos()).map(|(_, id)| id))
+    }
+
+    /// A prompt and an answer as one text.
+    fn plain(&self, prompt: &[&str], answer: &str) -> Result<Marked> {
+        let tokenizer = self.tokenizer()?;
+        let (mut prompt, mut answer) = (prompt.concat(), answer.to_owned());
+        let special = |text: &str| tokenizer.first_special_in(text).is_some();
+        let mut mark = None;
+        if self.options.escape_special && (special(&prompt) || special(&answer)) {
+            let free = self.free_mark(&|mark| prompt.contains(mark) || answer.contains(mark))?;
+            prompt = tokenizer.mark_special(&prompt, free);
+            answer = tokenizer.mark_special(&answer, free);
+            mark = Some(free);
+        }
+        let start = prompt.len();
+        let said = start..start + answer.trim_end().len();
+        let answers = vec![Answer { learned: start..start + answer.len(), said }];
+        Ok(Marked { text: prompt + &answer, answers, mark })
+    }
+}
+
+/// The first label that is not the token at its place, and whether it is the token after it.
+fn first_other_label(input_ids: &[u32], labels: &[i64]) -> Option<(usize, bool)> {
+    let learned = |i: &usize| labels[*i] != IGNORE_INDEX;
+    let other = (0..labels.len()).filter(learned).find(|&i| labels[i] != i64::from(input_ids[i]))?;
+    let next = |i: usize| input_ids.get(i + 1).is_some_and(|&id| labels[i] == i64::from(id));
+    let mut all = (0..labels.len()).filter(learned).filter(|&i| i + 1 < input_ids.len());
+    Some((other, next(other) && all.all(next)))
 }
 
 fn nothing_to_learn(record: &Record) -> Error {
@@ -355,5 +428,20 @@ fn at_row(record: &Record, error: Error) -> Error {
     }
 }
 
+/// Rows that are equal to an earlier one: how many, and the first of them.
+pub(super) fn repeated<'e>(examples: impl Iterator<Item = &'e Example>) -> (usize, Option<usize>) {
+    let mut seen: BTreeMap<(&[u32], &[i64]), ()> = BTreeMap::new();
+    let (mut count, mut first) = (0, None);
+    for example in examples {
+        if seen.insert((&example.input_ids, &example.labels), ()).is_some() {
+            count += 1;
+            first = first.or(Some(example.record));
+        }
+    }
+    (count, first)
+}
+
+#[cfg(test)]
+mod case_tests;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 use serde_json::{Map, Value};
 
-use super::jsonl::Message;
+use super::record::Message;
 use crate::error::{Error, Result};
 use sandbox::SandboxedTemplate;
 
@@ -46,20 +46,26 @@ pub enum Renderer {
     Sandboxed(SandboxedTemplate),
 }
 
+/// What a template is asked to render.
+#[derive(Debug, Clone, Copy)]
+pub struct Scene<'a> {
+    /// The turns.
+    pub messages: &'a [Message],
+    /// Whether the text is to end where the next answer begins.
+    pub add_generation_prompt: bool,
+    /// What the template sees besides: special tokens, tools, options.
+    pub variables: &'a Map<String, Value>,
+}
+
 impl Renderer {
-    /// The text of a conversation. See [`ChatTemplate::render`].
+    /// The text of each scene. See [`ChatTemplate::render`].
     ///
     /// # Errors
-    /// [`Error::Input`] of class TEMPLATE that names where the template came from.
-    pub fn render(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-        variables: &Map<String, Value>,
-    ) -> Result<String> {
+    /// For each scene, [`Error::Input`] of class TEMPLATE that names where the template came from.
+    pub fn render_all(&self, scenes: &[Scene<'_>]) -> Vec<Result<String>> {
         match self {
-            Self::InProcess(template) => template.render(messages, add_generation_prompt, variables),
-            Self::Sandboxed(template) => template.render(messages, add_generation_prompt, variables),
+            Self::InProcess(template) => scenes.iter().map(|scene| template.render(scene)).collect(),
+            Self::Sandboxed(template) => template.render_all(scenes),
         }
     }
 }
@@ -85,14 +91,8 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::Input`] of class TEMPLATE with the template's line, or with the message of its `raise_exception`.
-    pub fn render(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-        variables: &Map<String, Value>,
-    ) -> Result<String> {
-        let context = context(messages, add_generation_prompt, variables);
-        render_raw(&self.environment, &context).map_err(|failure| failure.into_error(&self.origin))
+    pub fn render(&self, scene: &Scene<'_>) -> Result<String> {
+        render_raw(&self.environment, &context(scene)).map_err(|failure| failure.into_error(&self.origin))
     }
 }
 
@@ -126,7 +126,8 @@ impl Failure {
 }
 
 /// Everything the template sees, as one JSON object.
-fn context(messages: &[Message], add_generation_prompt: bool, variables: &Map<String, Value>) -> Value {
+fn context(scene: &Scene<'_>) -> Value {
+    let Scene { messages, add_generation_prompt, variables } = *scene;
     let mut context = Map::new();
     context.insert("tools".into(), Value::Null);
     context.insert("documents".into(), Value::Null);

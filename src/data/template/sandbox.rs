@@ -16,10 +16,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Failure, compile_raw, context, render_raw};
-use crate::data::jsonl::Message;
+use super::{Failure, Scene, compile_raw, context, render_raw};
 use crate::error::{Error, Result};
 
 /// Address space of the child.
@@ -67,7 +66,8 @@ impl SandboxedTemplate {
             .map_err(|e| Error::io(&command.program, "start the template process", e))?;
         let template = Self { origin: origin.to_owned(), helper: Mutex::new(helper) };
         let request = Request::Compile { source: source.to_owned() };
-        template.ask(&request, START).map(|_| template)
+        let compiled = template.ask(&[request], START).pop().unwrap_or_else(|| Ok(String::new()));
+        compiled.map(|_| template)
     }
 
     /// The text of a conversation; the variables are those of [`ChatTemplate::render`](super::ChatTemplate::render).
@@ -75,20 +75,26 @@ impl SandboxedTemplate {
     /// # Errors
     /// [`Error::Input`] of class TEMPLATE if the template fails, takes more than 2 seconds, writes more than 16 times the input
     /// plus 1 MiB, or kills its process. After a timeout or a death every further call fails.
-    pub fn render(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-        variables: &Map<String, Value>,
-    ) -> Result<String> {
-        let context = context(messages, add_generation_prompt, variables);
-        self.ask(&Request::Render { context }, WALL)
+    pub fn render(&self, scene: &Scene<'_>) -> Result<String> {
+        self.render_all(&[*scene]).pop().unwrap_or_else(|| Ok(String::new()))
     }
 
-    fn ask(&self, request: &Request, limit: Duration) -> Result<String> {
+    /// The text of each scene, in order. The child has the next one while this process reads the last.
+    ///
+    /// # Errors
+    /// For each scene, as [`SandboxedTemplate::render`].
+    pub fn render_all(&self, scenes: &[Scene<'_>]) -> Vec<Result<String>> {
+        let requests: Vec<Request> =
+            scenes.iter().map(|scene| Request::Render { context: context(scene) }).collect();
+        self.ask(&requests, WALL)
+    }
+
+    /// The answers to all requests, each within `limit`.
+    fn ask(&self, requests: &[Request], limit: Duration) -> Vec<Result<String>> {
         // A poisoned lock means that another thread panicked between two requests; the child is not touched by that.
         let mut helper = self.helper.lock().unwrap_or_else(PoisonError::into_inner);
-        helper.ask(request, limit).map_err(|failure| failure.into_error(&self.origin))
+        let answers = helper.ask(requests, limit).into_iter();
+        answers.map(|answer| answer.map_err(|failure| failure.into_error(&self.origin))).collect()
     }
 }
 
@@ -192,14 +198,24 @@ impl Helper {
         Ok(Self { child, requests, answers, dead: false })
     }
 
-    fn ask(&mut self, request: &Request, limit: Duration) -> std::result::Result<String, Failure> {
+    fn ask(&mut self, requests: &[Request], limit: Duration) -> Vec<std::result::Result<String, Failure>> {
+        let mut sent = Vec::with_capacity(requests.len());
+        for request in requests {
+            let json = serde_json::to_string(request);
+            // If the writer is gone the child is too, which reading finds out.
+            sent.push(json.map(|json| drop(self.requests.send(json))));
+        }
+        let answer = |sent: serde_json::Result<()>| {
+            sent.map_err(|e| failure(format!("request not written: {e}")))?;
+            self.receive(limit)
+        };
+        sent.into_iter().map(answer).collect()
+    }
+
+    fn receive(&mut self, limit: Duration) -> std::result::Result<String, Failure> {
         if self.dead {
             return Err(failure("its process has ended after an earlier failure"));
         }
-        let json =
-            serde_json::to_string(request).map_err(|e| failure(format!("request not written: {e}")))?;
-        // If the writer is gone the child is too, which the next line finds out.
-        let _ = self.requests.send(json);
         let what = match self.answers.recv_timeout(limit) {
             Ok(json) => match serde_json::from_str(&json) {
                 Ok(Answer::Text(text)) => return Ok(text),

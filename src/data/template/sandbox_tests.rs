@@ -1,7 +1,9 @@
 //! Hostile templates against the sandbox: each is an error that names its origin, and the parent lives on.
 
 use super::*;
+use crate::data::record::Message;
 use crate::data::template::ChatTemplate;
+use serde_json::Map;
 use std::sync::Arc;
 
 /// This test binary as a helper: it runs only the test [`helper_process`], which serves when the variable is set.
@@ -24,12 +26,14 @@ fn hello() -> Vec<Message> {
     vec![Message::new("user", "hello あ")]
 }
 
+/// Turns that ask for an answer.
+fn scene<'a>(messages: &'a [Message], variables: &'a Map<String, Value>) -> Scene<'a> {
+    Scene { messages, add_generation_prompt: true, variables }
+}
+
 fn run(source: &str) -> Result<String> {
-    SandboxedTemplate::spawn(&helper_command(), source, "evil/chat_template.jinja")?.render(
-        &hello(),
-        true,
-        &Map::new(),
-    )
+    SandboxedTemplate::spawn(&helper_command(), source, "evil/chat_template.jinja")?
+        .render(&scene(&hello(), &Map::new()))
 }
 
 #[test]
@@ -41,13 +45,14 @@ fn a_good_template_gives_what_it_gives_in_process() {
         ("x".into(), serde_json::json!({"k": [1, 0.5]})),
     ]);
     let template = Arc::new(SandboxedTemplate::spawn(&helper_command(), source, "good").unwrap());
-    let expected = ChatTemplate::compile(source, "good").unwrap().render(&hello(), true, &variables).unwrap();
+    let expected =
+        ChatTemplate::compile(source, "good").unwrap().render(&scene(&hello(), &variables)).unwrap();
     assert_eq!(expected, "<user>hello あ\n<s>{\"k\": [1, 0.5]}");
     let threads: Vec<_> = (0..4)
         .map(|_| {
             let (template, variables) = (Arc::clone(&template), variables.clone());
             thread::spawn(move || {
-                (0..50).map(|_| template.render(&hello(), true, &variables).unwrap()).collect::<Vec<_>>()
+                (0..50).map(|_| template.render(&scene(&hello(), &variables)).unwrap()).collect::<Vec<_>>()
             })
         })
         .collect();
@@ -60,12 +65,12 @@ fn a_good_template_gives_what_it_gives_in_process() {
 fn an_error_of_the_template_leaves_its_process_running() {
     let source = "{% if messages[0].content == 'bad' %}{{ raise_exception('no bad words') }}{% endif %}ok";
     let template = SandboxedTemplate::spawn(&helper_command(), source, "model/chat_template.jinja").unwrap();
-    let error = template.render(&[Message::new("user", "bad")], true, &Map::new()).unwrap_err().to_string();
+    let error = template.render(&scene(&[Message::new("user", "bad")], &Map::new())).unwrap_err().to_string();
     assert!(
         error.starts_with("error[TEMPLATE] model/chat_template.jinja: chat template line 1: no bad words"),
         "{error}"
     );
-    assert_eq!(template.render(&hello(), true, &Map::new()).unwrap(), "ok");
+    assert_eq!(template.render(&scene(&hello(), &Map::new())).unwrap(), "ok");
 }
 
 #[test]
@@ -73,7 +78,7 @@ fn large_conversations_pass_in_both_directions() {
     let source = "{% for m in messages %}{{ m.content }}{% endfor %}";
     let template = SandboxedTemplate::spawn(&helper_command(), source, "good").unwrap();
     let text = "あ\n\u{1}\"".repeat(300_000);
-    assert_eq!(template.render(&[Message::new("user", text.as_str())], false, &Map::new()).unwrap(), text);
+    assert_eq!(template.render(&scene(&[Message::new("user", text.as_str())], &Map::new())).unwrap(), text);
 }
 
 #[test]
@@ -127,10 +132,11 @@ fn hostile_templates_are_errors_and_the_parent_lives() {
 fn a_dead_process_is_said_so() {
     let source = "{% if messages[0].content == 'boom' %}{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}{% endif %}ok";
     let template = SandboxedTemplate::spawn(&helper_command(), source, "evil").unwrap();
-    assert_eq!(template.render(&hello(), true, &Map::new()).unwrap(), "ok");
-    let error = template.render(&[Message::new("user", "boom")], true, &Map::new()).unwrap_err().to_string();
+    assert_eq!(template.render(&scene(&hello(), &Map::new())).unwrap(), "ok");
+    let error =
+        template.render(&scene(&[Message::new("user", "boom")], &Map::new())).unwrap_err().to_string();
     assert!(error.contains("brought its process down (signal"), "{error}");
-    let error = template.render(&hello(), true, &Map::new()).unwrap_err().to_string();
+    let error = template.render(&scene(&hello(), &Map::new())).unwrap_err().to_string();
     assert!(error.contains("ended after an earlier failure"), "{error}");
 }
 
@@ -139,7 +145,7 @@ fn a_helper_that_never_answers_is_stopped() {
     let command = HelperCommand { program: "sleep".into(), args: vec!["60".into()] };
     let mut helper = Helper::start(&command).unwrap();
     let request = Request::Compile { source: "x".repeat(1 << 20) };
-    let failure = helper.ask(&request, Duration::from_millis(50)).unwrap_err();
+    let failure = helper.ask(&[request], Duration::from_millis(50)).remove(0).unwrap_err();
     assert!(failure.what.contains("took more than"), "{}", failure.what);
     let missing = HelperCommand { program: "no/such/program".into(), args: vec![] };
     assert_eq!(SandboxedTemplate::spawn(&missing, "", "x").unwrap_err().exit_code(), 3);

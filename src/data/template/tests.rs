@@ -1,15 +1,22 @@
 //! Templates in the styles of published families against the text that Jinja2 itself makes of them.
 
 use super::*;
-use crate::data::row;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/templates");
 
 fn messages(value: &Value) -> Vec<Message> {
-    match row::parse(serde_json::json!({ "messages": value })).unwrap().0 {
-        crate::data::jsonl::Body::Messages(messages) => messages,
-        other => panic!("{other:?}"),
-    }
+    let turn = |turn: &Value| {
+        let mut extra = turn.as_object().unwrap().clone();
+        let mut text = |key: &str| extra.remove(key).and_then(|value| value.as_str().map(str::to_owned));
+        let (role, content) = (text("role").unwrap(), text("content").unwrap_or_default());
+        Message { extra, ..Message::new(role, content) }
+    };
+    value.as_array().unwrap().iter().map(turn).collect()
+}
+
+/// A conversation without turns.
+fn nobody(variables: &Map<String, Value>) -> Scene<'_> {
+    Scene { messages: &[], add_generation_prompt: false, variables }
 }
 
 #[test]
@@ -23,7 +30,11 @@ fn every_style_gives_the_bytes_of_jinja2() {
         let template = ChatTemplate::compile(&source, name).unwrap();
         let variables = case["variables"].as_object().unwrap();
         let prompt = case["add_generation_prompt"].as_bool().unwrap();
-        let result = template.render(&messages(&case["messages"]), prompt, variables);
+        let result = template.render(&Scene {
+            messages: &messages(&case["messages"]),
+            add_generation_prompt: prompt,
+            variables,
+        });
         match (result, case["text"].as_str(), case["error"].as_str()) {
             (Ok(text), Some(expected), None) => assert_eq!(text, expected, "{case}"),
             (Err(error), None, Some(expected)) => {
@@ -39,7 +50,7 @@ fn errors_name_origin_and_line() {
     let error = ChatTemplate::compile("a\n{% for %}", "m/chat_template.jinja").unwrap_err().to_string();
     assert!(error.starts_with("error[TEMPLATE] m/chat_template.jinja: chat template line 2: "), "{error}");
     let template = ChatTemplate::compile("\n\n{{ raise_exception('system first') }}", "m").unwrap();
-    let error = template.render(&[], false, &Map::new()).unwrap_err().to_string();
+    let error = template.render(&nobody(&Map::new())).unwrap_err().to_string();
     assert!(error.contains("chat template line 3: system first; fix: "), "{error}");
     assert!(ChatTemplate::compile(&"x".repeat(MAX_SOURCE_BYTES + 1), "m").is_err());
 }
@@ -52,16 +63,16 @@ fn loops_and_floods_end_in_process_too() {
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ] {
         let template = ChatTemplate::compile(source, "m").unwrap();
-        assert!(template.render(&[], false, &Map::new()).is_err(), "{source}");
+        assert!(template.render(&nobody(&Map::new())).is_err(), "{source}");
     }
 }
 
 #[test]
 fn the_day_is_a_variable() {
     let template = ChatTemplate::compile("{{ strftime_now('%Y-%m-%d') }}", "m").unwrap();
-    assert_eq!(template.render(&[], false, &Map::new()).unwrap(), "2024-07-26");
+    assert_eq!(template.render(&nobody(&Map::new())).unwrap(), "2024-07-26");
     let today = Map::from_iter([("today".into(), "2025-01-02".into())]);
-    assert_eq!(template.render(&[], false, &today).unwrap(), "2025-01-02");
+    assert_eq!(template.render(&nobody(&today)).unwrap(), "2025-01-02");
 }
 
 #[test]

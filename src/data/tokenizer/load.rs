@@ -133,6 +133,7 @@ impl Parts {
         Ok(Tokenizer {
             inner,
             plain: OnceLock::new(),
+            matchers: OnceLock::new(),
             specials: SpecialIndex::new(tokens, normalized),
             named,
             chat_template,

@@ -3,6 +3,10 @@
 //! The ids are those of `transformers` with `add_special_tokens=False`. Files come from strangers: sizes are limited, the parser
 //! runs behind `catch_unwind`, and what is known to explode later is refused at load.
 
+pub mod escape;
+pub mod offsets;
+
+mod added;
 mod load;
 mod special;
 
@@ -15,6 +19,7 @@ use serde_json::{Map, Value};
 
 use super::char_boundary;
 use crate::error::{Error, Result};
+use escape::Matchers;
 use load::Parts;
 use special::SpecialIndex;
 
@@ -25,6 +30,8 @@ pub struct Tokenizer {
     /// The same with special tokens as ordinary text; made when a text first needs it.
     plain: OnceLock<tokenizers::Tokenizer>,
     specials: SpecialIndex,
+    /// All added tokens; made when a text first needs them.
+    matchers: OnceLock<Matchers>,
     named: Map<String, Value>,
     chat_template: Option<String>,
     chat_template_origin: String,
@@ -77,27 +84,6 @@ impl Tokenizer {
             plain
         });
         guarded("encode the text", || plain.encode_fast(text, false).map(|e| e.get_ids().to_vec()))
-    }
-
-    /// The ids of a text in which `mark` was put into some special tokens (see [`Tokenizer::mark_special`]): those are ordinary
-    /// text, the others are recognised, and the marks are gone.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_marked(&self, text: &str, mark: char) -> Result<Vec<u32>> {
-        if !text.contains(mark) {
-            return self.encode(text);
-        }
-        let mut ids = Vec::new();
-        let mut end = 0;
-        for found in self.specials.find(text) {
-            let range = found.with_stripped_space(text, end);
-            ids.extend(self.encode_plain(&text[end..range.start].replace(mark, ""))?);
-            ids.extend(self.encode(&text[range.clone()])?);
-            end = range.end;
-        }
-        ids.extend(self.encode_plain(&text[end..].replace(mark, ""))?);
-        Ok(ids)
     }
 
     /// `text` with `mark` after the first character of every special token in it.
@@ -162,6 +148,11 @@ impl Tokenizer {
     /// The id of a token, exactly as it is written in the vocabulary.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The token of an id, exactly as it is written in the vocabulary.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// The special tokens that occur in `text`, in order, with repetitions.

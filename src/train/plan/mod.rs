@@ -27,18 +27,11 @@ use crate::batch::Batch;
 use crate::config::{DeviceChoice, Dtype, ModelConfig, TrainConfig};
 use crate::device::arch::Chip;
 use crate::device::card::CARDS;
-use crate::device::{Card, Class, Device, Machine, available_memory};
+use crate::device::{Card, Class, Device, Machine};
 use crate::error::{Error, Result};
 use crate::model::{Policies, Policy};
-use crate::session::{Context, Peak};
+use crate::session::{Context, Limit, Peak};
 use crate::tensor::Real;
-
-/// Part of the free memory of this machine that a run may take unless told otherwise: the rest is for rows, the tokenizer, and
-/// other programs.
-const DEFAULT_PART: f64 = 0.8;
-
-/// The same of the free memory of a GPU, which a run takes in one piece: the rest is for what the driver needs on top.
-const CARD_PART: f64 = 0.97;
 
 /// Memory and work of one optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -95,15 +88,6 @@ pub struct BytesOf {
     pub class: &'static str,
     /// Bytes.
     pub bytes: u64,
-}
-
-/// Most memory for tensors.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Limit {
-    /// Bytes.
-    pub bytes: u64,
-    /// Who says so.
-    pub source: String,
 }
 
 /// A roofline's answer, not a measurement.
@@ -164,24 +148,15 @@ impl Place {
         // GPUs compute in bf16; a plan for one that is not here may ask what f32 would take.
         let dtype = if on_gpu && card.is_none() { Dtype::Bf16 } else { config.dtype };
         let limit = |bytes, source| Some(Limit { bytes, source });
-        let free = device.map(Device::card_memory).transpose()?.flatten();
+        let free = device.map(Limit::of_card).transpose()?.flatten();
         let limit = match (config.memory_limit, card) {
             (Some(size), _) => limit(size.bytes(), "memory_limit".to_owned()),
             (None, Some(card)) => {
                 limit(card.tensor_bytes(), format!("{}, less what is not for tensors", card.title))
             }
-            (None, None) if free.is_some() => free.and_then(|memory| {
-                let source = format!("{:.0}% of the memory of the card that is free", 100.0 * CARD_PART);
-                // The weights of the run are there already, and count to what it takes.
-                let ours = device.map_or(0, |device| device.memory().live_bytes);
-                limit(((memory.free_bytes + ours) as f64 * CARD_PART) as u64, source)
-            }),
             // The memory of a GPU is not that of this machine.
-            (None, None) if on_gpu => None,
-            (None, None) => available_memory().and_then(|bytes| {
-                let source = format!("{:.0}% of the memory that is free", 100.0 * DEFAULT_PART);
-                limit((bytes as f64 * DEFAULT_PART) as u64, source)
-            }),
+            (None, None) if on_gpu => free,
+            (None, None) => Limit::of_machine(),
         };
         let card = card.or_else(|| device.and_then(|device| Card::of_label(device.label())));
         Ok(Self { chip, dtype, card, limit })

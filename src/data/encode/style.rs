@@ -1,0 +1,107 @@
+//! How a chat template frames an answer, learned once from renderings of known conversations.
+
+use super::{ASSISTANT, USER};
+use crate::data::record::Message;
+use crate::data::template::{Renderer, Scene};
+use crate::data::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+
+use serde_json::{Map, Value};
+
+/// What stands around the answers of a template.
+#[derive(Debug)]
+pub(super) struct Style {
+    /// What the template writes before an answer, if no generation prompt holds it: the role header, not learned. Empty if there
+    /// is a generation prompt, and if it is white space alone, which nothing else would write.
+    pub(super) unprompted_header: String,
+    /// What a generation prompt and a rendered answer begin with alike: the role header.
+    pub(super) role_header: String,
+    /// What ends the last turn.
+    pub(super) last: End,
+    /// What ends an answer that a turn follows.
+    pub(super) middle: End,
+}
+
+/// What a template writes behind an answer to end it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// These tokens of the vocabulary, maybe after white space.
+    Tokens(String),
+    /// This text, or nothing.
+    Text(String),
+}
+
+impl Style {
+    /// Learns the style of a template.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the template fails on a question with its answer, or does not show the answer.
+    pub(super) fn probe(
+        renderer: &Renderer,
+        variables: &Map<String, Value>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self> {
+        // Words that no template holds.
+        const ANSWER: &str = "Zm9ydHktdHdv";
+        const AGAIN: &str = "c2V2ZW50eQ";
+        let turns = [
+            Message::new(USER, "?"),
+            Message::new(ASSISTANT, ANSWER),
+            Message::new(USER, AGAIN),
+            Message::new(ASSISTANT, "?"),
+        ];
+        let scene = |turns: usize, add_generation_prompt| (turns, add_generation_prompt);
+        let scenes = [scene(2, false), scene(1, true), scene(1, false), scene(4, false)];
+        let scenes = scenes.map(|(count, add_generation_prompt)| Scene {
+            messages: &turns[..count],
+            add_generation_prompt,
+            variables,
+        });
+        let mut texts = renderer.render_all(&scenes).into_iter();
+        let mut next = || texts.next().unwrap_or_else(|| Ok(String::new()));
+        let (full, prompt) = (next()?, next()?);
+        // A template may demand an answer to every question, or know only one.
+        let (question, longer) = (next(), next());
+        let Some((before, behind)) = full.split_once(ANSWER) else {
+            return Error::input("TEMPLATE", "the chat template does not show what an assistant says")
+                .field("chat_template")
+                .fix("use the template of the model, or --format plain")
+                .into();
+        };
+        let question = question.unwrap_or_else(|_| prompt.clone());
+        let unprompted = prompt == question && full.starts_with(&prompt);
+        let header = before.get(prompt.len()..).filter(|header| unprompted && !header.trim().is_empty());
+        let role_header = match (prompt.strip_prefix(&question), before.strip_prefix(&question)) {
+            (Some(asked), Some(answered)) => asked[..common_prefix(asked, answered)].to_owned(),
+            _ => String::new(),
+        };
+        let middle = longer.ok().and_then(|longer| {
+            let (_, behind) = longer.split_once(ANSWER)?;
+            behind.split_once(AGAIN).map(|(between, _)| between.to_owned())
+        });
+        let common = middle.as_ref().map_or(behind, |middle| &behind[..common_prefix(behind, middle)]);
+        let tokens = |text: &str| leading_tokens(text, tokenizer).map(End::Tokens);
+        let (last, middle) = match tokens(common) {
+            Some(end) => (end.clone(), end),
+            // An end that only the last turn has, or none at all.
+            None => (tokens(behind).unwrap_or(End::Text(common.to_owned())), End::Text(common.to_owned())),
+        };
+        let unprompted_header = header.unwrap_or_default().to_owned();
+        Ok(Self { unprompted_header, role_header, last, middle })
+    }
+}
+
+/// The tokens of the vocabulary that follow one another at the start of `text`, after white space.
+fn leading_tokens(text: &str, tokenizer: &Tokenizer) -> Option<String> {
+    let text = text.trim_start();
+    let mut end = 0;
+    while let Some(token) = tokenizer.first_added_in(&text[end..]).filter(|token| token.start == 0) {
+        end += token.end;
+    }
+    (end > 0).then(|| text[..end].to_owned())
+}
+
+/// Bytes that both texts begin with, up to a character boundary.
+pub(super) fn common_prefix(a: &str, b: &str) -> usize {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
+}

@@ -1,0 +1,167 @@
+//! Data files: JSON Lines, one JSON array, or CSV, each as it is or compressed with gzip. What a file is, its bytes say.
+//!
+//! Files of other kinds are named in the error, with the way to convert them.
+
+mod array;
+mod delimited;
+mod jsonl;
+mod strict_json;
+
+pub use jsonl::read_rows;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flate2::bufread::MultiGzDecoder;
+use serde_json::Value;
+
+use super::record::Record;
+use super::rows::{self, Parsed};
+use crate::error::{Error, Result};
+
+/// A byte order mark, which may stand at the start of a file.
+const UTF8_BOM: &[u8] = b"\xEF\xBB\xBF";
+
+/// Most bytes that a compressed file may unpack to: no file of rows that fits a memory is larger.
+const MAX_UNPACKED_BYTES: u64 = 64 << 30;
+
+/// Kinds of files by their first bytes, with the way to convert them.
+const MAGIC: [(&[u8], &str, &str); 9] = [
+    (b"PAR1", "a Parquet file", PANDAS),
+    (b"ARROW1", "an Arrow file", PANDAS),
+    (b"FEA1", "a Feather file", PANDAS),
+    (b"PK\x03\x04", "a zip file or a spreadsheet", "unpack it, or export the sheet as CSV"),
+    (b"\x28\xB5\x2F\xFD", "compressed with zstd", "unpack it with zstd -d, or compress it with gzip"),
+    (b"\xFD7zXZ\0", "compressed with xz", "unpack it with xz -d, or compress it with gzip"),
+    (b"BZh", "compressed with bzip2", "unpack it with bzip2 -d, or compress it with gzip"),
+    (b"SQLite format 3\0", "an SQLite data base", "export the table as CSV"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", PANDAS),
+];
+
+const PANDAS: &str = "convert it: python -c \"import pandas as pd; pd.read_parquet('FILE').to_json('rows.jsonl', \
+                      orient='records', lines=True, force_ascii=False)\" (read_feather for Arrow and Feather files)";
+
+/// Reads several files; their rows follow each other (the sampler mixes them).
+///
+/// # Errors
+/// As [`read_file`], for the first file that fails.
+pub fn read_files(paths: &[PathBuf]) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for path in paths {
+        records.append(&mut read_file(path)?);
+    }
+    Ok(records)
+}
+
+/// Reads all rows of one file.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read, [`Error::Input`] with line and field for the first bad row, for a file without
+/// rows, and for a file of another kind.
+pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<Record>> {
+    let path = path.as_ref();
+    let file = File::open(path).map_err(|e| Error::io(path, "read", e))?;
+    let mut source = BufReader::with_capacity(1 << 20, file);
+    if peek(path, &mut source)?.starts_with(b"\x1F\x8B") {
+        let unpacked = MultiGzDecoder::new(source).take(MAX_UNPACKED_BYTES);
+        return read_unpacked(path, &name_without_gz(path), BufReader::with_capacity(1 << 20, unpacked));
+    }
+    read_unpacked(path, &name_of(path), source)
+}
+
+/// Reads rows; `name` is that of the file before it was compressed.
+fn read_unpacked(path: &Path, name: &str, mut source: impl BufRead) -> Result<Vec<Record>> {
+    let start = peek(path, &mut source)?;
+    if let Some((_, kind, fix)) = MAGIC.iter().find(|(magic, ..)| start.starts_with(magic)) {
+        return Error::input("DATA", format!("the file is {kind}"))
+            .path(path)
+            .expected("JSON Lines, a JSON array or CSV, compressed with gzip or not")
+            .fix(*fix)
+            .into();
+    }
+    let text = start.strip_prefix(UTF8_BOM).unwrap_or(start);
+    let first = text.iter().copied().find(|byte| !byte.is_ascii_whitespace());
+    match (first, name.rsplit_once('.').map(|(_, ending)| ending)) {
+        (_, Some("csv")) => delimited::read(path, b',', source),
+        (_, Some("tsv")) => delimited::read(path, b'\t', source),
+        (Some(b'['), _) => array::read(path, source),
+        _ => read_rows(path, source),
+    }
+}
+
+/// The next bytes, which stay where they are.
+fn peek<'s>(path: &Path, source: &'s mut impl BufRead) -> Result<&'s [u8]> {
+    source.fill_buf().map_err(|e| Error::io(path, "read", e))
+}
+
+/// Most bytes of a file that is held in memory as a whole.
+const MAX_WHOLE_BYTES: u64 = 8 << 30;
+
+/// All bytes of a file.
+fn whole(path: &Path, source: impl BufRead) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(MAX_WHOLE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, "read", e))?;
+    if bytes.len() as u64 > MAX_WHOLE_BYTES {
+        return Error::input("DATA", format!("the file has more than {MAX_WHOLE_BYTES} bytes"))
+            .path(path)
+            .fix("write each row on its own line as a JSON object, or divide the file")
+            .into();
+    }
+    Ok(bytes)
+}
+
+/// Line ends in `bytes`.
+fn lines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|&&byte| byte == b'\n').count()
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().to_lowercase()
+}
+
+fn name_without_gz(path: &Path) -> String {
+    let name = name_of(path);
+    name.strip_suffix(".gz").unwrap_or(&name).to_owned()
+}
+
+/// The rows of a file as they are read.
+struct Rows {
+    file: Arc<Path>,
+    records: Vec<Record>,
+    /// The columns of the last row: most rows have the same ones.
+    columns: Arc<[String]>,
+}
+
+impl Rows {
+    fn new(path: &Path) -> Self {
+        Self { file: path.into(), records: Vec::new(), columns: Arc::new([]) }
+    }
+
+    /// Adds the row that starts at `line`.
+    fn push(&mut self, line: usize, value: Value) -> Result<()> {
+        let parsed = rows::parse(value);
+        let Parsed { body, meta, columns } =
+            parsed.map_err(|e| super::at(e, |e| e.path(&self.file).line(line)))?;
+        if *self.columns != *columns {
+            self.columns = columns.into();
+        }
+        let (file, columns) = (Arc::clone(&self.file), Arc::clone(&self.columns));
+        self.records.push(Record { file, line, body, meta, columns });
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<Record>> {
+        if self.records.is_empty() {
+            return Error::input("DATA", "the file has no rows")
+                .path(&self.file)
+                .fix("write one JSON object per line, for example {\"input\": \"2+2?\", \"output\": \"4\"}")
+                .into();
+        }
+        Ok(self.records)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,352 @@
+//! One JSON object becomes one row, in the forms that training tools have; the caller adds file and line to the errors.
+//!
+//! Forms by their keys: `input`/`output`; Alpaca's `instruction`/`input`/`output` with `system` and `history`; `messages` of
+//! OpenAI; `conversations` of ShareGPT; `prompt`/`completion` of TRL; `text`; `input_ids`/`labels`. A key that says what is to
+//! be trained on is used or refused by its name. Any other key is meta data, and its name is listed after reading.
+
+mod fields;
+mod tokenised;
+mod turns;
+
+use serde_json::{Map, Value};
+
+use super::record::{Body, Conversation, Message, PairForm};
+use crate::error::{Error, Result};
+use fields::{Row, string, wrong_type};
+
+/// What a row says.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    pub(super) body: Body,
+    pub(super) meta: Map<String, Value>,
+    /// Columns without a meaning of their own.
+    pub(super) columns: Vec<String>,
+}
+
+/// The forms, each with the keys that only it has.
+const FORMS: [(Form, &[&str]); 6] = [
+    (Form::Messages, &["messages"]),
+    (Form::Conversations, &["conversations"]),
+    (Form::Prompt, &["prompt", "completion"]),
+    (Form::Text, &["text"]),
+    (Form::Tokenised, &["input_ids"]),
+    (Form::Pair, &["instruction", "input", "output"]),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Messages,
+    Conversations,
+    Prompt,
+    Text,
+    Tokenised,
+    Pair,
+}
+
+/// Keys of other tools that change what is trained, which tanren does not do, with what to do instead.
+const REFUSED: [(&str, &str); 20] = [
+    ("weight", "rows have no weights: leave the row out, or repeat it"),
+    ("sample_weight", "rows have no weights: leave the row out, or repeat it"),
+    ("loss_weight", "rows have no weights: leave the row out, or repeat it"),
+    ("chosen", "preference data cannot be trained on: write the wanted answer as \"messages\""),
+    ("rejected", "preference data cannot be trained on: write the wanted answer as \"messages\""),
+    ("images", "only text can be trained on: remove the pictures and the row's mention of them"),
+    ("image", "only text can be trained on: remove the pictures and the row's mention of them"),
+    ("videos", "only text can be trained on: remove the videos and the row's mention of them"),
+    ("video", "only text can be trained on: remove the videos and the row's mention of them"),
+    ("audios", "only text can be trained on: remove the sounds and the row's mention of them"),
+    ("audio", "only text can be trained on: remove the sounds and the row's mention of them"),
+    ("functions", "write the functions as \"tools\": [{\"type\": \"function\", \"function\": {...}}]"),
+    ("function_call", "write the call as \"tool_calls\" of an assistant turn"),
+    ("position_ids", "positions are counted by tanren: leave the key out"),
+    ("token_type_ids", "decoders have no token types: leave the key out"),
+    ("assistant_masks", "write -100 into \"labels\" where the mask is 0"),
+    ("completion_mask", "write -100 into \"labels\" where the mask is 0"),
+    ("add_generation_prompt", "the prompt is asked for by tanren where it is needed: leave the key out"),
+    ("continue_final_message", "end the conversation with a whole assistant turn: leave the key out"),
+    ("seq_lens", "one row is one sequence: write each sequence as a row of its own"),
+];
+
+/// Reads one row.
+pub(super) fn parse(value: Value) -> Result<Parsed> {
+    let mut row = object(value)?;
+    let there = |keys: &[&str]| keys.iter().any(|key| row.get(*key).is_some_and(|value| !value.is_null()));
+    let forms: Vec<Form> = FORMS.iter().filter(|(_, keys)| there(keys)).map(|(form, _)| *form).collect();
+    if forms.len() > 1 {
+        return Error::input("DATA", "the row mixes two forms")
+            .got(format!("keys {}", fields::keys(&row)))
+            .expected("\"input\" and \"output\", or \"messages\", or \"input_ids\" and \"labels\"")
+            .fix("keep the keys of one form")
+            .into();
+    }
+    let body = match forms.first() {
+        Some(Form::Messages) => conversation(&mut row, "messages")?,
+        Some(Form::Conversations) => conversation(&mut row, "conversations")?,
+        Some(Form::Prompt) => prompt(&mut row)?,
+        Some(Form::Text) => Body::Text(string(&mut row, "text")?),
+        Some(Form::Tokenised) => tokenised::body(&mut row)?,
+        Some(Form::Pair) | None => pair(&mut row)?,
+    };
+    // A null says that there is nothing.
+    row.retain(|key, value| !value.is_null() || !means_something(key));
+    refuse_leftovers(&row, &body)?;
+    let (meta, columns) = meta(row)?;
+    Ok(Parsed { body, meta, columns })
+}
+
+fn object(value: Value) -> Result<Row> {
+    let fix = match &value {
+        Value::Object(_) => "",
+        Value::Array(_) => "write each object on its own line (jq -c '.[]' file.json)",
+        _ => "write rows like {\"input\": \"2+2?\", \"output\": \"4\"}",
+    };
+    match value {
+        Value::Object(row) => Ok(row),
+        other => wrong_type("a row must be an object", &other, "an object").fix(fix).into(),
+    }
+}
+
+/// Keys that belong to some form, so that one that is left over says something that this row cannot.
+const OPTIONS: [&str; 8] = [
+    "system",
+    "history",
+    "tools",
+    "documents",
+    "chat_template_kwargs",
+    "enable_thinking",
+    "loss_mask",
+    "attention_mask",
+];
+
+fn means_something(key: &str) -> bool {
+    OPTIONS.contains(&key)
+        || REFUSED.iter().any(|(refused, _)| *refused == key)
+        || FORMS.iter().any(|(_, keys)| keys.contains(&key))
+        || key == "labels"
+        || key == "meta"
+}
+
+fn refuse_leftovers(row: &Row, body: &Body) -> Result<()> {
+    if let Some((key, fix)) = REFUSED.iter().find(|(key, _)| row.contains_key(*key)) {
+        let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty) || value == "";
+        if row.get(*key).is_some_and(|value| !empty(value)) {
+            return Error::input("DATA", "this key is not supported")
+                .field(*key)
+                .got(short(&row[*key]))
+                .fix(*fix)
+                .into();
+        }
+    }
+    let form = match body {
+        Body::InputOutput { .. } => "a row of input and output",
+        Body::Messages(_) => "a conversation",
+        Body::Text(_) => "a row of text",
+        Body::Tokenised { .. } => "a row of token ids",
+    };
+    match OPTIONS.iter().chain(&["labels"]).find(|key| row.contains_key(**key)) {
+        None => Ok(()),
+        Some(key) => Error::input("DATA", format!("{form} has no such key"))
+            .field(*key)
+            .got(short(&row[*key]))
+            .fix("write the row in the form that the key belongs to, or leave it out")
+            .into(),
+    }
+}
+
+/// A value in a few words.
+fn short(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+/// What is left of the row: single values, lists and objects as text.
+fn meta(mut row: Row) -> Result<(Map<String, Value>, Vec<String>)> {
+    let own = match row.remove("meta") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(meta)) => meta,
+        Some(other) => {
+            return wrong_type("wrong type", &other, "an object")
+                .field("meta")
+                .fix("write \"meta\": {\"id\": ...} or leave it out")
+                .into();
+        }
+    };
+    let mut columns: Vec<String> = row.keys().filter(|key| *key != "id").cloned().collect();
+    columns.sort_unstable();
+    let flat = |value: Value| match value {
+        Value::Array(_) | Value::Object(_) => Value::String(value.to_string()),
+        single => single,
+    };
+    let mut meta: Map<String, Value> = own.into_iter().map(|(key, value)| (key, flat(value))).collect();
+    for (key, value) in row {
+        meta.entry(key).or_insert_with(|| flat(value));
+    }
+    Ok((meta, columns))
+}
+
+fn conversation(row: &mut Row, key: &str) -> Result<Body> {
+    let mut turns = turns::list(row, key)?;
+    turns::apply_loss_mask(row, &mut turns)?;
+    if let Some(system) = text_option(row, "system")? {
+        if turns.iter().any(|turn| turn.role == "system") {
+            return Error::input("DATA", "two system prompts")
+                .field("system")
+                .got(format!("a system turn in \"{key}\" as well"))
+                .fix("keep one of the two")
+                .into();
+        }
+        turns.insert(0, Message::new("system", system));
+    }
+    let variables = variables(row, &mut turns, key)?;
+    Ok(Body::Messages(Conversation { turns, variables }))
+}
+
+/// `input`/`output`, and Alpaca's keys.
+fn pair(row: &mut Row) -> Result<Body> {
+    let instruction = text_option(row, "instruction")?;
+    let input = match &instruction {
+        Some(_) => text_option(row, "input")?.unwrap_or_default(),
+        None => string(row, "input")?,
+    };
+    let output = string(row, "output")?;
+    let (form, input) = match instruction {
+        None => (PairForm::InputOutput, input),
+        Some(instruction) if input.is_empty() => (PairForm::Instruction, instruction),
+        Some(instruction) => (PairForm::Instruction, format!("{instruction}\n{input}")),
+    };
+    let system = text_option(row, "system")?;
+    let mut turns: Vec<Message> = system.map(|text| Message::new("system", text)).into_iter().collect();
+    turns.extend(history(row)?);
+    let before = turns.len();
+    turns.extend([Message::new("user", input.as_str()), Message::new("assistant", output.as_str())]);
+    let variables = variables(row, &mut turns, "")?;
+    if before == 0 && variables.is_empty() {
+        return Ok(Body::InputOutput { input, output, form });
+    }
+    Ok(Body::Messages(Conversation { turns, variables }))
+}
+
+/// `history`: pairs of a question and its answer.
+fn history(row: &mut Row) -> Result<Vec<Message>> {
+    if row.get("history").is_none_or(Value::is_null) {
+        return Ok(Vec::new());
+    }
+    let mut turns = Vec::new();
+    for (i, pair) in fields::array(row, "history")?.into_iter().enumerate() {
+        let texts = pair.as_array().map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
+        match texts.as_deref() {
+            Some([Some(question), Some(answer)]) => {
+                turns.extend([Message::new("user", *question), Message::new("assistant", *answer)]);
+            }
+            _ => {
+                return wrong_type("wrong type", &pair, "[question, answer], two strings")
+                    .field(format!("history[{i}]"))
+                    .fix("write earlier turns as pairs, or the row as \"messages\"")
+                    .into();
+            }
+        }
+    }
+    Ok(turns)
+}
+
+/// `prompt`/`completion`: strings, or lists of turns, of which the completion is learned.
+fn prompt(row: &mut Row) -> Result<Body> {
+    let of_turns = |key: &str| matches!(row.get(key), Some(Value::Array(_)));
+    if of_turns("prompt") || of_turns("completion") {
+        let mut turns = turns::list(row, "prompt")?;
+        turns.iter_mut().for_each(|turn| turn.masked = true);
+        turns.extend(turns::list(row, "completion")?);
+        let variables = variables(row, &mut turns, "prompt")?;
+        return Ok(Body::Messages(Conversation { turns, variables }));
+    }
+    let (input, output) = (string(row, "prompt")?, string(row, "completion")?);
+    let mut turns = vec![Message::new("user", input.as_str()), Message::new("assistant", output.as_str())];
+    let variables = variables(row, &mut turns, "")?;
+    if variables.is_empty() {
+        return Ok(Body::InputOutput { input, output, form: PairForm::PromptCompletion });
+    }
+    Ok(Body::Messages(Conversation { turns, variables }))
+}
+
+/// Names that the template gets from elsewhere.
+const RESERVED: [&str; 3] = ["messages", "add_generation_prompt", "tools"];
+
+/// What the chat template is to know besides the turns: tools, documents, and options such as `enable_thinking`.
+fn variables(row: &mut Row, turns: &mut [Message], key: &str) -> Result<Map<String, Value>> {
+    let mut variables = Map::new();
+    if let Some(tools) = tools(row, turns, key)? {
+        variables.insert("tools".into(), tools);
+    }
+    if row.get("documents").is_some_and(|value| !value.is_null()) {
+        variables.insert("documents".into(), Value::Array(fields::array(row, "documents")?));
+    }
+    match row.remove("enable_thinking") {
+        None | Some(Value::Null) => {}
+        Some(Value::Bool(value)) => drop(variables.insert("enable_thinking".into(), value.into())),
+        Some(other) => {
+            return wrong_type("wrong type", &other, "true or false").field("enable_thinking").into();
+        }
+    }
+    let options = match row.remove("chat_template_kwargs") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(options)) => options,
+        Some(other) => {
+            return wrong_type("wrong type", &other, "an object")
+                .field("chat_template_kwargs")
+                .fix("write \"chat_template_kwargs\": {\"enable_thinking\": false}")
+                .into();
+        }
+    };
+    for (name, value) in options {
+        let at = format!("chat_template_kwargs.{name}");
+        let reserved = RESERVED.contains(&name.as_str());
+        if reserved || variables.get(&name).is_some_and(|other| *other != value) {
+            let what =
+                if reserved { "this is no option of a template" } else { "the row contradicts itself" };
+            return Error::input("DATA", what).field(at).got(short(&value)).fix("leave it out").into();
+        }
+        variables.insert(name, value);
+    }
+    Ok(variables)
+}
+
+/// The tools of the row, or of one of its turns; a list, or a list as JSON text.
+fn tools(row: &mut Row, turns: &mut [Message], key: &str) -> Result<Option<Value>> {
+    let mut found: Vec<(String, Value)> = Vec::new();
+    found.extend(row.remove("tools").map(|value| ("tools".to_owned(), value)));
+    for (i, turn) in turns.iter_mut().enumerate() {
+        found.extend(turn.extra.remove("tools").map(|value| (format!("{key}[{i}].tools"), value)));
+    }
+    let empty = |value: &Value| value.is_null() || value == "" || value.as_array().is_some_and(Vec::is_empty);
+    found.retain(|(_, value)| !empty(value));
+    if let [(first, _), (second, _), ..] = found.as_slice() {
+        return Error::input("DATA", "the row has two lists of tools")
+            .field(second)
+            .got(format!("\"{first}\" as well"))
+            .fix("keep one of them")
+            .into();
+    }
+    let Some((field, value)) = found.pop() else { return Ok(None) };
+    let list = match &value {
+        Value::String(text) => serde_json::from_str(text).unwrap_or(Value::Null),
+        _ => value.clone(),
+    };
+    match list {
+        Value::Array(tools) if tools.iter().all(Value::is_object) => Ok(Some(Value::Array(tools))),
+        _ => wrong_type("wrong type", &value, "a list of objects")
+            .field(field)
+            .fix("write \"tools\": [{\"type\": \"function\", \"function\": {...}}]")
+            .into(),
+    }
+}
+
+/// A text that may be missing; an empty one is none.
+fn text_option(row: &mut Row, key: &str) -> Result<Option<String>> {
+    match row.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(_) => Ok(Some(string(row, key)?).filter(|text| !text.is_empty())),
+    }
+}
