@@ -110,6 +110,11 @@ impl Conversation {
     pub fn new(turns: Vec<Message>) -> Self {
         Self { turns, variables: Map::new() }
     }
+
+    /// The tools that the template is told of, be it an empty list.
+    pub fn tools(&self) -> Option<&Value> {
+        self.variables.get("tools").filter(|tools| !tools.is_null())
+    }
 }
 
 impl Body {

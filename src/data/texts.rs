@@ -1,12 +1,16 @@
 //! The tokenizer and the chat template of a model folder, opened once, and the encoder made of them.
 
 use std::path::Path;
+use std::sync::OnceLock;
+
+use serde_json::Value;
 
 use super::encode::{EncodeOptions, Encoder, Format};
 use super::record::{Body, Record};
 use super::template::sandbox::{HelperCommand, SandboxedTemplate};
 use super::template::{ChatTemplate, Renderer};
 use super::tokenizer::Tokenizer;
+use super::tokenizer::chat::NamedTemplate;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::formats::model_folder::tokenizer_files;
@@ -19,6 +23,9 @@ pub struct Texts {
     /// How a row becomes one text.
     pub format: Format,
     renderer: Option<Renderer>,
+    /// That of conversations with tools, where the model has one of its own; made when a row first needs it.
+    tool_renderer: OnceLock<Renderer>,
+    helper: Option<HelperCommand>,
 }
 
 impl Texts {
@@ -37,26 +44,22 @@ impl Texts {
         helper: Option<&HelperCommand>,
     ) -> Result<Self> {
         let files = tokenizer_files(dir);
-        let Some(tokenizer_json) = files.tokenizer_json else {
-            return Ok(Self { tokenizer: None, format: choose(format, chat_rows, false)?, renderer: None });
-        };
-        let tokenizer = Tokenizer::from_files(
-            &tokenizer_json,
-            files.tokenizer_config_json.as_deref(),
-            files.chat_template_jinja.as_deref(),
-        )?;
-        let format = choose(format, chat_rows, tokenizer.chat_template().is_some())?;
-        let renderer = match (tokenizer.chat_template(), format) {
-            (Some(source), Format::Chat) => {
-                let origin = tokenizer.chat_template_origin();
-                Some(match helper {
-                    Some(helper) => Renderer::Sandboxed(SandboxedTemplate::spawn(helper, source, origin)?),
-                    None => Renderer::InProcess(ChatTemplate::compile(source, origin)?),
-                })
-            }
-            _ => None,
-        };
-        Ok(Self { tokenizer: Some(tokenizer), format, renderer })
+        if files.tokenizer_json.is_none() {
+            let format = choose(format, chat_rows, false)?;
+            let tool_renderer = OnceLock::new();
+            return Ok(Self { tokenizer: None, format, renderer: None, tool_renderer, helper: None });
+        }
+        let tokenizer = Tokenizer::from_files(&files)?;
+        let format = choose(format, chat_rows, !tokenizer.templates().is_empty())?;
+        let mut renderer = None;
+        if format == Format::Chat {
+            tokenizer.check_templates()?;
+            let source = tokenizer.chat_template();
+            renderer =
+                source.map(|source| open(helper, source, tokenizer.chat_template_origin())).transpose()?;
+        }
+        let helper = helper.cloned();
+        Ok(Self { tokenizer: Some(tokenizer), format, renderer, tool_renderer: OnceLock::new(), helper })
     }
 
     /// The encoder for `records` with these options.
@@ -67,9 +70,41 @@ impl Texts {
         // Rows of ids need neither a template nor an end token.
         let all_ids = records.iter().all(|r| matches!(r.body, Body::Tokenised { .. }));
         match &self.tokenizer {
-            Some(tokenizer) if !all_ids => Encoder::new(tokenizer, self.renderer.as_ref(), options),
+            Some(tokenizer) if !all_ids => {
+                let encoder = Encoder::new(tokenizer, self.renderer.as_ref(), options)?;
+                let own = tokenizer.tool_template().filter(|_| self.format == Format::Chat);
+                match own.zip(records.iter().find_map(tools)) {
+                    Some((template, tools)) => {
+                        encoder.with_tool_template(self.tool_renderer(template)?, tools)
+                    }
+                    None => Ok(encoder),
+                }
+            }
             _ => Ok(Encoder::tokenised_only(options)),
         }
+    }
+
+    fn tool_renderer(&self, template: &NamedTemplate) -> Result<&Renderer> {
+        if let Some(renderer) = self.tool_renderer.get() {
+            return Ok(renderer);
+        }
+        let renderer = open(self.helper.as_ref(), &template.source, &template.origin)?;
+        Ok(self.tool_renderer.get_or_init(|| renderer))
+    }
+}
+
+/// Starts a template, in a process of its own if there is a helper for that.
+fn open(helper: Option<&HelperCommand>, source: &str, origin: &str) -> Result<Renderer> {
+    Ok(match helper {
+        Some(helper) => Renderer::Sandboxed(SandboxedTemplate::spawn(helper, source, origin)?),
+        None => Renderer::InProcess(ChatTemplate::compile(source, origin)?),
+    })
+}
+
+fn tools(record: &Record) -> Option<&Value> {
+    match &record.body {
+        Body::Messages(conversation) => conversation.tools(),
+        _ => None,
     }
 }
 

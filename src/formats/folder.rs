@@ -75,6 +75,25 @@ impl Folder {
         file.map(Some).map_err(|e| Error::io(&path, "read", e))
     }
 
+    /// The folder `name` in this one, with the same boundary; `None` if there is none.
+    pub(super) fn folder(&self, name: &str) -> Result<Option<Self>> {
+        let dir = self.path(name);
+        if !self.canonical.join(name).is_dir() {
+            return Ok(None);
+        }
+        let mut folder = Self::open(self.code, &dir)?;
+        folder.boundary.clone_from(&self.boundary);
+        if !folder.canonical.starts_with(&self.boundary) {
+            return Error::input(self.code, "a link that leads out of the folder")
+                .path(dir)
+                .got(folder.canonical.display())
+                .expected(format!("a folder below {}", self.boundary.display()))
+                .fix("put the folder itself there")
+                .into();
+        }
+        Ok(Some(folder))
+    }
+
     /// The text of the file `name`, at most `limit` bytes; `None` if there is none.
     pub(super) fn text(&self, name: &str, limit: u64) -> Result<Option<String>> {
         let Some(file) = self.file(name)? else { return Ok(None) };

@@ -94,19 +94,40 @@ fn check_texts(folder: &Folder) -> Result<()> {
     for name in names.into_iter().chain(["chat_template.jinja", "chat_template.json"]) {
         folder.file(name)?;
     }
+    if let Some(templates) = folder.folder(TEMPLATES)? {
+        for name in templates.names()?.iter().filter(|name| name.ends_with(".jinja")) {
+            templates.file(name)?;
+        }
+    }
     Ok(())
 }
 
-/// The files that a tokenizer and its chat template are read from.
+/// The folder of named templates.
+const TEMPLATES: &str = "additional_chat_templates";
+
+/// The files that a tokenizer and its chat templates are read from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenizerFiles {
     /// The tokenizer itself.
     pub tokenizer_json: Option<PathBuf>,
     /// Its special tokens, and in older models the chat template.
     pub tokenizer_config_json: Option<PathBuf>,
+    /// The special tokens again; counts where `tokenizer_config.json` lists no added tokens.
+    pub special_tokens_map_json: Option<PathBuf>,
+    /// Added tokens with their ids; counts where `tokenizer_config.json` lists none.
+    pub added_tokens_json: Option<PathBuf>,
+    /// The model's configuration; its type says the tokenizer's class where nothing else does.
+    pub config_json: Option<PathBuf>,
     /// The chat template; wins over the one in `tokenizer_config.json`.
     pub chat_template_jinja: Option<PathBuf>,
+    /// The chat template as processors have it; counts where there is no other.
+    pub chat_template_json: Option<PathBuf>,
+    /// Templates in `additional_chat_templates/`, by name.
+    pub additional_chat_templates: Vec<(String, PathBuf)>,
 }
+
+/// Most templates in `additional_chat_templates/`. Published models have up to 2.
+const MAX_TEMPLATES: usize = 32;
 
 /// The tokenizer files that `dir` has.
 pub fn tokenizer_files(dir: &Path) -> TokenizerFiles {
@@ -114,8 +135,24 @@ pub fn tokenizer_files(dir: &Path) -> TokenizerFiles {
     TokenizerFiles {
         tokenizer_json: file("tokenizer.json"),
         tokenizer_config_json: file("tokenizer_config.json"),
+        special_tokens_map_json: file("special_tokens_map.json"),
+        added_tokens_json: file("added_tokens.json"),
+        config_json: file(CONFIG_NAME),
         chat_template_jinja: file("chat_template.jinja"),
+        chat_template_json: file("chat_template.json"),
+        additional_chat_templates: additional_templates(&dir.join(TEMPLATES)),
     }
+}
+
+fn additional_templates(dir: &Path) -> Vec<(String, PathBuf)> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let named = |path: PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_suffix(".jinja")?.to_owned();
+        Some((name, path)).filter(|(_, path)| path.is_file())
+    };
+    let mut templates: Vec<_> = entries.filter_map(named).take(MAX_TEMPLATES).collect();
+    templates.sort();
+    templates
 }
 
 /// The weight files, and which of them holds which tensor.
@@ -238,7 +275,8 @@ mod tests {
         assert!(model.tensor("c").is_none());
         assert_eq!(model.config_json().1, "{}");
         assert_eq!(model.generation_config_json().unwrap().1, "[]");
-        assert_eq!(tokenizer_files(dir.path()), TokenizerFiles::default());
+        let config_json = Some(dir.path().join("config.json"));
+        assert_eq!(tokenizer_files(dir.path()), TokenizerFiles { config_json, ..TokenizerFiles::default() });
     }
 
     const INDEX: &[u8] = br#"{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#;

@@ -101,7 +101,9 @@ impl From<hub::Progress<'_>> for Notice {
         match progress {
             hub::Progress::Note(text) => Self::Note(text.to_owned()),
             hub::Progress::Warning(text) => Self::Warning(text.to_owned()),
-            hub::Progress::File { name, done, total } => Self::Downloading { file: name.to_owned(), done, total },
+            hub::Progress::File { name, done, total } => {
+                Self::Downloading { file: name.to_owned(), done, total }
+            }
         }
     }
 }
@@ -150,6 +152,8 @@ impl Opened {
         let model = open::open(name, &Watch { tell: &tell, stop: &|| context.stopped() })?;
         let helper = context.template_helper.as_ref();
         let texts = Texts::open(model.folder.dir(), options.format, chat_rows, helper)?;
+        let of_tokenizer = texts.tokenizer.iter().flat_map(|tokenizer| tokenizer.notes());
+        of_tokenizer.for_each(|note| notify(Notice::Note(note.clone())));
         if options.format == Format::Auto && chat_rows {
             notify(Notice::Note(match texts.format {
                 encode::Format::Chat => {

@@ -154,7 +154,7 @@ fn another_length_of_the_schedule_is_said() {
     config.logging_steps = 1;
     let (_, rates) = bench.train(&config).unwrap();
     near("step 8", *rates.last().unwrap(), 1.25e-4, 1e-9);
-    (config.num_epochs, config.resume) = (4.0, Resume::Auto);
+    (config.num_epochs, config.resume) = (4.0, Some(Resume::Auto));
     let (said, rates) = bench.train(&config).unwrap();
     near("step 9", rates[0], 5e-4, 1e-9);
     assert!(said.contains("1.25e-4") && said.contains("5e-4"), "{said}");

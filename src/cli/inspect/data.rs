@@ -30,6 +30,8 @@ pub(super) fn show(args: &DataArgs, console: &Console) -> Result<()> {
     let model = open_model(&args.model, console)?;
     let format = args.format.unwrap_or(usual.format);
     let texts = Texts::open(model.folder.dir(), format, any_chat(&records), Some(&template::helper()?))?;
+    let of_tokenizer = texts.tokenizer.iter().flat_map(|tokenizer| tokenizer.notes());
+    of_tokenizer.for_each(|note| console.note(format_args!("note: {note}")));
     let longest = args.max_seq_length.unwrap_or(usual.max_seq_length);
     let options = EncodeOptions {
         truncation: args.truncation.unwrap_or(usual.truncation),

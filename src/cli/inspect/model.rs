@@ -148,7 +148,14 @@ fn files(folder: &ModelFolder) -> Vec<(&'static str, String)> {
         rows.push(("tensors", format!("{} of {dtype} ({})", count(tensors), bytes(size))));
     }
     let texts = tokenizer_files(folder.dir());
-    let named = [texts.tokenizer_json, texts.tokenizer_config_json, texts.chat_template_jinja];
+    let named = [
+        texts.tokenizer_json,
+        texts.tokenizer_config_json,
+        texts.special_tokens_map_json,
+        texts.added_tokens_json,
+        texts.chat_template_jinja,
+        texts.chat_template_json,
+    ];
     let named: Vec<String> = named
         .iter()
         .flatten()

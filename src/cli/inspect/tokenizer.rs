@@ -36,6 +36,7 @@ pub(super) fn show(args: &TokenizerArgs, console: &Console) -> Result<()> {
             .into();
     };
     console.line(dir.display());
+    tokenizer.notes().iter().for_each(|note| console.note(format_args!("note: {note}")));
     console.lines(table::pairs(&facts(&tokenizer)));
     if let Some(source) = tokenizer.chat_template() {
         console.heading("the chat template on a sample");
@@ -85,6 +86,10 @@ fn facts(tokenizer: &Tokenizer) -> Vec<(&'static str, String)> {
             None => "none".to_owned(),
         },
     ));
+    let named: Vec<&str> = tokenizer.templates().iter().map(|template| template.name.as_str()).collect();
+    if named.len() > 1 || named.first().is_some_and(|_| tokenizer.chat_template().is_none()) {
+        rows.push(("templates", named.join(", ")));
+    }
     rows.into_iter().map(|(name, value)| (name, harmless(&value, false))).collect()
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::spans::{Answer, Marked};
 use super::style::{End, Style};
-use super::{ASSISTANT, Encoder, RowNotes, USER};
+use super::{ASSISTANT, Encoder, RowNotes, Template, USER};
 use crate::data::record::{Conversation, Message};
 use crate::data::template::Scene;
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ impl Encoder<'_> {
     pub(super) fn conversation_prompt(&self, conversation: &Conversation) -> Result<Marked> {
         let escaped = self.escaped(&conversation.turns)?;
         let variables = self.variables_of(conversation);
-        let text = self.render(&[Scene {
+        let text = self.template(conversation)?.render(&[Scene {
             messages: &escaped.turns,
             add_generation_prompt: true,
             variables: &variables,
@@ -47,19 +47,18 @@ impl Encoder<'_> {
         };
         let scenes: Vec<Scene<'_>> =
             [scene(turns.len(), false)].into_iter().chain(learned.iter().map(|&k| scene(k, true))).collect();
-        let mut texts = self.render(&scenes)?;
+        let template = self.template(conversation)?;
+        let mut texts = template.render(&scenes)?;
         let prompts = texts.split_off(1);
         let text = texts.pop().unwrap_or_default();
-        let Some(style) = &self.style else {
-            return Err(no_template());
-        };
+        let style = &template.style;
         let mut answers: Vec<Answer> = Vec::with_capacity(learned.len());
         for (&k, prompt) in learned.iter().zip(&prompts) {
             let asked = Asked { turns, k, text: &text, prompt, style };
             let start = match asked.start() {
                 Some(start) => start,
                 None => {
-                    let before = self.render(&[scene(k, false)])?.pop().unwrap_or_default();
+                    let before = template.render(&[scene(k, false)])?.pop().unwrap_or_default();
                     asked.start_beside_prompt(&before, &learned)?
                 }
             };
@@ -68,7 +67,7 @@ impl Encoder<'_> {
             let bound = match whole(&turns[k]) {
                 true => text.len(),
                 false => {
-                    let up_to = self.render(&[scene(k + 1, false)])?.pop().unwrap_or_default();
+                    let up_to = template.render(&[scene(k + 1, false)])?.pop().unwrap_or_default();
                     if text.starts_with(&up_to) { up_to.len() } else { text.len() }
                 }
             };
@@ -105,11 +104,10 @@ impl Encoder<'_> {
         variables
     }
 
-    fn render(&self, scenes: &[Scene<'_>]) -> Result<Vec<String>> {
-        match self.renderer {
-            Some(renderer) => renderer.render_all(scenes).into_iter().collect(),
-            None => Err(no_template()),
-        }
+    /// The template of a conversation, as `transformers` chooses it.
+    fn template(&self, conversation: &Conversation) -> Result<&Template<'_>> {
+        let of_tools = self.tool_template.as_ref().filter(|_| conversation.tools().is_some());
+        of_tools.or(self.template.as_ref()).ok_or_else(no_template)
     }
 
     /// What others than the assistant say, and the tools, must be in the text.
@@ -143,7 +141,11 @@ impl Encoder<'_> {
 
     /// Notes keys of turns and options that the template does not name.
     fn note_unread(&self, conversation: &Conversation, notes: &mut RowNotes) {
-        let source = self.tokenizer.and_then(|tokenizer| tokenizer.chat_template()).unwrap_or_default();
+        let source = self.tokenizer.and_then(|tokenizer| {
+            let of_tools = tokenizer.tool_template().filter(|_| conversation.tools().is_some());
+            of_tools.map(|template| template.source.as_str()).or_else(|| tokenizer.chat_template())
+        });
+        let source = source.unwrap_or_default();
         let of_turns = conversation.turns.iter().flat_map(|turn| turn.extra.keys());
         let keys = of_turns.chain(conversation.variables.keys());
         for key in keys.filter(|key| !SILENT.contains(&key.as_str()) && !source.contains(key.as_str())) {
@@ -175,6 +177,12 @@ impl Encoder<'_> {
             let error = Error::input("DATA", what);
             error.fix("remove one of these characters, or leave out --escape-special").into()
         })
+    }
+}
+
+impl Template<'_> {
+    fn render(&self, scenes: &[Scene<'_>]) -> Result<Vec<String>> {
+        self.renderer.render_all(scenes).into_iter().collect()
     }
 }
 

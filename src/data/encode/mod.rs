@@ -118,14 +118,22 @@ impl Example {
 pub struct Encoder<'a> {
     /// None where every row has to be tokenised already.
     tokenizer: Option<&'a Tokenizer>,
-    renderer: Option<&'a Renderer>,
+    /// None without a template.
+    template: Option<Template<'a>>,
+    /// That of conversations with tools, if they have one of their own.
+    tool_template: Option<Template<'a>>,
     options: EncodeOptions,
     /// What the template sees besides the conversation.
     variables: Map<String, Value>,
-    /// How the template frames answers; none without a template.
-    style: Option<Style>,
     /// The token that ends a text in the plain format, or an answer of the template; none if there is none.
     end: Option<(String, u32)>,
+}
+
+/// A chat template and how it frames answers.
+#[derive(Debug)]
+struct Template<'a> {
+    renderer: &'a Renderer,
+    style: Style,
 }
 
 /// What became of one row, with what the caller wants of it.
@@ -156,8 +164,13 @@ impl<'a> Encoder<'a> {
                 .fix("use --format plain, or put a chat_template.jinja into the model folder")
                 .into();
         }
-        let style = renderer.map(|r| Style::probe(r, &variables, tokenizer)).transpose()?;
-        let end = match &style {
+        let probe = |renderer| {
+            let style = Style::probe(renderer, &variables, tokenizer)?;
+            Ok::<_, Error>(Template { renderer, style })
+        };
+        let template = renderer.map(probe).transpose()?;
+        let style = template.as_ref().map(|template| &template.style);
+        let end = match style {
             None => tokenizer.eos_token(),
             Some(Style { last: End::Tokens(tokens), .. }) => {
                 tokenizer.last_added_in(tokens).map(|(range, id)| (tokens[range].to_owned(), id))
@@ -171,12 +184,27 @@ impl<'a> Encoder<'a> {
                 .fix("set \"eos_token\" in tokenizer_config.json")
                 .into();
         };
-        Ok(Self { tokenizer: Some(tokenizer), renderer, options, variables, style, end })
+        Ok(Self { tokenizer: Some(tokenizer), template, tool_template: None, options, variables, end })
+    }
+
+    /// Renders conversations with tools with a template of their own (`tool_use`, as `transformers` chooses it). `tools` are
+    /// those of some row, in the form that its template wants.
+    ///
+    /// # Errors
+    /// As [`Encoder::new`], for this template.
+    pub fn with_tool_template(mut self, renderer: &'a Renderer, tools: &Value) -> Result<Self> {
+        let tokenizer = self.tokenizer()?;
+        let mut variables = self.variables.clone();
+        variables.insert("tools".into(), tools.clone());
+        let style = Style::probe(renderer, &variables, tokenizer)?;
+        self.tool_template = Some(Template { renderer, style });
+        Ok(self)
     }
 
     /// An encoder for rows that are tokenised already; any other row is an error. `options.vocab_size` limits the ids.
     pub fn tokenised_only(options: EncodeOptions) -> Self {
-        Self { tokenizer: None, renderer: None, options, variables: Map::new(), style: None, end: None }
+        let (template, tool_template, variables, end) = (None, None, Map::new(), None);
+        Self { tokenizer: None, template, tool_template, options, variables, end }
     }
 
     /// The token that ends an answer, in training and as the stop of generation, and its id; none without a tokenizer, and where

@@ -95,7 +95,11 @@ impl Style {
 fn leading_tokens(text: &str, tokenizer: &Tokenizer) -> Option<String> {
     let text = text.trim_start();
     let mut end = 0;
-    while let Some(token) = tokenizer.first_added_in(&text[end..]).filter(|token| token.start == 0) {
+    // A line end may be an added token too, but ends no turn.
+    let ends = |rest: &str, token: &std::ops::Range<usize>| {
+        token.start == 0 && !rest[token.clone()].trim().is_empty()
+    };
+    while let Some(token) = tokenizer.first_added_in(&text[end..]).filter(|token| ends(&text[end..], token)) {
         end += token.end;
     }
     (end > 0).then(|| text[..end].to_owned())

@@ -30,7 +30,7 @@ fn chat(max: usize) -> Encoder<'static> {
 fn with(encoder: Encoder<'static>, change: impl FnOnce(&mut EncodeOptions)) -> Encoder<'static> {
     let mut options = encoder.options.clone();
     change(&mut options);
-    Encoder::new(&QWEN, encoder.renderer, options).unwrap()
+    Encoder::new(&QWEN, encoder.template.as_ref().map(|template| template.renderer), options).unwrap()
 }
 
 fn records(rows: &[Value]) -> Vec<Record> {
@@ -324,8 +324,8 @@ proptest! {
             Ok(example) => {
                 prop_assert!(example.len() <= max);
                 prop_assert_eq!(&example.input_ids[example.prompt_len..], answer);
-                // An answer of white space may be one token with the line end before it.
-                prop_assert!(example.prompt_len > 0 || input.is_empty());
+                // White space of input, line end and answer may be one token, which is learned.
+                prop_assert!(example.prompt_len > 0 || input.trim().is_empty());
                 prop_assert_eq!(example.truncated, full.len() > max);
                 if in_chat {
                     let text = QWEN.decode(&example.input_ids[..example.prompt_len], false).unwrap();
@@ -372,4 +372,46 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn rows_with_tools_have_a_template_of_their_own() {
+    let of_tools = renderer(
+        "{% for t in tools %}[{{ t.name }}]{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n\
+         {{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    );
+    let tools = serde_json::json!([{"name": "look_up"}]);
+    let turns =
+        serde_json::json!([{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]);
+    let bare = serde_json::json!({"messages": turns});
+    let row = serde_json::json!({"messages": turns, "tools": tools});
+    let encoder = chat(512).with_tool_template(&of_tools, &tools).unwrap();
+    let text = |example: &Example| QWEN.decode(&example.input_ids, false).unwrap();
+    assert_eq!(one(&encoder, bare.clone()).unwrap(), one(&chat(512), bare).unwrap());
+    let example = one(&encoder, row).unwrap();
+    assert!(text(&example).starts_with("[look_up]<|im_start|>user\n2 + 2<|im_end|>"), "{}", text(&example));
+    assert_eq!(taught(&example).concat(), "4<|im_end|>");
+}
+
+#[test]
+fn a_line_end_that_is_an_added_token_ends_no_turn() {
+    let token = |id: u32, content: &str| {
+        serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": false})
+    };
+    let json = serde_json::json!({"version": "1.0", "added_tokens": [token(1, "<end>"), token(2, "\n")],
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "<end>": 1, "\n": 2, "four": 3}}});
+    let tokenizer = Tokenizer::from_parts(json.to_string().as_bytes(), "").unwrap();
+    let template = renderer(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>\n{% endfor %}\
+         {% if add_generation_prompt %}assistant: {% endif %}",
+    );
+    let encoder = Encoder::new(&tokenizer, Some(&template), EncodeOptions::new(Format::Chat, 512)).unwrap();
+    assert_eq!(encoder.end_token(), Some(("<end>", 1)));
+    let turns =
+        serde_json::json!([{"role": "user", "content": "?"}, {"role": "assistant", "content": "four"}]);
+    let example = one(&encoder, serde_json::json!({"messages": turns})).unwrap();
+    let learned: Vec<i64> = example.labels.into_iter().filter(|&label| label != IGNORE_INDEX).collect();
+    assert_eq!(learned, [3, 1]);
 }

@@ -8,6 +8,7 @@
 pub mod sandbox;
 
 mod python;
+mod rewrite;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -173,7 +174,8 @@ fn compile_unguarded(source: &str) -> std::result::Result<Box<Environment<'stati
     environment.set_recursion_limit(RECURSION_LIMIT);
     environment.set_debug(false);
     python::install(&mut environment);
-    environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| Failure::new(&e))?;
+    let source = rewrite::rewrite(&without_generation_tags(source))?;
+    environment.add_template_owned(NAME, source).map_err(|e| Failure::new(&e))?;
     Ok(environment)
 }
 

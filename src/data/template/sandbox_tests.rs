@@ -107,6 +107,16 @@ fn hostile_templates_are_errors_and_the_parent_lives() {
         "{{ messages | tojson(indent=4000000000) }}",
         "{{ 9 ** 99999999 }}",
         "{{ 1 // 0 }}",
+        "{{ 'x'.center(100000000000) }}",
+        "{{ ''.join(range(100000)|map('string')) * 1000 }}",
+        "{{ 'a,'.split(',') * 100000000 }}",
+        "{{ ('x' * 60000000) ~ ('x' * 60000000) }}",
+        "{{ ('x' * 6000000).replace('', 'x' * 6000000) }}",
+        "{{ 'x' | center(100000000000) }}",
+        "{{ [1] | batch(100000000000, 'x') | list }}",
+        "{% set ns = namespace(a=[]) %}{% for i in range(1000) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].items }}",
         "{% include '/etc/passwd' %}",
         "{% import 'os' as os %}{{ os }}",
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
@@ -130,7 +140,7 @@ fn hostile_templates_are_errors_and_the_parent_lives() {
 
 #[test]
 fn a_dead_process_is_said_so() {
-    let source = "{% if messages[0].content == 'boom' %}{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}{% endif %}ok";
+    let source = "{% if messages[0].content == 'boom' %}{% set ns = namespace(a=[]) %}{% for i in range(60000) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a == [ns.a] }}{% endif %}ok";
     let template = SandboxedTemplate::spawn(&helper_command(), source, "evil").unwrap();
     assert_eq!(template.render(&scene(&hello(), &Map::new())).unwrap(), "ok");
     let error =

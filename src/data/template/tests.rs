@@ -45,6 +45,47 @@ fn every_style_gives_the_bytes_of_jinja2() {
     }
 }
 
+fn read(path: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/{path}")).unwrap()).unwrap()
+}
+
+/// Compares `got` with what Jinja2 writes, which may also be refused; says whether it was.
+fn check_text(source: &str, got: Result<String>, expected: Option<&str>) -> bool {
+    match (got, expected) {
+        (Ok(text), Some(expected)) => assert_eq!(text, expected, "{source}"),
+        (Ok(text), None) => panic!("{source}: Jinja2 fails, not {text:?}"),
+        (Err(_), Some(_)) => return true,
+        (Err(_), None) => {}
+    }
+    false
+}
+
+#[test]
+fn snippets_give_the_text_of_jinja2() {
+    let file = read("python/snippets.json");
+    let turns = messages(&serde_json::json!([file["message"]]));
+    for case in file["snippets"].as_array().unwrap() {
+        let source = format!("{{% set m = messages[0] %}}[[{}]]", case["snippet"].as_str().unwrap());
+        let got = ChatTemplate::compile(&source, "m")
+            .and_then(|t| t.render(&Scene { messages: &turns, ..nobody(&Map::new()) }));
+        let expected = case["expected"].as_str().map(|text| format!("[[{text}]]"));
+        assert!(!check_text(&source, got, expected.as_deref()), "{source} is refused");
+    }
+}
+
+#[test]
+fn expressions_give_the_text_of_jinja2_or_are_refused() {
+    let file = read("python/expressions.json");
+    let variables = Map::from_iter([("m".to_owned(), file["m"].clone())]);
+    let cases = file["cases"].as_array().unwrap();
+    let refused = cases.iter().filter(|case| {
+        let source = case[0].as_str().unwrap();
+        let got = ChatTemplate::compile(source, "m").and_then(|t| t.render(&nobody(&variables)));
+        check_text(source, got, case[1].as_str())
+    });
+    assert!(cases.len() > 150 && refused.count() < 15);
+}
+
 #[test]
 fn errors_name_origin_and_line() {
     let error = ChatTemplate::compile("a\n{% for %}", "m/chat_template.jinja").unwrap_err().to_string();

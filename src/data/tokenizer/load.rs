@@ -1,30 +1,25 @@
 //! From the bytes of the files to a [`Tokenizer`], with every limit checked on the way.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, ModelWrapper};
 
-use super::special::{SpecialIndex, SpecialToken};
+use super::chat::{NamedTemplate, templates_in};
+use super::classes::Class;
+use super::limits::{self, Declared, MAX_VOCAB, Outline, check_added};
+use super::special::SpecialIndex;
 use super::{Tokenizer, guarded};
 use crate::data::at;
 use crate::error::{Error, InputError, Result};
+use crate::formats::model_folder::TokenizerFiles;
 
 /// Largest accepted file. Published ones have up to 35 MB.
 const MAX_FILE_BYTES: u64 = 64 << 20;
-
-/// Largest accepted id + 1. Published vocabularies have up to 0.3 million entries.
-const MAX_VOCAB: usize = 4 << 20;
-
-/// How much longer the replacement rules together may make a text.
-const MAX_GROWTH: usize = 64;
-
-/// Longest pattern of a rule.
-const MAX_PATTERN_BYTES: usize = 16 << 10;
 
 /// The roles of `tokenizer_config.json` that name one token.
 const ROLES: [&str; 7] =
@@ -36,55 +31,69 @@ pub(super) struct Parts {
     json_path: PathBuf,
     config: Map<String, Value>,
     config_path: PathBuf,
-    template: Option<(String, PathBuf)>,
-}
-
-/// The parts of `tokenizer.json` that are checked before the crate sees them.
-#[derive(Deserialize)]
-struct Outline {
-    #[serde(default)]
-    added_tokens: Vec<Declared>,
-    #[serde(default)]
-    normalizer: Value,
-    #[serde(default)]
-    pre_tokenizer: Value,
-    #[serde(default)]
-    decoder: Value,
-}
-
-/// A token as a file declares it.
-#[derive(Deserialize)]
-struct Declared {
-    id: u32,
-    content: String,
+    /// Special tokens of `special_tokens_map.json`, ids of `added_tokens.json`.
+    legacy: (Map<String, Value>, Map<String, Value>),
+    model_type: Option<String>,
+    templates: Vec<NamedTemplate>,
 }
 
 impl Parts {
-    pub(super) fn from_files(json: &Path, config: Option<&Path>, template: Option<&Path>) -> Result<Self> {
-        let config_text = config.map(read_text).transpose()?;
-        let config_path = config.unwrap_or(Path::new("tokenizer_config.json")).to_owned();
+    pub(super) fn from_files(files: &TokenizerFiles) -> Result<Self> {
+        let Some(json_path) = files.tokenizer_json.clone() else {
+            return Error::input("TOKENIZER", "no tokenizer.json")
+                .fix("use a model folder with one; a vocab.txt or .model file has to be converted")
+                .into();
+        };
+        let map = |path: &Option<PathBuf>| match path {
+            Some(path) => parse_map(&read_text(path)?, path),
+            None => Ok(Map::new()),
+        };
+        let config_path = files.tokenizer_config_json.clone().unwrap_or("tokenizer_config.json".into());
+        let config = map(&files.tokenizer_config_json)?;
+        // The model's configuration is read elsewhere; here its type is a hint.
+        let model = map(&files.config_json).unwrap_or_default();
+        let mut templates = Vec::new();
+        if let Some(path) = &files.chat_template_jinja {
+            templates.push(NamedTemplate::default(read_text(path)?, path.display().to_string()));
+        }
+        for (name, path) in &files.additional_chat_templates {
+            let (source, origin) = (read_text(path)?, path.display().to_string());
+            templates.push(NamedTemplate { name: name.clone(), source, origin });
+        }
+        if templates.is_empty() {
+            templates = templates_in(&config, &config_path.display().to_string());
+        }
+        if let Some(path) = files.chat_template_json.as_ref().filter(|_| templates.is_empty()) {
+            templates = templates_in(&map(&files.chat_template_json)?, &path.display().to_string());
+        }
         Ok(Self {
-            json: read(json)?,
-            json_path: json.to_owned(),
-            config: config_text.map_or(Ok(Map::new()), |text| parse_config(&text, &config_path))?,
+            json: read(&json_path)?,
+            json_path,
+            config,
             config_path,
-            template: template.map(|path| Ok::<_, Error>((read_text(path)?, path.to_owned()))).transpose()?,
+            legacy: (map(&files.special_tokens_map_json)?, map(&files.added_tokens_json)?),
+            model_type: model.get("model_type").and_then(Value::as_str).map(str::to_owned),
+            templates,
         })
     }
 
     pub(super) fn from_memory(json: &[u8], config: &str) -> Result<Self> {
         let config_path = PathBuf::from("tokenizer_config.json");
-        let config = if config.is_empty() { Map::new() } else { parse_config(config, &config_path)? };
+        let config = if config.is_empty() { Map::new() } else { parse_map(config, &config_path)? };
         Ok(Self {
             json: json.to_vec(),
             json_path: "tokenizer.json".into(),
+            templates: templates_in(&config, "tokenizer_config.json"),
             config,
             config_path,
-            template: None,
+            legacy: Default::default(),
+            model_type: None,
         })
     }
 
-    pub(super) fn build(self) -> Result<Tokenizer> {
+    pub(super) fn build(mut self) -> Result<Tokenizer> {
+        self.add_legacy();
+        let class = Class::of(&self.config, self.model_type.as_deref());
         let outline: Outline =
             serde_json::from_slice(&self.json).map_err(|e| {
                 let error = Error::input("TOKENIZER", "not a tokenizer.json").path(&self.json_path).got(e);
@@ -92,17 +101,23 @@ impl Parts {
                     "use the tokenizer.json of the model; a vocab.txt or .model file has to be converted",
                 ))
             })?;
-        for part in [&outline.normalizer, &outline.pre_tokenizer, &outline.decoder] {
-            let mut growth = 1;
-            check_rules(part, &mut growth).map_err(|e| at(e, |e| e.path(&self.json_path)))?;
+        let here = |e| at(e, |e| e.path(&self.json_path));
+        outline.check().map_err(here)?;
+        let mut notes = Vec::new();
+        let mut inner = limits::load(std::mem::take(&mut self.json)).map_err(here)?;
+        if let ModelWrapper::BPE(model) = inner.get_model() {
+            if let Some(dropout) = model.dropout.filter(|dropout| *dropout != 0.0) {
+                notes.push(format!(
+                    "{}: BPE dropout {dropout} is switched off; it would cut the same text differently each time",
+                    self.json_path.display()
+                ));
+                let mut model = model.clone();
+                model.dropout = None;
+                inner.with_model(model);
+            }
         }
-        let mut inner = guarded("be loaded", || tokenizers::Tokenizer::from_bytes(&self.json))
-            .map_err(|e| at(e, |e| e.path(&self.json_path)))?;
-        // Length rules of the file are not ours, and some of them panic.
-        inner.with_padding(None);
-        guarded("be loaded", || inner.with_truncation(None).map(drop))?;
         self.check_ids(&inner, outline.added_tokens)?;
-        let named = self.named_tokens();
+        let named = self.named_tokens(class);
         self.add_tokens(&mut inner, &named)?;
 
         let ids = inner.get_vocab(true).into_values().max();
@@ -117,29 +132,31 @@ impl Parts {
         }
         let added = inner.get_added_tokens_decoder().into_values().filter(|token| token.special);
         let (mut tokens, mut normalized) = (Vec::new(), false);
-        for AddedToken { content, lstrip, rstrip, normalized: late, .. } in added {
-            normalized |= late && inner.get_normalizer().is_some();
-            tokens.push(SpecialToken { content, lstrip, rstrip });
+        for token in added {
+            normalized |= token.normalized && inner.get_normalizer().is_some();
+            tokens.push(token.content);
         }
-        let (chat_template, chat_template_origin) = self.chat_template();
-        let adds_bos = match self.config.get("add_bos_token").and_then(Value::as_bool) {
-            Some(configured) => configured,
+        let adds_bos = match class.adds_bos(&self.config) {
+            Some(adds) => adds,
             None => {
                 let empty = guarded("be used", || inner.encode("", true).map(|e| e.get_ids().to_vec()))?;
                 let bos = named.get("bos_token").and_then(Value::as_str).and_then(|t| inner.token_to_id(t));
                 bos.is_some() && empty.first() == bos.as_ref()
             }
         };
+        // What it adds is known now, and it would move the places of tokens.
+        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        let inner = limits::try_out(inner).map_err(here)?;
         Ok(Tokenizer {
             inner,
             plain: OnceLock::new(),
             matchers: OnceLock::new(),
             specials: SpecialIndex::new(tokens, normalized),
             named,
-            chat_template,
-            chat_template_origin,
+            templates: self.templates,
             vocab_size,
             adds_bos,
+            notes,
         })
     }
 
@@ -183,12 +200,17 @@ impl Parts {
                 .normalized(flag("normalized", !special));
             declared.push((id, token));
         }
+        let contents = declared.iter().map(|(_, token)| token.content.as_str());
+        check_added(contents).map_err(|e| at(e, |e| e.path(&self.config_path)))?;
         declared.sort_by_key(|(id, _)| *id);
         let mut tokens: Vec<AddedToken> = declared.iter().map(|(_, token)| token.clone()).collect();
         let known = inner.get_added_tokens_decoder();
-        for content in ROLES.iter().filter_map(|role| named.get(*role)?.as_str()) {
-            let added = known.values().chain(&tokens).any(|token| token.content == content);
-            if !added && inner.token_to_id(content).is_some() {
+        // Tokens with a role are recognised in texts, whatever file says which they are.
+        let mut added: HashSet<String> =
+            known.into_values().chain(tokens.iter().cloned()).map(|token| token.content).collect();
+        let lists = named.values().filter_map(Value::as_array).flatten();
+        for content in named.values().chain(lists).filter_map(Value::as_str) {
+            if inner.token_to_id(content).is_some() && added.insert(content.to_owned()) {
                 tokens.push(AddedToken::from(content, true));
             }
         }
@@ -198,7 +220,7 @@ impl Parts {
     }
 
     /// The special tokens that have a role. A token is a string or an object with `content`.
-    fn named_tokens(&self) -> Map<String, Value> {
+    fn named_tokens(&self, class: Class) -> Map<String, Value> {
         let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(Value::from);
         let mut named = Map::new();
         for role in ROLES {
@@ -206,27 +228,53 @@ impl Parts {
                 named.insert(role.into(), token);
             }
         }
-        if let Some(Value::Array(more)) = self.config.get("additional_special_tokens") {
+        for (role, token) in class.default_tokens() {
+            if !self.config.contains_key(*role) {
+                named.insert((*role).into(), (*token).into());
+            }
+        }
+        // Roles that a model has of its own, such as `image_token`.
+        if let Some(Value::Object(more)) = self.config.get("extra_special_tokens") {
+            let more = more.iter().filter_map(|(role, token)| Some((role.clone(), text(token)?)));
+            named.extend(more);
+        }
+        let more = self.config.get("additional_special_tokens").and_then(Value::as_array);
+        if let Some(more) = more.filter(|more| !more.is_empty()) {
             named.insert("additional_special_tokens".into(), more.iter().filter_map(text).collect());
         }
         named
     }
 
-    fn chat_template(&self) -> (Option<String>, String) {
-        if let Some((template, path)) = &self.template {
-            return (Some(template.clone()), path.display().to_string());
+    /// Puts the files of old folders into the configuration, as `transformers` does if that lists no added tokens.
+    fn add_legacy(&mut self) {
+        if self.config.contains_key("added_tokens_decoder") {
+            return;
         }
-        let template = match self.config.get("chat_template") {
-            Some(Value::Array(named)) => {
-                let default =
-                    named.iter().find(|entry| entry.get("name").is_some_and(|name| name == "default"));
-                let only = if named.len() == 1 { named.first() } else { None };
-                default.or(only).and_then(|entry| entry.get("template")?.as_str())
+        let (map, ids) = std::mem::take(&mut self.legacy);
+        for (role, token) in map {
+            match (self.config.get_mut(&role), token) {
+                (Some(Value::Array(known)), Value::Array(more)) => {
+                    let old: HashSet<String> = known.iter().map(Value::to_string).collect();
+                    known.extend(more.into_iter().filter(|token| !old.contains(&token.to_string())));
+                }
+                (_, token) => drop(self.config.insert(role, token)),
             }
-            Some(value) => value.as_str(),
-            None => None,
+        }
+        if ids.is_empty() {
+            return;
+        }
+        let named = self.named_tokens(Class::Other);
+        let more = named.get("additional_special_tokens").and_then(Value::as_array).into_iter().flatten();
+        let special: HashSet<&str> = named.values().chain(more).filter_map(Value::as_str).collect();
+        // A normalized token is one that is not special, the default of the entries too.
+        let entry = |(content, id): (String, Value)| {
+            let token =
+                serde_json::json!({ "content": content, "special": special.contains(content.as_str()) });
+            (id.to_string(), token)
         };
-        (template.map(str::to_owned), self.config_path.display().to_string())
+        let entries: Map<String, Value> = ids.into_iter().map(entry).collect();
+        self.config.insert("added_tokens_decoder".into(), Value::Object(entries));
+        self.config_path = self.config_path.with_file_name("added_tokens.json");
     }
 
     fn wrong(&self, what: impl Into<String>) -> InputError {
@@ -234,43 +282,11 @@ impl Parts {
     }
 }
 
-/// Refuses rules that make a text much longer or whose patterns are huge: neither occurs in published tokenizers, and
-/// chained replacements can exhaust the memory later, in the middle of a run.
-fn check_rules(rule: &Value, growth: &mut usize) -> Result<()> {
-    let refuse = |what: String| -> Result<()> {
-        Error::input("TOKENIZER", what)
-            .fix("use the tokenizer.json of the model; this one is not safe to run")
-            .into()
-    };
-    match rule {
-        Value::String(text) if text.len() > MAX_PATTERN_BYTES => {
-            // `Precompiled` holds a character table as one long string.
-            refuse(format!("a rule has a pattern of {} bytes, the limit is {MAX_PATTERN_BYTES}", text.len()))
-        }
-        Value::Array(items) => items.iter().try_for_each(|item| check_rules(item, growth)),
-        Value::Object(fields) => {
-            let kind = fields.get("type").and_then(Value::as_str).unwrap_or_default();
-            if kind == "Precompiled" {
-                return Ok(());
-            }
-            let content =
-                if kind == "Replace" { fields.get("content").and_then(Value::as_str) } else { None };
-            *growth = growth.saturating_mul(content.map_or(1, str::len).max(1));
-            if *growth > MAX_GROWTH {
-                return refuse(format!(
-                    "the replacement rules make a text more than {MAX_GROWTH} times as long"
-                ));
-            }
-            fields.values().try_for_each(|value| check_rules(value, growth))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn parse_config(text: &str, path: &Path) -> Result<Map<String, Value>> {
+fn parse_map(text: &str, path: &Path) -> Result<Map<String, Value>> {
     serde_json::from_str(text).map_err(|e| {
-        let error = Error::input("TOKENIZER", "not a tokenizer_config.json").path(path).got(e);
-        error.fix("use the tokenizer_config.json of the model").into()
+        let name = path.file_name().unwrap_or_default().display().to_string();
+        let error = Error::input("TOKENIZER", format!("not a {name}")).path(path).got(e);
+        error.fix(format!("use the {name} of the model")).into()
     })
 }
 

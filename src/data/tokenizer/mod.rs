@@ -3,22 +3,26 @@
 //! The ids are those of `transformers` with `add_special_tokens=False`. Files come from strangers: sizes are limited, the parser
 //! runs behind `catch_unwind`, and what is known to explode later is refused at load.
 
+pub mod chat;
 pub mod escape;
 pub mod offsets;
 
 mod added;
+mod classes;
+mod limits;
 mod load;
 mod special;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 
 use super::char_boundary;
 use crate::error::{Error, Result};
+use crate::formats::model_folder::TokenizerFiles;
+use chat::NamedTemplate;
 use escape::Matchers;
 use load::Parts;
 use special::SpecialIndex;
@@ -33,24 +37,21 @@ pub struct Tokenizer {
     /// All added tokens; made when a text first needs them.
     matchers: OnceLock<Matchers>,
     named: Map<String, Value>,
-    chat_template: Option<String>,
-    chat_template_origin: String,
+    templates: Vec<NamedTemplate>,
     vocab_size: usize,
     adds_bos: bool,
+    notes: Vec<String>,
 }
 
 impl Tokenizer {
-    /// Loads from the files of a model folder. `chat_template.jinja` wins over the template in `tokenizer_config.json`.
+    /// Loads from the files of a model folder, as `AutoTokenizer` does. The chat template is `chat_template.jinja`, or else that
+    /// of `tokenizer_config.json`, or else that of `chat_template.json`.
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be read; [`Error::Input`] of class TOKENIZER if one is too large (64 MiB, 4 Mi ids), is
-    /// not understood, or contradicts the other.
-    pub fn from_files(
-        tokenizer_json: &Path,
-        tokenizer_config: Option<&Path>,
-        chat_template_jinja: Option<&Path>,
-    ) -> Result<Self> {
-        Parts::from_files(tokenizer_json, tokenizer_config, chat_template_jinja)?.build()
+    /// not understood, or contradicts the other, or if there is no `tokenizer.json`.
+    pub fn from_files(files: &TokenizerFiles) -> Result<Self> {
+        Parts::from_files(files)?.build()
     }
 
     /// Loads from memory, for a tokenizer inside the binary. An empty `tokenizer_config` stands for none.
@@ -91,10 +92,10 @@ impl Tokenizer {
         let mut marked = String::with_capacity(text.len());
         let mut end = 0;
         for found in self.specials.find(text) {
-            let first = text[found.range.start..].chars().next().map_or(0, char::len_utf8);
-            marked.push_str(&text[end..found.range.start + first]);
+            let first = text[found.start..].chars().next().map_or(0, char::len_utf8);
+            marked.push_str(&text[end..found.start + first]);
             marked.push(mark);
-            end = found.range.start + first;
+            end = found.start + first;
         }
         marked.push_str(&text[end..]);
         marked
@@ -140,6 +141,22 @@ impl Tokenizer {
         self.adds_bos
     }
 
+    /// What was changed on the way in, for the user to know.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The added tokens, with their ids, that a model with `vocab_size` rows has no row for; sorted by id.
+    pub fn tokens_beyond(&self, vocab_size: usize) -> Vec<(String, u32)> {
+        let added = self.inner.get_added_tokens_decoder().into_iter();
+        let mut beyond: Vec<_> = added
+            .filter(|(id, _)| *id as usize >= vocab_size)
+            .map(|(id, token)| (token.content, id))
+            .collect();
+        beyond.sort_by_key(|(_, id)| *id);
+        beyond
+    }
+
     /// Largest id + 1. A model may have more rows (padding of the embedding) but never fewer.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
@@ -157,22 +174,12 @@ impl Tokenizer {
 
     /// The special tokens that occur in `text`, in order, with repetitions.
     pub fn special_tokens_in(&self, text: &str) -> Vec<String> {
-        self.specials.find(text).map(|found| text[found.range].to_owned()).collect()
+        self.specials.find(text).map(|found| text[found].to_owned()).collect()
     }
 
     /// Where the first special token of `text` is.
     pub fn first_special_in(&self, text: &str) -> Option<Range<usize>> {
-        self.specials.find(text).next().map(|found| found.range)
-    }
-
-    /// The chat template of the model, if it has one.
-    pub fn chat_template(&self) -> Option<&str> {
-        self.chat_template.as_deref()
-    }
-
-    /// The file the chat template came from.
-    pub fn chat_template_origin(&self) -> &str {
-        &self.chat_template_origin
+        self.specials.find(text).next()
     }
 
     /// What templates see: `bos_token`, `eos_token`, `additional_special_tokens` and so on, those that are set.

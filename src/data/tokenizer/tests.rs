@@ -1,7 +1,9 @@
 //! The golden ids of a real tokenizer (reduced to the entries they need), special tokens, and hostile files.
 
 use super::*;
+use crate::formats::model_folder::tokenizer_files;
 use proptest::prelude::*;
+use std::path::Path;
 use std::sync::LazyLock;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tokenizers/qwen2.5");
@@ -9,8 +11,7 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tokenize
 /// The reduced Qwen2.5 tokenizer, or the one in the folder `$TANREN_TEST_TOKENIZER`.
 pub(in crate::data) static QWEN: LazyLock<Tokenizer> = LazyLock::new(|| {
     let folder = std::env::var("TANREN_TEST_TOKENIZER").unwrap_or(FOLDER.into());
-    let file = |name: &str| Path::new(&folder).join(name);
-    Tokenizer::from_files(&file("tokenizer.json"), Some(&file("tokenizer_config.json")), None).unwrap()
+    Tokenizer::from_files(&tokenizer_files(Path::new(&folder))).unwrap()
 });
 
 /// The golden case `tokenize`, of the folder `$TANREN_GOLDEN` if that is set: its texts may need more than the reduced tokenizer.
@@ -86,6 +87,10 @@ fn tiny(patch: impl FnOnce(&mut Value)) -> Result<Tokenizer> {
 
 /// A word tokenizer with `<s>`, `</s>`, `<unk>`, `a`, `b`.
 fn tiny_with(patch: impl FnOnce(&mut Value), config: &str) -> Result<Tokenizer> {
+    Tokenizer::from_parts(tiny_json(patch).as_bytes(), config)
+}
+
+fn tiny_json(patch: impl FnOnce(&mut Value)) -> String {
     let mut json = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
         "pre_tokenizer": {"type": "Whitespace"}, "decoder": null,
@@ -99,7 +104,7 @@ fn tiny_with(patch: impl FnOnce(&mut Value), config: &str) -> Result<Tokenizer> 
                   "vocab": {"<s>": 0, "</s>": 1, "<unk>": 2, "a": 3, "b": 4}}
     });
     patch(&mut json);
-    Tokenizer::from_parts(json.to_string().as_bytes(), config)
+    json.to_string()
 }
 
 #[test]
@@ -113,7 +118,6 @@ fn a_tokenizer_that_begins_texts_is_recognised() {
     assert_eq!(tokenizer.token_to_id("<new>"), Some(5));
     assert_eq!(tokenizer.chat_template(), Some("d"));
     assert_eq!(tokenizer.encode_marked("a<new>  <s> \u{F8F0}b", '\u{F8F0}').unwrap(), [3, 5, 0, 4]);
-    assert!(!tiny_with(|_| (), r#"{"bos_token": "<s>", "add_bos_token": false}"#).unwrap().adds_bos());
 }
 
 #[test]
@@ -121,10 +125,8 @@ fn a_template_file_wins() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat_template.jinja");
     std::fs::write(&path, "from the file").unwrap();
-    let file = |name: &str| Path::new(FOLDER).join(name);
-    let tokenizer =
-        Tokenizer::from_files(&file("tokenizer.json"), Some(&file("tokenizer_config.json")), Some(&path))
-            .unwrap();
+    let files = TokenizerFiles { chat_template_jinja: Some(path), ..tokenizer_files(Path::new(FOLDER)) };
+    let tokenizer = Tokenizer::from_files(&files).unwrap();
     assert_eq!(tokenizer.chat_template(), Some("from the file"));
 }
 
@@ -163,7 +165,7 @@ fn hostile_files_are_errors() {
                 json["pre_tokenizer"] = serde_json::json!({"type": "Split", "pattern": {"Regex": "(".repeat(20_000)},
             "behavior": "Isolated", "invert": false})
             }),
-            "pattern of 20000 bytes",
+            "text of 20000 bytes",
         ),
         (
             Box::new(|json| {
@@ -177,7 +179,7 @@ fn hostile_files_are_errors() {
                 json["normalizer"] =
                     serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})
             }),
-            "cannot be loaded",
+            "cut off",
         ),
     ];
     for (patch, words) in cases {
@@ -210,4 +212,125 @@ proptest! {
         prop_assert!(plain.iter().all(|&id| (id as usize) < QWEN.vocab_size()));
         prop_assert_eq!(QWEN.special_tokens_in(&text).is_empty(), QWEN.encode(&text).unwrap() == plain);
     }
+}
+
+/// A folder with the word tokenizer and these files.
+fn folder(patch: impl FnOnce(&mut Value), files: &[(&str, &str)]) -> Result<Tokenizer> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), tiny_json(patch)).unwrap();
+    for (name, text) in files {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    Tokenizer::from_files(&tokenizer_files(folder.path()))
+}
+
+#[test]
+fn add_bos_token_counts_where_the_class_heeds_it() {
+    // What AutoTokenizer of transformers 4.57.6 does: class, add_bos_token, with and without the post-processor's BOS.
+    let cases = [
+        ("LlamaTokenizer", None, [true, true]),
+        ("LlamaTokenizerFast", Some(true), [true, true]),
+        ("CodeLlamaTokenizer", Some(false), [false, false]),
+        ("GemmaTokenizerFast", None, [true, true]),
+        ("CohereTokenizerFast", Some(false), [false, false]),
+        ("GPTNeoXTokenizerFast", None, [false, false]),
+        ("GPTNeoXTokenizer", Some(true), [true, true]),
+        ("GPT2Tokenizer", Some(true), [true, false]),
+        ("Qwen2Tokenizer", Some(true), [true, false]),
+        ("Qwen2TokenizerFast", Some(false), [true, false]),
+        ("PreTrainedTokenizerFast", Some(false), [true, false]),
+        ("PreTrainedTokenizerFast", Some(true), [true, false]),
+    ];
+    for (class, add, expected) in cases {
+        let config = serde_json::json!({"bos_token": "<s>", "tokenizer_class": class, "add_bos_token": add})
+            .to_string();
+        let with = tiny_with(|_| (), &config).unwrap().adds_bos();
+        let without = tiny_with(|json| json["post_processor"] = Value::Null, &config).unwrap().adds_bos();
+        assert_eq!([with, without], expected, "{class} {add:?}");
+    }
+    let by_model = folder(
+        |_| (),
+        &[
+            ("tokenizer_config.json", r#"{"add_bos_token": false}"#),
+            ("config.json", r#"{"model_type": "mistral"}"#),
+        ],
+    );
+    let by_model = by_model.unwrap();
+    assert!(!by_model.adds_bos());
+    assert_eq!(by_model.eos_token(), Some(("</s>".into(), 1)), "the default of the class");
+}
+
+#[test]
+fn old_folders_have_their_tokens_in_two_more_files() {
+    let map = (
+        "special_tokens_map.json",
+        r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>", "additional_special_tokens": ["<x>"]}"#,
+    );
+    let added = ("added_tokens.json", r#"{"<x>": 5, "<y>": 6}"#);
+    let old = folder(|_| (), &[map, added]).unwrap();
+    assert_eq!(old.eos_token(), Some(("</s>".into(), 1)));
+    assert_eq!(old.encode("a<x>b<y>").unwrap(), [3, 5, 4, 6]);
+    assert_eq!(old.special_tokens_in("<x><y></s>"), ["<x>", "</s>"]);
+    assert_eq!(old.tokens_beyond(6), [("<y>".to_owned(), 6)]);
+    // A folder that lists its added tokens is a new one.
+    let config =
+        ("tokenizer_config.json", r#"{"added_tokens_decoder": {"5": {"content": "<z>", "special": true}}}"#);
+    let new = folder(|_| (), &[map, added, config]).unwrap();
+    assert_eq!((new.eos_token(), new.token_to_id("<x>"), new.token_to_id("<z>")), (None, None, Some(5)));
+}
+
+#[test]
+fn templates_are_found_where_transformers_finds_them() {
+    let json = ("chat_template.json", r#"{"chat_template": "processor"}"#);
+    let config = (
+        "tokenizer_config.json",
+        r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#,
+    );
+    let only_rag = ("tokenizer_config.json", r#"{"chat_template": [{"name": "rag", "template": "r"}]}"#);
+    let jinja = ("chat_template.jinja", "file");
+    let tools = ("additional_chat_templates/tool_use.jinja", "tools");
+    let source = |files: &[(&str, &str)]| {
+        let tokenizer = folder(|_| (), files).unwrap();
+        let tool = tokenizer.tool_template().map(|template| template.source.clone());
+        (tokenizer.chat_template().map(str::to_owned), tool, tokenizer.check_templates().is_ok())
+    };
+    let is = |default: &str, tool: Option<&str>| (Some(default.to_owned()), tool.map(str::to_owned), true);
+    assert_eq!(source(&[]), (None, None, true));
+    assert_eq!(source(&[json]), is("processor", None));
+    assert_eq!(source(&[json, config]), is("d", Some("t")));
+    assert_eq!(source(&[json, config, jinja]), is("file", None));
+    assert_eq!(source(&[json, config, jinja, tools]), is("file", Some("tools")));
+    let error = folder(|_| (), &[only_rag]).unwrap().check_templates().unwrap_err().to_string();
+    assert!(
+        error.contains("none is the default: got rag, expected a template named \"default\"; fix: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn dropout_is_switched_off_with_a_note() {
+    let bpe = |dropout: Value| {
+        tiny(|json| {
+            json["model"] = serde_json::json!({"type": "BPE", "dropout": dropout, "unk_token": "<unk>",
+                "vocab": {"<s>": 0, "</s>": 1, "<unk>": 2, "a": 3, "b": 4, "ab": 5}, "merges": ["a b"]});
+        })
+        .unwrap()
+    };
+    let tokenizer = bpe(1.0.into());
+    assert!((0..20).all(|_| tokenizer.encode("ab").unwrap() == [5]));
+    assert!(tokenizer.notes()[0].contains("BPE dropout 1 is switched off"), "{:?}", tokenizer.notes());
+    assert!(bpe(Value::Null).notes().is_empty() && bpe(0.0.into()).notes().is_empty());
+}
+
+#[test]
+fn roles_that_a_model_has_of_its_own_are_known_to_templates_and_found_in_texts() {
+    let config = r#"{"eos_token": "</s>", "extra_special_tokens": {"image_token": "b", "other": {"content": "<new>"}},
+        "additional_special_tokens": ["a"]}"#;
+    let tokenizer = tiny_with(|_| (), config).unwrap();
+    let named = tokenizer.special_token_map();
+    assert_eq!((&named["image_token"], &named["other"]), (&"b".into(), &"<new>".into()));
+    assert_eq!(tokenizer.encode("xb").unwrap(), [2, 4]);
+    assert_eq!(tokenizer.token_to_id("<new>"), None, "what the vocabulary lacks is no token");
+    assert_eq!(tokenizer.special_tokens_in("</s>ba"), ["</s>", "b", "a"]);
 }
