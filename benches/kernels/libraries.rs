@@ -1,11 +1,6 @@
 //! Where a cuBLASLt may be that the loader does not find: PyTorch's packages bring one along, in folders of their own.
 
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-
-/// Set by [`restart_with_pytorch`].
-const RESTARTED: &str = "TANREN_BENCH_RESTARTED";
 
 /// The folders of NVIDIA's packages below `sites` (Python's `sys.path`), if one of them has a cuBLASLt. The library needs others
 /// of them, so they come together.
@@ -34,7 +29,11 @@ pub(crate) fn folders(sites: &[PathBuf]) -> Vec<PathBuf> {
 
 /// Starts this program again, in this process, with PyTorch's folders on the loader's path, which is read once at the start. Comes
 /// back if there are none, if that was done before, or if it cannot be done.
+#[cfg(unix)]
 pub(crate) fn restart_with_pytorch() {
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+    const RESTARTED: &str = "TANREN_BENCH_RESTARTED";
     if std::env::var_os(RESTARTED).is_some() {
         return;
     }
@@ -52,3 +51,7 @@ pub(crate) fn restart_with_pytorch() {
     again.args(std::env::args_os().skip(1)).env(RESTARTED, "1").env("LD_LIBRARY_PATH", path);
     eprintln!("cuBLASLt of PyTorch: {}", again.exec());
 }
+
+/// Elsewhere a process cannot take the place of another.
+#[cfg(not(unix))]
+pub(crate) fn restart_with_pytorch() {}

@@ -8,6 +8,7 @@ pub(crate) enum Mode {
     /// One model at 2,176 rows, a few samples, a row as soon as it is there: `TANREN_BENCH_QUICK=1`.
     Quick,
     /// Whether the benchmarks run at all: tiny shapes on the emulator, and times that mean nothing.
+    #[cfg_attr(not(feature = "emulated"), allow(dead_code, reason = "an emulator is needed"))]
     Smoke,
 }
 

@@ -398,10 +398,15 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         let secret = outside.path().join("secret");
         std::fs::write(&secret, "{}").unwrap();
-        for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        let template = "additional_chat_templates/tool_use.jinja";
+        for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", template, TEMPLATES] {
             let dir = folder(&[("model.safetensors", &weights(&["a"]))]);
             assert!(ModelFolder::open(dir.path()).is_ok());
-            symlink(&secret, dir.path().join(name)).unwrap();
+            if name == template {
+                std::fs::create_dir(dir.path().join(TEMPLATES)).unwrap();
+            }
+            let target = if name == TEMPLATES { outside.path() } else { &secret };
+            symlink(target, dir.path().join(name)).unwrap();
             let error = check_text_links(dir.path()).unwrap_err().to_string();
             assert!(error.contains("leads out of the folder") && error.contains(name), "{error}");
             assert!(refusal(dir.path()).contains(name));

@@ -38,6 +38,7 @@ use crate::tensor::Real;
 /// [`Error::Interrupted`] after saving if the context asks to stop; otherwise an error that names what was wrong. What was
 /// saved before is left alone.
 pub fn run(config: &TrainConfig, context: &Context, watch: &mut dyn FnMut(Event<'_>)) -> Result<Summary> {
+    config.validate()?;
     check_metric(config)?;
     check_output(config)?;
     let lock = match config.dry_run {
@@ -136,10 +137,11 @@ fn schedule(config: &TrainConfig, total_steps: u64) -> Schedule {
 /// What another length does to the learning rate of a run that goes on behind step `done`; none if nothing.
 fn changed_schedule(config: &TrainConfig, before: u64, now: u64, done: u64) -> Option<String> {
     let [old, new] = [before, now].map(|total| schedule(config, total).learning_rate(done));
+    let last = schedule(config, before).learning_rate(done.saturating_sub(1));
     (before != now && old != new).then(|| {
         format!(
-            "the run was to have {before} steps and now has {now}, so its schedule is another one: the learning rate of step {} \
-             is {new:e} instead of {old:e}",
+            "the run was to have {before} steps and now has {now}, so its schedule is another one: the learning rate goes from {last:e} \
+             at step {done} to {new:e} at step {} (instead of {old:e})",
             done + 1
         )
     })

@@ -54,7 +54,8 @@ impl Bench {
             mode: ScoreMode::Logprob,
             model: self.path("model").display().to_string(),
             data_file: vec![rows],
-            output: self.path("scores"),
+            output: self.path("scores.jsonl"),
+            overwrite: true,
             threads: Some(2),
             format: Format::Plain,
             ..ScoreConfig::default()
@@ -64,19 +65,16 @@ impl Bench {
     /// The log-probabilities of each row, and what was said.
     fn score(&self, config: &ScoreConfig) -> Result<(Vec<Vec<f64>>, String)> {
         let mut said = String::new();
-        let _ = fs::remove_dir_all(&config.output);
         score::run(config, &score::Context::default(), &mut |event| {
             if let score::Event::Notice(Notice::Note(text) | Notice::Warning(text)) = event {
                 said += &format!("{text}\n");
             }
         })?;
-        let file = fs::read_dir(&config.output).unwrap().map(|entry| entry.unwrap().path());
-        let file = file.into_iter().find(|path| path.extension().is_some_and(|e| e == "jsonl")).unwrap();
         let of_line = |line: &str| {
             let row: Value = serde_json::from_str(line).unwrap();
             row["token_logprobs"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
         };
-        Ok((fs::read_to_string(file).unwrap().lines().map(of_line).collect(), said))
+        Ok((fs::read_to_string(&config.output).unwrap().lines().map(of_line).collect(), said))
     }
 
     /// The mean loss of the tokens of the rows.
@@ -378,5 +376,5 @@ fn a_token_beyond_the_vocabulary_is_named_with_its_row() {
     config.format = Format::Auto;
     let parts = ["rows.jsonl:", "<think>", "4096", "below 4096"];
     refused("training", bench.train(&config), &parts);
-    assert!(!config.output_dir.exists());
+    assert!(!config.output_dir.join("adapter_config.json").exists());
 }

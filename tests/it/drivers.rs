@@ -141,7 +141,8 @@ fn the_stub_refuses_what_a_driver_of_its_release_would_refuse() {
     let (old_86, new_86, sm_120) = (code(7, 0x50_0556), code(8, 0x600_5604), code(8, 0x600_7802));
     let hint = ptx("7.8", ".pragma \"used_bytes_mask 15\";\n");
     let compressed = [0x50, 0xed, 0x55, 0xba].into_iter().chain([0; 60]).collect::<Vec<u8>>();
-    let rows: [(&str, &[u8], (u32, u32), [u32; 4]); 12] = [
+    type Row<'a> = (&'a str, &'a [u8], (u32, u32), [u32; 4]);
+    let rows: [Row<'_>; 12] = [
         // By drivers for CUDA 11.8, 12.0, 12.8 and 13.0.
         ("code of 12.8", &old_86, (8, 6), [0, 0, 0, 0]),
         ("the same on a later card", &old_86, (8, 9), [0, 0, 0, 0]),

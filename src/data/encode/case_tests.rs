@@ -62,7 +62,7 @@ fn every_case_gets_the_ids_and_labels_of_transformers_or_is_refused_by_name() {
     let mut folders: Vec<PathBuf> = std::fs::read_dir(folder())
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_dir())
+        .filter(|path| path.join("chat_template.jinja").is_file())
         .collect();
     folders.sort();
     let (mut rows, mut wrong) = (0, Vec::new());

@@ -251,6 +251,13 @@ impl Asked<'_> {
         };
         // A thought that is over before the answer begins may be missing: templates leave it out of earlier turns.
         let over = extra.rfind("</").is_some_and(|end| extra[end..].find('>').is_some());
+        if !over && !extra.trim().is_empty() && !extra.contains('<') {
+            return Err(Error::input("DATA", "the answer does not begin as the chat template asks for it")
+                .field(format!("messages[{}]", self.k))
+                .got(format!("a prompt that ends with {extra:?}"))
+                .fix("use a template whose generation prompt is what it writes before an answer")
+                .into());
+        }
         if !over && !extra.trim().is_empty() {
             return Err(Error::input("DATA", "the prompt opens a thought that this answer does not go on with")
                 .field(format!("messages[{}]", self.k))
