@@ -16,7 +16,7 @@ pub enum Error {
     #[error("{0}")]
     Input(Box<InputError>),
     /// The operating system refused to read or write.
-    #[error("error[IO] {}: cannot {action}: {source}; fix: {}", path.display(), io_fix(source))]
+    #[error("error[IO] {}: cannot {action}: {source}; fix: {}", shown(path), io_fix(source))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -24,6 +24,16 @@ pub enum Error {
         action: &'static str,
         /// What the system answered.
         source: std::io::Error,
+    },
+    /// A file or folder that a run depends on is not the one it was when the run began.
+    #[error("error[IO] {}: {what}; fix: {fix}", shown(path))]
+    Changed {
+        /// The file or folder.
+        path: PathBuf,
+        /// What happened to it.
+        what: String,
+        /// What to do before the next run.
+        fix: &'static str,
     },
     /// An op was called with shapes that do not fit each other.
     #[error(
@@ -74,7 +84,7 @@ pub enum Error {
 impl Error {
     /// Starts an input error of class `code` ("CONFIG", "DATA", "MODEL", ...) with the rule that was broken.
     pub fn input(code: &'static str, what: impl Into<String>) -> InputError {
-        InputError { code, what: what.into(), ..InputError::default() }
+        InputError { code, what: shorten_to(LONG, &what.into()), ..InputError::default() }
     }
 
     /// An I/O error at `path` while doing `action`.
@@ -97,7 +107,7 @@ impl Error {
         match self {
             Self::Input(error) if error.is_io => 3,
             Self::Input(_) | Self::Shape { .. } => 2,
-            Self::Io { .. } => 3,
+            Self::Io { .. } | Self::Changed { .. } => 3,
             Self::Numeric { .. } => 4,
             Self::Device { .. } => 5,
             Self::Interrupted { .. } => 6,
@@ -107,6 +117,9 @@ impl Error {
 }
 
 /// An input error under construction: `error[CODE] path:line: field "x": what: got ..., expected ...; fix: ...`.
+///
+/// Every part may come from a file that somebody else wrote, so each is cut to a length that can be read, and stays on one
+/// line.
 ///
 /// ```
 /// use tanren::error::Error;
@@ -146,11 +159,11 @@ impl InputError {
 
     /// The key, column, tensor or flag it is about.
     pub fn field(mut self, field: impl Into<String>) -> Self {
-        self.field = Some(field.into());
+        self.field = Some(shorten(&field.into()));
         self
     }
 
-    /// What was there. Long values are shortened.
+    /// What was there.
     pub fn got(mut self, got: impl fmt::Display) -> Self {
         self.got = Some(shorten(&got.to_string()));
         self
@@ -158,13 +171,13 @@ impl InputError {
 
     /// What should have been there.
     pub fn expected(mut self, expected: impl fmt::Display) -> Self {
-        self.expected = Some(expected.to_string());
+        self.expected = Some(shorten_to(LONG, &expected.to_string()));
         self
     }
 
     /// What the user can do.
     pub fn fix(mut self, fix: impl Into<String>) -> Self {
-        self.fix = Some(fix.into());
+        self.fix = Some(shorten_to(LONG, &fix.into()));
         self
     }
 
@@ -191,8 +204,8 @@ impl fmt::Display for InputError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "error[{}] ", self.code)?;
         match (&self.path, self.line) {
-            (Some(path), Some(line)) => write!(f, "{}:{line}: ", path.display())?,
-            (Some(path), None) => write!(f, "{}: ", path.display())?,
+            (Some(path), Some(line)) => write!(f, "{}:{line}: ", shown(path))?,
+            (Some(path), None) => write!(f, "{}: ", shown(path))?,
             (None, Some(line)) => write!(f, "line {line}: ")?,
             (None, None) => {}
         }
@@ -213,14 +226,31 @@ impl fmt::Display for InputError {
     }
 }
 
-/// At most 200 characters of `text`, on one line.
-fn shorten(text: &str) -> String {
-    const LIMIT: usize = 200;
-    let mut short: String = text.chars().take(LIMIT).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(LIMIT).is_some() {
+/// Most characters of a part of a message that lists things or explains.
+const LONG: usize = 800;
+
+/// A path in a message.
+fn shown(path: &Path) -> String {
+    shorten_to(LONG, &path.display().to_string())
+}
+
+/// At most 200 characters of `text`, on one line and without control characters: values of files may hold anything.
+pub(crate) fn shorten(text: &str) -> String {
+    shorten_to(200, text)
+}
+
+/// [`shorten`] to `limit` characters.
+fn shorten_to(limit: usize, text: &str) -> String {
+    let mut short: String = text.chars().take(limit).map(|c| if is_odd(c) { ' ' } else { c }).collect();
+    if text.chars().nth(limit).is_some() {
         short.push_str("...");
     }
     short
+}
+
+/// Whether a character may change how the text around it is shown: control characters and marks of direction.
+fn is_odd(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Advice for the I/O errors people meet.
@@ -248,10 +278,25 @@ mod tests {
     }
 
     #[test]
+    fn no_part_of_a_message_can_flood_or_move_the_terminal() {
+        let evil = "\u{1b}[2J\u{202e}a\n".repeat(300_000);
+        let error =
+            Error::input("DATA", &*evil).path(&evil).field(&*evil).got(&evil).expected(&evil).fix(&*evil);
+        let text = error.to_string();
+        assert!(text.len() < 5000, "{} bytes", text.len());
+        assert!(!text.contains(['\u{1b}', '\n', '\u{202e}']), "{text}");
+        let io = Error::io(&evil, "read", std::io::ErrorKind::NotFound.into()).to_string();
+        assert!(io.len() < 2000 && !io.contains(['\u{1b}', '\n']), "{io}");
+    }
+
+    #[test]
     fn exit_codes_follow_the_contract() {
         assert_eq!(Error::from(Error::input("X", "y")).exit_code(), 2);
         assert_eq!(Error::from(Error::input("X", "y").as_io()).exit_code(), 3);
         assert_eq!(Error::io("p", "read", std::io::ErrorKind::NotFound.into()).exit_code(), 3);
+        let changed = Error::Changed { path: "p".into(), what: "the file has changed".into(), fix: "wait" };
+        assert_eq!(changed.exit_code(), 3);
+        assert_eq!(changed.to_string(), "error[IO] p: the file has changed; fix: wait");
         assert_eq!(Error::Numeric { what: String::new(), fix: String::new() }.exit_code(), 4);
         assert_eq!(Error::Interrupted { step: 1, checkpoint: "c".into() }.exit_code(), 6);
     }

@@ -5,6 +5,7 @@
 //! command line, start at the current folder, so that a command means the same with and without its file.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -14,6 +15,9 @@ use toml::{Table, Value};
 use super::aliases::{Alias, SWITCHES, canonical, nearest};
 use super::keys::keys_of;
 use crate::error::{Error, InputError, Result};
+
+/// Largest file of options.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Options of one command: any type that serde reads and writes, with the defaults in `Default`.
 pub(super) trait Options: Serialize + DeserializeOwned + Default {
@@ -66,7 +70,17 @@ impl Layers {
 
     /// The layer of a TOML file.
     pub(super) fn from_file<T: Options>(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, "read", source))?;
+        let failed = |source| Error::io(path, "read", source);
+        let mut text = String::new();
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            return Error::input("CONFIG", "the file is too large for a configuration")
+                .path(path)
+                .expected(format!("at most {MAX_FILE_BYTES} bytes"))
+                .fix("name a TOML file with options")
+                .into();
+        }
         Self::from_text::<T>(path, &text)
     }
 

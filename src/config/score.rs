@@ -111,11 +111,21 @@ impl ScoreConfig {
     /// # Errors
     /// An input error of class `CONFIG` with file, line and option, or an I/O error if the file cannot be read.
     pub fn resolve(flags: Table, file: Option<&Path>) -> Result<Self> {
-        let mut layers = Layers::defaults::<Self>()?;
-        if let Some(path) = file {
-            layers = Layers::from_file::<Self>(path)?.over::<Self>(layers);
-        }
-        let layers = Layers::from_flags::<Self>(flags)?.over::<Self>(layers);
+        let file = file.map(Layers::from_file::<Self>).transpose()?.unwrap_or_default();
+        Self::of_layers(Layers::from_flags::<Self>(flags)?.over::<Self>(file))
+    }
+
+    /// The same from the text of a file alone; `path` is its name in messages.
+    ///
+    /// # Errors
+    /// As [`ScoreConfig::resolve`].
+    pub fn from_toml(path: &Path, text: &str) -> Result<Self> {
+        Self::of_layers(Layers::from_text::<Self>(path, text)?)
+    }
+
+    /// What was given, over the defaults, checked.
+    fn of_layers(given: Layers) -> Result<Self> {
+        let layers = given.over::<Self>(Layers::defaults::<Self>()?);
         let mut config: Self = layers.read()?;
         // A GPU computes in bf16, whatever the default for the CPU is.
         if config.on_gpu() && config.dtype == Self::default().dtype {

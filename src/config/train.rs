@@ -271,12 +271,26 @@ impl TrainConfig {
         Ok(config)
     }
 
+    /// The same from the text of a file alone; `path` is its name in messages.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::resolve`].
+    pub fn from_toml(path: &Path, text: &str) -> Result<Self> {
+        let (config, layers) = Self::of_layers(Layers::from_text::<Self>(path, text)?)?;
+        config.check(&layers)?;
+        Ok(config)
+    }
+
     fn laid_over(flags: Table, file: Option<&Path>) -> Result<(Self, Layers)> {
         let flags = Layers::from_flags::<Self>(flags)?;
-        let given = match file {
+        Self::of_layers(match file {
             Some(path) => flags.over::<Self>(Layers::from_file::<Self>(path)?),
             None => flags,
-        };
+        })
+    }
+
+    /// What was given, over defaults and presets.
+    fn of_layers(given: Layers) -> Result<(Self, Layers)> {
         let mut layers = Layers::defaults::<Self>()?;
         let preset = presets::of_model(&given)?;
         if let Some(variant) = preset {

@@ -43,7 +43,7 @@ impl Texts {
         chat_rows: bool,
         helper: Option<&HelperCommand>,
     ) -> Result<Self> {
-        let files = tokenizer_files(dir);
+        let files = tokenizer_files(dir)?;
         if files.tokenizer_json.is_none() {
             let format = choose(format, chat_rows, false)?;
             let tool_renderer = OnceLock::new();

@@ -302,7 +302,7 @@ impl Device {
         Ok(tensor)
     }
 
-    /// A read-only tensor over memory that somebody else keeps (a mapped file). A GPU copies it from there.
+    /// A read-only tensor over memory that somebody else keeps (weights as they were read). A GPU copies it from there.
     ///
     /// # Errors
     /// [`Error::Shape`] if the number of values is not rows times cols; else as [`Device::empty`].

@@ -15,7 +15,7 @@ pub struct MemoryUse {
     pub live_bytes: u64,
     /// The most that was in use at once.
     pub peak_bytes: u64,
-    /// Memory that belongs to others (mapped files), in use now.
+    /// Memory that belongs to others (weights as they were read), in use now.
     pub borrowed_bytes: u64,
 }
 

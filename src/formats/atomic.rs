@@ -1,7 +1,7 @@
 //! Files that appear whole or not at all, and survive a power cut once they have appeared.
 //!
 //! A file is written beside its final name, synced, and moved over it; then the folder is synced. The old file is never
-//! truncated, so a map of it stays valid (safetensors saved over its own source was once a file of zeros).
+//! truncated, so whoever is reading it gets the bytes it had (safetensors saved over its own source was once a file of zeros).
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -58,8 +58,8 @@ pub(super) fn is_temporary_name(name: &str) -> bool {
     numbers.into_iter().all(is_number) && parts.next().is_some_and(|name| !name.is_empty())
 }
 
-/// The folder a path is in.
-pub(super) fn parent_of(path: &Path) -> &Path {
+/// The folder a path is in; `.` for a bare name.
+pub fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -44,6 +44,11 @@ impl Folder {
         self.dir.join(name)
     }
 
+    /// Whether `name` is a link to something outside the boundary.
+    pub(super) fn leads_out(&self, name: &str) -> bool {
+        self.canonical.join(name).canonicalize().is_ok_and(|target| !target.starts_with(&self.boundary))
+    }
+
     /// Opens the file `name`; `None` if there is none.
     pub(super) fn file(&self, name: &str) -> Result<Option<File>> {
         let path = self.path(name);

@@ -18,12 +18,14 @@ const MAX_CONFIG: u64 = 16 << 20;
 /// Largest index of shards; that of a 400B model has 100 kB.
 const MAX_INDEX: u64 = 100_000_000;
 
-/// An open model folder: configuration texts read, every weight file checked and mapped.
+/// An open model folder: configuration texts read, every weight file open and its header checked.
 #[derive(Debug)]
 pub struct ModelFolder {
     dir: PathBuf,
     config: (PathBuf, String),
     generation_config: Option<(PathBuf, String)>,
+    /// What is wrong with a file that a run can do without.
+    notes: Vec<String>,
     files: Vec<TensorFile>,
     /// Index into `files` of every tensor.
     tensors: BTreeMap<String, usize>,
@@ -34,17 +36,26 @@ impl ModelFolder {
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Input`] if a file is missing, malformed, or a link that leads out of the folder; if the
-    /// index names a tensor that its shard does not have; or if a tensor is in two shards.
+    /// index names a tensor that its shard does not have; or if a tensor is in two shards. A `generation_config.json` that cannot
+    /// be read is none of these ([`ModelFolder::notes`]).
     pub fn open(dir: &Path) -> Result<Self> {
         let folder = Folder::open(CODE, dir)?;
         let Some(config) = folder.text(CONFIG_NAME, MAX_CONFIG)? else { return no_config(&folder) };
-        let generation_config = folder.text(GENERATION_CONFIG_NAME, MAX_CONFIG)?;
-        check_texts(&folder)?;
+        let mut notes = Vec::new();
+        let generation_config = match folder.text(GENERATION_CONFIG_NAME, MAX_CONFIG) {
+            Err(error) if !folder.leads_out(GENERATION_CONFIG_NAME) => {
+                notes.push(format!("{GENERATION_CONFIG_NAME} is not used: {error}"));
+                None
+            }
+            text => text?,
+        };
+        files_of(&folder)?;
         let (files, tensors) = open_weights(&folder)?;
         Ok(Self {
             dir: dir.to_owned(),
             config: (folder.path(CONFIG_NAME), config),
             generation_config: generation_config.map(|text| (folder.path(GENERATION_CONFIG_NAME), text)),
+            notes,
             files,
             tensors,
         })
@@ -65,9 +76,22 @@ impl ModelFolder {
         self.generation_config.as_ref().map(|(path, text)| (path.as_path(), text.as_str()))
     }
 
+    /// What is wrong with files that a run can do without, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// The tensor called `name`.
     pub fn tensor(&self, name: &str) -> Option<TensorView> {
         self.files[*self.tensors.get(name)?].get(name)
+    }
+
+    /// Fails if a weight file is not what it was when the folder was opened.
+    ///
+    /// # Errors
+    /// [`Error::Changed`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(TensorFile::check_unchanged)
     }
 
     /// Names of all tensors, sorted.
@@ -79,27 +103,6 @@ impl ModelFolder {
     pub fn total_bytes(&self) -> u64 {
         self.files.iter().map(TensorFile::data_bytes).sum()
     }
-}
-
-/// Fails for a tokenizer or template of the folder `dir` that is not a file of it, as a link that leads out of it.
-///
-/// # Errors
-/// [`Error::Input`] that names the link and where it leads; [`Error::Io`].
-pub fn check_text_links(dir: &Path) -> Result<()> {
-    check_texts(&Folder::open(CODE, dir)?)
-}
-
-fn check_texts(folder: &Folder) -> Result<()> {
-    let names = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
-    for name in names.into_iter().chain(["chat_template.jinja", "chat_template.json"]) {
-        folder.file(name)?;
-    }
-    if let Some(templates) = folder.folder(TEMPLATES)? {
-        for name in templates.names()?.iter().filter(|name| name.ends_with(".jinja")) {
-            templates.file(name)?;
-        }
-    }
-    Ok(())
 }
 
 /// The folder of named templates.
@@ -130,35 +133,51 @@ pub struct TokenizerFiles {
 const MAX_TEMPLATES: usize = 32;
 
 /// The tokenizer files that `dir` has.
-pub fn tokenizer_files(dir: &Path) -> TokenizerFiles {
-    let file = |name: &str| Some(dir.join(name)).filter(|path| path.is_file());
-    TokenizerFiles {
-        tokenizer_json: file("tokenizer.json"),
-        tokenizer_config_json: file("tokenizer_config.json"),
-        special_tokens_map_json: file("special_tokens_map.json"),
-        added_tokens_json: file("added_tokens.json"),
-        config_json: file(CONFIG_NAME),
-        chat_template_jinja: file("chat_template.jinja"),
-        chat_template_json: file("chat_template.json"),
-        additional_chat_templates: additional_templates(&dir.join(TEMPLATES)),
-    }
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Input`] if one is a link that leads out of the folder, or no regular file.
+pub fn tokenizer_files(dir: &Path) -> Result<TokenizerFiles> {
+    files_of(&Folder::open(CODE, dir)?)
 }
 
-fn additional_templates(dir: &Path) -> Vec<(String, PathBuf)> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let named = |path: PathBuf| {
-        let name = path.file_name()?.to_str()?.strip_suffix(".jinja")?.to_owned();
-        Some((name, path)).filter(|(_, path)| path.is_file())
-    };
-    let mut templates: Vec<_> = entries.filter_map(named).take(MAX_TEMPLATES).collect();
-    templates.sort();
-    templates
+fn files_of(folder: &Folder) -> Result<TokenizerFiles> {
+    let file = |name: &str| Ok::<_, Error>(folder.file(name)?.map(|_| folder.path(name)));
+    Ok(TokenizerFiles {
+        tokenizer_json: file("tokenizer.json")?,
+        tokenizer_config_json: file("tokenizer_config.json")?,
+        special_tokens_map_json: file("special_tokens_map.json")?,
+        added_tokens_json: file("added_tokens.json")?,
+        config_json: file(CONFIG_NAME)?,
+        chat_template_jinja: file("chat_template.jinja")?,
+        chat_template_json: file("chat_template.json")?,
+        additional_chat_templates: match folder.folder(TEMPLATES)? {
+            Some(folder) => additional_templates(&folder)?,
+            None => Vec::new(),
+        },
+    })
+}
+
+/// Whether `dir` holds a model: its configuration and weights. Results do not belong there.
+pub fn is_model_folder(dir: &Path) -> bool {
+    let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
+    has(CONFIG_NAME) && (has(WEIGHTS_NAME) || has(INDEX_NAME))
+}
+
+/// The templates of a folder, by name.
+fn additional_templates(folder: &Folder) -> Result<Vec<(String, PathBuf)>> {
+    let mut templates = Vec::new();
+    for file in folder.names()?.iter().filter(|file| file.ends_with(".jinja")).take(MAX_TEMPLATES) {
+        if folder.file(file)?.is_some() {
+            templates.push((file.trim_end_matches(".jinja").to_owned(), folder.path(file)));
+        }
+    }
+    Ok(templates)
 }
 
 /// The weight files, and which of them holds which tensor.
 fn open_weights(folder: &Folder) -> Result<(Vec<TensorFile>, BTreeMap<String, usize>)> {
     if let Some(file) = folder.file(WEIGHTS_NAME)? {
-        let file = TensorFile::from_file(&file, &folder.path(WEIGHTS_NAME))?;
+        let file = TensorFile::from_file(file, &folder.path(WEIGHTS_NAME))?;
         let tensors = file.names().map(|name| (name.to_owned(), 0)).collect();
         return Ok((vec![file], tensors));
     }
@@ -175,7 +194,7 @@ fn open_weights(folder: &Folder) -> Result<(Vec<TensorFile>, BTreeMap<String, us
                 .fix("copy or download the model again, with all its files")
                 .into();
         };
-        let file = TensorFile::from_file(&file, &path)?;
+        let file = TensorFile::from_file(file, &path)?;
         for name in file.names() {
             if let Some(first) = tensors.insert(name.to_owned(), files.len()) {
                 return Error::input(CODE, "the tensor is in two shards")
@@ -275,8 +294,10 @@ mod tests {
         assert!(model.tensor("c").is_none());
         assert_eq!(model.config_json().1, "{}");
         assert_eq!(model.generation_config_json().unwrap().1, "[]");
+        assert!(is_model_folder(dir.path()) && model.notes().is_empty());
         let config_json = Some(dir.path().join("config.json"));
-        assert_eq!(tokenizer_files(dir.path()), TokenizerFiles { config_json, ..TokenizerFiles::default() });
+        let files = tokenizer_files(dir.path()).unwrap();
+        assert_eq!(files, TokenizerFiles { config_json, ..TokenizerFiles::default() });
     }
 
     const INDEX: &[u8] = br#"{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#;
@@ -347,6 +368,38 @@ mod tests {
     }
 
     #[test]
+    fn every_file_of_the_folder_is_held_to_its_links() {
+        let outside = tempfile::tempdir().unwrap();
+        let target = outside.path().join("file");
+        std::fs::write(&target, "{}").unwrap();
+        for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+            let dir = folder(&[("model.safetensors", &weights(&["a"]))]);
+            symlink(&target, dir.path().join(name)).unwrap();
+            let error = tokenizer_files(dir.path()).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("leads out of the folder"), "{error}");
+        }
+        for name in ["config.json", "generation_config.json", "model.safetensors"] {
+            let dir = folder(&[("model.safetensors", &weights(&["a"]))]);
+            let _ = std::fs::remove_file(dir.path().join(name));
+            symlink(&target, dir.path().join(name)).unwrap();
+            let error = refusal(dir.path());
+            assert!(error.contains(name) && error.contains("leads out of the folder"), "{error}");
+        }
+        let dir = folder(&[(INDEX_NAME, INDEX), ("1.safetensors", &weights(&["a"]))]);
+        symlink(&target, dir.path().join("2.safetensors")).unwrap();
+        assert!(refusal(dir.path()).contains("leads out of the folder"));
+    }
+
+    #[test]
+    fn a_broken_generation_config_is_noted() {
+        let files: [(&str, &[u8]); 2] =
+            [("model.safetensors", &weights(&["a"])), ("generation_config.json", b"\xff")];
+        let model = ModelFolder::open(folder(&files).path()).unwrap();
+        assert!(model.generation_config_json().is_none());
+        assert!(model.notes()[0].contains("generation_config.json is not used"), "{:?}", model.notes());
+    }
+
+    #[test]
     fn links_of_the_hugging_face_cache_stay_inside_their_repository() {
         let cache = tempfile::tempdir().unwrap();
         let repo = cache.path().join("models--org--name");
@@ -407,7 +460,7 @@ mod tests {
             }
             let target = if name == TEMPLATES { outside.path() } else { &secret };
             symlink(target, dir.path().join(name)).unwrap();
-            let error = check_text_links(dir.path()).unwrap_err().to_string();
+            let error = tokenizer_files(dir.path()).unwrap_err().to_string();
             assert!(error.contains("leads out of the folder") && error.contains(name), "{error}");
             assert!(refusal(dir.path()).contains(name));
         }

@@ -12,19 +12,22 @@ use crate::error::{Error, Result};
 /// Name of the index in a model folder.
 pub(super) const INDEX_NAME: &str = "model.safetensors.index.json";
 
-/// Most shards of one model; each stays open and mapped.
+/// Most shards of one model; each stays open.
 const MAX_SHARDS: usize = 4096;
 
 /// A checked index: every shard name is safe to join to the folder.
 #[derive(Debug)]
-pub(super) struct ShardIndex {
+pub struct ShardIndex {
     /// Tensor name to shard name.
-    pub(super) weight_map: BTreeMap<String, String>,
+    pub weight_map: BTreeMap<String, String>,
 }
 
 impl ShardIndex {
     /// Reads the text of an index; `path` is its name in messages.
-    pub(super) fn parse(path: &Path, text: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Input`] for other JSON, a name that is not a plain file name, or too many shards.
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
         // Other keys (`metadata`) say nothing that the shards do not say themselves.
         #[derive(Deserialize)]
         struct Raw {
@@ -61,7 +64,7 @@ impl ShardIndex {
     }
 
     /// The shard names, sorted.
-    pub(super) fn shards(&self) -> BTreeSet<&str> {
+    pub fn shards(&self) -> BTreeSet<&str> {
         self.weight_map.values().map(String::as_str).collect()
     }
 }

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use super::peft_config::lora_config;
 use super::weights::{Module, Weights, linear_shape};
-use crate::config::{LoraConfig, ModelConfig, TargetModules};
+use crate::config::{LoraConfig, ModelConfig};
 use crate::device::{Device, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::formats::adapter::{AdapterConfig, AdapterTensor, TargetModules as PeftModules};
@@ -95,9 +96,12 @@ impl<T: Real> Adapter<T> {
             let shape = if let Part::Magnitude = part { vec![cols] } else { vec![rows, cols] };
             let error = |what: &str| Error::input("ADAPTER", what).path(path).field(name.clone());
             let Some(tensor) = tensors.get(&name) else {
-                return error("missing tensor")
-                    .fix("the adapter must belong to this model and its adapter_config.json")
-                    .into();
+                let error = error("missing tensor").expected(&name);
+                let error = match tensors.keys().next() {
+                    Some(found) => error.got(format!("tensors such as {found}")),
+                    None => error,
+                };
+                return error.fix("the adapter must belong to this model and its adapter_config.json").into();
             };
             if tensor.shape != shape {
                 return error("wrong shape")
@@ -132,7 +136,17 @@ impl<T: Real> Adapter<T> {
         let adapter = Self { config: lora, blocks, transposed };
         if used != tensors.len() {
             let known: Vec<String> = adapter.named_tensors().into_iter().map(|(name, _)| name).collect();
-            let extra = tensors.keys().find(|name| !known.contains(name));
+            let mut extra = tensors.keys().filter(|name| !known.contains(name));
+            let saved =
+                extra.clone().find(|name| name.contains("embed_tokens.") || name.contains("lm_head."));
+            if let Some(name) = saved {
+                return Error::input("ADAPTER", "embeddings were saved beside the adapter")
+                    .path(path)
+                    .field(name)
+                    .fix("save the adapter with save_embedding_layers=False; a resized vocabulary belongs into the model folder")
+                    .into();
+            }
+            let extra = extra.next();
             return Error::input("ADAPTER", "the file has a tensor that its configuration does not ask for")
                 .path(path)
                 .field(extra.map_or("", String::as_str))
@@ -348,60 +362,4 @@ fn tensor_name(layer: usize, module: Module, part: Part) -> String {
         Part::Magnitude => "lora_magnitude_vector",
     };
     format!("{PREFIX}.{layer}.{}.{part}", module.path())
-}
-
-/// What the configuration of a PEFT file means here; refuses what would change the maths.
-fn lora_config(config: &AdapterConfig, model: &ModelConfig, path: &std::path::Path) -> Result<LoraConfig> {
-    let refuse = |field: &str, got: String, expected: &str| -> Result<LoraConfig> {
-        Error::input("ADAPTER", "not supported")
-            .path(path.join("adapter_config.json"))
-            .field(field)
-            .got(got)
-            .expected(expected)
-            .fix("use an adapter without it")
-            .into()
-    };
-    if !config.rank_pattern.is_empty() || !config.alpha_pattern.is_empty() {
-        return refuse(
-            "rank_pattern",
-            "ranks or alphas by layer".into(),
-            "one rank and alpha for all layers",
-        );
-    }
-    if config.bias != "none" {
-        return refuse("bias", config.bias.clone(), "none");
-    }
-    if config.layers_to_transform.is_some() || config.exclude_modules.is_some() {
-        let expected = "null: every block, every target module";
-        return refuse("layers_to_transform", "some layers only".into(), expected);
-    }
-    if config.fan_in_fan_out {
-        return refuse("fan_in_fan_out", "true".into(), "false for this model");
-    }
-    if let Some(saved) = config.modules_to_save.as_ref().filter(|m| !m.is_empty()) {
-        return refuse("modules_to_save", saved.join(", "), "null for a language model");
-    }
-    let all = crate::config::LINEAR_MODULES;
-    let target_modules = match &config.target_modules {
-        PeftModules::List(names) => TargetModules::List(names.clone()),
-        PeftModules::Name(name) if name == "all-linear" => TargetModules::AllLinear,
-        // A string is a regular expression for PEFT; plain names are all we take.
-        PeftModules::Name(name) if all.contains(&name.as_str()) => TargetModules::List(vec![name.clone()]),
-        // PEFT's default for Qwen and Llama.
-        PeftModules::ModelDefault => TargetModules::List(vec!["q_proj".into(), "v_proj".into()]),
-        PeftModules::Name(name) => {
-            return refuse("target_modules", name.clone(), "a list of layer names or all-linear");
-        }
-    };
-    let lora = LoraConfig {
-        r: config.r,
-        alpha: config.lora_alpha,
-        dropout: config.lora_dropout,
-        target_modules,
-        use_rslora: config.use_rslora,
-        use_dora: config.use_dora,
-    };
-    lora.validate()?;
-    lora.modules_of(model)?;
-    Ok(lora)
 }

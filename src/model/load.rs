@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::weights::Weights;
 use crate::config::ModelConfig;
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, InputError, Result};
 use crate::formats::model_folder::ModelFolder;
-use crate::tensor::{DType, Real};
+use crate::tensor::Real;
 
 /// Weights, and the tensors of the folder that the model does not use.
 #[derive(Debug)]
@@ -18,14 +18,14 @@ pub struct Loaded<T: Real> {
     pub unused: Vec<String>,
 }
 
-/// Reads the weights of `config` from `folder`. Tensors that are of type `T` in the file stay where it is mapped on a
-/// CPU, and go to a GPU straight from there; others are converted. A dry device gets their shapes, and
-/// no number is read.
+/// Reads the weights of `config` from `folder`. Tensors that are of another type than `T` in the file are converted. A dry device
+/// gets their shapes, and no number is read.
 ///
 /// `progress(done, total)` is called with bytes after every tensor.
 ///
 /// # Errors
-/// An input error that names the tensor that is missing, has another shape, or has no numbers of a known type.
+/// An input error that names the tensor that is missing, has another shape, or has no numbers of a known type;
+/// [`Error::Changed`] if a file changes while it is read.
 pub fn load<T: Real>(
     device: &Device,
     config: &ModelConfig,
@@ -37,9 +37,7 @@ pub fn load<T: Real>(
     let weights = Weights::build(config, |name, [rows, cols], role| {
         let error = |what: &str| Error::input("MODEL", what).path(folder.dir()).field(name);
         let Some(view) = folder.tensor(name) else {
-            return error("missing tensor")
-                .fix("the folder is incomplete or its config.json belongs to another model")
-                .into();
+            return missing(folder, name).into();
         };
         let shape = match role {
             super::weights::Role::Matrix => vec![rows, cols],
@@ -53,19 +51,22 @@ pub fn load<T: Real>(
                 .into();
         }
         used.push(name.to_owned());
-        let is_real = matches!(view.dtype(), DType::F64 | DType::F32 | DType::F16 | DType::Bf16);
-        let tensor = match view.mapped::<T>() {
-            _ if device.is_dry() && is_real => device.empty(rows, cols)?,
-            Some(mapped) => device.borrowed(rows, cols, Arc::new(mapped))?,
-            None => {
-                let values: Vec<T> = view.to_f32()?.into_iter().map(T::from_f32).collect();
-                device.tensor(rows, cols, &values)?
+        let tensor = if device.is_dry() && view.is_real() {
+            device.empty(rows, cols)?
+        } else {
+            match view.elements::<T>()? {
+                Some(values) => device.borrowed(rows, cols, Arc::new(values))?,
+                None => {
+                    let values: Vec<T> = view.to_f32()?.into_iter().map(T::from_f32).collect();
+                    device.tensor(rows, cols, &values)?
+                }
             }
         };
-        done += view.bytes().len() as u64;
+        done += view.num_bytes();
         progress(done, folder.total_bytes());
         Ok(tensor)
     })?;
+    folder.check_unchanged()?;
     used.sort_unstable();
     let unused = folder
         .tensor_names()
@@ -74,4 +75,84 @@ pub fn load<T: Real>(
         .map(str::to_owned)
         .collect();
     Ok(Loaded { weights, unused })
+}
+
+/// The error of a tensor that is not there, with the prefix that the names of the folder have instead, if that is what differs.
+fn missing(folder: &ModelFolder, name: &str) -> InputError {
+    let error = Error::input("MODEL", "missing tensor").path(folder.dir()).field(name);
+    let (prefix, rest) = name.split_once('.').unwrap_or(("", name));
+    // The last part alone is that of every tensor.
+    let others = folder.tensor_names().into_iter().filter(|_| rest.contains('.'));
+    let found =
+        others.filter_map(|other| other.strip_suffix(rest)).find(|p| p.is_empty() || p.ends_with('.'));
+    match found {
+        Some(found) => error
+            .got(match found {
+                "" => format!("{rest}: names without the prefix \"{prefix}.\""),
+                found => format!("{found}{rest}: names with the prefix \"{found}\""),
+            })
+            .expected(format!("names with the prefix \"{prefix}.\""))
+            .fix("save the whole model, not its inner part or a wrapper around it, with save_pretrained"),
+        None => error.fix("the folder is incomplete or its config.json belongs to another model"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Dtype, variant};
+    use crate::formats::safetensors::{NamedTensor, TensorData, write_safetensors};
+    use crate::model::open::write_random;
+
+    /// The error of the tiny model with its tensors under other names.
+    fn renamed(rename: impl Fn(&str) -> String) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let config = write_random(variant("qwen3-tiny").unwrap(), dir.path(), 1, Dtype::F32).unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let views = folder.tensor_names().into_iter().map(|name| folder.tensor(name).unwrap());
+        let tensors: Vec<_> = views.map(|view| (rename(view.name()), view)).collect();
+        let data: Vec<Vec<f32>> = tensors.iter().map(|(_, view)| view.to_f32().unwrap()).collect();
+        let named = tensors.iter().zip(&data).map(|((name, view), data)| NamedTensor {
+            name: name.clone(),
+            shape: view.shape().to_vec(),
+            data: TensorData::F32(data),
+        });
+        write_safetensors(&dir.path().join("model.safetensors"), &named.collect::<Vec<_>>(), &[]).unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        load::<f32>(&Device::dry(), &config, &folder, &|_, _| {}).map(drop).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_missing_tensor_names_the_prefix_that_was_found() {
+        let error = renamed(|name| format!("model.{name}"));
+        assert!(error.contains("names with the prefix \"model.model.\""), "{error}");
+        let error = renamed(|name| name.replacen("model.", "", 1));
+        assert!(error.contains("names without the prefix \"model.\""), "{error}");
+        let error = renamed(|name| format!("_orig_mod.{name}"));
+        assert!(error.contains("names with the prefix \"_orig_mod.model.\""), "{error}");
+        let error = renamed(|name| name.replace("embed_tokens", "wte"));
+        assert!(error.contains("missing tensor") && error.contains("incomplete"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_not_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = write_random(variant("qwen3-tiny").unwrap(), dir.path(), 1, Dtype::F32).unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let weights = dir.path().join("model.safetensors");
+        let cut =
+            |length| std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(length).unwrap();
+        let length = std::fs::metadata(&weights).unwrap().len();
+        let device = Device::cpu(1).unwrap();
+        let result = load::<f32>(&device, &config, &folder, &|done, total| {
+            if done > total / 2 {
+                cut(4096);
+            }
+        });
+        assert_eq!(result.map(drop).unwrap_err().exit_code(), 3);
+        // Also if every byte was there when it was read.
+        cut(length);
+        let result = load::<f32>(&device, &config, &folder, &|_, _| ());
+        assert_eq!(result.map(drop).unwrap_err().exit_code(), 3);
+    }
 }

@@ -13,6 +13,7 @@ pub mod init;
 pub mod load;
 pub mod model_flops;
 pub mod open;
+mod peft_config;
 pub mod policy;
 pub mod recorded;
 pub mod tables;

@@ -5,13 +5,14 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::init;
 use super::weights::Weights;
 use crate::config::{Dtype, ModelConfig, Variant, variant};
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 use crate::formats::atomic::write_file;
 use crate::formats::hub;
 use crate::formats::model_folder::ModelFolder;
@@ -38,14 +39,30 @@ pub struct OpenModel {
 impl OpenModel {
     /// Tokens that end a generated text: those of `generation_config.json`, else those of `config.json`.
     pub fn stop_token_ids(&self) -> Vec<u32> {
-        let text = self.folder.generation_config_json().map(|(_, text)| text);
-        let generation: serde_json::Value =
-            text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-        let id = |v: &serde_json::Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
-        match &generation["eos_token_id"] {
-            serde_json::Value::Array(ids) => ids.iter().filter_map(id).collect(),
-            serde_json::Value::Null => self.config.eos_token_ids.clone(),
-            one => id(one).into_iter().collect(),
+        self.stops().unwrap_or_default().unwrap_or_else(|| self.config.eos_token_ids.clone())
+    }
+
+    /// What is wrong with files that a run can do without, a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        let stops = self.stops().err().map(|what| {
+            format!("generation_config.json is not used for the tokens that end a text: {}", shorten(&what))
+        });
+        self.folder.notes().iter().cloned().chain(stops).collect()
+    }
+
+    /// The tokens of `generation_config.json`, if it names any; else what is wrong with it.
+    fn stops(&self) -> Result<Option<Vec<u32>>, String> {
+        let Some((_, text)) = self.folder.generation_config_json() else { return Ok(None) };
+        let file: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
+        let Value::Object(keys) = file else { return Err("not a JSON object".to_owned()) };
+        let id = |value: &Value| {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| format!("eos_token_id holds {value}, which is no token id"))
+        };
+        match keys.get("eos_token_id") {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Array(ids)) => ids.iter().map(id).collect::<Result<_, _>>().map(Some),
+            Some(one) => id(one).map(|id| Some(vec![id])),
         }
     }
 }
@@ -152,4 +169,38 @@ fn cached(variant: &Variant, watch: &hub::Watch<'_>) -> Result<PathBuf> {
         write_random(variant, &dir, CACHED_SEED, Dtype::F32)?;
     }
     Ok(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_config_that_says_nonsense_is_noted_and_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        write_random(variant("qwen3-tiny").unwrap(), dir.path(), 1, Dtype::F32).unwrap();
+        let name = dir.path().to_str().unwrap();
+        let of = |text: &str| {
+            std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
+            let model = open(name, &hub::Watch { tell: &|_| {}, stop: &|| false }).unwrap();
+            (model.stop_token_ids(), model.notes().concat(), model.config.eos_token_ids)
+        };
+        for text in ["{\"eos_token_id\": 7}", "{\"eos_token_id\": [7]}"] {
+            let (stops, notes, _) = of(text);
+            assert_eq!((stops, notes.as_str()), (vec![7], ""), "{text}");
+        }
+        let (stops, notes, default) = of("{\"eos_token_id\": null}");
+        assert_eq!((stops, notes.as_str()), (default, ""));
+        for text in [
+            "{",
+            "[]",
+            "{\"eos_token_id\": \"x\"}",
+            "{\"eos_token_id\": [7, -1]}",
+            "{\"eos_token_id\": 4294967296}",
+        ] {
+            let (stops, notes, default) = of(text);
+            assert_eq!(stops, default, "{text}");
+            assert!(notes.contains("generation_config.json is not used"), "{text}: {notes}");
+        }
+    }
 }

@@ -42,6 +42,11 @@ impl Room {
         self.plan.key_rows
     }
 
+    /// Whether a batch that needs `other` fits.
+    pub fn holds(&self, other: Self) -> bool {
+        self.max(other) == *self
+    }
+
     /// What both need.
     pub fn max(self, other: Self) -> Self {
         Self {

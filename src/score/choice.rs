@@ -84,6 +84,7 @@ pub(super) fn run(
     for warning in warnings(&report, &outcomes, &records) {
         watch(Event::Notice(Notice::Warning(warning)));
     }
+    session.check_weights(&opened)?;
     let formulas = outputs.write_choices(config, &report, &records, &outcomes)?;
     if formulas > 0 {
         watch(Event::Notice(Notice::Warning(format!(

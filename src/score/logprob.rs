@@ -66,6 +66,7 @@ pub(super) fn run(
         Ok(())
     };
     session.score(&model, &lengths, pack, take, watch)?;
+    session.check_weights(&opened)?;
     outputs.write_lines(&text)?;
     let loss = -total / num_tokens.max(1) as f64;
     let report = LogprobReport { num_tokens, loss, perplexity: loss.exp() };

@@ -11,7 +11,8 @@ use super::report::{Accuracy, ChoiceReport, MISSING, Outcome};
 use crate::config::{ScoreConfig, ScoreMode};
 use crate::data::record::Record;
 use crate::error::{Error, Result};
-use crate::formats::atomic::write_file;
+use crate::formats::atomic::{parent_of, write_file};
+use crate::formats::model_folder::is_model_folder;
 
 /// Where the results go.
 #[derive(Debug)]
@@ -53,6 +54,12 @@ impl Outputs {
             }
             _ => Self { rows: config.output.clone(), summary: None },
         };
+        let parent = parent_of(&config.output);
+        if is_model_folder(parent) {
+            return refuse("the results would lie in a model folder", parent)
+                .fix("choose another --output: a model folder holds the files of the model alone")
+                .into();
+        }
         for path in outputs.paths() {
             if path.is_dir() {
                 return refuse("a folder has this name", path)
@@ -73,9 +80,7 @@ impl Outputs {
                     .into();
             }
         }
-        if let Some(parent) = config.output.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, "create the folder", e))?;
-        }
+        std::fs::create_dir_all(parent).map_err(|e| Error::io(parent, "create the folder", e))?;
         Ok(outputs)
     }
 

@@ -135,9 +135,17 @@ impl<'a> Session<'a> {
         let mut adapters = Vec::new();
         if let Some(dir) = &self.config.adapter {
             let peft = read_adapter(dir)?;
+            if !peft.config.unknown_keys.is_empty() {
+                watch(Event::Notice(session::unknown_keys(&peft.config.unknown_keys)));
+            }
             adapters.push(Adapter::from_peft(device, &decoder.config, &peft.config, &peft.tensors, dir)?);
         }
         Ok(Loaded { decoder, adapters })
+    }
+
+    /// Fails if the weights that were loaded are not those of the folder any more: to be asked before results are written.
+    pub(super) fn check_weights(&self, opened: &Opened) -> Result<()> {
+        opened.model.folder.check_unchanged()
     }
 
     /// Scores rows of these lengths, pass by pass and in order. `pack` makes the batch of some rows; `take` gets the

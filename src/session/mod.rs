@@ -23,7 +23,7 @@ use crate::data::record::Record;
 use crate::data::template::sandbox::HelperCommand;
 use crate::data::texts::Texts;
 use crate::device::{Class, Device};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shorten};
 use crate::formats::hub::{self, Watch};
 use crate::model::open::{self, OpenModel};
 use crate::model::{Decoder, load};
@@ -150,6 +150,7 @@ impl Opened {
         let notify_now = RefCell::new(&mut *notify);
         let tell = |progress: hub::Progress<'_>| (notify_now.borrow_mut())(progress.into());
         let model = open::open(name, &Watch { tell: &tell, stop: &|| context.stopped() })?;
+        model.notes().into_iter().for_each(|note| notify(Notice::Warning(note)));
         let helper = context.template_helper.as_ref();
         let texts = Texts::open(model.folder.dir(), options.format, chat_rows, helper)?;
         let of_tokenizer = texts.tokenizer.iter().flat_map(|tokenizer| tokenizer.notes());
@@ -205,10 +206,30 @@ impl Opened {
         let bytes = folder.total_bytes();
         notify(Notice::Loading { done: bytes, total: bytes });
         if !loaded.unused.is_empty() {
-            let names = loaded.unused.join(", ");
-            notify(Notice::Note(format!("tensors of the model that are not used: {names}")));
+            notify(Notice::Note(format!(
+                "tensors of the model that are not used: {}",
+                some_of(&loaded.unused)
+            )));
         }
         Ok(Decoder { config: config.clone(), weights: loaded.weights })
+    }
+}
+
+/// The notice of keys of an `adapter_config.json` that are not known here.
+pub fn unknown_keys(keys: &[String]) -> Notice {
+    Notice::Warning(format!(
+        "keys of adapter_config.json that are not known and have no effect: {}",
+        some_of(keys)
+    ))
+}
+
+/// Names in a message: the first ones, and how many more there are.
+fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| shorten(name)).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }
 

@@ -1,6 +1,5 @@
 //! How the rows of a training became text, written beside its adapter, so that scoring makes the same text of them.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +10,7 @@ use crate::config::{Format, Truncation};
 use crate::data::encode;
 use crate::data::texts::Texts;
 use crate::error::{Error, Result};
+use crate::formats::adapter::read_text;
 
 /// The file in the folder of the adapter.
 pub const NAME: &str = "text_settings.json";
@@ -63,16 +63,10 @@ impl TextSettings {
     /// # Errors
     /// An I/O error, or an input error for a file that is something else.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join(NAME);
-        let file = match std::fs::File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(&path, "read", e)),
-        };
-        let mut text = Vec::new();
-        file.take(MAX_BYTES).read_to_end(&mut text).map_err(|e| Error::io(&path, "read", e))?;
-        serde_json::from_slice(&text).map(Some).map_err(|e| {
-            let error = Error::input("ADAPTER", "not the text settings of a training").path(&path).got(e);
+        let Some(text) = read_text(dir, NAME, MAX_BYTES)? else { return Ok(None) };
+        serde_json::from_str(&text).map(Some).map_err(|e| {
+            let path = dir.join(NAME);
+            let error = Error::input("ADAPTER", "not the text settings of a training").path(path).got(e);
             error.fix("restore the file from the training, or remove it and pass --format").into()
         })
     }

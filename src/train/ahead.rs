@@ -43,6 +43,8 @@ pub(super) struct Recorded<T: Real> {
 pub(super) struct Rooms {
     pub(super) training: Room,
     pub(super) evaluation: Room,
+    /// Whether passes that train are cut to their room.
+    pub(super) cuts: bool,
 }
 
 /// Records the passes of a run and its update, in the order in which a plan measures them. Whatever stays is made before

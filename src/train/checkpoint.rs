@@ -74,7 +74,7 @@ pub(super) fn restore<T: Real<Stat = f32>>(
     }
     load_adapter(checkpoint.path(), stepper)?;
     let file = TensorFile::open(&path(OPTIMIZER))?;
-    let step = file.metadata().get("step").and_then(|s| s.parse().ok());
+    let step = file.metadata("step").and_then(|s| s.parse().ok());
     let Some(step) = step else {
         return Error::input("CHECKPOINT", "the number of updates is missing")
             .path(path(OPTIMIZER))

@@ -11,6 +11,10 @@ use crate::error::Result;
 use crate::model::Room;
 use crate::session::Context;
 
+/// Epochs whose passes are all looked at. In a longer run later ones are cut to what these need ([`super::step`]), so that a plan
+/// does not take as long as the run.
+const EPOCHS: usize = 10;
+
 /// Most passes that are kept as candidates. Beyond it every second one goes, and its neighbours stand for it.
 const MOST_PASSES: usize = 64;
 
@@ -19,6 +23,8 @@ const MOST_PASSES: usize = 64;
 pub(super) struct Extent {
     /// What no pass exceeds.
     pub(super) room: Room,
+    /// Whether that is so only because later passes are cut.
+    pub(super) is_part: bool,
     /// Passes with more tokens, or more rows for the head and the last block, than any other: fewer and fewer tokens, more and
     /// more of these rows.
     front: Vec<Pass>,
@@ -74,6 +80,12 @@ impl Extent {
             epoch += 1;
             // Without shuffling every epoch is the first one.
             if !config.shuffle {
+                break;
+            }
+            if epoch == EPOCHS && left > 0 {
+                extent.is_part = true;
+                // However a later pass has to be cut, its rows fit one by one.
+                rows.iter().for_each(|row| extent.add(packed(&[row], config.share_prefix, 0)));
                 break;
             }
         }

@@ -56,7 +56,10 @@ pub(super) type Identity = BTreeMap<String, String>;
 
 /// The fingerprint of a prepared run. Rows count as tokens, so that a moved file is no other file; of the weights a sample is
 /// hashed, enough to tell two models apart.
-pub(super) fn identity<T: Real>(config: &TrainConfig, prepared: &Prepared<T>) -> Identity {
+///
+/// # Errors
+/// That of reading the sample.
+pub(super) fn identity<T: Real>(config: &TrainConfig, prepared: &Prepared<T>) -> Result<Identity> {
     let mut identity = Identity::new();
     if let Ok(toml::Value::Table(options)) = toml::Value::try_from(config) {
         let counts = |key: &str| !FREE.contains(&key);
@@ -73,12 +76,11 @@ pub(super) fn identity<T: Real>(config: &TrainConfig, prepared: &Prepared<T>) ->
     weights.update(prepared.model.folder.config_json().1);
     let folder = &prepared.model.folder;
     for view in folder.tensor_names().iter().filter_map(|name| folder.tensor(name)) {
-        let bytes = view.bytes();
-        weights.update((bytes.len() as u64).to_le_bytes());
-        weights.update(&bytes[..bytes.len().min(1024)]);
+        weights.update(view.num_bytes().to_le_bytes());
+        weights.update(&view.bytes(1024)?);
     }
     identity.insert("model".into(), hex(weights));
-    identity
+    Ok(identity)
 }
 
 /// Compares the identity of a checkpoint with that of this run.

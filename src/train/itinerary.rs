@@ -1,8 +1,10 @@
 //! Which rows come in which optimizer step: a pure function of rows, settings and seed, so a resumed run needs no cursor but
 //! the number of steps done.
 
+use std::cell::RefCell;
+
 use super::evaluate::batch_by;
-use crate::config::TrainConfig;
+use crate::config::{Batching, TrainConfig};
 use crate::data::packing::{epoch_order, micro_batches};
 use crate::error::{Error, Result};
 use crate::session::Context;
@@ -15,45 +17,40 @@ pub(super) type Step = Vec<Vec<usize>>;
 pub(super) struct Itinerary<'a> {
     config: &'a TrainConfig,
     lengths: Vec<usize>,
-    /// Steps of every epoch that the run gets into; batches filled by tokens differ from epoch to epoch. Without shuffling all
-    /// epochs are like the first one, and it stands for them.
-    steps: Vec<u64>,
+    /// Steps of the first epoch.
+    first: u64,
+    /// Step behind the last one of every epoch that was asked about, where epochs differ in their steps.
+    ends: RefCell<Vec<u64>>,
     total_steps: u64,
 }
 
 impl<'a> Itinerary<'a> {
-    /// The itinerary over rows of these lengths.
+    /// The itinerary over rows of these lengths. Epochs are counted when the run gets to them, except where the number of steps
+    /// depends on all of them: batches filled by tokens in a new order every epoch, for a number of epochs.
     ///
     /// # Errors
     /// An input error if a row does not fit a batch, or there is nothing to do; [`Error::Stopped`] if the context asks to stop.
     pub(super) fn new(config: &'a TrainConfig, lengths: Vec<usize>, context: &Context) -> Result<Self> {
-        let mut itinerary = Self { config, lengths, steps: Vec::new(), total_steps: 0 };
-        // Steps of all epochs before the last one, and of the last one, which may count in part only.
-        let (mut before, mut epochs, mut last) = (0, 0u64, 0);
-        let is_done = |before: u64, epochs: u64, last: u64| match config.max_steps {
-            Some(max_steps) => before + last >= max_steps,
-            None => epochs > 0 && epochs as f64 >= config.num_epochs,
-        };
-        while !is_done(before, epochs, last) {
-            context.check_stop("stopped while the steps were planned")?;
-            (before, epochs) = (before + last, epochs + 1);
-            last = itinerary.epoch(itinerary.steps.len())?.len() as u64;
-            if last == 0 {
-                return Error::input("DATA", "there is no row to train on").fix("check --train-file").into();
-            }
-            itinerary.steps.push(last);
-            if !config.shuffle {
-                epochs = match config.max_steps {
-                    Some(max_steps) => max_steps.div_ceil(last),
-                    None => config.num_epochs.ceil() as u64,
-                };
-                before = epochs.saturating_sub(1) * last;
-            }
+        let mut itinerary = Self { config, lengths, first: 0, ends: RefCell::default(), total_steps: 0 };
+        itinerary.first = itinerary.epoch(0)?.len() as u64;
+        if itinerary.first == 0 {
+            return Error::input("DATA", "there is no row to train on").fix("check --train-file").into();
         }
-        itinerary.total_steps = config.max_steps.unwrap_or_else(|| {
-            let part = (config.num_epochs - (epochs as f64 - 1.0)).clamp(0.0, 1.0);
-            before + (part * last as f64).ceil() as u64
-        });
+        itinerary.total_steps = match config.max_steps {
+            Some(max_steps) => max_steps,
+            None => {
+                let epochs = (config.num_epochs.ceil() as u64).max(1);
+                let part = (config.num_epochs - (epochs as f64 - 1.0)).clamp(0.0, 1.0);
+                let last = epochs as usize - 1;
+                let counted = if itinerary.is_regular() { 0 } else { last };
+                for epoch in 0..counted {
+                    context.check_stop("stopped while the steps were planned")?;
+                    itinerary.end(epoch);
+                }
+                let before = last.checked_sub(1).map_or(0, |epoch| itinerary.end(epoch));
+                before + (part * itinerary.steps(last) as f64).ceil() as u64
+            }
+        };
         if itinerary.total_steps == 0 {
             return Error::input("CONFIG", "the run has no step")
                 .field("max_steps")
@@ -70,31 +67,59 @@ impl<'a> Itinerary<'a> {
 
     /// Steps of the first epoch.
     pub(super) fn steps_per_epoch(&self) -> u64 {
-        self.steps.first().copied().unwrap_or(1)
+        self.first
+    }
+
+    /// Whether every epoch has as many steps as the first one.
+    fn is_regular(&self) -> bool {
+        !self.config.shuffle || matches!(self.config.batching(), Batching::Samples(_))
+    }
+
+    /// Steps of an epoch; at least one.
+    fn steps(&self, epoch: usize) -> u64 {
+        if epoch == 0 || self.is_regular() {
+            return self.first;
+        }
+        // The first epoch could be built, so every row fits into a batch, and all epochs can be.
+        self.epoch(epoch).map_or(1, |steps| steps.len().max(1) as u64)
+    }
+
+    /// Step behind the last one of an epoch.
+    fn end(&self, epoch: usize) -> u64 {
+        if self.is_regular() {
+            return self.first.saturating_mul(epoch as u64 + 1);
+        }
+        let mut ends = self.ends.borrow_mut();
+        while ends.len() <= epoch {
+            let before = ends.last().copied().unwrap_or(0);
+            let steps = self.steps(ends.len());
+            ends.push(before + steps);
+        }
+        ends[epoch]
     }
 
     /// Epoch and step within it that come after `done` steps.
     pub(super) fn locate(&self, done: u64) -> (usize, u64) {
-        if !self.config.shuffle {
-            let steps = self.steps_per_epoch();
-            return ((done / steps) as usize, done % steps);
+        if self.is_regular() {
+            return ((done / self.first) as usize, done % self.first);
         }
-        let mut left = done;
-        for (epoch, &steps) in self.steps.iter().enumerate() {
-            if left < steps {
-                return (epoch, left);
+        loop {
+            let ends = self.ends.borrow();
+            let epoch = ends.partition_point(|&end| end <= done);
+            if epoch < ends.len() {
+                let start = epoch.checked_sub(1).map_or(0, |before| ends[before]);
+                return (epoch, done - start);
             }
-            left -= steps;
+            drop(ends);
+            self.end(epoch);
         }
-        (self.steps.len(), left)
     }
 
     /// Position in epochs after `done` steps.
     pub(super) fn position(&self, done: u64) -> f64 {
         let (epoch, step) = self.locate(done);
-        let steps =
-            if self.config.shuffle { self.steps.get(epoch).copied() } else { Some(self.steps_per_epoch()) };
-        epoch as f64 + steps.map_or(0.0, |steps| step as f64 / steps as f64)
+        let start = epoch.checked_sub(1).map_or(0, |before| self.end(before));
+        epoch as f64 + step as f64 / (self.end(epoch) - start) as f64
     }
 
     /// True if `done` steps end an epoch or the run.
@@ -148,34 +173,60 @@ mod tests {
         let itinerary = Itinerary::new(&config, lengths, &Context::default()).unwrap();
         assert_eq!(itinerary.total_steps(), 50);
         let mut done = 0;
-        for epoch in 0..itinerary.steps.len() {
+        let mut ends = std::collections::BTreeSet::new();
+        for epoch in 0..40 {
             assert_eq!(itinerary.locate(done), (epoch, 0));
-            done += itinerary.epoch(epoch).unwrap().len() as u64;
+            let steps = itinerary.epoch(epoch).unwrap().len() as u64;
+            assert_eq!(itinerary.locate(done + steps - 1), (epoch, steps - 1));
+            assert!((itinerary.position(done + 1) - epoch as f64 - 1.0 / steps as f64).abs() < 1e-12);
+            ends.insert(steps);
+            done += steps;
         }
-        assert!(done >= 50);
+        assert!(done >= 50 && ends.len() > 1, "epochs differ: {ends:?}");
     }
 
     #[test]
-    fn without_shuffling_one_epoch_stands_for_all() {
+    fn a_very_long_run_is_planned_at_once() {
         let context = Context::default();
         let of = |edit: fn(&mut TrainConfig)| {
-            let config = config(|c| {
-                c.shuffle = false;
-                edit(c);
-            });
+            let config = config(edit);
             let itinerary = Itinerary::new(&config, vec![10; 5], &context).unwrap();
             let total = itinerary.total_steps();
-            (total, itinerary.locate(total - 1), itinerary.steps.len())
+            let counted = itinerary.ends.borrow().len();
+            (total, counted, itinerary.locate(if counted == 0 && total < 10 { total - 1 } else { 7 }))
         };
-        assert_eq!(of(|c| c.num_epochs = 2.5), (8, (2, 1), 1));
-        assert_eq!(of(|c| c.max_steps = Some(1_000_000_000)), (1_000_000_000, (333_333_333, 0), 1));
-        assert_eq!(of(|c| c.max_steps = Some(1)), (1, (0, 0), 1));
+        let long = 1_000_000_000;
+        assert_eq!(of(|c| c.num_epochs = 2.5), (8, 0, (2, 1)));
+        assert_eq!(of(|c| (c.max_steps, c.shuffle) = (Some(1_000_000_000), false)), (long, 0, (2, 1)));
+        assert_eq!(of(|c| c.max_steps = Some(1_000_000_000)), (long, 0, (2, 1)));
+        let by_tokens = |c: &mut TrainConfig| {
+            (c.max_steps, c.batch_size, c.tokens_per_batch) = (Some(1_000_000_000), None, Some(20));
+        };
+        assert_eq!(of(by_tokens), (long, 0, (2, 1)));
+        assert_eq!(of(|c| c.max_steps = Some(1)), (1, 0, (0, 0)));
+    }
+
+    #[test]
+    fn epochs_of_different_lengths_add_up() {
+        let context = Context::default();
+        let lengths: Vec<usize> = (0..17).map(|i| 10 + 13 * i % 71).collect();
+        for num_epochs in [0.5, 1.0, 3.0, 7.25] {
+            let config =
+                config(|c| (c.num_epochs, c.batch_size, c.tokens_per_batch) = (num_epochs, None, Some(100)));
+            let itinerary = Itinerary::new(&config, lengths.clone(), &context).unwrap();
+            let mut expected = 0.0;
+            for epoch in 0..num_epochs.ceil() as usize {
+                let steps = itinerary.epoch(epoch).unwrap().len() as f64;
+                expected += (steps * (num_epochs - epoch as f64).min(1.0)).ceil();
+            }
+            assert_eq!(itinerary.total_steps() as f64, expected, "{num_epochs}");
+        }
     }
 
     #[test]
     fn counting_steps_can_be_stopped() {
         let context = Context { stop: Some(std::sync::Arc::new(|| true)), ..Context::default() };
-        let config = config(|c| c.max_steps = Some(1_000_000_000));
+        let config = config(|c| (c.num_epochs, c.batch_size, c.tokens_per_batch) = (1e6, None, Some(2)));
         assert!(matches!(Itinerary::new(&config, vec![1; 4], &context), Err(Error::Stopped { .. })));
     }
 

@@ -6,23 +6,73 @@ use super::event::Event;
 use super::log;
 use crate::config::{Resume, TrainConfig};
 use crate::error::{Error, Result};
-use crate::formats::checkpoint::{self, Checkpoint};
-use crate::session::Notice;
+use crate::formats::checkpoint::{self, Checkpoint, RunLock};
+use crate::formats::model_folder::is_model_folder;
+use crate::session::{Notice, text_settings};
 
-/// Files that an earlier run left in the output folder.
-fn traces(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
-    let names =
-        [log::NAME, "adapter_config.json", "adapter_model.safetensors", "trainer_state.json", "loss.svg"];
-    let of_run = |name: &str| names.contains(&name) || name.starts_with("checkpoint-");
-    let paths = entries.filter_map(|e| e.ok()).filter(|e| e.file_name().to_str().is_some_and(of_run));
-    paths.map(|e| e.path()).collect()
+/// Files that are results of a run.
+const RESULTS: [&str; 5] =
+    [log::NAME, "adapter_config.json", "adapter_model.safetensors", "trainer_state.json", "loss.svg"];
+
+/// Files that say how a run was made; the next one writes them anew.
+const SETTINGS: [&str; 3] = ["training_config.toml", text_settings::NAME, RunLock::NAME];
+
+/// What is in an output folder.
+#[derive(Debug, Default)]
+struct Found {
+    /// Results and checkpoints of an earlier run.
+    of_run: Vec<PathBuf>,
+    /// The first thing that no run makes.
+    foreign: Option<PathBuf>,
+    /// Whether something has the name of a result, whoever made it.
+    has_results: bool,
 }
 
-/// An output folder that holds a run is only touched if the user says so.
+/// Looks through an output folder, which need not exist.
+fn look(dir: &Path) -> Result<Found> {
+    let failed = |e| Error::io(dir, "list the folder", e);
+    let mut paths = Vec::new();
+    match std::fs::read_dir(dir) {
+        Ok(entries) => {
+            for entry in entries {
+                paths.push(entry.map_err(failed)?.path());
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    paths.sort();
+    let mut found = Found::default();
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let kind = path.symlink_metadata().map_err(|e| Error::io(&path, "look at", e))?;
+        let is_result = RESULTS.contains(&&*name);
+        found.has_results |= is_result || name.starts_with("checkpoint-");
+        if is_result && !kind.is_dir() || kind.is_dir() && checkpoint::is_ours(&path)? {
+            found.of_run.push(path);
+        } else if !(SETTINGS.contains(&&*name) && !kind.is_dir() || checkpoint::is_leftover(&name)) {
+            found.foreign.get_or_insert(path);
+        }
+    }
+    Ok(found)
+}
+
+/// An output folder that holds a run is only touched if the user says so, and nothing but a run is ever removed.
 pub(super) fn check_output(config: &TrainConfig) -> Result<()> {
-    if config.resume.is_some() || config.overwrite || traces(&config.output_dir).is_empty() {
+    let dir = &config.output_dir;
+    if is_model_folder(dir) {
+        return Error::input("CONFIG", "the output folder holds a model")
+            .path(dir)
+            .field("output_dir")
+            .fix("choose another --output-dir: a model folder holds the files of the model alone")
+            .into();
+    }
+    let found = look(dir)?;
+    if config.resume.is_some() || (!config.overwrite && !found.has_results) {
         return Ok(());
+    }
+    if config.overwrite {
+        return refuse_foreign(&found);
     }
     Error::input("CONFIG", "the output folder already holds a run")
         .path(&config.output_dir)
@@ -31,12 +81,24 @@ pub(super) fn check_output(config: &TrainConfig) -> Result<()> {
         .into()
 }
 
+/// Fails if there is something that no run has made.
+fn refuse_foreign(found: &Found) -> Result<()> {
+    let Some(path) = &found.foreign else { return Ok(()) };
+    Error::input("CONFIG", "--overwrite removes an earlier run of tanren, and this was not made by one")
+        .path(path)
+        .field("overwrite")
+        .fix("move it away or remove it, or choose another --output-dir")
+        .into()
+}
+
 /// Removes what an earlier run left, where the user asked to replace it.
 pub(super) fn remove_old_run(config: &TrainConfig) -> Result<()> {
     if !config.overwrite {
         return Ok(());
     }
-    for path in traces(&config.output_dir) {
+    let found = look(&config.output_dir)?;
+    refuse_foreign(&found)?;
+    for path in found.of_run {
         let removed =
             if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         removed.map_err(|e| Error::io(&path, "remove the earlier run", e))?;

@@ -180,11 +180,15 @@ pub(super) fn first_adapter<T: Real<Stat = f32>>(
     config: &TrainConfig,
     device: &Device,
     decoder: &Decoder<T>,
+    notify: &mut dyn FnMut(Notice),
 ) -> Result<Adapter<f32>> {
     let Some(dir) = &config.init_adapter else {
         return Adapter::new(device, &config.lora(), &decoder.config, &decoder.weights, config.seed);
     };
     let peft = read_adapter(dir)?;
+    if !peft.config.unknown_keys.is_empty() {
+        notify(session::unknown_keys(&peft.config.unknown_keys));
+    }
     let mut adapter = Adapter::from_peft(device, &decoder.config, &peft.config, &peft.tensors, dir)?;
     let (has, wanted) = (adapter.config().clone(), config.lora());
     let modules = |lora: &crate::config::LoraConfig| lora.modules_of(&decoder.config);

@@ -76,8 +76,9 @@ fn run_as<T: Real<Stat = f32>>(
             format!("to stay within the memory limit, blocks keep less: {policies}; results are the same");
         watch(Event::Notice(Notice::Note(what)));
     }
-    if lock.is_none() {
-        first_adapter(config, &prepared.weights_device, &prepared.decoder)?;
+    let Some(lock) = lock else {
+        let notify = &mut |notice: Notice| watch(notice.into());
+        first_adapter(config, &prepared.weights_device, &prepared.decoder, notify)?;
         return Ok(Summary {
             global_step: 0,
             train_loss: None,
@@ -91,9 +92,10 @@ fn run_as<T: Real<Stat = f32>>(
             sol: None,
             peak_bytes: planned.peak_bytes,
         });
-    }
+    };
     reserve(&prepared.device, &planned)?;
-    let mut training = Training::start(config, context, &prepared, (itinerary, &planned, rooms), watch)?;
+    let mut training =
+        Training::start((config, &lock), context, &prepared, (itinerary, &planned, rooms), watch)?;
     training.steps(watch)?;
     training.finish(watch)
 }
@@ -101,6 +103,7 @@ fn run_as<T: Real<Stat = f32>>(
 /// A run on its way.
 struct Training<'a, T: Real<Stat = f32>> {
     config: &'a TrainConfig,
+    lock: &'a RunLock,
     context: &'a Context,
     prepared: &'a Prepared<T>,
     itinerary: Itinerary<'a>,
@@ -150,7 +153,7 @@ fn changed_schedule(config: &TrainConfig, before: u64, now: u64, done: u64) -> O
 impl<'a, T: Real<Stat = f32>> Training<'a, T> {
     /// A run at its first step, or where the checkpoint to resume from left it.
     fn start(
-        config: &'a TrainConfig,
+        (config, lock): (&'a TrainConfig, &'a RunLock),
         context: &'a Context,
         prepared: &'a Prepared<T>,
         (itinerary, planned, rooms): (Itinerary<'a>, &Plan, Rooms),
@@ -158,7 +161,10 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
     ) -> Result<Self> {
         let device = &prepared.device;
         let place = device.class(Class::Master);
-        let master = device.run(|| first_adapter(config, &place, &prepared.decoder))?;
+        let mut notices = Vec::new();
+        let mut notify = |notice| notices.push(notice);
+        let master = device.run(|| first_adapter(config, &place, &prepared.decoder, &mut notify))?;
+        notices.into_iter().for_each(|notice| watch(Event::Notice(notice)));
         let (optimizer, adapter) = Optimizer::with_master(device, master)?;
         let total_steps = itinerary.total_steps();
         let mut stepper = Stepper {
@@ -169,11 +175,12 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             model_flops: ModelFlops::of(&prepared.model.config, Some(&config.lora()))?,
             recorded: None,
             spare: Spare::default(),
+            room: rooms.cuts.then_some(rooms.training),
             grads: vec![adapter.zeros_like(&device.class(Class::Gradient))?],
             optimizer,
             adapters: vec![adapter],
         };
-        let identity = identity(config, prepared);
+        let identity = identity(config, prepared)?;
         let mut state = TrainerState::new(config, total_steps, itinerary.steps_per_epoch());
         let mut saved = None;
         checkpoint::clean_stale(&config.output_dir)?;
@@ -219,6 +226,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         device.take_ledger();
         Ok(Self {
             config,
+            lock,
             context,
             prepared,
             itinerary,
@@ -237,6 +245,13 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             all: Sums::default(),
             since_log: Sums::default(),
         })
+    }
+
+    /// Fails if what is published next would be for other weights than those on the disk, or into another folder than that of
+    /// the run.
+    fn check_surroundings(&self) -> Result<()> {
+        self.lock.check()?;
+        self.prepared.model.folder.check_unchanged()
     }
 
     /// All steps that are left.
@@ -347,6 +362,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             step_log.loss = sums.mean_loss().unwrap_or(0.0);
             step_log.tokens_per_second = sums.tokens_per_second();
             step_log.sol = sums.sol(self.peak);
+            self.lock.check()?;
             let row = self.log.write(&step_log)?;
             watch(Event::Logged(&step_log));
             self.remember(&row, &["loss", "grad_norm", "learning_rate"]);
@@ -437,6 +453,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         if self.saved == Some(step) {
             return Ok(path);
         }
+        self.check_surroundings()?;
         let text = &self.prepared.text;
         state_files::save(config, &self.stepper, &self.state, (&self.identity, text))?;
         self.saved = Some(step);
@@ -461,6 +478,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             state_files::load_adapter(best, &mut self.stepper)?;
             watch(Event::Notice(Notice::Note(format!("the final adapter is that of {}", best.display()))));
         }
+        self.check_surroundings()?;
         state_files::publish(config, &self.stepper)?;
         let train_runtime = self.start.elapsed().as_secs_f64();
         let tokens_per_second = self.all.tokens_per_second();

@@ -100,7 +100,7 @@ impl TrainerState {
     ///
     /// # Errors
     /// An input error that names the file.
-    pub(super) fn from_json(path: &std::path::Path, text: &[u8]) -> Result<Self> {
+    pub fn from_json(path: &std::path::Path, text: &[u8]) -> Result<Self> {
         serde_json::from_slice(text).map_err(|e| {
             Error::input("CHECKPOINT", format!("not a trainer state of tanren: {e}"))
                 .path(path)

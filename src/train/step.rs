@@ -8,7 +8,7 @@ use crate::data::packing::{collate, collate_shared};
 use crate::device::{Device, Kind, Machine, Mailbox};
 use crate::error::{Error, Result};
 use crate::model::{
-    Adapter, Decoder, DropoutStep, ModelFlops, PassOptions, Policies, RecordedPass, Scorer, recorded,
+    Adapter, Decoder, DropoutStep, ModelFlops, PassOptions, Policies, RecordedPass, Room, Scorer, recorded,
 };
 use crate::ops::linear_cross_entropy::TargetScore;
 use crate::optim::{Optimizer, Update};
@@ -44,6 +44,8 @@ pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
     pub(super) recorded: Option<RecordedPass<T>>,
     /// Mailboxes of steps that are finished, for those to come.
     pub(super) spare: Spare,
+    /// Room that passes are cut to, where not all of them were looked at before.
+    pub(super) room: Option<Room>,
 }
 
 /// Mailboxes of scores and of norms.
@@ -152,11 +154,12 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         for micro_batch in micro_batches {
             for pass in passes(micro_batch, self.config.max_tokens_per_pass) {
                 context.check_stop(&format!("stopped within step {}", step + 1))?;
-                let batch = packed(pass, self.config.share_prefix, first_sample);
-                started.packed_tokens += batch.total_tokens();
-                started.result.model_flops += self.model_flops.forward_and_backward(&batch);
-                first_sample += pass.len() as u32;
-                total += self.pass(&mut started, &batch, pass)?;
+                for (batch, rows) in fitting(pass, self.config.share_prefix, first_sample, self.room) {
+                    started.packed_tokens += batch.total_tokens();
+                    started.result.model_flops += self.model_flops.forward_and_backward(&batch);
+                    first_sample += rows.len() as u32;
+                    total += self.pass(&mut started, &batch, rows)?;
+                }
             }
         }
         let update = Update {
@@ -280,6 +283,23 @@ pub(super) fn packed(rows: &[&Row], share_prefix: bool, first_sample: u32) -> Ba
     batch
 }
 
+/// The rows of one pass as a batch, or as several of halves of them, each of which fits `room`. A row alone always does.
+fn fitting<'r, 'a>(
+    rows: &'r [&'a Row],
+    share_prefix: bool,
+    first_sample: u32,
+    room: Option<Room>,
+) -> Vec<(Batch, &'r [&'a Row])> {
+    let batch = packed(rows, share_prefix, first_sample);
+    if rows.len() < 2 || room.is_none_or(|room| room.holds(Room::of(&batch))) {
+        return vec![(batch, rows)];
+    }
+    let (left, right) = rows.split_at(rows.len() / 2);
+    let mut all = fitting(left, share_prefix, first_sample, room);
+    all.extend(fitting(right, share_prefix, first_sample + left.len() as u32, room));
+    all
+}
+
 /// Where some rows come from: the first five.
 fn places(rows: &[&Row]) -> Vec<String> {
     let mut places: Vec<String> = rows.iter().take(5).map(|row| row.place.clone()).collect();
@@ -294,5 +314,42 @@ fn not_finite(what: &str, step: u64, places: &[String]) -> Error {
         what: format!("{what} of step {} is not finite (rows {})", step + 1, places.join(", ")),
         fix: "lower --learning-rate, set --max-grad-norm, or look at these rows; the last checkpoint is good"
             .into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::encode::Example;
+
+    #[test]
+    fn a_pass_beyond_the_room_is_cut_and_keeps_its_rows_and_samples() {
+        let row = |len: usize| Row {
+            example: Example {
+                input_ids: vec![1; len],
+                labels: vec![1; len],
+                prompt_len: 0,
+                record: 0,
+                truncated: false,
+            },
+            place: String::new(),
+        };
+        let rows = [row(5), row(7), row(3), row(9), row(2)];
+        let rows: Vec<&Row> = rows.iter().collect();
+        let whole = fitting(&rows, false, 3, None);
+        // The last token of a row is a target alone.
+        assert_eq!((whole.len(), whole[0].0.total_tokens()), (1, 21));
+        let enough = Room::of(&whole[0].0);
+        assert_eq!(fitting(&rows, false, 3, Some(enough)).len(), 1);
+        let alone = rows.iter().map(|row| Room::of(&packed(&[row], false, 0)));
+        let least = alone.fold(Room::default(), Room::max);
+        let two = Room::of(&packed(&rows[..2], false, 0)).max(least);
+        for room in [least, two] {
+            let parts = fitting(&rows, false, 3, Some(room));
+            assert!(parts.len() > 1 && parts.iter().all(|(batch, _)| room.holds(Room::of(batch))));
+            let samples =
+                parts.iter().flat_map(|(batch, _)| batch.segments.iter().map(|s| (s.sample, s.len)));
+            assert!(samples.eq([(3, 4), (4, 6), (5, 2), (6, 8), (7, 1)]), "{room:?}");
+        }
     }
 }

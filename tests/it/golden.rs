@@ -85,7 +85,8 @@ impl Case {
 
     fn integers(&self, name: &str) -> Vec<usize> {
         let view = self.expected.get(name).unwrap();
-        let bytes = view.bytes().chunks_exact(view.dtype().size());
+        let bytes = view.bytes(usize::MAX).unwrap();
+        let bytes = bytes.chunks_exact(view.dtype().bitsize() / 8);
         bytes.map(|b| i64::from_le_bytes(std::array::from_fn(|i| *b.get(i).unwrap_or(&0))) as usize).collect()
     }
 

@@ -20,3 +20,4 @@ mod tidy;
 mod tidy_gpu_tests;
 mod tidy_kernels;
 mod train;
+mod unlucky;

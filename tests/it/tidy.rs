@@ -49,8 +49,8 @@ const PLACES: [(&[&str], &[&str], &str); 4] = [
     (&["cudarc"], &["src/device/cuda.rs"], "the driver belongs to src/device/cuda.rs"),
     (
         &["unsafe"],
-        &["src/device/", "src/formats/mmap.rs", "src/ops/*/gpu.rs", "src/ops/gemm.rs"],
-        "unsafe code belongs to src/device/, src/formats/mmap.rs, src/ops/*/gpu.rs and src/ops/gemm.rs",
+        &["src/device/", "src/ops/*/gpu.rs", "src/ops/gemm.rs"],
+        "unsafe code belongs to src/device/, src/ops/*/gpu.rs and src/ops/gemm.rs",
     ),
 ];
 

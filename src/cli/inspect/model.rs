@@ -59,7 +59,7 @@ pub(super) fn show(name: &str, verify: bool, console: &Console) -> Result<()> {
     console.heading("linear layers of every block (names for --target-modules)");
     console.lines(linear(&config));
     console.heading("files");
-    console.lines(table::pairs(&files(&folder)));
+    console.lines(table::pairs(&files(&folder)?));
     let (missing, unused) = compare(&config, &folder)?;
     for (what, names) in [("MISSING tensors", missing), ("tensors that are not used", unused)] {
         if !names.is_empty() {
@@ -129,14 +129,14 @@ fn linear(config: &ModelConfig) -> Vec<String> {
 }
 
 /// Weight files, types of numbers, tokenizer files.
-fn files(folder: &ModelFolder) -> Vec<(&'static str, String)> {
+fn files(folder: &ModelFolder) -> Result<Vec<(&'static str, String)>> {
     let mut paths: BTreeSet<PathBuf> = BTreeSet::new();
     let mut types: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for view in folder.tensor_names().into_iter().filter_map(|name| folder.tensor(name)) {
         paths.insert(view.path().to_owned());
         let (tensors, size) = types.entry(view.dtype().to_string()).or_default();
         *tensors += 1;
-        *size += view.bytes().len() as u64;
+        *size += view.num_bytes();
     }
     let mut rows = Vec::new();
     for path in &paths {
@@ -147,7 +147,7 @@ fn files(folder: &ModelFolder) -> Vec<(&'static str, String)> {
     for (dtype, (tensors, size)) in types {
         rows.push(("tensors", format!("{} of {dtype} ({})", count(tensors), bytes(size))));
     }
-    let texts = tokenizer_files(folder.dir());
+    let texts = tokenizer_files(folder.dir())?;
     let named = [
         texts.tokenizer_json,
         texts.tokenizer_config_json,
@@ -162,7 +162,7 @@ fn files(folder: &ModelFolder) -> Vec<(&'static str, String)> {
         .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
         .collect();
     rows.push(("tokenizer", if named.is_empty() { "none".to_owned() } else { named.join(", ") }));
-    rows
+    Ok(rows)
 }
 
 /// Tensors that the model needs and the files lack, and the other way round. Reads no numbers.

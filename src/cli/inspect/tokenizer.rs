@@ -17,7 +17,6 @@ use crate::data::template::sandbox::SandboxedTemplate;
 use crate::data::texts::Texts;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::formats::model_folder::check_text_links;
 
 /// Longest text that is read from standard input, in bytes.
 const MAX_STDIN: u64 = 16 << 20;
@@ -52,7 +51,6 @@ pub(super) fn show(args: &TokenizerArgs, console: &Console) -> Result<()> {
 /// The model folder; that of a tokenizer alone needs no weights.
 fn folder(name: &str, console: &Console) -> Result<PathBuf> {
     if Path::new(name).is_dir() {
-        check_text_links(Path::new(name))?;
         return Ok(PathBuf::from(name));
     }
     let model = open_model(name, console)?;

@@ -6,9 +6,10 @@ use std::path::Path;
 use serde_json::value::RawValue;
 
 use super::jsonl::{bad_json, not_utf8};
-use super::{Rows, UTF8_BOM, lines, strict_json};
+use super::{Rows, UTF8_BOM, lines};
 use crate::data::record::Record;
 use crate::error::{Error, Result};
+use crate::formats::strict_json;
 
 /// Reads the elements of the array; their lines are those they start in.
 pub(super) fn read(path: &Path, source: impl BufRead) -> Result<Vec<Record>> {

@@ -6,11 +6,11 @@
 use std::io::{BufRead, Read};
 use std::path::Path;
 
-use super::strict_json;
 use super::{Rows, UTF8_BOM};
 use crate::data::char_boundary;
 use crate::data::record::Record;
 use crate::error::{Error, Result};
+use crate::formats::strict_json;
 
 /// Longest accepted line. A longer one is no row but a file without line ends.
 const MAX_LINE_BYTES: u64 = 64 << 20;

@@ -5,7 +5,6 @@
 mod array;
 mod delimited;
 mod jsonl;
-mod strict_json;
 
 pub use jsonl::read_rows;
 
@@ -69,6 +68,14 @@ pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<Record>> {
         return read_unpacked(path, &name_without_gz(path), BufReader::with_capacity(1 << 20, unpacked));
     }
     read_unpacked(path, &name_of(path), source)
+}
+
+/// Reads all rows of the bytes of a file; `path` is its name in messages, and its ending says if it is a table.
+///
+/// # Errors
+/// As [`read_file`], except that compressed bytes are refused.
+pub fn read_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
+    read_unpacked(path, &name_of(path), bytes)
 }
 
 /// Reads rows; `name` is that of the file before it was compressed.

@@ -11,7 +11,7 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tokenize
 /// The reduced Qwen2.5 tokenizer, or the one in the folder `$TANREN_TEST_TOKENIZER`.
 pub(in crate::data) static QWEN: LazyLock<Tokenizer> = LazyLock::new(|| {
     let folder = std::env::var("TANREN_TEST_TOKENIZER").unwrap_or(FOLDER.into());
-    Tokenizer::from_files(&tokenizer_files(Path::new(&folder))).unwrap()
+    Tokenizer::from_files(&tokenizer_files(Path::new(&folder)).unwrap()).unwrap()
 });
 
 /// The golden case `tokenize`, of the folder `$TANREN_GOLDEN` if that is set: its texts may need more than the reduced tokenizer.
@@ -125,7 +125,8 @@ fn a_template_file_wins() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat_template.jinja");
     std::fs::write(&path, "from the file").unwrap();
-    let files = TokenizerFiles { chat_template_jinja: Some(path), ..tokenizer_files(Path::new(FOLDER)) };
+    let files =
+        TokenizerFiles { chat_template_jinja: Some(path), ..tokenizer_files(Path::new(FOLDER)).unwrap() };
     let tokenizer = Tokenizer::from_files(&files).unwrap();
     assert_eq!(tokenizer.chat_template(), Some("from the file"));
 }
@@ -222,7 +223,7 @@ fn folder(patch: impl FnOnce(&mut Value), files: &[(&str, &str)]) -> Result<Toke
     for (name, text) in files {
         std::fs::write(folder.path().join(name), text).unwrap();
     }
-    Tokenizer::from_files(&tokenizer_files(folder.path()))
+    Tokenizer::from_files(&tokenizer_files(folder.path()).unwrap())
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Two pinned buffers through which everything goes to the GPU and back.
 //!
 //! The GPU copies from pinned memory by itself. While it moves one buffer, the processor fills or empties the other one, straight
-//! from or to the caller's memory, which may be a mapped file. Small copies to the GPU lie one behind the other in a buffer, so
+//! from or to the caller's memory. Small copies to the GPU lie one behind the other in a buffer, so
 //! that none waits for the one before: that may be queued behind the work of a whole step. The buffers are made at the first
 //! copy and kept.
 

@@ -49,7 +49,7 @@ pub struct AdapterConfig {
     pub task_type: Option<String>,
     /// Whether PEFT freezes the adapter when it loads it; true in every saved file.
     pub inference_mode: bool,
-    /// Keys of the file that are not known here. They have no effect.
+    /// Keys of the file that are not known here. They have no effect; one that is true is refused.
     pub unknown_keys: Vec<String>,
 }
 
@@ -233,6 +233,7 @@ impl AdapterConfig {
             inference_mode: keys.take("inference_mode", "true or false", Value::as_bool)?.unwrap_or(true),
             unknown_keys: Vec::new(),
         };
+        keys.refuse_switches()?;
         config.unknown_keys = keys.0.into_keys().filter(|key| !IGNORED.contains(&key.as_str())).collect();
         Ok(config)
     }
@@ -296,6 +297,15 @@ impl Keys {
                 Err(error.fix("use an adapter without it; ignoring it would give wrong results"))
             }
         }
+    }
+
+    /// A switch that nobody knows here and that is on changes something.
+    fn refuse_switches(&mut self) -> Result<(), InputError> {
+        let is_on = |(key, value): &(&String, &Value)| {
+            **value == Value::Bool(true) && !IGNORED.contains(&key.as_str())
+        };
+        let on = self.0.iter().find(is_on).map(|(key, _)| key.clone());
+        on.map_or(Ok(()), |key| self.refuse(&key))
     }
 
     /// Some ways to start an adapter also change the base weights, which are not in its file.

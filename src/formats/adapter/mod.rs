@@ -5,6 +5,7 @@
 //! Source: PEFT `config.py`, `tuners/lora/config.py`, `utils/save_and_load.py`.
 
 mod config;
+mod names;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,7 +20,8 @@ use crate::error::{Error, Result};
 pub use config::{AdapterConfig, TargetModules};
 
 const CODE: &str = "ADAPTER";
-const CONFIG_NAME: &str = "adapter_config.json";
+/// Name of the configuration in the folder of an adapter.
+pub const CONFIG_NAME: &str = "adapter_config.json";
 const WEIGHTS_NAME: &str = "adapter_model.safetensors";
 
 /// Largest `adapter_config.json`; real ones have about 1 kB.
@@ -30,7 +32,8 @@ const MAX_CONFIG: u64 = 4 << 20;
 pub struct Adapter {
     /// Its configuration.
     pub config: AdapterConfig,
-    /// Its tensors by their names in the file (`base_model.model....lora_A.weight`).
+    /// Its tensors by their names as PEFT writes them (`base_model.model....lora_A.weight`), whatever wrapper they were saved
+    /// from.
     pub tensors: BTreeMap<String, AdapterTensor>,
 }
 
@@ -65,16 +68,34 @@ pub fn read_adapter(dir: &Path) -> Result<Adapter> {
         };
     };
     let path = folder.path(WEIGHTS_NAME);
-    let file = TensorFile::from_file(&file, &path)?;
+    let file = TensorFile::from_file(file, &path)?;
     let mut tensors = BTreeMap::new();
     for view in file.names().filter_map(|name| file.get(name)) {
+        let name = names::canonical(view.name());
+        if tensors.contains_key(&name) {
+            return Error::input(CODE, "the file has two tensors for the same part of the model")
+                .path(&path)
+                .field(view.name())
+                .got(format!("another one for {name}"))
+                .fix("save each adapter into a folder of its own")
+                .into();
+        }
         let data = view.to_f32()?;
         check_finite(view.name(), &data).map_err(|e| refuse(e, &path))?;
-        tensors.insert(view.name().to_owned(), AdapterTensor { shape: view.shape().to_vec(), data });
+        tensors.insert(name, AdapterTensor { shape: view.shape().to_vec(), data });
     }
+    file.check_unchanged()?;
     let adapter = Adapter { config, tensors };
     adapter.check_ranks(&path)?;
     Ok(adapter)
+}
+
+/// The text of another file in the folder of an adapter, of at most `limit` bytes; none if there is none.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Input`] if it is larger, no text, or a link that leads out of the folder.
+pub fn read_text(dir: &Path, name: &str, limit: u64) -> Result<Option<String>> {
+    Folder::open(CODE, dir)?.text(name, limit)
 }
 
 /// Names and bytes of the two files of an adapter.

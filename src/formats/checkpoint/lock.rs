@@ -1,32 +1,35 @@
-//! One run per folder.
+//! One run per folder, in the folder it began in.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use super::CODE;
 use crate::error::{Error, Result};
 use crate::formats::atomic::create_output_dir;
 
-/// Name of the lock file. It stays when the run ends: removing it would let two runs lock two files of one name.
-const LOCK_NAME: &str = ".lock";
-
 /// The right to write into a folder, until it is dropped or the process ends, however it ends.
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
+    /// The folder, open, so that no other one can get its inode.
+    dir: File,
+    path: PathBuf,
 }
 
 impl RunLock {
+    /// Name of the lock file. It stays when the run ends: removing it would let two runs lock two files of one name.
+    pub const NAME: &str = ".lock";
+
     /// Locks `output_dir`, which is created if it is missing.
     ///
     /// # Errors
     /// [`Error::Input`] that names the other run if there is one; [`Error::Io`] if the file system cannot lock.
     pub fn acquire(output_dir: &Path) -> Result<Self> {
         create_output_dir(output_dir)?;
-        let path = output_dir.join(LOCK_NAME);
-        let failed = |action: &'static str| move |e| Error::io(output_dir.join(LOCK_NAME), action, e);
+        let path = output_dir.join(Self::NAME);
+        let failed = |action: &'static str| move |e| Error::io(output_dir.join(Self::NAME), action, e);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         // A link could name any file of the user, which would then be overwritten.
@@ -50,7 +53,31 @@ impl RunLock {
         let written =
             file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(owner.as_bytes()));
         written.map_err(failed("write"))?;
-        Ok(Self { _file: file })
+        let dir = File::open(output_dir).map_err(|e| Error::io(output_dir, "open the folder", e))?;
+        Ok(Self { _file: file, dir, path: output_dir.to_owned() })
+    }
+
+    /// Fails if the folder is gone, or another one stands in its place: what is written then would be lost, or land in the
+    /// folder of somebody else.
+    ///
+    /// # Errors
+    /// [`Error::Changed`], or [`Error::Io`] if the folder cannot be looked at.
+    pub fn check(&self) -> Result<()> {
+        let failed = |e| Error::io(&self.path, "look at the folder", e);
+        let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let now = match std::fs::metadata(&self.path) {
+            Ok(metadata) => Some(id(metadata)),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+            Err(error) => return Err(failed(error)),
+        };
+        if now == Some(id(self.dir.metadata().map_err(failed)?)) {
+            return Ok(());
+        }
+        Err(Error::Changed {
+            path: self.path.clone(),
+            what: "the output folder was removed, moved or replaced during the run".into(),
+            fix: "leave the folder alone during a run; if it was moved, go on there with --resume auto",
+        })
     }
 }
 

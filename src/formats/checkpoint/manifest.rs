@@ -20,7 +20,7 @@ const FORMAT_VERSION: u32 = 1;
 /// The files of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Manifest {
+pub struct Manifest {
     format_version: u32,
     /// Optimizer steps done.
     pub(super) step: u64,
@@ -67,7 +67,10 @@ impl Manifest {
     }
 
     /// Reads the text of a manifest; `path` is its name in messages.
-    pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Input`] if it is damaged, of another version, or names a file outside the folder.
+    pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         let bad = |what: String| Error::input(CODE, what).path(path).fix("resume from another checkpoint");
         let manifest: Self = match serde_json::from_slice(text) {
             Ok(manifest) => manifest,

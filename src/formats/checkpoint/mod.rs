@@ -17,8 +17,9 @@ mod power_cut_tests;
 mod tests;
 
 pub use lock::RunLock;
-pub use open::{Checkpoint, Skipped, newest, open};
-pub use remove::{clean_stale, rotate};
+pub use manifest::Manifest;
+pub use open::{Checkpoint, Skipped, is_ours, newest, open};
+pub use remove::{clean_stale, is_leftover, rotate};
 pub use save::save;
 
 use std::path::{Path, PathBuf};
@@ -45,12 +46,17 @@ fn step_of(name: &str) -> Option<u64> {
 
 /// All visible checkpoints of a run with their steps, whole or not, oldest first.
 fn list(output_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let mut found: Vec<(u64, PathBuf)> = entries(output_dir)?
-        .into_iter()
-        .filter_map(|(name, path)| Some((step_of(&name)?, path)))
-        // A link is not ours to rotate or to resume from by itself.
-        .filter(|(_, path)| path.symlink_metadata().is_ok_and(|m| m.is_dir()))
-        .collect();
+    let mut found = Vec::new();
+    for (name, path) in entries(output_dir)? {
+        let Some(step) = step_of(&name) else { continue };
+        match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => found.push((step, path)),
+            // A link is not ours to rotate or to resume from by itself.
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(&path, "look at the checkpoint", error)),
+        }
+    }
     found.sort();
     Ok(found)
 }

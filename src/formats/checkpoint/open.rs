@@ -73,19 +73,7 @@ impl Checkpoint {
 /// # Errors
 /// [`Error::Input`] if it is incomplete, damaged, or of another version; [`Error::Io`] if it cannot be read.
 pub fn open(dir: &Path) -> Result<Checkpoint> {
-    let path = dir.join(MANIFEST_NAME);
-    let mut text = Vec::new();
-    let file = match open_file(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Error::input(CODE, "no MANIFEST.json: the checkpoint is incomplete, or not one of ours")
-                .path(dir)
-                .fix("resume from another checkpoint")
-                .into();
-        }
-        file => file.map_err(|e| Error::io(&path, "read", e))?,
-    };
-    file.take(MAX_MANIFEST).read_to_end(&mut text).map_err(|e| Error::io(&path, "read", e))?;
-    let manifest = Manifest::parse(&path, &text)?;
+    let manifest = manifest(dir)?;
     let named = dir.file_name().and_then(|name| step_of(name.to_str()?));
     if let Some(step) = named.filter(|&step| step != manifest.step) {
         return Error::input(CODE, "the folder's name and its manifest disagree about the step")
@@ -101,19 +89,64 @@ pub fn open(dir: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint { path: dir.to_owned(), manifest })
 }
 
-/// The checkpoint of `output_dir` with the highest step that verifies, and those with a higher one that do not.
+/// Whether the folder `dir` is a checkpoint of ours and holds nothing else: its manifest is whole, and every file is in it.
+/// Hashes are not verified.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be listed. A missing folder has no checkpoints.
+/// [`Error::Io`] if it cannot be read.
+pub fn is_ours(dir: &Path) -> Result<bool> {
+    if dir.file_name().and_then(|name| step_of(name.to_str()?)).is_none() {
+        return Ok(false);
+    }
+    let manifest = match manifest(dir) {
+        Ok(manifest) => manifest,
+        Err(error @ Error::Io { .. }) => return Err(error),
+        Err(_) => return Ok(false),
+    };
+    let failed = |e| Error::io(dir, "list the folder", e);
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let known = name == MANIFEST_NAME || manifest.files.iter().any(|file| name == *file.name);
+        if !known || !entry.file_type().map_err(failed)?.is_file() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The checkpoint of `output_dir` with the highest step that verifies, and those with a higher one that are damaged.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be listed, or a checkpoint cannot be read: it may be whole, and a run that went on without
+/// it would train what is trained already. A missing folder has no checkpoints.
 pub fn newest(output_dir: &Path) -> Result<(Option<Checkpoint>, Vec<Skipped>)> {
     let mut skipped = Vec::new();
     for (_, path) in list(output_dir)?.into_iter().rev() {
         match open(&path) {
             Ok(checkpoint) => return Ok((Some(checkpoint), skipped)),
+            Err(error @ Error::Io { .. }) => return Err(error),
             Err(error) => skipped.push(Skipped { path, why: error.to_string() }),
         }
     }
     Ok((None, skipped))
+}
+
+/// The manifest of the checkpoint in `dir`.
+fn manifest(dir: &Path) -> Result<Manifest> {
+    let path = dir.join(MANIFEST_NAME);
+    let mut text = Vec::new();
+    let file = match open_file(&path) {
+        Err(error) if is_missing(&error) => {
+            return Error::input(CODE, "no MANIFEST.json: the checkpoint is incomplete, or not one of ours")
+                .path(dir)
+                .fix("resume from another checkpoint")
+                .into();
+        }
+        file => file.map_err(|e| Error::io(&path, "read", e))?,
+    };
+    file.take(MAX_MANIFEST).read_to_end(&mut text).map_err(|e| Error::io(&path, "read", e))?;
+    Manifest::parse(&path, &text)
 }
 
 /// Checks size and hash of one file, without holding it in memory.
@@ -139,7 +172,10 @@ fn verify(dir: &Path, entry: &Entry) -> Result<()> {
 fn open_entry(dir: &Path, entry: &Entry) -> Result<(PathBuf, File)> {
     let path = dir.join(&entry.name);
     let failed = |e| Error::io(&path, "read", e);
-    let file = open_file(&path).map_err(failed)?;
+    let file = match open_file(&path) {
+        Err(error) if is_missing(&error) => return changed(&path).got("no such file").into(),
+        file => file.map_err(failed)?,
+    };
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() || metadata.len() != entry.size {
         return changed(&path).got(format!("{} bytes", metadata.len())).expected(entry.size).into();
@@ -151,6 +187,12 @@ fn open_entry(dir: &Path, entry: &Entry) -> Result<(PathBuf, File)> {
 fn open_file(path: &Path) -> std::io::Result<File> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
+}
+
+/// Whether there is no file, or a link in its place; everything else says nothing about what is stored.
+fn is_missing(error: &std::io::Error) -> bool {
+    let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    error.kind() == std::io::ErrorKind::NotFound || is_link
 }
 
 fn changed(path: &Path) -> InputError {

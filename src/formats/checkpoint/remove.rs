@@ -79,6 +79,12 @@ pub fn clean_stale(output_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
+/// Whether a file or folder of this name in an output folder is what [`clean_stale`] removes.
+pub fn is_leftover(name: &str) -> bool {
+    let hidden = |prefix| hidden_step(name, prefix).is_some();
+    hidden(OLD) || hidden(TEMPORARY) || is_temporary_name(name)
+}
+
 /// Removes one checkpoint: first its name, then its manifest, then the rest.
 fn remove(storage: &dyn Storage, output_dir: &Path, step: u64, path: &Path) -> Result<()> {
     let failed = |e| Error::io(path, "remove", e);

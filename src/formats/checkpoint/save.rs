@@ -6,16 +6,14 @@ use std::path::{Path, PathBuf};
 use super::manifest::{MANIFEST_NAME, Manifest};
 use super::{CODE, OLD, PREFIX, TEMPORARY};
 use crate::error::{Error, Result};
-use crate::formats::atomic::create_output_dir;
 use crate::formats::storage::{Disk, Storage, remove_tree};
 
-/// Writes `output_dir/checkpoint-STEP` with these files (name, bytes) and returns its path. One that is there already is
-/// replaced; where the file system can swap two folders, there is no moment without it.
+/// Writes `output_dir/checkpoint-STEP` with these files (name, bytes) and returns its path. The folder `output_dir` exists: one
+/// that vanished during a run is not made again behind the user's back. A checkpoint that is there already is replaced; where the file system can swap two folders, there is no moment without it.
 ///
 /// # Errors
 /// [`Error::Io`], after which all checkpoints are as they were; [`Error::Input`] if a name is not a plain file name.
 pub fn save(output_dir: &Path, step: u64, files: &[(String, Vec<u8>)]) -> Result<PathBuf> {
-    create_output_dir(output_dir)?;
     save_on(&Disk, output_dir, step, files)
 }
 

@@ -43,7 +43,10 @@ fn check(dir: &Path, context: &str) -> (u64, String) {
 #[test]
 fn a_checkpoint_comes_back_as_it_was_saved() {
     let dir = tempfile::tempdir().unwrap();
-    let output = dir.path().join("new/folder");
+    let output = dir.path().join("new");
+    assert_eq!(save(&output, 12, &files("a")).unwrap_err().exit_code(), 3, "a missing folder stays missing");
+    assert!(!output.exists());
+    std::fs::create_dir(&output).unwrap();
     let path = save(&output, 12, &files("a")).unwrap();
     assert_eq!(path, output.join("checkpoint-12"));
     let checkpoint = open(&path).unwrap();
@@ -282,6 +285,7 @@ fn cleaning_removes_leftovers_only() {
     std::fs::write(path(".tmp-checkpoint-2-77/sub/a"), "").unwrap();
     std::fs::write(path(".tmp-log.jsonl-77-0"), "").unwrap();
     std::fs::create_dir(path(".old-checkpoint-1-77")).unwrap();
+    std::fs::create_dir_all(path("other")).unwrap();
     save(&path("other"), 5, &files("old")).unwrap();
     std::fs::rename(path("other/checkpoint-5"), path(".old-checkpoint-5-77")).unwrap();
     for name in ["mine", ".tmp-mine", ".tmp-checkpoint-x", ".old"] {

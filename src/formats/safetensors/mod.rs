@@ -1,9 +1,9 @@
 //! The safetensors container: 8 bytes of header length, a JSON header, then the tensors without gaps.
 //!
-//! [`TensorFile`] reads and maps a file after a check that is stricter than the format's own reader: what it accepts is
+//! [`TensorFile`] reads a file by the rules of the `safetensors` library, after checks that are stricter: what it accepts is
 //! accepted by every other reader, and no header can make it allocate more than a few times its own size. [`serialize`]
-//! and [`write_safetensors`] write the bytes the `safetensors` library would write. Source: the format's README,
-//! <https://github.com/huggingface/safetensors#format>.
+//! and [`write_safetensors`] write the bytes the library would write, but the same ones every time (the library writes free text
+//! in random order) and beside the old file. Source: the format's README, <https://github.com/huggingface/safetensors#format>.
 //!
 //! The data has no checksum: a flipped bit of a weight cannot be seen here.
 
@@ -14,7 +14,9 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub use view::{Mapped, TensorFile, TensorView};
+pub use ::safetensors::tensor::Dtype;
+pub use header::Header;
+pub use view::{TensorFile, TensorView};
 pub use write::{NamedTensor, TensorData, serialize, write_safetensors};
 
 /// Class of the errors of this format.
@@ -23,5 +25,5 @@ const CODE: &str = "SAFETENSORS";
 /// Key of the header that is no tensor.
 const METADATA: &str = "__metadata__";
 
-// Numbers in files are little-endian, and are used where they are mapped.
+// Numbers in files are little-endian, and are used as they are read.
 const _: () = assert!(cfg!(target_endian = "little"));

@@ -1,21 +1,25 @@
-//! Named views into a mapped file.
+//! Named tensors of a file, read when they are asked for.
+//!
+//! Files are read, not mapped: a file that another program cuts short then gives an error where a map would end the process
+//! (SIGBUS), and numbers that were read once cannot change under a run. Reading is as fast as the page cache, on all threads.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::marker::PhantomData;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ::safetensors::tensor::{Dtype, TensorInfo};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::CODE;
-use super::header::{self, Header, TensorInfo};
+use super::header::{Header, LENGTH_BYTES, text_length};
 use crate::error::{Error, Result};
-use crate::formats::mmap::MappedFile;
+use crate::formats::stamp::Stamp;
 use crate::tensor::{DType, Element};
 
-/// A safetensors file: checked, mapped, open as long as a view of it lives.
+/// A safetensors file: its header checked, open as long as a view of it lives.
 #[derive(Debug)]
 pub struct TensorFile {
     source: Arc<Source>,
@@ -23,52 +27,72 @@ pub struct TensorFile {
 }
 
 impl TensorFile {
-    /// Maps the file at `path` and checks its header.
+    /// Opens the file at `path` and checks its header.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Input`] that names the tensor and the rule if it is malformed.
+    /// [`Error::Io`] if it cannot be read, [`Error::Input`] that names the tensor and the rule if it is malformed, or no
+    /// regular file (a pipe would block).
     pub fn open(path: &Path) -> Result<Self> {
-        Self::new(MappedFile::open(path)?, path)
+        let kind = std::fs::metadata(path).map_err(|e| Error::io(path, "read", e))?;
+        if !kind.is_file() {
+            return Error::input("FILE", "not a regular file").path(path).fix("name a file").into();
+        }
+        Self::from_file(File::open(path).map_err(|e| Error::io(path, "read", e))?, path)
     }
 
     /// As [`TensorFile::open`], for a file that is open already.
-    pub(in crate::formats) fn from_file(file: &File, path: &Path) -> Result<Self> {
-        Self::new(MappedFile::map(file, path)?, path)
+    pub(in crate::formats) fn from_file(file: File, path: &Path) -> Result<Self> {
+        let metadata = file.metadata().map_err(|e| Error::io(path, "read", e))?;
+        let source = Source { file, path: path.to_owned(), stamp: Stamp::of(&metadata) };
+        let file_len = metadata.len();
+        let mut start = vec![0; file_len.min(LENGTH_BYTES as u64) as usize];
+        source.read(0, &mut start)?;
+        let length = text_length(path, &start, file_len)?;
+        start.resize(LENGTH_BYTES + length, 0);
+        source.read(LENGTH_BYTES as u64, &mut start[LENGTH_BYTES..])?;
+        let header = Header::parse(path, &start, file_len)?;
+        Ok(Self { source: Arc::new(source), header })
     }
 
-    fn new(map: MappedFile, path: &Path) -> Result<Self> {
-        let header = header::parse(path, map.bytes())?;
-        Ok(Self { source: Arc::new(Source { map, path: path.to_owned() }), header })
-    }
-
-    /// The writer's free text; `{"format": "pt"}` in most files.
-    pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.header.metadata
+    /// The writer's text under `key`; `pt` under `format` in most files.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.header.text.get(key).map(String::as_str)
     }
 
     /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.header.tensors.iter().map(|(name, _)| &**name)
+        self.header.names.iter().map(String::as_str)
     }
 
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<TensorView> {
-        let info = self.header.get(name)?.clone();
-        Some(TensorView { source: Arc::clone(&self.source), name: name.to_owned(), info })
+        let info = self.header.tensors.info(name)?.clone();
+        let start = self.header.data_start + info.data_offsets.0 as u64;
+        Some(TensorView { source: Arc::clone(&self.source), name: name.to_owned(), info, start })
     }
 
     /// Bytes of all tensors together.
     pub fn data_bytes(&self) -> u64 {
-        self.header.tensors.iter().map(|(_, t)| (t.end - t.start) as u64).sum()
+        self.header.tensors.data_len() as u64
+    }
+
+    /// Fails if the file is not what it was when it was opened: cut short, written into, replaced or removed.
+    ///
+    /// # Errors
+    /// [`Error::Changed`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.source.check()
     }
 }
 
-/// One tensor of a file. Holds the map; cloning is cheap.
+/// One tensor of a file. Keeps the file open; cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct TensorView {
     source: Arc<Source>,
     name: String,
     info: TensorInfo,
+    /// First byte in the file.
+    start: u64,
 }
 
 impl TensorView {
@@ -77,8 +101,8 @@ impl TensorView {
         &self.name
     }
 
-    /// The type of its elements. Truth values (`BOOL`) are bytes.
-    pub fn dtype(&self) -> DType {
+    /// The type of its elements.
+    pub fn dtype(&self) -> Dtype {
         self.info.dtype
     }
 
@@ -87,9 +111,9 @@ impl TensorView {
         &self.info.shape
     }
 
-    /// Its elements, row-major, little-endian, not necessarily aligned.
-    pub fn bytes(&self) -> &[u8] {
-        &self.source.map.bytes()[self.info.start..self.info.end]
+    /// Its size in bytes.
+    pub fn num_bytes(&self) -> u64 {
+        (self.info.data_offsets.1 - self.info.data_offsets.0) as u64
     }
 
     /// The file it is in.
@@ -97,67 +121,116 @@ impl TensorView {
         &self.source.path
     }
 
+    /// Its first `limit` bytes, or all if there are fewer: elements row-major and little-endian.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if the file was cut short, or [`Error::Io`].
+    pub fn bytes(&self, limit: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; limit.min(self.num_bytes() as usize)];
+        self.source.read(self.start, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Whether its elements are real numbers that [`TensorView::to_f32`] can read.
+    pub fn is_real(&self) -> bool {
+        matches!(self.dtype(), Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    }
+
     /// Its elements as f32; doubles are rounded.
     ///
     /// # Errors
-    /// [`Error::Input`] if the elements are integers.
+    /// [`Error::Input`] if the elements are of another type, [`Error::Changed`] if the file was cut short, or [`Error::Io`].
     pub fn to_f32(&self) -> Result<Vec<f32>> {
-        let bytes = self.bytes();
-        Ok(match self.dtype() {
-            DType::F32 => convert(bytes, f32::from_le_bytes),
-            DType::F16 => convert(bytes, |b| f16::from_le_bytes(b).to_f32()),
-            DType::Bf16 => convert(bytes, |b| bf16::from_le_bytes(b).to_f32()),
-            DType::F64 => convert(bytes, |b| f64::from_le_bytes(b) as f32),
-            DType::I64 | DType::I32 | DType::U32 | DType::U8 => {
-                return Error::input(CODE, "integers where real numbers are needed")
-                    .path(self.path())
-                    .field(self.name())
-                    .got(self.dtype())
-                    .expected("F32, F16, BF16 or F64")
-                    .fix("use weights saved as floating point numbers")
-                    .into();
+        match self.dtype() {
+            Dtype::F32 => self.read_all(),
+            Dtype::F16 => self.convert(|b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => self.convert(|b| bf16::from_le_bytes(b).to_f32()),
+            Dtype::F64 => self.convert(|b| f64::from_le_bytes(b) as f32),
+            other => Error::input(CODE, "the type of the tensor is not supported")
+                .path(self.path())
+                .field(self.name())
+                .got(other)
+                .expected("F32, F16, BF16 or F64")
+                .fix("use weights saved as floating point numbers of 16 bits or more")
+                .into(),
+        }
+    }
+
+    /// Its elements, if they are of this type.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] if the file was cut short, or [`Error::Io`].
+    pub fn elements<T: Element>(&self) -> Result<Option<Vec<T>>> {
+        match self.dtype() == of_element(T::DTYPE) {
+            true => self.read_all().map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// All elements; `T` is their type.
+    fn read_all<T: Element>(&self) -> Result<Vec<T>> {
+        let mut numbers = vec![T::zeroed(); self.num_bytes() as usize / size_of::<T>()];
+        let read = |(chunk, to): (usize, &mut [T])| {
+            let start = self.start + (chunk * CHUNK * size_of::<T>()) as u64;
+            self.source.read(start, bytemuck::cast_slice_mut(to))
+        };
+        numbers.par_chunks_mut(CHUNK).enumerate().try_for_each(read)?;
+        Ok(numbers)
+    }
+
+    /// Converts elements of `SIZE` bytes.
+    fn convert<const SIZE: usize>(&self, element: impl Fn([u8; SIZE]) -> f32 + Sync) -> Result<Vec<f32>> {
+        let mut numbers = vec![0.0; self.num_bytes() as usize / SIZE];
+        let read = |bytes: &mut Vec<u8>, (chunk, to): (usize, &mut [f32])| {
+            bytes.resize(to.len() * SIZE, 0);
+            self.source.read(self.start + (chunk * CHUNK * SIZE) as u64, bytes)?;
+            for (to, &from) in to.iter_mut().zip(bytes.as_chunks::<SIZE>().0) {
+                *to = element(from);
             }
-        })
-    }
-
-    /// Its elements where they are mapped, if they are of this type and lie at a multiple of its size.
-    pub fn mapped<T: Element>(&self) -> Option<Mapped<T>> {
-        let usable = self.dtype() == T::DTYPE && bytemuck::try_cast_slice::<u8, T>(self.bytes()).is_ok();
-        usable.then(|| Mapped(self.clone(), PhantomData))
+            Ok::<(), Error>(())
+        };
+        numbers.par_chunks_mut(CHUNK).enumerate().try_for_each_init(Vec::new, read)?;
+        Ok(numbers)
     }
 }
 
-/// A tensor that stays in the mapped file.
-#[derive(Debug, Clone)]
-pub struct Mapped<T>(TensorView, PhantomData<T>);
-
-impl<T: Element> AsRef<[T]> for Mapped<T> {
-    fn as_ref(&self) -> &[T] {
-        // Checked when the value was made; a map does not move.
-        bytemuck::cast_slice(self.0.bytes())
+/// The type of elements in a file.
+pub(super) fn of_element(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::Bf16 => Dtype::BF16,
+        DType::I64 => Dtype::I64,
+        DType::I32 => Dtype::I32,
+        DType::U32 => Dtype::U32,
+        DType::U8 => Dtype::U8,
     }
 }
 
+/// Elements read at once by a thread.
+const CHUNK: usize = 1 << 18;
+
+/// An open file and what it was when it was opened.
 #[derive(Debug)]
 struct Source {
-    map: MappedFile,
+    file: File,
     path: PathBuf,
+    stamp: Stamp,
 }
 
-/// Elements converted per task.
-const CHUNK: usize = 1 << 16;
-
-/// Converts elements of `SIZE` bytes, on all CPU threads if there are many.
-fn convert<const SIZE: usize>(bytes: &[u8], element: impl Fn([u8; SIZE]) -> f32 + Sync) -> Vec<f32> {
-    let (elements, _) = bytes.as_chunks::<SIZE>();
-    if elements.len() <= CHUNK {
-        return elements.iter().map(|&e| element(e)).collect();
-    }
-    let mut numbers = vec![0.0; elements.len()];
-    numbers.par_chunks_mut(CHUNK).zip(elements.par_chunks(CHUNK)).for_each(|(to, from)| {
-        for (to, &from) in to.iter_mut().zip(from) {
-            *to = element(from);
+impl Source {
+    /// Fills `to` with the bytes from `start` on.
+    fn read(&self, start: u64, to: &mut [u8]) -> Result<()> {
+        match self.file.read_exact_at(to, start) {
+            Ok(()) => Ok(()),
+            // Every offset was checked against the length of the file.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Stamp::changed(&self.path)),
+            Err(error) => Err(Error::io(&self.path, "read", error)),
         }
-    });
-    numbers
+    }
+
+    fn check(&self) -> Result<()> {
+        self.stamp.check(&self.path)
+    }
 }

@@ -43,7 +43,7 @@ impl Job {
 
     /// The largest passes of a run.
     pub(super) fn of_run(training: &Extent, evaluation: &Extent) -> Self {
-        let rooms = Rooms { training: training.room, evaluation: evaluation.room };
+        let rooms = Rooms { training: training.room, evaluation: evaluation.room, cuts: training.is_part };
         Self { passes: training.largest(), evaluated: evaluation.largest(), rooms }
     }
 
