@@ -4,36 +4,37 @@
 
 #![allow(clippy::print_stdout, reason = "an example shows what it gets")]
 
-use tanren::config::{ScoreConfig, TrainConfig};
+use tanren::config::{Options, ScoreConfig, TrainConfig};
 use tanren::error::Result;
 use tanren::score::{self, Findings};
-use tanren::train::{self, Event};
+use tanren::train::{self, Context, Event};
 
 fn main() -> Result<()> {
-    let mut options = toml::Table::new();
-    options.insert("model".into(), "qwen3-tiny".into());
-    options.insert("train_file".into(), "examples/lawqa/train.jsonl".into());
-    options.insert("output_dir".into(), "runs/embed".into());
-    options.insert("overwrite".into(), true.into());
-    options.insert("max_steps".into(), 20.into());
-    let config = TrainConfig::resolve(options, None)?;
+    let options = Options::new()
+        .set("model", "qwen3-tiny")
+        .set("train_file", "examples/lawqa/train.jsonl")
+        .set("output_dir", "runs/embed")
+        .set("overwrite", true)
+        .set("max_steps", 20);
+    let config = TrainConfig::from_pairs(options)?;
     // The context may carry a question that is asked between passes: should the run stop?
-    let summary = train::run(&config, &train::Context::default(), &mut |event| {
+    let summary = train::run(&config, &Context::default(), &mut |event| {
         if let Event::Step(step) = event {
             println!("step {}: loss {:.4}, {:.0} tokens/s", step.step, step.loss, step.tokens_per_second);
         }
     })?;
     println!("mean loss {:?} in {:.1} s", summary.train_loss, summary.train_runtime);
 
-    let mut options = toml::Table::new();
-    options.insert("model".into(), "qwen3-tiny".into());
-    options.insert("adapter".into(), "runs/embed".into());
-    options.insert("data_file".into(), "examples/lawqa/test.jsonl".into());
-    options.insert("output".into(), "runs/embed/scores".into());
-    options.insert("overwrite".into(), true.into());
-    options.insert("mode".into(), "choice".into());
-    let config = ScoreConfig::resolve(options, None)?;
-    let summary = score::run(&config, &score::Context::default(), &mut |_| ())?;
+    // Texts alone do as well.
+    let config = ScoreConfig::from_pairs([
+        ("model", "qwen3-tiny"),
+        ("adapter", "runs/embed"),
+        ("data_file", "examples/lawqa/test.jsonl"),
+        ("output", "runs/embed/scores"),
+        ("overwrite", "true"),
+        ("mode", "choice"),
+    ])?;
+    let summary = score::run(&config, &Context::default(), &mut |_| ())?;
     if let Findings::Choice(report) = summary.findings {
         println!("accuracy {:?} over {} rows", report.overall.accuracy, report.overall.num_rows);
     }

@@ -1,7 +1,17 @@
 //! The one error type: what was wrong, where, what was expected, and what to do about it.
 //!
 //! A message is the user's only debugger, so an input error always carries a place (path, line, field) and a fix.
-//! Every error maps to one exit code of the command line: 2 input, 3 I/O, 4 numeric, 5 device, 6 interrupted after saving.
+//! Every error maps to one exit code of the command line: 2 input, 3 I/O, 4 numeric, 5 device, 6 interrupted after saving, 130
+//! stopped with nothing to save. The table of all codes is `docs/errors.md`.
+//!
+//! A program asks for the parts:
+//!
+//! ```
+//! use tanren::config::TrainConfig;
+//! let error = TrainConfig::from_pairs([("model", "m"), ("lora_r", "0")]).unwrap_err();
+//! assert_eq!((error.code(), error.exit_code()), ("CONFIG", 2));
+//! assert_eq!((error.field(), error.got()), (Some("lora_r"), Some("0")));
+//! ```
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,8 +19,9 @@ use std::path::{Path, PathBuf};
 /// `std::result::Result` with the crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong in the library.
+/// Everything that can go wrong in the library. What it says in one line is its `Display`; the parts have methods.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A file, flag or row that breaks a rule. Build one with [`Error::input`].
     #[error("{0}")]
@@ -112,6 +123,75 @@ impl Error {
             Self::Device { .. } => 5,
             Self::Interrupted { .. } => 6,
             Self::Stopped { .. } => 130,
+        }
+    }
+
+    /// The class of the error, one word in capitals that stays the same between versions: `docs/errors.md` lists them.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Input(error) => error.code,
+            Self::Io { .. } | Self::Changed { .. } => "IO",
+            Self::Shape { .. } => "SHAPE",
+            Self::Numeric { .. } => "NUMERIC",
+            Self::Device { .. } => "DEVICE",
+            Self::Interrupted { .. } => "SAVED",
+            Self::Stopped { .. } => "STOPPED",
+        }
+    }
+
+    /// The file or folder that it is about; of an interruption, the checkpoint with the state.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Input(error) => error.path.as_deref(),
+            Self::Io { path, .. } | Self::Changed { path, .. } => Some(path),
+            Self::Interrupted { checkpoint, .. } => Some(checkpoint),
+            Self::Shape { .. } | Self::Numeric { .. } | Self::Device { .. } | Self::Stopped { .. } => None,
+        }
+    }
+
+    /// The line of the file, from 1.
+    pub fn line(&self) -> Option<usize> {
+        self.as_input()?.line
+    }
+
+    /// The option, key, column or tensor that it is about; of an op, the argument.
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::Shape { arg, .. } => Some(arg),
+            _ => self.as_input()?.field.as_deref(),
+        }
+    }
+
+    /// What was there.
+    pub fn got(&self) -> Option<&str> {
+        match self {
+            Self::Shape { got, .. } => Some(got),
+            _ => self.as_input()?.got.as_deref(),
+        }
+    }
+
+    /// What should have been there.
+    pub fn expected(&self) -> Option<&str> {
+        match self {
+            Self::Shape { expected, .. } => Some(expected),
+            _ => self.as_input()?.expected.as_deref(),
+        }
+    }
+
+    /// What to do about it.
+    pub fn fix(&self) -> Option<&str> {
+        match self {
+            Self::Io { source, .. } => Some(io_fix(source)),
+            Self::Changed { fix, .. } => Some(fix),
+            Self::Numeric { fix, .. } | Self::Device { fix, .. } => Some(fix),
+            _ => self.as_input()?.fix.as_deref(),
+        }
+    }
+
+    fn as_input(&self) -> Option<&InputError> {
+        match self {
+            Self::Input(error) => Some(error),
+            _ => None,
         }
     }
 }
@@ -299,5 +379,28 @@ mod tests {
         assert_eq!(changed.to_string(), "error[IO] p: the file has changed; fix: wait");
         assert_eq!(Error::Numeric { what: String::new(), fix: String::new() }.exit_code(), 4);
         assert_eq!(Error::Interrupted { step: 1, checkpoint: "c".into() }.exit_code(), 6);
+        assert_eq!(Error::Stopped { what: String::new() }.exit_code(), 130);
+    }
+
+    #[test]
+    fn an_error_gives_its_parts() {
+        let error = Error::input("DATA", "not a string").path("rows.jsonl").line(3).field("output").got(7);
+        let error = Error::from(error.expected("a string").fix("put it in quotes"));
+        assert_eq!(
+            (error.code(), error.path(), error.line()),
+            ("DATA", Some(Path::new("rows.jsonl")), Some(3))
+        );
+        assert_eq!((error.field(), error.got()), (Some("output"), Some("7")));
+        assert_eq!((error.expected(), error.fix()), (Some("a string"), Some("put it in quotes")));
+        let error = Error::io("p", "read", std::io::ErrorKind::NotFound.into());
+        assert_eq!((error.code(), error.path()), ("IO", Some(Path::new("p"))));
+        assert_eq!((error.line(), error.fix()), (None, Some("check the path")));
+        let error = Error::shape("op", "x", [1], [2]);
+        assert_eq!((error.code(), error.field(), error.got()), ("SHAPE", Some("x"), Some("[2]")));
+        assert_eq!(error.expected(), Some("[1]"));
+        let error = Error::Interrupted { step: 1, checkpoint: "c".into() };
+        assert_eq!((error.code(), error.path(), error.fix()), ("SAVED", Some(Path::new("c")), None));
+        let error = Error::Device { what: "w".into(), fix: "f".into() };
+        assert_eq!((error.code(), error.fix()), ("DEVICE", Some("f")));
     }
 }

@@ -4,6 +4,7 @@
 //! typed as a TOML table, so that flags and files are the same kind of layer. Other names of options come from the one table
 //! in [`crate::config::aliases`], and the defaults in the help from the `Default` of the configuration types.
 
+mod args;
 mod plan;
 mod score;
 mod train;
@@ -11,17 +12,22 @@ mod train;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::{BoolishValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Args, Command as ClapCommand, CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde::Serialize;
 use toml::Table;
 
+pub use args::normalise_args;
 pub use plan::PlanArgs;
 pub use score::ScoreArgs;
 pub use train::TrainArgs;
 
-use crate::config::aliases::{self, Alias, SWITCHES};
-use crate::config::{DeviceChoice, Dtype, Format, ScoreConfig, TrainConfig, TrainMode, Truncation};
+use crate::config::aliases::{self, Alias};
+use crate::config::{
+    DeviceChoice, Dtype, Format, Options, ScoreConfig, TrainConfig, TrainMode, Truncation, has_no_choice,
+    supported,
+};
 use crate::error::{Error, Result};
 
 /// LoRA / QLoRA fine-tuning and scoring of language models on one device, without Python.
@@ -157,7 +163,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "FILE", required = true, aliases = ["train-file", "eval-file"])]
     pub data_file: Vec<PathBuf>,
     /// How a row becomes one text.
-    #[arg(long, value_parser = typed::<Format>(Format::WORDS))]
+    #[arg(long, value_parser = formats())]
     pub format: Option<Format>,
     /// Which rows take part, by `meta.mode`.
     #[arg(long, value_parser = typed::<TrainMode>(TrainMode::WORDS))]
@@ -172,10 +178,10 @@ pub struct DataArgs {
     #[arg(long, value_name = "true|false")]
     pub escape_special: Option<bool>,
     /// Leave out rows with nothing to learn or an empty answer.
-    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, value_name = "true|false")]
     pub skip_empty: Option<bool>,
     /// Learn the last answer of a conversation only.
-    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, value_name = "true|false")]
     pub mask_history: Option<bool>,
     /// Rows to show in full; the statistics are over all rows.
     #[arg(long, value_name = "N")]
@@ -233,7 +239,36 @@ pub struct InitArgs {
 /// # Errors
 /// clap's error, which also stands for `--help` and `--version`; it knows how to print itself and its exit code.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> std::result::Result<Cli, clap::Error> {
-    Cli::from_arg_matches(&command().try_get_matches_from(normalise_args(args))?)
+    command()
+        .try_get_matches_from(normalise_args(args))
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .map_err(with_honest_tips)
+}
+
+/// Takes the tips out of a usage error that would not help: flags that only begin alike, and the advice to pass a flag as a
+/// value, where nothing takes one.
+fn with_honest_tips(mut error: clap::Error) -> clap::Error {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
+    }
+    error.remove(ContextKind::Suggested);
+    let given = error.get(ContextKind::InvalidArg).map(ToString::to_string).unwrap_or_default();
+    let near = |flag: &str| aliases::nearest(given.trim_start_matches("--"), [flag]).is_some();
+    let kept = match error.remove(ContextKind::SuggestedArg) {
+        Some(ContextValue::String(flag)) if near(flag.trim_start_matches("--")) => {
+            Some(ContextValue::String(flag))
+        }
+        Some(ContextValue::Strings(flags)) => {
+            let flags: Vec<_> =
+                flags.into_iter().filter(|flag| near(flag.trim_start_matches("--"))).collect();
+            (!flags.is_empty()).then_some(ContextValue::Strings(flags))
+        }
+        _ => None,
+    };
+    if let Some(flags) = kept {
+        error.insert(ContextKind::SuggestedArg, flags);
+    }
+    error
 }
 
 /// The complete parser: the derived one, with aliases and defaults filled in from the configuration.
@@ -252,48 +287,15 @@ pub fn command() -> ClapCommand {
         })
 }
 
-/// Spells flags the way clap knows them: `--lora_r` becomes `--lora-r`, and a switch such as `--bf16` the value that it
-/// stands for. Everything after a bare `--` stays as it is.
-pub fn normalise_args(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
-    let mut args = args.into_iter().peekable();
-    let mut result = Vec::new();
-    while let Some(arg) = args.next() {
-        if arg == "--" {
-            result.push(arg);
-            result.extend(args);
-            break;
-        }
-        let Some(flag) = arg.to_str().and_then(|text| text.strip_prefix("--")) else {
-            result.push(arg);
-            continue;
-        };
-        let (name, value) = match flag.split_once('=') {
-            Some((name, value)) => (name.replace('_', "-"), Some(value.to_owned())),
-            None => (flag.replace('_', "-"), None),
-        };
-        let switch = SWITCHES.iter().find(|switch| switch.name.replace('_', "-") == name);
-        match (switch, value) {
-            (Some(switch), value) => {
-                let next = || args.next_if(|next| next == "true" || next == "false");
-                let value = value.map(OsString::from).or_else(next);
-                if let Some(word) = switch.value(value.is_none_or(|value| value != "false")) {
-                    result.push(format!("--{}={word}", switch.option.replace('_', "-")).into());
-                }
-            }
-            (None, Some(value)) => result.push(format!("--{name}={value}").into()),
-            (None, None) => result.push(format!("--{name}").into()),
-        }
-    }
-    result
-}
-
-/// What was typed, as a layer for the configuration: the options that were given, under their TOML keys.
-fn table(options: &impl Serialize) -> Result<Table> {
-    Table::try_from(options).map_err(|error| {
+/// What was typed, as a layer for the configuration: the options that were given, under their TOML keys, and those of other
+/// tools.
+fn typed_options(options: &impl Serialize, others: &[String]) -> Result<Options> {
+    let table = Table::try_from(options).map_err(|error| {
         Error::input("CONFIG", format!("an option cannot be written as TOML: {error}"))
             .fix("use UTF-8 texts and numbers below 2^63")
-            .into()
-    })
+    })?;
+    let others = others.iter().filter_map(|other| other.split_once('='));
+    Ok(others.fold(Options::from_table(table), |options, (name, value)| options.set(name, value)))
 }
 
 /// A parser of the words of a configuration type; other spellings are understood but not shown.
@@ -312,7 +314,17 @@ where
     words(spellings).try_map(T::try_from)
 }
 
-/// Fills in aliases and defaults, and lets `true` be left out.
+/// The formats that this build can do; the others are understood and refused with more words.
+fn formats() -> impl TypedValueParser<Value = Format> {
+    let value = |spellings: &&'static [&'static str]| {
+        let hide = !supported("format").contains(&spellings[0]);
+        PossibleValue::new(spellings[0]).aliases(spellings[1..].iter().copied()).hide(hide)
+    };
+    PossibleValuesParser::new(Format::WORDS.iter().map(value).collect::<Vec<_>>())
+        .try_map(|word: String| Format::try_from(word))
+}
+
+/// Fills in aliases and defaults, lets `true` be left out, and hides what this build cannot do.
 fn complete(command: ClapCommand, aliases: &'static [Alias], defaults: &Table) -> ClapCommand {
     command.next_line_help(true).mut_args(|arg| {
         let key = arg.get_id().to_string();
@@ -320,8 +332,28 @@ fn complete(command: ClapCommand, aliases: &'static [Alias], defaults: &Table) -
         let mut arg = with_default(arg, defaults.get(&key)).visible_aliases(names.iter().copied());
         if arg.get_value_names().is_some_and(|names| names.iter().any(|name| name.as_str() == "true|false")) {
             arg = arg.num_args(0..=1).default_missing_value("true").hide_possible_values(true);
+            arg = arg.value_parser(BoolishValueParser::new());
         }
-        arg
+        let values = arg.get_possible_values();
+        // Commands without a configuration parse into types of their own.
+        let is_layer = defaults.contains_key(&key);
+        if is_layer
+            && values.iter().any(|value| !supported(&key).contains(&value.get_name()))
+            && !supported(&key).is_empty()
+        {
+            let hidden = |value: PossibleValue| {
+                let hide = !supported(&key).contains(&value.get_name());
+                value.hide(hide)
+            };
+            arg = arg
+                .value_parser(PossibleValuesParser::new(values.into_iter().map(hidden).collect::<Vec<_>>()));
+        }
+        if key == "device" && !cfg!(feature = "emulated") {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            arg = arg.help(help.replace(", cuda:N or emulated", " or cuda:N"));
+        }
+        let hide = has_no_choice(&key) || arg.is_hide_set();
+        arg.hide(hide)
     })
 }
 

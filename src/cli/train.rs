@@ -100,7 +100,8 @@ pub(super) fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
         (
             "evaluation",
             match config.eval_fraction {
-                Some(fraction) => format!("{fraction} of the training rows"),
+                Some(share) if share < 1.0 => format!("{share} of the training rows"),
+                Some(rows) => format!("{rows} of the training rows, by number"),
                 None if config.eval_file.is_empty() => "none".to_owned(),
                 None => files(&config.eval_file),
             },

@@ -1,4 +1,4 @@
-//! Other names of the options: those of Hugging Face, TRL, PEFT, LLaMA-Factory and axolotl, and those of older scripts.
+//! Other names of the options: those of Hugging Face, TRL, PEFT, LLaMA-Factory, axolotl, Unsloth and torchtune.
 //!
 //! One table for TOML files and for the command line, so that both understand the same words. Names are in the spelling of
 //! the command line; a file may write `_` for `-`.
@@ -12,7 +12,8 @@ pub const TRAIN: &[Alias] = &[
     ("train_file", &["train-data", "train-files", "data-file"]),
     ("eval_file", &["eval-data", "valid-file", "validation-file"]),
     ("eval_fraction", &["val-size", "val-set-size", "test-size"]),
-    ("init_adapter", &["adapter-name-or-path", "adapter"]),
+    ("task", &["task-type", "lora-task-type"]),
+    ("init_adapter", &["adapter-name-or-path", "adapter", "lora-model-dir"]),
     ("resume", &["resume-from-checkpoint"]),
     ("overwrite", &["force", "overwrite-output-dir"]),
     ("dtype", &["torch-dtype", "bnb-4bit-compute-dtype"]),
@@ -21,15 +22,19 @@ pub const TRAIN: &[Alias] = &[
     ("eval_batch_size", &["per-device-eval-batch-size"]),
     ("learning_rate", &["lr"]),
     ("lr_scheduler", &["lr-scheduler-type"]),
-    ("max_grad_norm", &["clip-grad-norm"]),
+    ("warmup_steps", &["num-warmup-steps"]),
+    ("max_grad_norm", &["clip-grad-norm", "max-norm"]),
+    ("seed", &["random-state"]),
     (
         "max_seq_length",
         &["cutoff-len", "max-length", "max-len", "sequence-len", "max-seq-len", "model-max-length"],
     ),
-    ("lora_r", &["lora-rank"]),
-    ("target_modules", &["lora-target", "lora-target-modules"]),
-    ("quant", &["bnb-4bit-quant-type"]),
-    ("double_quant", &["bnb-4bit-use-double-quant"]),
+    ("lora_r", &["lora-rank", "r"]),
+    ("target_modules", &["lora-target", "lora-target-modules", "lora-attn-modules"]),
+    ("use_dora", &["peft-use-dora"]),
+    ("use_rslora", &["peft-use-rslora"]),
+    ("quant", &["bnb-4bit-quant-type", "quantization-type"]),
+    ("double_quant", &["bnb-4bit-use-double-quant", "use-bnb-nested-quant", "double-quantization"]),
 ];
 
 /// Other names of the options of `score`.
@@ -70,8 +75,6 @@ impl Switch {
 
 /// The switches of other tools.
 pub const SWITCHES: &[Switch] = &[
-    Switch { name: "bf16", option: "dtype", on: "bf16", off: None },
-    Switch { name: "fp16", option: "dtype", on: "fp16", off: None },
     Switch { name: "fp32", option: "dtype", on: "f32", off: None },
     Switch { name: "load_in_4bit", option: "quant", on: "nf4", off: None },
     Switch {
@@ -80,7 +83,59 @@ pub const SWITCHES: &[Switch] = &[
         on: "checkpoint",
         off: Some("keep_all"),
     },
+    Switch {
+        name: "use_gradient_checkpointing",
+        option: "activation_policy",
+        on: "checkpoint",
+        off: Some("keep_all"),
+    },
+    Switch {
+        name: "enable_activation_checkpointing",
+        option: "activation_policy",
+        on: "checkpoint",
+        off: Some("keep_all"),
+    },
+    Switch { name: "use_cpu", option: "device", on: "cpu", off: None },
+    Switch { name: "no_cuda", option: "device", on: "cpu", off: None },
+    Switch { name: "lora_target_linear", option: "target_modules", on: "all-linear", off: None },
 ];
+
+/// Names, words, and the option with its value that they stand for, if any.
+type Word = (&'static [&'static str], &'static [&'static str], Option<(&'static str, &'static str)>);
+
+/// Values of other tools, by name and word, that say another option, or nothing.
+const WORDS: &[Word] = &[
+    (&["resume", "resume_from_checkpoint"], &["true"], Some(("resume", "auto"))),
+    (&["resume", "resume_from_checkpoint"], &["false", "none", "null", ""], None),
+    (&["max_steps"], &["-1"], None),
+    (&["val_size", "val_set_size", "test_size"], &["0", "0.0", "none", "null"], None),
+    (&["torch_dtype", "dtype"], &["auto", "none", "null"], None),
+    (&["adapter"], &["lora", "none", "null", ""], None),
+    (&["adapter"], &["qlora"], Some(("quant", "nf4"))),
+    (&["quantization_bit"], &["4"], Some(("quant", "nf4"))),
+    (&["quantization_bit"], &["none", "null"], None),
+    (
+        &["use_gradient_checkpointing", "gradient_checkpointing"],
+        &["unsloth", "offload"],
+        Some(("activation_policy", "checkpoint")),
+    ),
+];
+
+/// What the value `word` under `name` stands for: another option and its value, or nothing. None if it is itself.
+pub fn meaning(name: &str, word: &str) -> Option<Option<(&'static str, &'static str)>> {
+    let (name, word) = (name.replace('-', "_"), word.to_lowercase());
+    let says = |(names, words, _): &&Word| names.contains(&name.as_str()) && words.contains(&word.as_str());
+    WORDS.iter().find(says).map(|(_, _, meaning)| *meaning)
+}
+
+/// A truth value as people and other tools write it.
+pub fn truth(word: &str) -> Option<bool> {
+    match word.to_lowercase().as_str() {
+        "true" | "yes" | "y" | "t" | "on" | "1" => Some(true),
+        "false" | "no" | "n" | "f" | "off" | "0" => Some(false),
+        _ => None,
+    }
+}
 
 /// The option called `name`, directly or by an alias. `-` and `_` are the same.
 pub fn canonical<'a>(name: &str, keys: &[&'a str], aliases: &'a [Alias]) -> Option<&'a str> {
@@ -91,15 +146,16 @@ pub fn canonical<'a>(name: &str, keys: &[&'a str], aliases: &'a [Alias]) -> Opti
     })
 }
 
-/// The candidate most like `word`, if one is close enough to be a typing error.
+/// The candidate most like `word`, if it is a few letters away: a typing error, and not another word that begins alike.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase().replace('-', "_");
     candidates
         .into_iter()
         .map(|candidate| {
-            (strsim::jaro_winkler(&word, &candidate.to_lowercase().replace('-', "_")), candidate)
+            let other = candidate.to_lowercase().replace('-', "_");
+            (strsim::normalized_damerau_levenshtein(&word, &other), candidate)
         })
-        .filter(|(likeness, _)| *likeness > 0.8)
+        .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
 }
@@ -122,7 +178,16 @@ mod tests {
         let keys = ["learning_rate", "lora_r", "batch_size"];
         assert_eq!(nearest("learnig_rate", keys), Some("learning_rate"));
         assert_eq!(nearest("batchsize", keys), Some("batch_size"));
-        assert_eq!(nearest("xyz", keys), None);
+        for word in ["xyz", "lora_plus", "learning", "batch_sampler"] {
+            assert_eq!(nearest(word, keys), None, "{word}");
+        }
+    }
+
+    #[test]
+    fn words_of_other_tools_have_a_meaning() {
+        assert_eq!(meaning("resume-from-checkpoint", "True"), Some(Some(("resume", "auto"))));
+        assert_eq!((meaning("max_steps", "-1"), meaning("max_steps", "5")), (Some(None), None));
+        assert_eq!((truth("True"), truth("off"), truth("maybe")), (Some(true), Some(false), None));
     }
 
     #[test]

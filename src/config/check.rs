@@ -149,8 +149,9 @@ impl TrainConfig {
             self.eval_fraction.is_some(),
         )?;
         if let Some(part) = self.eval_fraction {
-            let fix = "0.05 to 0.2 is usual";
-            check.rule(part > 0.0 && part < 1.0, "eval_fraction", part, "above 0 and below 1", fix)?;
+            let fix = "0.05 to 0.2 is usual, or a whole number of rows";
+            let good = part > 0.0 && (part < 1.0 || part.fract() == 0.0 && part < 1e9);
+            check.rule(good, "eval_fraction", part, "above 0 and below 1, or a number of rows", fix)?;
         }
         if let (Some(gpu), false) = (&self.gpu, self.dry_run) {
             let error = check.0.error("gpu", "a training runs on the device it is on; a card is for plans");

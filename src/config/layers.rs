@@ -12,15 +12,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::aliases::{Alias, SWITCHES, canonical, nearest};
+use super::aliases::{Alias, SWITCHES, canonical, meaning, nearest, truth};
+use super::foreign;
 use super::keys::keys_of;
+use super::options::Options;
 use crate::error::{Error, InputError, Result};
 
 /// Largest file of options.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Options of one command: any type that serde reads and writes, with the defaults in `Default`.
-pub(super) trait Options: Serialize + DeserializeOwned + Default {
+pub(super) trait Keyed: Serialize + DeserializeOwned + Default {
     /// Other names of its keys.
     const ALIASES: &'static [Alias];
     /// Pairs `(key, other)`: giving `key` takes back what a lower layer says of `other`.
@@ -32,6 +34,7 @@ pub(super) trait Options: Serialize + DeserializeOwned + Default {
 enum Origin {
     Flag,
     Preset(&'static str),
+    Adapter(PathBuf),
     File(PathBuf, usize),
 }
 
@@ -40,27 +43,29 @@ enum Origin {
 pub(super) struct Layers {
     table: Table,
     origins: BTreeMap<String, Origin>,
+    /// What the user hears about options of other tools.
+    notes: Vec<String>,
 }
 
 impl Layers {
     /// The lowest layer: every option that has a default.
-    pub(super) fn defaults<T: Options>() -> Result<Self> {
+    pub(super) fn defaults<T: Keyed>() -> Result<Self> {
         let table = Table::try_from(T::default())
             .map_err(|error| Error::input("CONFIG", format!("a default cannot be written: {error}")))?;
-        Ok(Self { table, origins: BTreeMap::new() })
+        Ok(Self { table, ..Self::default() })
     }
 
-    /// The layer of the command line.
-    pub(super) fn from_flags<T: Options>(flags: Table) -> Result<Self> {
+    /// The layer of the command line, or of a program.
+    pub(super) fn from_flags<T: Keyed>(flags: Options) -> Result<Self> {
         let mut layer = Self::default();
         for (key, value) in flags {
-            layer.insert::<T>(&key, value, Origin::Flag)?;
+            layer.insert::<T>(&key, value.into_toml(), Origin::Flag)?;
         }
         Ok(layer)
     }
 
     /// The layer of a preset.
-    pub(super) fn from_preset<T: Options>(name: &'static str, preset: Table) -> Result<Self> {
+    pub(super) fn from_preset<T: Keyed>(name: &'static str, preset: Table) -> Result<Self> {
         let mut layer = Self::default();
         for (key, value) in preset {
             layer.insert::<T>(&key, value, Origin::Preset(name))?;
@@ -68,8 +73,17 @@ impl Layers {
         Ok(layer)
     }
 
+    /// The layer of an adapter to start from, whose file is `path`.
+    pub(super) fn from_adapter<T: Keyed>(path: &Path, settings: Table) -> Result<Self> {
+        let mut layer = Self::default();
+        for (key, value) in settings {
+            layer.insert::<T>(&key, value, Origin::Adapter(path.to_owned()))?;
+        }
+        Ok(layer)
+    }
+
     /// The layer of a TOML file.
-    pub(super) fn from_file<T: Options>(path: &Path) -> Result<Self> {
+    pub(super) fn from_file<T: Keyed>(path: &Path) -> Result<Self> {
         let failed = |source| Error::io(path, "read", source);
         let mut text = String::new();
         let file = std::fs::File::open(path).map_err(failed)?;
@@ -85,14 +99,22 @@ impl Layers {
     }
 
     /// The layer of the text of a TOML file.
-    pub(super) fn from_text<T: Options>(path: &Path, text: &str) -> Result<Self> {
+    pub(super) fn from_text<T: Keyed>(path: &Path, text: &str) -> Result<Self> {
         let line_of = |offset: usize| 1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
         let broken = |error: toml::de::Error| -> Error {
             let line = line_of(error.span().map_or(0, |span| span.start));
+            let written =
+                text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(_, value)| value);
+            let fix = match written.map(|value| value.trim()) {
+                Some("True") => "write true in small letters",
+                Some("False") => "write false in small letters",
+                Some("None" | "null") => "leave the line out",
+                _ => "write one `key = value` per line; texts need quotes",
+            };
             Error::input("CONFIG", format!("not TOML: {}", error.message().replace('\n', ", ")))
                 .path(path)
                 .line(line)
-                .fix("write one `key = value` per line; texts need quotes")
+                .fix(fix)
                 .into()
         };
         let places = toml::de::DeTable::parse(text).map_err(broken)?;
@@ -113,7 +135,7 @@ impl Layers {
     }
 
     /// This layer over a lower one.
-    pub(super) fn over<T: Options>(self, mut lower: Self) -> Self {
+    pub(super) fn over<T: Keyed>(self, mut lower: Self) -> Self {
         for (key, other) in T::REPLACES {
             if self.table.contains_key(*key) && !self.table.contains_key(*other) {
                 lower.table.remove(*other);
@@ -122,7 +144,18 @@ impl Layers {
         }
         lower.table.extend(self.table);
         lower.origins.extend(self.origins);
+        lower.notes.extend(self.notes);
         lower
+    }
+
+    /// What the user hears about options of other tools.
+    pub(super) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The value under `key`, if it was given.
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        self.table.get(key)
     }
 
     /// The text under `key`, if it was given.
@@ -131,7 +164,7 @@ impl Layers {
     }
 
     /// Reads all layers as one value.
-    pub(super) fn read<T: Options>(&self) -> Result<T> {
+    pub(super) fn read<T: Keyed>(&self) -> Result<T> {
         T::deserialize(self.table.clone())
             .map_err(|error| Error::input("CONFIG", error.message().to_owned()).into())
     }
@@ -147,46 +180,103 @@ impl Layers {
     }
 
     /// Adds one value after checking its name and type.
-    fn insert<T: Options>(&mut self, name: &str, value: Value, origin: Origin) -> Result<()> {
-        let switch = SWITCHES.iter().find(|switch| switch.name == name.replace('-', "_"));
-        let (name, value) = match (switch, &value) {
-            (Some(switch), Value::Boolean(on)) => match switch.value(*on) {
-                Some(word) => (switch.option, Value::String(word.to_owned())),
+    fn insert<T: Keyed>(&mut self, name: &str, value: Value, origin: Origin) -> Result<()> {
+        let keys = keys_of::<T>();
+        // What training calls the kind of adapter is the folder of one in scoring.
+        let (name, value) = match keys.contains(&name) && name == "adapter" {
+            true => (name, value),
+            false => match in_our_words(name, value) {
+                Some(pair) => pair,
                 None => return Ok(()),
             },
-            _ => (name, value),
         };
-        let keys = keys_of::<T>();
         let Some(key) = canonical(name, keys, T::ALIASES) else {
-            let names =
-                keys.iter().copied().chain(T::ALIASES.iter().flat_map(|(_, names)| names.iter().copied()));
-            let fix = match nearest(name, names) {
-                Some(known) => format!("did you mean {}?", known.replace('-', "_")),
-                None => "see --help for all options".to_owned(),
+            return match foreign::answer(name, &value) {
+                Some(Ok(note)) => {
+                    self.notes.push(note);
+                    Ok(())
+                }
+                Some(Err(error)) => place(error, Some(&origin)).into(),
+                None => place(unknown(name, keys, T::ALIASES), Some(&origin)).into(),
             };
-            return place(Error::input("CONFIG", "unknown option").field(name), Some(&origin))
-                .fix(fix)
-                .into();
         };
         if let Some(first) = self.origins.get(key) {
             let before = match first {
                 Origin::File(_, line) => format!(" (first on line {line})"),
-                Origin::Flag | Origin::Preset(_) => String::new(),
+                Origin::Flag | Origin::Preset(_) | Origin::Adapter(_) => String::new(),
             };
             let what = format!("\"{key}\" is given twice{before}");
             return place(Error::input("CONFIG", what).field(name), Some(&origin))
                 .fix("keep one of them; aliases are the same option")
                 .into();
         }
-        let mut trial = Self::defaults::<T>()?.table;
-        trial.insert(key.to_owned(), value.clone());
-        if let Err(error) = T::deserialize(trial) {
-            return place(type_error(key, &value, error.message()), Some(&origin)).into();
-        }
+        let defaults = Self::defaults::<T>()?.table;
+        let value = fitting::<T>(&defaults, key, value, &origin).map_err(|e| place(e, Some(&origin)))?;
         self.table.insert(key.to_owned(), value);
         self.origins.insert(key.to_owned(), origin);
         Ok(())
     }
+}
+
+/// An option as it is called here: switches and words of other tools become the option that they stand for. None if they say
+/// nothing.
+fn in_our_words(name: &str, value: Value) -> Option<(&str, Value)> {
+    let word = match &value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    if let Some(says) = meaning(name, &word) {
+        return says.map(|(option, value)| (option, value.into()));
+    }
+    let switch = SWITCHES.iter().find(|switch| switch.name == name.replace('-', "_"));
+    match (switch, truth(&word)) {
+        (Some(switch), Some(on)) => switch.value(on).map(|value| (switch.option, value.into())),
+        _ => Some((name, value)),
+    }
+}
+
+/// The error for a name that nobody knows.
+fn unknown(name: &str, keys: &[&str], aliases: &[Alias]) -> InputError {
+    let others = aliases.iter().flat_map(|(_, names)| names.iter().copied());
+    let fix = match nearest(name, keys.iter().copied().chain(others)) {
+        Some(known) => format!("did you mean {}?", known.replace('-', "_")),
+        None => "see --help for all options".to_owned(),
+    };
+    Error::input("CONFIG", "unknown option").field(name).fix(fix)
+}
+
+/// The value as the option takes it, or what is wrong with it. A text that was typed, or that a program gives, stands for the
+/// number or truth value that it says where the option is no text; in a file only for a truth value as Python writes it.
+#[expect(clippy::result_large_err, reason = "read once per run; the place is added by the caller")]
+fn fitting<T: Keyed>(
+    defaults: &Table,
+    key: &str,
+    value: Value,
+    origin: &Origin,
+) -> Result<Value, InputError> {
+    let refused = |value: &Value| {
+        let mut trial = defaults.clone();
+        trial.insert(key.to_owned(), value.clone());
+        T::deserialize(trial).err().map(|error| type_error(key, value, error.message()))
+    };
+    let Some(error) = refused(&value) else { return Ok(value) };
+    let Value::String(text) = &value else { return Err(error) };
+    let says: Vec<Value> = match origin {
+        Origin::File(..) => matches!(text.as_str(), "True" | "False" | "true" | "false")
+            .then(|| Value::Boolean(text.to_lowercase() == "true"))
+            .into_iter()
+            .collect(),
+        _ => {
+            let whole = text.trim().parse::<i64>().ok().map(Value::from);
+            let number = text.trim().parse::<f64>().ok().map(Value::from);
+            whole.into_iter().chain(number).chain(truth(text).map(Value::from)).collect()
+        }
+    };
+    if let Some(fits) = says.iter().find(|value| refused(value).is_none()) {
+        return Ok(fits.clone());
+    }
+    // What is wrong with the number is worth more than that it is a text.
+    Err(says.first().and_then(refused).unwrap_or(error))
 }
 
 /// Adds the place to an error. Flags need none: the field names them.
@@ -194,6 +284,7 @@ fn place(error: InputError, origin: Option<&Origin>) -> InputError {
     match origin {
         Some(Origin::File(path, line)) => error.path(path).line(*line),
         Some(Origin::Preset(name)) => error.path(format!("preset of {name}")),
+        Some(Origin::Adapter(path)) => error.path(path),
         Some(Origin::Flag) | None => error,
     }
 }
@@ -205,13 +296,15 @@ fn type_error(key: &str, value: &Value, message: &str) -> InputError {
     let Some((_, expected)) = message.split_once(", expected ") else {
         return Error::input("CONFIG", message).field(key).got(value).fix("see --help");
     };
+    let quoted = value.as_str().is_some_and(|text| text.trim().parse::<f64>().is_ok());
+    let without_quotes = if quoted { "write the number without quotes" } else { "write a number" };
     let (expected, fix) = match expected.trim() {
         "usize" | "u64" | "u32" if number => {
             ("a whole number of at least 0", "write a whole number without a point")
         }
-        "usize" | "u64" | "u32" => ("a whole number", "write the number without quotes"),
-        "f64" => ("a number", "write the number without quotes"),
-        "a boolean" => ("true or false", "write true or false without quotes"),
+        "usize" | "u64" | "u32" => ("a whole number", without_quotes),
+        "f64" => ("a number", without_quotes),
+        "a boolean" => ("true or false", "write true or false"),
         "a string" | "path string" => ("a text", "put the text in quotes"),
         other => (other, "see --help"),
     };

@@ -10,7 +10,7 @@ use crate::error::{Error, InputError, Result};
 pub const MAX_RANK: usize = 4096;
 
 /// Names of linear layers in the families of the variant files; others are typing errors.
-const MODULE_NAMES: [&str; 21] = [
+pub(super) const MODULE_NAMES: [&str; 21] = [
     "q_proj",
     "k_proj",
     "v_proj",
@@ -154,8 +154,9 @@ impl TryFrom<Names> for TargetModules {
     type Error = String;
     fn try_from(names: Names) -> Result<Self, String> {
         let names = match names {
-            Names::One(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
-            Names::Many(names) => names,
+            Names::One(text) => split_names(&text),
+            // Each may be several: that is how the words of a command line arrive.
+            Names::Many(names) => names.iter().flat_map(|names| split_names(names)).collect(),
         };
         // "all" is LLaMA-Factory's word.
         match names.as_slice() {
@@ -163,6 +164,22 @@ impl TryFrom<Names> for TargetModules {
             _ => Ok(Self::List(names)),
         }
     }
+}
+
+/// Names with commas or spaces between, in brackets and quotes or not: `a,b`, `a b`, `[a, b]`, `["a", "b"]`.
+fn split_names(text: &str) -> Vec<String> {
+    let text = text.trim();
+    let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    if inner.trim().is_empty() {
+        return Vec::new();
+    }
+    let names: Vec<&str> = match inner.contains(',') {
+        true => inner.split(',').collect(),
+        false => inner.split_whitespace().collect(),
+    };
+    let bare = |name: &str| name.trim().trim_matches(['"', '\'']).to_owned();
+    // A comma at the end of a word of the command line, as in `a, b`.
+    names.into_iter().map(bare).filter(|name| !name.is_empty()).collect()
 }
 
 impl From<TargetModules> for Names {
@@ -200,6 +217,29 @@ mod tests {
         assert_eq!(config.scaling(), 2.0);
         config.use_rslora = true;
         assert_eq!(config.scaling(), 8.0);
+    }
+
+    #[test]
+    fn lists_are_understood_as_tools_write_them() {
+        for text in [
+            "q_proj,v_proj",
+            "q_proj v_proj",
+            "[q_proj, v_proj]",
+            "['q_proj', \"v_proj\"]",
+            " q_proj, v_proj ",
+        ] {
+            let modules = TargetModules::try_from(Names::One(text.to_owned())).unwrap();
+            assert_eq!(modules, list(&["q_proj", "v_proj"]), "{text}");
+        }
+        let words = Names::Many(vec!["q_proj,".to_owned(), "v_proj".to_owned()]);
+        assert_eq!(TargetModules::try_from(words).unwrap(), list(&["q_proj", "v_proj"]));
+        for text in ["all", "all-linear", "[all-linear]"] {
+            assert_eq!(
+                TargetModules::try_from(Names::One(text.to_owned())).unwrap(),
+                TargetModules::AllLinear
+            );
+        }
+        assert_eq!(TargetModules::try_from(Names::One("[]".to_owned())).unwrap(), list(&[]));
     }
 
     #[test]

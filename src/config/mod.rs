@@ -1,13 +1,18 @@
 //! Settings: embedded variants, presets, files and flags become one immutable value. The only place with defaults.
 //!
-//! [`TrainConfig::resolve`] and [`ScoreConfig::resolve`] are the two doors. [`ModelConfig`] is the shape of a model, read from
+//! [`TrainConfig::resolve`] and [`ScoreConfig::resolve`] are the two doors; [`TrainConfig::from_pairs`] and
+//! [`ScoreConfig::from_pairs`] lead through them without a file. [`ModelConfig`] is the shape of a model, read from
 //! its `config.json` or taken from a [`Variant`] that is built in. Nothing here knows the command line parser, a device or an
 //! op; whoever needs a setting gets the value.
 
 mod check;
+mod foreign;
 mod hf_config;
+mod init_adapter;
 mod layers;
+mod options;
 mod presets;
+mod supported;
 
 pub mod aliases;
 pub mod keys;
@@ -20,11 +25,14 @@ pub mod train;
 pub mod values;
 pub mod variant;
 
+pub use foreign::is_foreign;
 pub use lora::{LoraConfig, TargetModules};
 pub use model::{Family, LINEAR_MODULES, ModelConfig};
+pub use options::{Options, Value};
 pub use registry::{Variant, matching_variant, variant, variants};
 pub use score::ScoreConfig;
 pub use size::MemorySize;
+pub use supported::{has_no_choice, supported};
 pub use train::TrainConfig;
 pub use values::{
     ActivationPolicy, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, ScoreMode,

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
-use toml::Table;
 
 use super::aliases::{self, Alias};
-use super::layers::{Layers, Options};
-use super::train::unsupported;
+use super::layers::{Keyed, Layers};
+use super::options::{Options, Value};
+use super::supported::{supported, unsupported};
 use super::values::{
     Batching, DeviceChoice, Dtype, Format, Quant, ScoreMode, TrainMode, Truncation, list, paths,
 };
@@ -66,6 +66,9 @@ pub struct ScoreConfig {
     pub threads: Option<usize>,
     /// Most packed rows (tokens) computed at once; bounds memory, never changes results.
     pub max_tokens_per_pass: usize,
+    /// What the user should hear about options of other tools; a run tells it first.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 impl Default for ScoreConfig {
@@ -94,23 +97,49 @@ impl Default for ScoreConfig {
             quant: Quant::None,
             threads: None,
             max_tokens_per_pass: 4096,
+            notes: Vec::new(),
         }
     }
 }
 
-impl Options for ScoreConfig {
+impl Keyed for ScoreConfig {
     const ALIASES: &'static [Alias] = aliases::SCORE;
     const REPLACES: &'static [(&'static str, &'static str)] =
         &[("batch_size", "tokens_per_batch"), ("tokens_per_batch", "batch_size")];
 }
 
 impl ScoreConfig {
-    /// Lays defaults, `file` and `flags` over each other, and checks the result. Keys of `flags` are option names or
+    /// The configuration that these options say: names and values as on the command line, over defaults.
+    ///
+    /// ```
+    /// use tanren::config::ScoreConfig;
+    /// let options = [("model", "./qwen"), ("data_file", "test.jsonl"), ("output", "scores.jsonl"), ("limit", "10")];
+    /// assert_eq!(ScoreConfig::from_pairs(options)?.limit, Some(10));
+    /// # Ok::<(), tanren::error::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ScoreConfig::resolve`].
+    pub fn from_pairs<K: Into<String>, V: Into<Value>>(
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self> {
+        Self::resolve(pairs.into_iter().collect(), None)
+    }
+
+    /// The configuration that a TOML file says.
+    ///
+    /// # Errors
+    /// As [`ScoreConfig::resolve`].
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::resolve(Options::new(), Some(path))
+    }
+
+    /// Lays defaults, `file` and `flags` over each other, and checks the result. Names in `flags` are option names or
     /// aliases. Relative paths start at the current folder, in the file too.
     ///
     /// # Errors
     /// An input error of class `CONFIG` with file, line and option, or an I/O error if the file cannot be read.
-    pub fn resolve(flags: Table, file: Option<&Path>) -> Result<Self> {
+    pub fn resolve(flags: Options, file: Option<&Path>) -> Result<Self> {
         let file = file.map(Layers::from_file::<Self>).transpose()?.unwrap_or_default();
         Self::of_layers(Layers::from_flags::<Self>(flags)?.over::<Self>(file))
     }
@@ -127,6 +156,7 @@ impl ScoreConfig {
     fn of_layers(given: Layers) -> Result<Self> {
         let layers = given.over::<Self>(Layers::defaults::<Self>()?);
         let mut config: Self = layers.read()?;
+        config.notes = layers.notes().to_vec();
         // A GPU computes in bf16, whatever the default for the CPU is.
         if config.on_gpu() && config.dtype == Self::default().dtype {
             config.dtype = Dtype::Bf16;
@@ -155,16 +185,16 @@ impl ScoreConfig {
         matches!(self.device, DeviceChoice::Cuda(_) | DeviceChoice::Emulated)
     }
 
-    /// Refuses values that are valid but that this build cannot do yet. The only place that knows.
+    /// Refuses values that are valid but that this build cannot do yet.
     ///
     /// # Errors
     /// An input error of class `CONFIG` that names the option, its value, and what is supported.
     pub fn check_supported(&self) -> Result<()> {
         unsupported(&[
-            ("mode", self.mode.to_string(), &["logprob", "choice"]),
-            ("quant", self.quant.to_string(), &["none"]),
+            ("mode", self.mode.to_string(), supported("mode")),
+            ("quant", self.quant.to_string(), supported("quant")),
             ("dtype", self.dtype.to_string(), if self.on_gpu() { &["bf16"] } else { &["f32"] }),
-            ("format", self.format.to_string(), &["auto", "plain", "chat"]),
+            ("format", self.format.to_string(), supported("format")),
         ])
     }
 }

@@ -1,5 +1,7 @@
 //! Tests of the options of scoring.
 
+use toml::Table;
+
 use super::*;
 use crate::config::keys::keys_of;
 
@@ -7,7 +9,7 @@ fn resolve(text: &str) -> Result<ScoreConfig> {
     let base = "model = \"m\"\ndata_file = \"d.jsonl\"\noutput = \"o.jsonl\"\n";
     let mut table: Table = base.parse().unwrap();
     table.extend(text.parse::<Table>().unwrap());
-    ScoreConfig::resolve(table, None)
+    ScoreConfig::resolve(Options::from_table(table), None)
 }
 
 #[test]

@@ -3,22 +3,25 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use toml::Table;
 
 use super::aliases::{self, Alias};
-use super::layers::{Layers, Options};
+use super::init_adapter;
+use super::layers::{Keyed, Layers};
 use super::lora::{LoraConfig, TargetModules};
+use super::options::{Options, Value};
 use super::presets;
 use super::size::MemorySize;
+use super::supported::{supported, unsupported};
 use super::values::{
     ActivationPolicy, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, TargetShift,
     Task, TrainMode, Truncation, paths,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The options of `tanren train`. Field names are the keys of the TOML file and, with `-` for `_`, the flags.
 ///
-/// Get one from [`TrainConfig::resolve`]; a value built by hand should pass [`TrainConfig::validate`].
+/// Get one from [`TrainConfig::from_pairs`], [`TrainConfig::from_file`] or [`TrainConfig::resolve`]; a value built by hand ends
+/// in `..TrainConfig::default()`, since options are added, and should pass [`TrainConfig::validate`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
@@ -32,7 +35,7 @@ pub struct TrainConfig {
     /// Files with rows to evaluate on.
     #[serde(default, deserialize_with = "paths")]
     pub eval_file: Vec<PathBuf>,
-    /// Part of the training rows to evaluate on instead, above 0 and below 1.
+    /// Training rows to evaluate on instead: a part of them if below 1, else so many.
     pub eval_fraction: Option<f64>,
     /// Folder for the adapter, the logs and the checkpoints.
     pub output_dir: PathBuf,
@@ -149,6 +152,9 @@ pub struct TrainConfig {
     pub early_stopping_patience: Option<usize>,
     /// Whether everything is checked and planned, and nothing is trained.
     pub dry_run: bool,
+    /// What the user should hear about options of other tools; a run tells it first.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 impl Default for TrainConfig {
@@ -217,11 +223,12 @@ impl Default for TrainConfig {
             load_best_model_at_end: false,
             early_stopping_patience: None,
             dry_run: false,
+            notes: Vec::new(),
         }
     }
 }
 
-impl Options for TrainConfig {
+impl Keyed for TrainConfig {
     const ALIASES: &'static [Alias] = aliases::TRAIN;
     const REPLACES: &'static [(&'static str, &'static str)] = &[
         ("batch_size", "tokens_per_batch"),
@@ -234,27 +241,47 @@ impl Options for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Lays defaults, the preset of the model, `file` and `flags` over each other, and checks the result.
-    ///
-    /// Keys of `flags` are option names or aliases. Of a preset, `quant` and `double_quant` apply to CUDA devices only: it is
-    /// the 10 GB of a card that asks for them. Where no `dtype` is given, a GPU (also one that is only planned for) gets bf16.
-    /// Relative paths start at the current folder, in the file too.
+    /// The configuration that these options say: names and values as on the command line, over defaults and presets.
     ///
     /// ```
     /// use tanren::config::TrainConfig;
-    /// let mut flags = toml::Table::new();
-    /// flags.insert("model".into(), "Qwen/Qwen3-0.6B".into());
-    /// flags.insert("train_file".into(), "train.jsonl".into());
-    /// flags.insert("output_dir".into(), "runs/a".into());
-    /// flags.insert("lora_rank".into(), 32.into());
-    /// let config = TrainConfig::resolve(flags, None)?;
+    /// let options = [
+    ///     ("model", "Qwen/Qwen3-0.6B"),
+    ///     ("train_file", "train.jsonl"),
+    ///     ("output_dir", "runs/a"),
+    ///     ("lora_rank", "32"),
+    /// ];
+    /// let config = TrainConfig::from_pairs(options)?;
     /// assert_eq!((config.lora_r, config.tokens_per_batch), (32, Some(4096)));
     /// # Ok::<(), tanren::error::Error>(())
     /// ```
     ///
     /// # Errors
+    /// As [`TrainConfig::resolve`].
+    pub fn from_pairs<K: Into<String>, V: Into<Value>>(
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<Self> {
+        Self::resolve(pairs.into_iter().collect(), None)
+    }
+
+    /// The configuration that a TOML file says.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::resolve`].
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::resolve(Options::new(), Some(path))
+    }
+
+    /// Lays defaults, the preset of the model, the settings of the adapter to start from, `file` and `flags` over each other, and
+    /// checks the result.
+    ///
+    /// Names in `flags` are option names or aliases. Of a preset, `quant` and `double_quant` apply to CUDA devices only: it is
+    /// the 10 GB of a card that asks for them. Where no `dtype` is given, a GPU (also one that is only planned for) gets bf16.
+    /// Relative paths start at the current folder, in the file too.
+    ///
+    /// # Errors
     /// An input error of class `CONFIG` with file, line and option, or an I/O error if the file cannot be read.
-    pub fn resolve(flags: Table, file: Option<&Path>) -> Result<Self> {
+    pub fn resolve(flags: Options, file: Option<&Path>) -> Result<Self> {
         let (config, layers) = Self::laid_over(flags, file)?;
         config.check(&layers)?;
         Ok(config)
@@ -264,9 +291,11 @@ impl TrainConfig {
     ///
     /// # Errors
     /// As [`TrainConfig::resolve`].
-    pub fn resolve_plan(mut flags: Table, file: Option<&Path>) -> Result<Self> {
-        flags.insert("dry_run".into(), true.into());
-        let (config, layers) = Self::laid_over(flags, file)?;
+    pub fn resolve_plan(flags: Options, file: Option<&Path>) -> Result<Self> {
+        // Said or not, in any spelling: it is a plan.
+        let is_other = |(name, _): &(String, Value)| name.replace('-', "_") != "dry_run";
+        let flags: Options = flags.into_iter().filter(is_other).collect();
+        let (config, layers) = Self::laid_over(flags.set("dry_run", true), file)?;
         config.check_plan(&layers)?;
         Ok(config)
     }
@@ -281,7 +310,7 @@ impl TrainConfig {
         Ok(config)
     }
 
-    fn laid_over(flags: Table, file: Option<&Path>) -> Result<(Self, Layers)> {
+    fn laid_over(flags: Options, file: Option<&Path>) -> Result<(Self, Layers)> {
         let flags = Layers::from_flags::<Self>(flags)?;
         Self::of_layers(match file {
             Some(path) => flags.over::<Self>(Layers::from_file::<Self>(path)?),
@@ -302,6 +331,10 @@ impl TrainConfig {
             }
             layers = Layers::from_preset::<Self>(variant.name, options)?.over::<Self>(layers);
         }
+        if let Some((path, settings)) = init_adapter::of(&given) {
+            init_adapter::check(&given, &path, &settings)?;
+            layers = Layers::from_adapter::<Self>(&path, settings)?.over::<Self>(layers);
+        }
         let has_dtype = given.text("dtype").is_some();
         let layers = given.over::<Self>(layers);
         let mut config: Self = layers.read()?;
@@ -309,6 +342,7 @@ impl TrainConfig {
         if !has_dtype && (on_gpu || config.gpu.is_some()) {
             config.dtype = Dtype::Bf16;
         }
+        config.notes = layers.notes().to_vec();
         config.preset = preset.map_or("none", |variant| variant.name).to_owned();
         if !config.metric_for_best_model.starts_with("eval_") {
             config.metric_for_best_model.insert_str(0, "eval_");
@@ -373,7 +407,7 @@ impl TrainConfig {
         toml::to_string(self).unwrap_or_else(|error| format!("# not representable: {error}\n"))
     }
 
-    /// Refuses values that are valid but that this build cannot do yet. The only place that knows.
+    /// Refuses values that are valid but that this build cannot do yet.
     ///
     /// # Errors
     /// An input error of class `CONFIG` that names the option, its value, and what is supported.
@@ -385,27 +419,14 @@ impl TrainConfig {
             (None, DeviceChoice::Auto | DeviceChoice::Cpu) => &["f32"],
         };
         unsupported(&[
-            ("task", self.task.to_string(), &["causal"]),
-            ("quant", self.quant.to_string(), &["none"]),
+            ("task", self.task.to_string(), supported("task")),
+            ("quant", self.quant.to_string(), supported("quant")),
             ("dtype", self.dtype.to_string(), dtypes),
-            ("format", self.format.to_string(), &["auto", "plain", "chat"]),
-            ("loss", self.loss.to_string(), &["cross_entropy"]),
-            ("target_shift", self.target_shift.to_string(), &["none"]),
-            ("group_by", group_by.to_owned(), &["absent"]),
+            ("format", self.format.to_string(), supported("format")),
+            ("loss", self.loss.to_string(), supported("loss")),
+            ("target_shift", self.target_shift.to_string(), supported("target_shift")),
+            ("group_by", group_by.to_owned(), supported("group_by")),
         ])
-    }
-}
-
-/// The error for the first `(option, value, supported values)` whose value is not supported.
-pub(super) fn unsupported(table: &[(&str, String, &[&str])]) -> Result<()> {
-    match table.iter().find(|(_, value, supported)| !supported.contains(&value.as_str())) {
-        None => Ok(()),
-        Some((field, value, supported)) => Error::input("CONFIG", "not supported by this build")
-            .field(*field)
-            .got(value)
-            .expected(supported.join(" or "))
-            .fix(format!("leave {field} out or choose a supported value"))
-            .into(),
     }
 }
 

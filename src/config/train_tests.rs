@@ -1,11 +1,17 @@
 //! Tests of the layers, with the options of training.
 
+use toml::Table;
+
 use super::*;
 use crate::config::keys::keys_of;
 use crate::config::{Resume, variants};
 
 /// Flags as the command line gives them.
-fn flags(text: &str) -> Table {
+fn flags(text: &str) -> Options {
+    Options::from_table(table(text))
+}
+
+fn table(text: &str) -> Table {
     let base = "model = \"m\"\ntrain_file = \"t.jsonl\"\noutput_dir = \"o\"\n";
     let mut table: Table = base.parse().unwrap();
     table.extend(text.parse::<Table>().unwrap());
@@ -57,9 +63,9 @@ fn flags_win_over_the_file_which_wins_over_the_preset() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("run.toml");
     std::fs::write(&path, "lora_r = 24\nlearning_rate = 0.5\nmodel = \"Qwen/Qwen3-0.6B\"\n").unwrap();
-    let mut given = flags("learning_rate = 0.25");
+    let mut given = table("learning_rate = 0.25");
     given.remove("model");
-    let config = TrainConfig::resolve(given, Some(&path)).unwrap();
+    let config = TrainConfig::resolve(Options::from_table(given), Some(&path)).unwrap();
     assert_eq!((config.learning_rate, config.lora_r, config.lora_alpha), (0.25, 24, 32.0));
     assert_eq!((config.preset.as_str(), config.batching()), ("Qwen3-0.6B", Batching::Tokens(4096)));
 }
@@ -74,8 +80,9 @@ fn a_preset_comes_by_name_by_id_by_folder_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let json = variant_json("qwen3-tiny");
     std::fs::write(folder.path().join("config.json"), json).unwrap();
-    let mut given = flags("");
+    let mut given = table("");
     given.insert("model".to_owned(), folder.path().to_str().unwrap().into());
+    let given = Options::from_table(given);
     assert_eq!(TrainConfig::resolve(given.clone(), None).unwrap().preset, "qwen3-tiny");
     std::fs::write(folder.path().join("config.json"), "broken").unwrap();
     assert_eq!(TrainConfig::resolve(given, None).unwrap().preset, "none");
@@ -126,7 +133,8 @@ fn the_names_of_other_tools_are_understood() {
     assert_eq!((config.eval_batch_size, config.quant, config.overwrite), (Some(3), Quant::Nf4, true));
     assert_eq!(config.resume, Some(Resume::Dir("o/checkpoint-5".into())));
     assert_eq!(config.learning_rate, 1.0);
-    assert_eq!(resolve("bf16 = false").unwrap().dtype, Dtype::F32);
+    let config = resolve("bf16 = true").unwrap();
+    assert_eq!((config.dtype, config.notes.len()), (Dtype::F32, 1));
 }
 
 #[test]
@@ -153,6 +161,10 @@ fn files_are_read_strictly_and_errors_name_the_line() {
         ("target_modules = \"q_prj\"", &["run.toml:1", "did you mean q_proj?"]),
         ("lora_dropout = 1", &["run.toml:1", "0 to below 1"]),
         ("eval_fraction = 0.0", &["run.toml:1", "above 0 and below 1"]),
+        ("eval_fraction = 1.5", &["run.toml:1", "a number of rows"]),
+        ("shuffle = True", &["run.toml:1", "write true in small letters"]),
+        ("report_to = \"wandb\"", &["run.toml:1", "field \"report_to\"", "training_log.jsonl"]),
+        ("seed = \"7\"", &["run.toml:1", "without quotes"]),
         ("batch_size = 1\ntokens_per_batch = 9", &["run.toml:1", "exclude each other"]),
     ] {
         // The required flags repeat nothing of the file but `train_file`, which they override.
@@ -247,7 +259,7 @@ fn the_echo_resolves_to_the_same_value() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("training_config.toml");
         std::fs::write(&path, config.to_toml()).unwrap();
-        assert_eq!(TrainConfig::resolve(Table::new(), Some(&path)).unwrap(), config, "{}", config.to_toml());
+        assert_eq!(TrainConfig::from_file(&path).unwrap(), config, "{}", config.to_toml());
     }
 }
 
@@ -315,10 +327,128 @@ fn a_card_is_for_plans_and_computes_in_bf16() {
 
 #[test]
 fn a_plan_needs_neither_rows_nor_a_folder() {
-    let plan = |text: &str| TrainConfig::resolve_plan(text.parse().unwrap(), None);
+    let plan = |text: &str| TrainConfig::resolve_plan(Options::from_table(text.parse().unwrap()), None);
     let config = plan("model = \"Qwen3-0.6B\"").unwrap();
     assert!(config.dry_run && config.train_file.is_empty() && config.lora_r == 16);
     assert!(plan("lora_r = 8").unwrap_err().to_string().contains("model"));
     assert!(plan("model = \"m\"\nlora_r = 0").is_err());
     assert!(plan("model = \"m\"\ntrain_file = \"\"").is_err());
+}
+
+#[test]
+fn pairs_are_read_as_on_the_command_line() {
+    let base = [("model", "m"), ("train_file", "t.jsonl"), ("output_dir", "o")];
+    let with = |name: &'static str, value: &'static str| {
+        TrainConfig::from_pairs(base.into_iter().chain([(name, value)]))
+    };
+    assert_eq!(with("lora_r", "8").unwrap().lora_r, 8);
+    assert_eq!(with("learning-rate", "1e-4").unwrap().learning_rate, 1e-4);
+    assert_eq!(with("num_epochs", "2").unwrap().num_epochs, 2.0);
+    for (word, on) in [("True", true), ("false", false), ("1", true), ("no", false)] {
+        assert_eq!(with("shuffle", word).unwrap().shuffle, on, "{word}");
+    }
+    // A text that looks like a number stays one where the option is a text.
+    assert_eq!(with("group_by", "7").unwrap().group_by.as_deref(), Some("7"));
+    assert_eq!(with("eval_file", "1e5").unwrap().eval_file, [PathBuf::from("1e5")]);
+    for (name, value, part) in [
+        ("lora_r", "8.5", "got 8.5, expected a whole number"),
+        ("lora_r", "-8", "got -8, expected a whole number of at least 0"),
+        ("lora_r", "eight", "expected a whole number; fix: write a number"),
+        ("shuffle", "maybe", "expected true or false"),
+        ("lora_r", "0", "1 to 4096"),
+    ] {
+        let error = with(name, value).unwrap_err();
+        assert_eq!((error.code(), error.field()), ("CONFIG", Some(name)));
+        assert!(error.to_string().contains(part), "{name} {value}: {error}");
+    }
+    let options = Options::new().set("model", "m").set("seed", u64::MAX);
+    assert!(TrainConfig::from_pairs(options).unwrap_err().to_string().contains("seed"));
+}
+
+#[test]
+fn values_of_other_tools_mean_what_they_mean_there() {
+    let config =
+        resolve("resume_from_checkpoint = true\nmax_steps = -1\nval_size = 10\ntorch_dtype = \"auto\"")
+            .unwrap();
+    assert_eq!(
+        (config.resume, config.max_steps, config.eval_fraction),
+        (Some(Resume::Auto), None, Some(10.0))
+    );
+    let config =
+        resolve("resume_from_checkpoint = \"false\"\nval_set_size = 0.0\nadapter = \"lora\"").unwrap();
+    assert_eq!((config.resume, config.eval_fraction, config.init_adapter), (None, None, None));
+    let config = resolve("adapter = \"qlora\"\nuse_cpu = true\nlora_target_linear = true").unwrap();
+    assert_eq!((config.quant, config.device), (Quant::Nf4, DeviceChoice::Cpu));
+    assert_eq!(resolve("adapter = \"runs/a\"").unwrap().init_adapter, Some("runs/a".into()));
+    let config = resolve_file("shuffle = \"False\"\nuse_gradient_checkpointing = \"unsloth\"").unwrap();
+    assert_eq!((config.shuffle, config.activation_policy), (false, ActivationPolicy::Checkpoint));
+}
+
+#[test]
+fn options_of_other_tools_are_said_or_refused_by_name() {
+    let config = resolve(
+        "packing = true\noptim = \"adamw_torch\"\ndo_train = true\nreport_to = [\"none\"]\nflash_attn = \"fa2\"
+        gradient_checkpointing_kwargs = {use_reentrant = false}\nfp16 = false",
+    )
+    .unwrap();
+    assert_eq!(config.notes.len(), 7, "{:?}", config.notes);
+    assert!(
+        config.notes.iter().any(|note| note.starts_with("packing changes nothing: ")),
+        "{:?}",
+        config.notes
+    );
+    for text in [
+        "optim = \"adamw_8bit\"",
+        "fp16 = true",
+        "do_train = false",
+        "neftune_noise_alpha = 5",
+        "stage = \"dpo\"",
+        "finetuning_type = \"full\"",
+        "deepspeed = \"ds.json\"",
+        "train_on_inputs = true",
+        "dataset = \"alpaca\"",
+    ] {
+        let key = text.split(' ').next().unwrap();
+        assert!(refused(text).contains(&format!("field \"{key}\": an option of another tool")), "{text}");
+    }
+}
+
+/// A folder with the configuration of an adapter.
+fn adapter(json: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("adapter_config.json"), json).unwrap();
+    folder
+}
+
+#[test]
+fn an_adapter_to_start_from_brings_its_settings() {
+    let folder = adapter(
+        "{\"r\": 4, \"lora_alpha\": 6, \"lora_dropout\": 0.1, \"use_rslora\": true, \"target_modules\": [\"q_proj\"]}",
+    );
+    let with = |text: &str| {
+        resolve(&format!(
+            "preset = \"qwen3-tiny\"\ninit_adapter = {:?}\n{text}",
+            folder.path().display().to_string()
+        ))
+    };
+    let lora = with("").unwrap().lora();
+    assert_eq!((lora.r, lora.alpha, lora.dropout, lora.use_rslora), (4, 6.0, 0.1, true));
+    assert_eq!(lora.target_modules, TargetModules::List(vec!["q_proj".into()]));
+    // What says the same is no contradiction, and dropout belongs to the run.
+    let lora = with("lora_r = 4\nlora_alpha = 6.0\nlora_dropout = 0.0").unwrap().lora();
+    assert_eq!((lora.r, lora.dropout), (4, 0.0));
+    for (text, got) in [
+        ("lora_r = 8", "got 8, expected 4"),
+        ("lora_alpha = 8", "got 8"),
+        ("use_rslora = false", "got false"),
+    ] {
+        let error = with(text).unwrap_err().to_string();
+        assert!(error.contains(got) && error.contains("adapter_config.json"), "{error}");
+    }
+    // Loading the adapter says what is wrong with it.
+    for broken in ["{", "[]", "{\"r\": \"x\"}"] {
+        let folder = adapter(broken);
+        let config = resolve(&format!("init_adapter = {:?}", folder.path().display().to_string())).unwrap();
+        assert_eq!(config.lora_r, 16);
+    }
 }

@@ -14,6 +14,7 @@ macro_rules! words {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
+        #[non_exhaustive]
         pub enum $type { $($(#[$value_doc])* $value,)+ }
         impl $type {
             /// Per value: its name, then other spellings that are understood.
@@ -179,6 +180,7 @@ words!(
 /// Who computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
+#[non_exhaustive]
 pub enum DeviceChoice {
     /// The best device there is.
     Auto,

@@ -15,6 +15,7 @@ const NAMED: usize = 5;
 
 /// Summary of an encoded data set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Audit {
     /// Rows that became examples.
     pub rows: usize,
@@ -91,6 +92,7 @@ pub struct SpecialPlace {
 
 /// Nearest-rank quantiles.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Quantiles {
     /// Smallest.
     pub min: usize,

@@ -73,17 +73,18 @@ pub fn epoch_order(rows: usize, seed: u64, epoch: u32, shuffle: bool) -> Vec<usi
     order
 }
 
-/// Splits `rows` rows into (training, evaluation), both in file order. The evaluation part is `fraction` of the rows,
-/// rounded, at least one row, and never all of them.
+/// Splits `rows` rows into (training, evaluation), both in file order. The evaluation part is `share` of the rows, rounded, at
+/// least one row and never all of them; a `share` of 1 or more is a number of rows.
 ///
 /// # Errors
-/// [`Error::Input`] unless `0 < fraction < 1` and there are two rows or more.
-pub fn split_eval(rows: usize, fraction: f64, seed: u64) -> Result<(Vec<usize>, Vec<usize>)> {
-    if !(fraction > 0.0 && fraction < 1.0) {
-        return Error::input("CONFIG", "the evaluation part is no fraction")
+/// [`Error::Input`] unless `share` is above 0 and leaves a row to train on.
+pub fn split_eval(rows: usize, share: f64, seed: u64) -> Result<(Vec<usize>, Vec<usize>)> {
+    let is_count = share >= 1.0 && share.fract() == 0.0;
+    if !(share > 0.0 && share < 1.0 || is_count) {
+        return Error::input("CONFIG", "the evaluation part is neither a share nor a number of rows")
             .field("eval_fraction")
-            .got(fraction)
-            .expected("a number between 0 and 1")
+            .got(share)
+            .expected("a number between 0 and 1, or a number of rows")
             .fix("use for example --eval-fraction 0.1")
             .into();
     }
@@ -94,7 +95,18 @@ pub fn split_eval(rows: usize, fraction: f64, seed: u64) -> Result<(Vec<usize>, 
             .fix("leave out --eval-fraction, or give --eval-file")
             .into();
     }
-    let eval = ((rows as f64 * fraction).round() as usize).clamp(1, rows - 1);
+    if is_count && share >= rows as f64 {
+        return Error::input("CONFIG", "no row would be left to train on")
+            .field("eval_fraction")
+            .got(format!("{share} rows"))
+            .expected(format!("at most {} of the {rows} rows", rows - 1))
+            .fix("hold out fewer rows, or give --eval-file")
+            .into();
+    }
+    let eval = match is_count {
+        true => share as usize,
+        false => ((rows as f64 * share).round() as usize).clamp(1, rows - 1),
+    };
     let mut train: Vec<usize> = (0..rows).collect();
     Stream::new(seed, Purpose::Split, 0).shuffle(&mut train);
     let mut held_out = train.split_off(rows - eval);
@@ -141,14 +153,16 @@ mod tests {
 
     #[test]
     fn both_parts_of_a_split_have_rows() {
-        for (rows, fraction, eval) in [(2, 0.001, 1), (2, 0.999, 1), (100, 0.1, 10), (3, 0.5, 2)] {
+        for (rows, fraction, eval) in
+            [(2, 0.001, 1), (2, 0.999, 1), (100, 0.1, 10), (3, 0.5, 2), (10, 1.0, 1), (10, 9.0, 9)]
+        {
             let (train, held_out) = split_eval(rows, fraction, 7).unwrap();
             assert_eq!((train.len(), held_out.len()), (rows - eval, eval));
             let mut all = [train, held_out].concat();
             all.sort_unstable();
             assert_eq!(all, (0..rows).collect::<Vec<_>>());
         }
-        for (rows, fraction) in [(1, 0.5), (10, 0.0), (10, 1.0), (10, f64::NAN)] {
+        for (rows, fraction) in [(1, 0.5), (10, 0.0), (10, 1.5), (10, 10.0), (10, f64::NAN)] {
             assert!(split_eval(rows, fraction, 7).is_err());
         }
     }

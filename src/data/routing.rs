@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 
 /// How many rows of each mode there were, and how many were kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Routing {
     /// Rows with mode `direct`.
     pub direct: usize,

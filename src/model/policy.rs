@@ -13,6 +13,7 @@ use crate::device::Class;
 /// What one block keeps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Policy {
     /// Everything that the backward pass reads.
     #[default]

@@ -50,6 +50,7 @@ impl From<Notice> for Event<'_> {
 
 /// How a scoring ended.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Summary {
     /// The files that were written.
     pub files: Vec<PathBuf>,

@@ -14,6 +14,7 @@ use crate::error::Result;
 
 /// What the log-probabilities of a file say.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LogprobReport {
     /// Supervised tokens.
     pub num_tokens: usize,

@@ -17,7 +17,10 @@ pub use event::{Event, Findings, Summary};
 pub use logprob::LogprobReport;
 pub use report::{Accuracy, ByField, ChoiceReport, MISSING};
 
-pub use crate::session::Context;
+pub use crate::data::audit::Audit;
+pub use crate::data::routing::Routing;
+pub use crate::data::template::sandbox::HelperCommand;
+pub use crate::session::{Context, Notice};
 
 use std::time::Instant;
 
@@ -35,6 +38,7 @@ use session::Session;
 /// Input and I/O errors that name file, line and fix; [`Error::Numeric`] for a row whose score is not finite;
 /// [`Error::Stopped`] if the context asked to stop. No file is written in any of these cases.
 pub fn run(config: &ScoreConfig, context: &Context, watch: &mut dyn FnMut(Event<'_>)) -> Result<Summary> {
+    config.notes.iter().for_each(|note| watch(Notice::Note(note.clone()).into()));
     config.validate()?;
     let mut session = Session::new(config, context, watch)?;
     config.check_supported()?;

@@ -12,6 +12,7 @@ pub const MISSING: &str = "(none)";
 
 /// How many rows were answered rightly.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Accuracy {
     /// Rows that were scored.
     pub num_rows: usize,
@@ -46,6 +47,7 @@ impl Accuracy {
 
 /// Accuracy by the values of a field of `meta`.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ByField {
     /// The field.
     pub field: String,
@@ -55,6 +57,7 @@ pub struct ByField {
 
 /// What the choices of a file say.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct ChoiceReport {
     /// Over all rows.
     pub overall: Accuracy,

@@ -12,6 +12,7 @@ pub use room::Limit;
 pub use text_settings::TextSettings;
 
 use std::cell::RefCell;
+use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use crate::config::{Format, Truncation};
 use crate::data::encode::{self, EncodeOptions, Encoder};
 use crate::data::record::Record;
-use crate::data::template::sandbox::HelperCommand;
+use crate::data::template::sandbox::{HelperCommand, serve_template};
 use crate::data::texts::Texts;
 use crate::device::{Class, Device};
 use crate::error::{Error, Result, shorten};
@@ -45,6 +46,14 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
+    /// Ends the run when `stop` says so. It is asked between passes, often and from several threads, so it should only look at a
+    /// flag.
+    #[must_use]
+    pub fn stop_when(mut self, stop: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.stop = Some(Arc::new(stop));
+        self
+    }
+
     /// True if the run should end.
     pub fn stopped(&self) -> bool {
         self.stop.as_ref().is_some_and(|stop| stop())
@@ -62,8 +71,20 @@ impl Context {
     }
 }
 
+impl HelperCommand {
+    /// The other side: renders chat templates in this process, which it limits first, until its input ends. Call it from a hidden
+    /// command of the program, and nothing else in that process.
+    ///
+    /// # Errors
+    /// An input error if a limit cannot be set, an I/O error if the process that started this one is gone.
+    pub fn serve(stdin: impl BufRead, stdout: impl Write) -> Result<()> {
+        serve_template(stdin, stdout)
+    }
+}
+
 /// What happens on the way; both runs make it an event of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Notice {
     /// Something the user may want to know.
     Note(String),
@@ -165,9 +186,10 @@ impl Opened {
             }));
         }
         if options.max_seq_length > model.config.max_position_embeddings {
+            // Said as a fact: whether the length was asked for or is the default, no option makes longer rows fit.
             notify(Notice::Warning(format!(
-                "--max-seq-length {} is beyond the {} positions of the model; longer rows are refused",
-                options.max_seq_length, model.config.max_position_embeddings
+                "the model has {} positions: rows may be that long, and not {} (max_seq_length)",
+                model.config.max_position_embeddings, options.max_seq_length
             )));
         }
         Ok(Self { model, texts, options })
@@ -186,6 +208,7 @@ impl Opened {
             skip_empty: options.skip_empty,
             mask_history: options.mask_history,
             vocab_size: Some(model.vocab_size),
+            max_position_embeddings: Some(model.max_position_embeddings),
             ..EncodeOptions::new(self.texts.format, longest)
         };
         self.texts.encoder(options, records)

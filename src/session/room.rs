@@ -18,6 +18,7 @@ const CARD_PART: f64 = 0.97;
 
 /// Most memory for tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Limit {
     /// Bytes.
     pub bytes: u64,

@@ -18,6 +18,7 @@ use crate::tensor::Real;
 
 /// Results of one evaluation, with the names of the Hugging Face trainer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct EvalMetrics {
     /// Mean negative log-probability per supervised token, in nats.
     pub eval_loss: f64,

@@ -73,6 +73,7 @@ impl From<Notice> for Event<'_> {
 
 /// One optimizer step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct StepLog {
     /// Number of the step, from 1.
     pub step: u64,
@@ -103,6 +104,7 @@ pub struct StepLog {
 
 /// How a training ended.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Summary {
     /// Optimizer steps in all.
     pub global_step: u64,

@@ -14,6 +14,7 @@ mod itinerary;
 mod log;
 mod output;
 mod plan;
+#[cfg(feature = "plot")]
 mod plot;
 mod prepare;
 mod run;
@@ -24,9 +25,20 @@ mod sums;
 pub use crate::session::Limit;
 pub use evaluate::EvalMetrics;
 pub use event::{Event, StepLog, Summary};
-pub use plan::{BytesOf, Capacity, Group, Plan, Prediction, WorkOf, Workload, plan, plan_workload};
-pub use prepare::{Prepared, Row, prepare};
+pub use plan::{BytesOf, Capacity, Group, Plan, Prediction, WorkOf};
 pub use run::run;
+
+#[cfg(feature = "unstable")]
+pub use plan::{Workload, plan, plan_workload};
+#[cfg(all(feature = "cli", not(feature = "unstable")))]
+pub(crate) use plan::{Workload, plan_workload};
+#[cfg(feature = "unstable")]
+pub use prepare::{Prepared, Row, prepare};
+#[cfg(feature = "unstable")]
 pub use state::TrainerState;
 
-pub use crate::session::Context;
+pub use crate::data::audit::{Audit, Place, Places, Quantiles, SpecialPlace};
+pub use crate::data::routing::Routing;
+pub use crate::data::template::sandbox::HelperCommand;
+pub use crate::model::{Policies, Policy};
+pub use crate::session::{Context, Notice};

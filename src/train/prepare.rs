@@ -205,7 +205,7 @@ pub(super) fn first_adapter<T: Real<Stat = f32>>(
             .field(field)
             .got(wanted)
             .expected(has)
-            .fix("pass the values of its adapter_config.json")
+            .fix(format!("leave {field} out: the adapter brings its own"))
             .into();
     }
     // Dropout belongs to the run, not to the adapter.

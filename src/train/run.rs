@@ -16,6 +16,7 @@ use super::itinerary::Itinerary;
 use super::log::Log;
 use super::output::{check_output, checkpoint_to_resume, remove_old_run};
 use super::plan::{Plan, chooses, planned};
+#[cfg(feature = "plot")]
 use super::plot;
 use super::prepare::{Prepared, Row, first_adapter, open_device, prepare};
 use super::state::TrainerState;
@@ -39,6 +40,7 @@ use crate::tensor::Real;
 /// saved before is left alone.
 pub fn run(config: &TrainConfig, context: &Context, watch: &mut dyn FnMut(Event<'_>)) -> Result<Summary> {
     config.validate()?;
+    config.notes.iter().for_each(|note| watch(Notice::Note(note.clone()).into()));
     check_metric(config)?;
     check_output(config)?;
     let lock = match config.dry_run {
@@ -500,6 +502,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         self.log.write(&row)?;
         let state = config.output_dir.join("trainer_state.json");
         write_file(&state, self.state.to_json().as_bytes())?;
+        #[cfg(feature = "plot")]
         plot::loss_curve(&config.output_dir.join("loss.svg"), &self.state.log_history)?;
         Ok(Summary {
             global_step: self.state.global_step,

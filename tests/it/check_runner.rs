@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", feature = "cli"))]
 use crate::device::stub_code;
 use crate::source::root;
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", feature = "cli"))]
 use crate::stub_cuda::driver;
 
 /// A test binary of Rust's harness, as far as the runner sees one. `$0.tests` has a line for each test: its name, what it does.
@@ -415,9 +415,14 @@ ops::swiglu::gpu_tests::real_shapes hangs
 }
 
 /// The program itself with a driver that only `ldconfig` knows, and with one that fails.
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", feature = "cli"))]
 #[test]
 fn a_hidden_driver_is_found() {
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use crate::stub_cuda::driver;
+
     let stub = driver(13_000);
     let folder = Folder::new(GOOD);
     fs::remove_file(folder.path("bin/tanren")).unwrap();

@@ -329,7 +329,7 @@ fn rows_without_output_are_scored_or_left_out() {
 #[test]
 fn the_example_is_a_valid_configuration() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lawqa/score.toml");
-    let config = ScoreConfig::resolve(toml::Table::new(), Some(&path)).unwrap();
+    let config = ScoreConfig::from_file(&path).unwrap();
     assert_eq!(config.mode, ScoreMode::Choice);
     config.check_supported().unwrap();
 }

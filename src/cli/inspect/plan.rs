@@ -24,7 +24,7 @@ const SUPERVISED_SHARE: f64 = 0.1;
 pub(super) fn show(args: &PlanArgs, console: &Arc<Console>) -> Result<()> {
     let mut flags = args.train.flags()?;
     if let Some(name) = &args.variant {
-        flags.insert("model".into(), name.clone().into());
+        flags = flags.set("model", name.as_str());
     }
     let config = TrainConfig::resolve_plan(flags, args.train.config())?;
     let made_up = args.variant.is_some()
@@ -40,6 +40,7 @@ pub(super) fn show(args: &PlanArgs, console: &Arc<Console>) -> Result<()> {
         return train::planned(&config, args.json, console);
     }
     config.check_supported()?;
+    config.notes.iter().for_each(|note| console.note(format_args!("note: {note}")));
     let model = shape(&config, args, console)?;
     let workload = Workload {
         tokens: args.tokens.or(config.tokens_per_batch).unwrap_or(config.max_tokens_per_pass),

@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use toml::Table;
 
-use super::{table, words};
-use crate::config::{Dtype, Format, Quant, ScoreMode, TrainMode, Truncation};
+use super::{typed_options, words};
+use crate::config::{Dtype, Format, Options, Quant, ScoreMode, TrainMode, Truncation};
 use crate::error::Result;
 
 const MODEL: &str = "Model and adapter";
@@ -82,10 +81,10 @@ pub struct ScoreArgs {
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     escape_special: Option<bool>,
     /// Leave out rows with nothing to learn or an empty answer.
-    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", help_heading = DATA)]
+    #[arg(long, value_name = "true|false", help_heading = DATA)]
     skip_empty: Option<bool>,
     /// Learn the last answer of a conversation only.
-    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", help_heading = DATA)]
+    #[arg(long, value_name = "true|false", help_heading = DATA)]
     mask_history: Option<bool>,
 
     /// Rows per batch.
@@ -106,6 +105,11 @@ pub struct ScoreArgs {
     /// Most tokens computed at once; bounds memory, never changes results.
     #[arg(long, value_name = "N", help_heading = MACHINE)]
     max_tokens_per_pass: Option<usize>,
+
+    /// An option of another tool, `name=value`; the configuration answers it.
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    option_of_another_tool: Vec<String>,
 }
 
 impl ScoreArgs {
@@ -118,7 +122,7 @@ impl ScoreArgs {
     ///
     /// # Errors
     /// An input error for texts that are not UTF-8 and numbers of 2^63 and more.
-    pub fn flags(&self) -> Result<Table> {
-        table(self)
+    pub fn flags(&self) -> Result<Options> {
+        typed_options(self, &self.option_of_another_tool)
     }
 }

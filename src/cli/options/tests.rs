@@ -2,7 +2,11 @@
 
 use super::*;
 use crate::config::keys::keys_of;
-use crate::config::{Batching, LrScheduler, TargetModules};
+use crate::config::{Batching, LrScheduler, Resume, TargetModules};
+
+fn args_of(line: &str) -> Vec<OsString> {
+    args(line)
+}
 
 fn args(line: &str) -> Vec<OsString> {
     line.split_whitespace().map(OsString::from).collect()
@@ -31,7 +35,7 @@ fn options(name: &str) -> Vec<String> {
     let parser = command();
     let found = parser.find_subcommand(name).unwrap();
     let mut ids: Vec<String> = found.get_arguments().map(|arg| arg.get_id().to_string()).collect();
-    ids.retain(|id| !["config", "help", "version"].contains(&id.as_str()));
+    ids.retain(|id| !["config", "help", "version", "option_of_another_tool"].contains(&id.as_str()));
     ids.sort();
     ids
 }
@@ -93,20 +97,89 @@ fn flags_of_every_kind_arrive() {
 #[test]
 fn the_words_of_hugging_face_arrive() {
     let config = train(
-        "--per_device_train_batch_size 2 --num_train_epochs 5 --lora_rank 4 --max_length 99 --bf16 \
+        "--per_device_train_batch_size 2 --num_train_epochs 5 --lora_rank 4 --max_length 99 --dtype bfloat16 \
          --lr_scheduler_type linear --overwrite_output_dir",
     );
     assert_eq!((config.batch_size, config.num_epochs, config.lora_r), (Some(2), 5.0, 4));
     assert_eq!((config.max_seq_length, config.dtype, config.overwrite), (99, Dtype::Bf16, true));
-    assert_eq!(train("--bf16 false").dtype, Dtype::F32);
+    assert_eq!(train("--bf16 --fp32 True").dtype, Dtype::F32);
 }
 
 #[test]
 fn flags_are_spelled_with_dashes_before_clap_sees_them() {
     let normal =
-        normalise_args(args("tanren train --lora_r 8 --x_y=a_b c_d --load_in_4bit --bf16=false -- --e_f"));
+        normalise_args(args("tanren train --lora_r 8 --x_y=a_b c_d --load_in_4bit --fp32=false -- --e_f"));
     assert_eq!(normal, args("tanren train --lora-r 8 --x-y=a_b c_d --quant=nf4 -- --e_f"));
-    assert_eq!(normalise_args(args("--bf16 true --fp32")), args("--dtype=bf16 --dtype=f32"));
+    assert_eq!(normalise_args(args("--load_in_4bit True --fp32")), args("--quant=nf4 --dtype=f32"));
+}
+
+#[test]
+fn flags_of_other_tools_arrive_with_their_values() {
+    let config = train(
+        "--do_train --packing True --report_to none --optim=adamw_torch --gradient_checkpointing_kwargs {} --lora_r 8 \
+         --resume_from_checkpoint True --val_size 10 --shuffle False --target-modules q_proj v_proj --max_steps -1",
+    );
+    assert_eq!((config.notes.len(), config.lora_r, config.resume), (5, 8, Some(Resume::Auto)));
+    assert_eq!((config.eval_fraction, config.shuffle, config.max_steps), (Some(10.0), false, None));
+    assert_eq!(config.target_modules, TargetModules::List(vec!["q_proj".into(), "v_proj".into()]));
+    assert_eq!(train("--resume").resume, Some(Resume::Auto));
+    assert_eq!(train("--lora_target [q_proj,v_proj]").target_modules, config.target_modules);
+    let Command::Train(args) =
+        run("tanren train --model m --train-file t --output-dir o --report_to wandb tensorboard").unwrap()
+    else {
+        panic!()
+    };
+    let error = TrainConfig::resolve(args.flags().unwrap(), None).unwrap_err();
+    assert_eq!((error.field(), error.got()), (Some("report-to"), Some("\"wandb,tensorboard\"")));
+    // A folder in scoring.
+    let normal = normalise_args(args_of("tanren score --adapter lora --bf16 true"));
+    assert_eq!(normal[..4], args_of("tanren score --adapter lora")[..]);
+    assert_eq!(score("--bf16").notes.len(), 1);
+    // No flag of ours is taken for one of theirs.
+    for name in ["train", "score"] {
+        let parser = command();
+        for arg in parser.find_subcommand(name).unwrap().get_arguments() {
+            assert!(!arg.get_long().is_some_and(crate::config::is_foreign), "{arg:?}");
+        }
+    }
+    let parser = command();
+    let plan = parser.find_subcommand("inspect").unwrap().find_subcommand("plan").unwrap();
+    assert!(plan.get_arguments().all(|arg| !arg.get_long().is_some_and(crate::config::is_foreign)));
+}
+
+#[test]
+fn tips_name_what_is_meant_or_nothing() {
+    for (line, tip) in [
+        ("tanren train --learnig-rate 1", Some("--learning-rate")),
+        ("tanren train --lora-plus 1", None),
+        ("tanren train --batch-sampler x", None),
+        ("tanren score --choises a,b", Some("--choices")),
+        ("tanren inspect tokenizer m --texts x", Some("--text")),
+        ("tanren inspect tokenizer m --frobnicate x", None),
+    ] {
+        let error = run(line).unwrap_err().to_string();
+        match tip {
+            Some(flag) => assert!(error.contains(&format!("'{flag}'")), "{line}: {error}"),
+            None => assert!(!error.contains("tip:"), "{line}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn the_help_offers_only_what_works() {
+    for (line, absent) in [
+        (
+            "tanren train --help",
+            &["nf4", "--quant ", "--task ", "--loss ", "--group-by", "--target-shift", "template]"][..],
+        ),
+        ("tanren score --help", &["nf4", "generate", "classify", "option-of-another-tool"]),
+    ] {
+        let text = run(line).unwrap_err().to_string();
+        for part in absent {
+            assert!(!text.contains(part), "{line}: {part}: {text}");
+        }
+        assert_eq!(text.contains("emulated"), cfg!(feature = "emulated"), "{text}");
+    }
 }
 
 #[test]

@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use toml::Table;
 
-use super::{table, words};
-use crate::config::{Format, Loss, LrScheduler, Quant, TargetShift, Task, TrainMode, Truncation};
+use super::{typed_options, words};
+use crate::config::{Format, Loss, LrScheduler, Options, Quant, TargetShift, Task, TrainMode, Truncation};
 use crate::error::Result;
 
 const MODEL: &str = "Model and adapter";
@@ -25,7 +24,7 @@ Examples:
   Everything in a file, one value changed:
     tanren train --config run.toml --learning-rate 1e-4
 
-  The names of other tools work too:
+  The names of other tools work too, and what means nothing here is said and left out:
     tanren train --model_name_or_path ./qwen --train_file train.jsonl --output_dir runs/hf \\
         --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --num_train_epochs 3 \\
         --lora_r 32 --lora_alpha 64 --lora_dropout 0.05
@@ -65,9 +64,9 @@ pub struct TrainArgs {
     /// Probability that an input of the adapter is dropped, from 0 to below 1.
     #[arg(long, value_name = "X", help_heading = MODEL)]
     lora_dropout: Option<f64>,
-    /// Linear layers with an adapter: names with commas between, or all-linear.
-    #[arg(long, value_name = "NAMES", help_heading = MODEL)]
-    target_modules: Option<String>,
+    /// Linear layers with an adapter: names with commas or spaces between, or all-linear.
+    #[arg(long, value_name = "NAMES", num_args = 1.., help_heading = MODEL)]
+    target_modules: Option<Vec<String>>,
     /// Scale the adapter by alpha / sqrt(r).
     #[arg(long, value_name = "true|false", help_heading = MODEL)]
     use_rslora: Option<bool>,
@@ -90,7 +89,7 @@ pub struct TrainArgs {
     /// File with rows to evaluate on; may be given several times.
     #[arg(long, value_name = "FILE", help_heading = DATA)]
     eval_file: Option<Vec<PathBuf>>,
-    /// Part of the training rows to evaluate on instead, above 0 and below 1.
+    /// Training rows to evaluate on instead: a part of them if below 1 (0.1), else so many (100).
     #[arg(long, value_name = "X", help_heading = DATA)]
     eval_fraction: Option<f64>,
     /// How a row becomes one text.
@@ -109,10 +108,10 @@ pub struct TrainArgs {
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     escape_special: Option<bool>,
     /// Leave out rows with nothing to learn or an empty answer.
-    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", help_heading = DATA)]
+    #[arg(long, value_name = "true|false", help_heading = DATA)]
     skip_empty: Option<bool>,
     /// Learn the last answer of a conversation only.
-    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", help_heading = DATA)]
+    #[arg(long, value_name = "true|false", help_heading = DATA)]
     mask_history: Option<bool>,
     /// Bring rows into a new random order every epoch.
     #[arg(long, value_name = "true|false", help_heading = DATA)]
@@ -184,7 +183,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "true|false", help_heading = OUTPUT)]
     overwrite: Option<bool>,
     /// Go on from the newest complete checkpoint (auto) or from this checkpoint folder.
-    #[arg(long, value_name = "auto|DIR", help_heading = OUTPUT)]
+    #[arg(long, value_name = "auto|DIR", num_args = 0..=1, default_missing_value = "auto", help_heading = OUTPUT)]
     resume: Option<PathBuf>,
     /// Check everything and print the plan, train nothing.
     #[arg(long, value_name = "true|false", help_heading = OUTPUT)]
@@ -238,6 +237,11 @@ pub struct TrainArgs {
     /// Plan for this card instead of this machine: rtx3080, rtx3090, rtx4090, rtx5080, rtx5090, a100, h100, h200; with --dry-run.
     #[arg(long, value_name = "CARD", help_heading = MACHINE)]
     gpu: Option<String>,
+
+    /// An option of another tool, `name=value`; the configuration answers it.
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    option_of_another_tool: Vec<String>,
 }
 
 impl TrainArgs {
@@ -250,7 +254,7 @@ impl TrainArgs {
     ///
     /// # Errors
     /// An input error for texts that are not UTF-8 and numbers of 2^63 and more.
-    pub fn flags(&self) -> Result<Table> {
-        table(self)
+    pub fn flags(&self) -> Result<Options> {
+        typed_options(self, &self.option_of_another_tool)
     }
 }

@@ -129,12 +129,18 @@ impl Encoder<'_> {
         let listed: Vec<String> = listed.collect();
         let more = if rows.len() > 5 { format!(" and {} more", rows.len() - 5) } else { String::new() };
         let longest = rows.iter().map(|(_, len, _)| *len).max().unwrap_or(0);
+        let positions = self.options.max_position_embeddings.filter(|positions| longest > *positions);
+        let raise = match positions {
+            // Advice to raise the limit would lead nowhere.
+            Some(positions) => format!("shorten them to the {positions} positions of the model"),
+            None => format!("--max-seq-length {longest}"),
+        };
         let fix = match self.options.truncation {
-            Truncation::PromptLeft => format!(
-                "even without the prompt they do not fit; --max-seq-length {longest} or --truncation skip"
-            ),
+            Truncation::PromptLeft => {
+                format!("even without the prompt they do not fit; {raise}, or --truncation skip")
+            }
             _ => format!(
-                "--max-seq-length {longest}, or --truncation prompt-left (cuts the beginning of the prompt), or --truncation skip"
+                "{raise}, or --truncation prompt-left (cuts the beginning of the prompt), or --truncation skip"
             ),
         };
         Error::input(

@@ -51,6 +51,8 @@ pub struct EncodeOptions {
     pub format: Format,
     /// Most tokens of an example.
     pub max_seq_length: usize,
+    /// Positions of the model, which no option raises, if known.
+    pub max_position_embeddings: Option<usize>,
     /// What happens to longer rows.
     pub truncation: Truncation,
     /// Encode special tokens written in the data as ordinary text.
@@ -71,6 +73,7 @@ impl EncodeOptions {
         Self {
             format,
             max_seq_length,
+            max_position_embeddings: None,
             truncation: Truncation::Error,
             escape_special: false,
             skip_empty: false,
@@ -277,9 +280,11 @@ impl<'a> Encoder<'a> {
             return Err(self.rows_too_long(&too_long));
         }
         if rows.is_empty() {
+            let full = self.options.max_position_embeddings == Some(self.options.max_seq_length);
+            let raise = if full { "shorten the rows" } else { "raise --max-seq-length" };
             return Error::input("DATA", "no row is left")
                 .got(format!("{} rows skipped", records.len()))
-                .fix("raise --max-seq-length, or check that the rows have answers")
+                .fix(format!("{raise}, or check that the rows have answers"))
                 .into();
         }
         audit.finish(rows.iter().map(|(example, _)| example), records);

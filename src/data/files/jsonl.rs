@@ -80,8 +80,19 @@ pub(super) fn bad_json(
         "keep one of the two"
     } else if text.trim_start().starts_with(['[', '{']) && flaw.what.starts_with("EOF") {
         "write each object on one line (jq -c . file.json, for an array jq -c '.[]' file.json)"
-    } else if line == 1 && !text.trim_start().starts_with(['[', '{']) && text.contains(',') {
-        "write one JSON object per line; if the file is a table, name the file .csv"
+    } else if line == 1 && !text.trim_start().starts_with(['[', '{']) {
+        match text {
+            _ if text.contains('\t') => {
+                "if the file is a table with tabs, name the file .tsv; else write one JSON object per line"
+            }
+            _ if text.contains(',') => {
+                "if the file is a table, name the file .csv; else write one JSON object per line"
+            }
+            _ if text.contains(';') => {
+                "if the file is a table, write commas between the cells and name the file .csv; else write one JSON object per line"
+            }
+            _ => "write one JSON object per line, for example {\"input\": \"2+2?\", \"output\": \"4\"}",
+        }
     } else {
         "correct the JSON of this line"
     };

@@ -58,8 +58,8 @@ fn every_hostile_line_is_an_error_with_line_field_and_fix() {
         (b"7", &["a row must be an object", "got 7"]),
         (b"\"text\"", &["a row must be an object"]),
         (b"null", &["a row must be an object"]),
-        (b"{}", &["field \"input\": the field is missing", "got keys none left to read", "fix: rows are"]),
-        (br#"{"input":"a"}"#, &["field \"output\": the field is missing"]),
+        (b"{}", &["the row is empty: got {}", "fix: remove the line"]),
+        (br#"{"input":"a"}"#, &["field \"output\": the field is missing; fix: rows are"]),
         (br#"{"input":"a","outptu":"b"}"#, &["rename \"outptu\" to \"output\""]),
         (br#"{"question":"a","answer":"b"}"#, &["\"question\", \"answer\"", "rename the keys"]),
         (

@@ -29,7 +29,11 @@ pub(super) fn string(row: &mut Row, key: &str) -> Result<String> {
 }
 
 pub(super) fn missing(row: &Row, key: &str) -> InputError {
-    let error = Error::input("DATA", "the field is missing").field(key).got(format!("keys {}", keys(row)));
+    let mut error = Error::input("DATA", "the field is missing").field(key);
+    // Keys that were read already are not the ones that are wrong.
+    if !row.is_empty() {
+        error = error.got(format!("keys {}", keys(row)));
+    }
     let twin = row.keys().map(|k| (strsim::damerau_levenshtein(k, key), k)).min().filter(|(d, _)| *d <= 2);
     match twin {
         Some((_, near)) => error.fix(format!("rename \"{near}\" to \"{key}\"")),
@@ -47,6 +51,5 @@ pub(super) fn wrong_type(what: &str, got: &Value, expected: &str) -> InputError 
 
 /// The keys that are left of a row.
 pub(super) fn keys(row: &Row) -> String {
-    let keys: Vec<String> = row.keys().take(12).map(|k| format!("{k:?}")).collect();
-    if keys.is_empty() { "none left to read".into() } else { keys.join(", ") }
+    row.keys().take(12).map(|k| format!("{k:?}")).collect::<Vec<_>>().join(", ")
 }

@@ -101,6 +101,10 @@ fn object(value: Value) -> Result<Row> {
         _ => "write rows like {\"input\": \"2+2?\", \"output\": \"4\"}",
     };
     match value {
+        Value::Object(row) if row.is_empty() => Error::input("DATA", "the row is empty")
+            .got("{}")
+            .fix("remove the line, or write a row like {\"input\": \"2+2?\", \"output\": \"4\"}")
+            .into(),
         Value::Object(row) => Ok(row),
         other => wrong_type("a row must be an object", &other, "an object").fix(fix).into(),
     }

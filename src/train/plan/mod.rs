@@ -35,6 +35,7 @@ use crate::tensor::Real;
 
 /// Memory and work of one optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Plan {
     /// `cpu`, or the card that is planned for.
     pub device: String,
@@ -82,6 +83,7 @@ pub struct Plan {
 
 /// Bytes of one kind of buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct BytesOf {
     /// What the buffers are for.
     #[serde(rename = "use")]
@@ -92,6 +94,7 @@ pub struct BytesOf {
 
 /// A roofline's answer, not a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Prediction {
     /// Seconds of one step.
     pub step_secs: f64,
@@ -104,6 +107,7 @@ pub struct Prediction {
 
 /// How much fits under one policy for all blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Capacity {
     /// The policy.
     pub activation_policy: Policy,

@@ -7,6 +7,7 @@ use crate::device::{Card, Ledger};
 /// Ops that belong together in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Group {
     /// Products with frozen linear layers.
     BaseLinears,
@@ -60,6 +61,7 @@ impl Group {
 
 /// The work of one op, or of one group.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct WorkOf<K> {
     /// The op or the group.
     pub name: K,
