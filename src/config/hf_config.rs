@@ -69,6 +69,29 @@ impl ModelConfig {
         Ok(config)
     }
 
+    /// What the text of a `config.json` says that is not used, a sentence each: keys that its family does not know, and a second
+    /// `rope_theta`.
+    pub fn unused(text: &str) -> Vec<String> {
+        let keys: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
+        let says = |value: &Value| !value.is_null() && *value != false;
+        let unknown = keys.iter().filter(|(key, value)| says(value) && !KNOWN.contains(&key.as_str()));
+        let unknown: Vec<&str> = unknown.map(|(key, _)| key.as_str()).collect();
+        let inner = keys.get("rope_parameters").and_then(|inner| inner.get("rope_theta"));
+        let other =
+            |theta: &&Value| says(theta) && inner.is_some_and(|inner| inner.as_f64() != theta.as_f64());
+        let mut unused = Vec::new();
+        if !unknown.is_empty() {
+            unused.push(format!(
+                "keys of config.json that this family does not know, and that are not used: {}",
+                unknown.join(", ")
+            ));
+        }
+        if keys.get("rope_theta").filter(other).is_some() {
+            unused.push("rope_theta of config.json is not used: that of rope_parameters counts".to_owned());
+        }
+        unused
+    }
+
     /// A `config.json` for f32 weights that transformers loads and [`ModelConfig::from_json`] reads back unchanged.
     pub fn to_json(&self) -> String {
         self.to_json_as(Dtype::F32)
@@ -131,6 +154,58 @@ impl ModelConfig {
         text
     }
 }
+
+/// Keys that are read, or refused where they ask for other maths, or that change no result of training and scoring.
+const KNOWN: [&str; 48] = [
+    "_attn_implementation",
+    "_name_or_path",
+    "architectures",
+    "attention_bias",
+    "attention_dropout",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "dtype",
+    "eos_token_id",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "id2label",
+    "initializer_range",
+    "intermediate_size",
+    "label2id",
+    "layer_types",
+    "max_position_embeddings",
+    "max_window_layers",
+    "mlp_bias",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "partial_rotary_factor",
+    "pretraining_tp",
+    "quantization_config",
+    "return_dict",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "sliding_window",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "torchscript",
+    "transformers.js_config",
+    "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
+    "use_cache",
+    "use_mrope",
+    "use_sliding_window",
+    "vocab_size",
+];
 
 /// The keys of a `config.json` and where they came from.
 struct ConfigFile<'a> {
@@ -314,7 +389,9 @@ impl<'a> ConfigFile<'a> {
                 return refuse(key, "false");
             }
         }
-        if self.has("hidden_act") && self.keys["hidden_act"] != "silu" {
+        // Both names are of one function in transformers.
+        let is_silu = |act: &Value| act == "silu" || act == "swish";
+        if self.has("hidden_act") && !is_silu(&self.keys["hidden_act"]) {
             return refuse("hidden_act", "\"silu\"");
         }
         if self.has("partial_rotary_factor") && self.keys["partial_rotary_factor"].as_f64() != Some(1.0) {

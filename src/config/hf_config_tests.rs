@@ -186,3 +186,15 @@ fn folders_written_by_transformers_are_read_or_refused_by_family() {
     }
     assert!(read > 0);
 }
+
+#[test]
+fn what_is_not_used_is_said() {
+    let own = variant("Qwen3-0.6B").unwrap().model_config().unwrap().to_json();
+    assert!(ModelConfig::unused(&own).is_empty());
+    let said = ModelConfig::unused(
+        r#"{"logits_scaling": 2.0, "vocab_size": 9, "use_x": false, "rope_theta": 5, "rope_parameters": {"rope_theta": 7}}"#,
+    );
+    let [keys, theta] = said.try_into().unwrap();
+    assert!(keys.ends_with("not used: logits_scaling") && theta.starts_with("rope_theta"), "{keys} {theta}");
+    assert!(ModelConfig::unused("{").is_empty());
+}

@@ -93,6 +93,7 @@ impl Value {
     }
 
     /// A value of TOML. Dates and tables, which no option takes, become texts.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only the command line has options as TOML"))]
     pub(crate) fn from_toml(value: toml::Value) -> Self {
         match value {
             toml::Value::Boolean(value) => Self::Bool(value),
@@ -142,6 +143,7 @@ impl Options {
     }
 
     /// The keys of a TOML table as options.
+    #[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only the command line has options as TOML"))]
     pub(crate) fn from_table(table: toml::Table) -> Self {
         Self(table.into_iter().map(|(name, value)| (name, Value::from_toml(value))).collect())
     }

@@ -20,6 +20,9 @@ const UNITS: [(&[&str], u64); 7] = [
     (&["GiB"], 1 << 30),
 ];
 
+/// No size has so many bytes: beyond 2^53 a float has no single bytes, and no machine has such memory.
+const MOST_BYTES: u64 = 9_000_000_000_000_000;
+
 /// What a file or a flag may hold.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "must be a size such as 9.3GiB, 10GB or 8000000000")]
@@ -55,7 +58,7 @@ impl TryFrom<Written> for MemorySize {
             Written::Text(text) => parse(&text),
         };
         let expected = || "must be a size such as 9.3GiB, 10GB or 8000000000".to_owned();
-        bytes.filter(|&bytes| bytes > 0).map(Self).ok_or_else(expected)
+        bytes.filter(|bytes| (1..MOST_BYTES).contains(bytes)).map(Self).ok_or_else(expected)
     }
 }
 
@@ -72,8 +75,8 @@ fn parse(text: &str) -> Option<u64> {
     let (_, factor) = UNITS.iter().find(|(names, _)| names.contains(&unit.trim()))?;
     let number: f64 = number.parse().ok()?;
     let bytes = number * *factor as f64;
-    // Beyond 2^53 a float has no single bytes; no machine has such memory.
-    (bytes < 9e15).then_some(bytes.round() as u64)
+    // The cast saturates, and the limit is checked behind it.
+    Some(bytes.round() as u64)
 }
 
 #[cfg(test)]
@@ -117,5 +120,13 @@ mod tests {
     fn a_written_size_reads_back() {
         let size = MemorySize::from_bytes(9_985_798_963);
         assert_eq!(read(&format!("\"{}\"", String::from(size))), Ok(size.bytes()));
+    }
+
+    #[test]
+    fn a_number_and_its_text_have_the_same_limit() {
+        for bytes in ["8999999999999999", "9000000000000000", "9223372036854775807"] {
+            assert_eq!(read(bytes), read(&format!("\"{bytes}\"")), "{bytes}");
+            assert_eq!(read(bytes).is_ok(), bytes.starts_with('8'), "{bytes}");
+        }
     }
 }

@@ -355,7 +355,11 @@ impl TrainConfig {
     /// # Errors
     /// An input error of class `CONFIG` that names the option.
     pub fn validate(&self) -> Result<()> {
-        self.check(&Layers::default())
+        // A plan needs neither rows nor an output folder.
+        match self.dry_run {
+            true => self.check_plan(&Layers::default()),
+            false => self.check(&Layers::default()),
+        }
     }
 
     /// The adapter.

@@ -47,7 +47,8 @@ impl OpenModel {
         let stops = self.stops().err().map(|what| {
             format!("generation_config.json is not used for the tokens that end a text: {}", shorten(&what))
         });
-        self.folder.notes().iter().cloned().chain(stops).collect()
+        let unused = ModelConfig::unused(self.folder.config_json().1);
+        self.folder.notes().iter().cloned().chain(stops).chain(unused).collect()
     }
 
     /// The tokens of `generation_config.json`, if it names any; else what is wrong with it.

@@ -19,8 +19,6 @@ use tempfile::TempDir;
 #[cfg(all(feature = "cuda", feature = "cli"))]
 use crate::device::stub_code;
 use crate::source::root;
-#[cfg(all(feature = "cuda", feature = "cli"))]
-use crate::stub_cuda::driver;
 
 /// A test binary of Rust's harness, as far as the runner sees one. `$0.tests` has a line for each test: its name, what it does.
 const TESTS: &str = r#"#!/bin/sh
@@ -418,9 +416,6 @@ ops::swiglu::gpu_tests::real_shapes hangs
 #[cfg(all(feature = "cuda", feature = "cli"))]
 #[test]
 fn a_hidden_driver_is_found() {
-    use std::os::unix::fs::symlink;
-    use std::path::Path;
-
     use crate::stub_cuda::driver;
 
     let stub = driver(13_000);

@@ -15,6 +15,7 @@ mod device;
 mod devices_agree;
 #[cfg(feature = "cli")]
 mod drivers;
+mod fuzzing;
 mod golden;
 mod kernel_benches;
 mod kernel_table;

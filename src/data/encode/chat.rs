@@ -89,9 +89,9 @@ impl Encoder<'_> {
 
     /// The turns that are learned.
     fn learned(&self, turns: &[Message]) -> Vec<usize> {
-        let answers = (0..turns.len()).filter(|&k| turns[k].role == ASSISTANT);
+        let mut answers = (0..turns.len()).filter(|&k| turns[k].role == ASSISTANT);
         let mut learned: Vec<usize> = match self.options.mask_history {
-            true => answers.last().into_iter().collect(),
+            true => answers.next_back().into_iter().collect(),
             false => answers.collect(),
         };
         learned.retain(|&k| !turns[k].masked);

@@ -18,7 +18,7 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 /// Reads rows from `source`; `path` only names it in errors.
 ///
 /// # Errors
-/// As [`read_jsonl`].
+/// As [`super::read_file`].
 pub fn read_rows(path: &Path, mut source: impl BufRead) -> Result<Vec<Record>> {
     let mut rows = Rows::new(path);
     let mut buffer = Vec::new();

@@ -94,7 +94,7 @@ fn vocabularies_and_words_are_limited() {
 fn added_tokens_are_limited() {
     let token = |id: usize, content: String| {
         json!({"id": id + 3, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": id % 2 == 0})
+            "normalized": false, "special": id.is_multiple_of(2)})
     };
     let tokens = |count: usize| (0..count).map(|id| token(id, format!("<{id}>"))).collect::<Value>();
     let many = with("added_tokens", tokens(20_000)).unwrap();

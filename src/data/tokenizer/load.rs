@@ -105,16 +105,16 @@ impl Parts {
         outline.check().map_err(here)?;
         let mut notes = Vec::new();
         let mut inner = limits::load(std::mem::take(&mut self.json)).map_err(here)?;
-        if let ModelWrapper::BPE(model) = inner.get_model() {
-            if let Some(dropout) = model.dropout.filter(|dropout| *dropout != 0.0) {
-                notes.push(format!(
-                    "{}: BPE dropout {dropout} is switched off; it would cut the same text differently each time",
-                    self.json_path.display()
-                ));
-                let mut model = model.clone();
-                model.dropout = None;
-                inner.with_model(model);
-            }
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && let Some(dropout) = model.dropout.filter(|dropout| *dropout != 0.0)
+        {
+            notes.push(format!(
+                "{}: BPE dropout {dropout} is switched off; it would cut the same text differently each time",
+                self.json_path.display()
+            ));
+            let mut model = model.clone();
+            model.dropout = None;
+            inner.with_model(model);
         }
         self.check_ids(&inner, outline.added_tokens)?;
         let named = self.named_tokens(class);

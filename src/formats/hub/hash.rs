@@ -14,21 +14,21 @@ use super::names::is_hex;
 
 /// What a file must be: 64 hexadecimal digits of SHA-256, or 40 of a Git blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ContentId(String);
+pub struct ContentId(String);
 
 impl ContentId {
     /// The id that `text` is; nothing but 40 or 64 hexadecimal digits is one, so that it can be the name of a file.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         (matches!(text.len(), 40 | 64) && is_hex(text)).then(|| Self(text.to_ascii_lowercase()))
     }
 
     /// The digits, in lower case.
-    pub(super) fn hex(&self) -> &str {
+    pub fn hex(&self) -> &str {
         &self.0
     }
 
     /// The name of the hash, for messages.
-    pub(super) fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> &'static str {
         if self.is_git() { "Git id" } else { "SHA-256" }
     }
 

@@ -29,6 +29,11 @@ mod origin;
 mod store;
 
 pub use env::{HubEnv, Token};
+pub use hash::ContentId;
+#[cfg(feature = "hub")]
+pub use headers::{ByteRange, Head, Odd};
+#[cfg(feature = "hub")]
+pub use origin::{Origin, Url};
 pub use verify::verify;
 
 use std::path::{Path, PathBuf};

@@ -7,15 +7,16 @@ use std::net::Ipv4Addr;
 
 /// Scheme, host and port: what a token belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Origin {
-    pub(super) is_https: bool,
+pub struct Origin {
+    /// Whether it is `https`.
+    pub is_https: bool,
     host: String,
     port: u16,
 }
 
 impl Origin {
     /// Whether it is this machine.
-    pub(super) fn is_loopback(&self) -> bool {
+    pub fn is_loopback(&self) -> bool {
         let host = self.host.as_str();
         host == "localhost"
             || host.ends_with(".localhost")
@@ -24,12 +25,12 @@ impl Origin {
     }
 
     /// Whether others on the way cannot read along.
-    pub(super) fn is_private(&self) -> bool {
+    pub fn is_private(&self) -> bool {
         self.is_https || self.is_loopback()
     }
 
     /// `https://host`, with the port if it is not the usual one.
-    pub(super) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let (scheme, usual) = if self.is_https { ("https", 443) } else { ("http", 80) };
         match self.port == usual {
             true => format!("{scheme}://{}", self.host),
@@ -40,8 +41,9 @@ impl Origin {
 
 /// An address without user, password and fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Url {
-    pub(super) origin: Origin,
+pub struct Url {
+    /// Scheme, host and port.
+    pub origin: Origin,
     /// Path and query; empty, or begins with a slash or a question mark.
     path: String,
 }
@@ -51,7 +53,7 @@ const MAX_URL: usize = 8192;
 
 impl Url {
     /// Reads an absolute address; the error says what is wrong with it.
-    pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
         if text.len() > MAX_URL {
             return Err("the address is too long");
         }
@@ -83,7 +85,7 @@ impl Url {
     }
 
     /// The whole address.
-    pub(super) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         format!("{}{}", self.origin.text(), self.path)
     }
 
@@ -93,7 +95,7 @@ impl Url {
     }
 
     /// Where `location` leads from here, if it may: to the same host, or to another one by https. `endpoint` is where it began.
-    pub(super) fn redirect(&self, location: &[u8], endpoint: &Origin) -> Result<Self, &'static str> {
+    pub fn redirect(&self, location: &[u8], endpoint: &Origin) -> Result<Self, &'static str> {
         let Ok(location) = std::str::from_utf8(location) else { return Err("the target is not text") };
         let target = if location.starts_with('/') && !location.starts_with("//") {
             // Through the rules for whole addresses, like every other target.

@@ -78,6 +78,11 @@ impl Header {
         }
         Ok(Self { text: free_text, tensors, names, data_start: end as u64 })
     }
+
+    /// Types, shapes and offsets of the tensors, as the `safetensors` library has them.
+    pub fn tensors(&self) -> &Metadata {
+        &self.tensors
+    }
 }
 
 /// The length of the text of a header, in bytes, from the start of a file of `file_len` bytes.

@@ -175,7 +175,7 @@ impl Spec {
         }
         if self.comma {
             let whole = digits.find('.').unwrap_or(digits.len());
-            for at in (1..whole).rev().filter(|at| (whole - at) % 3 == 0) {
+            for at in (1..whole).rev().filter(|at| (whole - at).is_multiple_of(3)) {
                 digits.insert(at, ',');
             }
         }

@@ -13,7 +13,7 @@ use super::methods::{Method, has_method};
 const MAX_RANGE: usize = 100_000;
 
 pub(super) fn install(environment: &mut Environment<'static>) {
-    environment.add_function("range", |arguments: Given| Range::new(arguments));
+    environment.add_function("range", |arguments: Given| Range::of(arguments));
     environment.add_function("py_item", item);
     // The engine would take None for an empty list.
     environment.add_function("py_iter", |value: Value| match value.kind() {
@@ -38,7 +38,7 @@ pub(super) struct Range {
 }
 
 impl Range {
-    fn new(arguments: Given) -> Result<Value, Error> {
+    fn of(arguments: Given) -> Result<Value, Error> {
         let count = arguments.len();
         let mut arguments = Arguments::new("range", arguments)?;
         let first = arguments.required("start")?;
