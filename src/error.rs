@@ -8,7 +8,8 @@
 //!
 //! ```
 //! use tanren::config::TrainConfig;
-//! let error = TrainConfig::from_pairs([("model", "m"), ("lora_r", "0")]).unwrap_err();
+//! let pairs = [("model", "m"), ("train_file", "rows.jsonl"), ("output_dir", "runs/a"), ("lora_r", "0")];
+//! let error = TrainConfig::from_pairs(pairs).unwrap_err();
 //! assert_eq!((error.code(), error.exit_code()), ("CONFIG", 2));
 //! assert_eq!((error.field(), error.got()), (Some("lora_r"), Some("0")));
 //! ```

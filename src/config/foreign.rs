@@ -38,6 +38,12 @@ const LOG: &str =
 
 /// The table. A name stands in one entry.
 const TABLE: &[Foreign] = &[
+    Foreign {
+        names: &["train_on_eos"],
+        fine: Fine::Words(&["turn"]),
+        why: "the end of every answer that is learned is learned",
+        instead: "leave it out: the end of an answer is learned with it, and no other one",
+    },
     // Kernels, memory, processes.
     Foreign {
         names: &[
@@ -285,7 +291,6 @@ const TABLE: &[Foreign] = &[
             "quantize_base",
             "trainable_token_indices",
             "peft_layer_replication",
-            "train_on_eos",
         ],
         fine: Fine::Off,
         why: "it is switched off",

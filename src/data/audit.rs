@@ -206,7 +206,7 @@ impl Audit {
 
     pub(super) fn add_skipped_empty(&mut self, record: &Record, notes: RowNotes) {
         self.skipped_empty += 1;
-        self.note(record, notes);
+        self.note(record, RowNotes { empty_answers: 0, ..notes });
     }
 
     pub(super) fn add_skipped_long(&mut self, record: &Record, notes: RowNotes) {

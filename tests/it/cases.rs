@@ -296,7 +296,7 @@ fn edits_of_the_header_of_the_weights_load_or_are_refused() {
         if right.starts_with("refused") {
             let parts: &[&str] = match name {
                 "prefix_model" => &["model.model."],
-                "no_model_prefix" => &["\"layers.0", "model."],
+                "no_model_prefix" => &["without the prefix", "model."],
                 "dup_key" => &["twice"],
                 "shared" => &["overlap"],
                 _ => &["model.safetensors"],

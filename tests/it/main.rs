@@ -33,6 +33,7 @@ mod stub_cuda;
 mod tidy;
 mod tidy_gpu_tests;
 mod tidy_kernels;
+mod tidy_licences;
 mod tidy_surface;
 mod train;
 #[cfg(feature = "cli")]

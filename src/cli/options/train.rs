@@ -107,7 +107,7 @@ pub struct TrainArgs {
     /// Keep text that looks like a special token as text.
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     escape_special: Option<bool>,
-    /// Leave out rows with nothing to learn or an empty answer.
+    /// Leave out rows with nothing to learn, and those whose answers are all empty.
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     skip_empty: Option<bool>,
     /// Learn the last answer of a conversation only.

@@ -48,7 +48,14 @@ impl Encoder<'_> {
         let scenes: Vec<Scene<'_>> =
             [scene(turns.len(), false)].into_iter().chain(learned.iter().map(|&k| scene(k, true))).collect();
         let template = self.template(conversation)?;
-        let mut texts = template.render(&scenes)?;
+        let mut texts = match template.render(&scenes) {
+            Err(_) if learned.first() == Some(&0) && template.render(&scenes[..1]).is_ok() => {
+                let what = "the chat template cannot ask for an answer at the start of a conversation";
+                let error = Error::input("DATA", what).field("messages[0]");
+                return error.fix("begin with a turn of the user, or give this turn \"train\": false").into();
+            }
+            texts => texts?,
+        };
         let prompts = texts.split_off(1);
         let text = texts.pop().unwrap_or_default();
         let style = &template.style;
@@ -275,7 +282,9 @@ impl Asked<'_> {
     /// Advice that holds for this turn.
     fn advice(&self, learned: &[usize]) -> &'static str {
         match learned.last() {
-            Some(&last) if last != self.k => "pass --mask-history to learn the last answer only",
+            Some(&last) if last != self.k => {
+                "pass --mask-history to learn the last answer only, if the template keeps what stands before it"
+            }
             _ => "use a template that keeps what the row says, or change the row to what the template shows",
         }
     }

@@ -56,6 +56,12 @@ impl Encoder<'_> {
                 Format::Plain => self.fit_plains(&[input, form.separator()], &answers, &mut notes),
                 Format::Chat => self.fit_answers(&chat::pair(input, ""), &answers, &mut notes),
             },
+            Body::Messages(conversation) if answer_is_masked(conversation) => {
+                return record
+                    .error("the answer of the row is not to be learned, so it cannot be scored")
+                    .fix("leave the row out, or the mask of its last turn")
+                    .into();
+            }
             Body::Messages(conversation) => self.fit_answers(conversation, &answers, &mut notes),
             Body::Text(_) | Body::Tokenised { .. } => {
                 return record
@@ -96,6 +102,11 @@ impl Encoder<'_> {
     }
 }
 
+/// Whether the last turn is an answer that the row takes out of the loss.
+fn answer_is_masked(conversation: &Conversation) -> bool {
+    conversation.turns.last().is_some_and(|turn| turn.role == ASSISTANT && turn.masked)
+}
+
 /// Takes what all begin with as the prompt.
 fn asked(record: usize, all: &[Labelled]) -> Result<Asked> {
     if let Some(i) = all.iter().position(|labelled| labelled.said.is_empty()) {
@@ -103,6 +114,14 @@ fn asked(record: usize, all: &[Labelled]) -> Result<Asked> {
             .field("choices")
             .got(format!("choice {}", i + 1))
             .fix("choose among answers that the tokenizer knows")
+            .into();
+    }
+    let equal = (1..all.len()).find(|&i| all[..i].iter().any(|other| other.input_ids == all[i].input_ids));
+    if let Some(i) = equal {
+        return Error::input("CONFIG", "two choices are the same tokens")
+            .field("choices")
+            .got(format!("choice {} and one before it", i + 1))
+            .fix("remove one of them; templates may cut white space off")
             .into();
     }
     let first = all.first().map_or(&[][..], |labelled| &labelled.input_ids);

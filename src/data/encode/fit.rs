@@ -137,7 +137,9 @@ impl Encoder<'_> {
         };
         let fix = match self.options.truncation {
             Truncation::PromptLeft => {
-                format!("even without the prompt they do not fit; {raise}, or --truncation skip")
+                format!(
+                    "with the shortest prompt that the template allows they do not fit; {raise}, or --truncation skip"
+                )
             }
             _ => format!(
                 "{raise}, or --truncation prompt-left (cuts the beginning of the prompt), or --truncation skip"

@@ -365,7 +365,10 @@ impl<'a> Encoder<'a> {
 
     /// What the texts of a row say before they are encoded.
     fn notes(&self, record: &Record) -> RowNotes {
-        RowNotes { special: self.special_in(record), ..RowNotes::default() }
+        RowNotes {
+            special: self.special_in(record).filter(|_| !self.options.escape_special),
+            ..RowNotes::default()
+        }
     }
 
     /// The first special token written in the texts of a row.

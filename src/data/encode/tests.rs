@@ -415,3 +415,34 @@ fn a_line_end_that_is_an_added_token_ends_no_turn() {
     let learned: Vec<i64> = example.labels.into_iter().filter(|&label| label != IGNORE_INDEX).collect();
     assert_eq!(learned, [3, 1]);
 }
+
+#[test]
+fn choices_that_are_the_same_tokens_and_masked_answers_are_refused() {
+    let source = "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content | trim + '<|im_end|>\\n' }}{%- endfor %}\
+                  {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+    let trims = Renderer::InProcess(ChatTemplate::compile(source, "test/chat_template.jinja").unwrap());
+    let encoder = Encoder::new(&QWEN, Some(&trims), EncodeOptions::new(Format::Chat, 99)).unwrap();
+    let choose = |row: Value, choices: [&str; 2]| {
+        encoder.encode_choices(&records(&[row]), &choices.map(str::to_owned), &|_| ())
+    };
+    assert!(choose(pair("a", "b"), ["x", "y"]).is_ok());
+    let error = choose(pair("a", "b"), [" x", "x"]).unwrap_err().to_string();
+    assert!(error.contains("two choices are the same tokens") && error.contains("choice 2"), "{error}");
+    let turns = serde_json::json!([
+        { "role": "user", "content": "a" }, { "role": "assistant", "content": "x", "weight": 0 }
+    ]);
+    let error = choose(serde_json::json!({ "messages": turns }), ["x", "y"]).unwrap_err().to_string();
+    assert!(error.contains("not to be learned"), "{error}");
+}
+
+#[test]
+fn an_answer_that_begins_a_conversation_needs_a_template_that_can_ask_for_it() {
+    let source = "{{- messages[0].role }}{%- for m in messages %}{{- m.role + ':' + m.content + '<|im_end|>' }}{%- endfor %}\
+                  {%- if add_generation_prompt %}{{- 'assistant:' }}{%- endif %}";
+    let looks = Renderer::InProcess(ChatTemplate::compile(source, "test/chat_template.jinja").unwrap());
+    let encoder = Encoder::new(&QWEN, Some(&looks), EncodeOptions::new(Format::Chat, 99)).unwrap();
+    let turns =
+        serde_json::json!([{ "role": "assistant", "content": "x" }, { "role": "user", "content": "a" }]);
+    let error = one(&encoder, serde_json::json!({ "messages": turns })).unwrap_err().to_string();
+    assert!(error.contains("messages[0]") && error.contains("at the start of a conversation"), "{error}");
+}

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 /// Reads all records. An empty cell of a column that a row may lack counts as none.
 pub(super) fn read(path: &Path, delimiter: u8, source: impl BufRead) -> Result<Vec<Record>> {
     let bytes = super::whole(path, source)?;
+    check_quotes(path, delimiter, &bytes)?;
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(bytes.as_slice());
     let names = reader.headers().map_err(|e| broken(path, &e))?.clone();
     let mut seen = BTreeSet::new();
@@ -41,6 +42,48 @@ pub(super) fn read(path: &Path, delimiter: u8, source: impl BufRead) -> Result<V
         rows.push(line, Value::Object(row))?;
     }
     rows.finish()
+}
+
+/// Fails for a quote that is never closed, which would make one cell of all that follows, and for text behind a closing quote.
+fn check_quotes(path: &Path, delimiter: u8, bytes: &[u8]) -> Result<()> {
+    let refuse = |line: usize, what: &str, fix: &str| {
+        Error::input("DATA", what.to_owned()).path(path).line(line).fix(fix).into()
+    };
+    let (mut line, mut at, mut begins) = (1, if bytes.starts_with(super::UTF8_BOM) { 3 } else { 0 }, true);
+    while let Some(&byte) = bytes.get(at) {
+        at += 1;
+        if byte != b'"' || !begins {
+            line += usize::from(byte == b'\n');
+            begins = byte == delimiter || byte == b'\n' || byte == b'\r';
+            continue;
+        }
+        // Two quotes inside a quoted cell are one that is part of it.
+        let opened = line;
+        loop {
+            match (bytes.get(at), bytes.get(at + 1)) {
+                (None, _) => {
+                    let fix = "close it, or write a quote that is text twice and put the cell in quotes";
+                    return refuse(opened, "the quote that opens a cell here is never closed", fix);
+                }
+                (Some(b'"'), Some(b'"')) => at += 2,
+                (Some(b'"'), _) => break,
+                (Some(other), _) => {
+                    line += usize::from(*other == b'\n');
+                    at += 1;
+                }
+            }
+        }
+        at += 1;
+        if bytes.get(at).is_some_and(|&next| next != delimiter && next != b'\n' && next != b'\r') {
+            return refuse(
+                line,
+                "text behind the quote that closes a cell",
+                "write a quote inside a cell twice",
+            );
+        }
+        begins = false;
+    }
+    Ok(())
 }
 
 fn broken(path: &Path, error: &csv::Error) -> Error {

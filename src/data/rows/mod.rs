@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::record::{Body, Conversation, Message, PairForm};
 use crate::error::{Error, Result};
+use crate::formats::strict_json;
 use fields::{Row, string, wrong_type};
 
 /// What a row says.
@@ -130,7 +131,25 @@ fn means_something(key: &str) -> bool {
         || key == "meta"
 }
 
+/// Keys by which other tools say that a row is not learned, or not all of it. As a column of something else they may hold what is no
+/// such word.
+const MASKS: [&str; 3] = ["train", "loss", "mask"];
+
+fn is_mask(value: &Value) -> bool {
+    let word = value.as_str().map(str::to_ascii_lowercase);
+    matches!(value, Value::Bool(_) | Value::Array(_))
+        || value.as_f64().is_some_and(|number| number == 0.0 || number == 1.0)
+        || matches!(word.as_deref(), Some("true" | "false" | "0" | "1"))
+}
+
 fn refuse_leftovers(row: &Row, body: &Body) -> Result<()> {
+    if let Some(key) = MASKS.iter().find(|key| row.get(**key).is_some_and(is_mask)) {
+        return Error::input("DATA", "a row cannot be taken out of the loss by this key")
+            .field(*key)
+            .got(short(&row[*key]))
+            .fix("leave the row out of the file, or put the key into the turns that it is meant for; if it means something else, rename it")
+            .into();
+    }
     if let Some((key, fix)) = REFUSED.iter().find(|(key, _)| row.contains_key(*key)) {
         let empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty) || value == "";
         if row.get(*key).is_some_and(|value| !empty(value)) {
@@ -335,7 +354,17 @@ fn tools(row: &mut Row, turns: &mut [Message], key: &str) -> Result<Option<Value
     }
     let Some((field, value)) = found.pop() else { return Ok(None) };
     let list = match &value {
-        Value::String(text) => serde_json::from_str(text).unwrap_or(Value::Null),
+        Value::String(text) => match strict_json::parse(text) {
+            Ok(list) => list,
+            Err(flaw) => {
+                return Error::input("DATA", format!("the tools are no JSON text: {}", flaw.what))
+                    .field(field)
+                    .got(short(&value))
+                    .expected("a list of objects")
+                    .fix("write \"tools\": [{\"type\": \"function\", \"function\": {...}}]")
+                    .into();
+            }
+        },
         _ => value.clone(),
     };
     match list {

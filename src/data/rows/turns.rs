@@ -28,9 +28,14 @@ const SPEAKERS: [(&str, &str); 10] = [
 const CALL: &str = "function_call";
 
 /// Keys of a turn that change what is trained, which tanren does not do, with what to do instead.
-const REFUSED: [(&str, &str); 9] = [
+const REFUSED: [(&str, &str); 14] = [
     ("train_detail", "only whole turns can be taken out of the loss: use \"train\": false"),
     ("training", "write \"train\": false for a turn that is not to be learned"),
+    ("train_on", "write \"train\": false for a turn that is not to be learned"),
+    ("train_on_turn", "write \"train\": false for a turn that is not to be learned"),
+    ("masked", "write \"train\": false for a turn that is not to be learned"),
+    ("mask", "write \"train\": false for a turn that is not to be learned"),
+    ("label", "write \"train\": false for a turn that is not to be learned"),
     ("refusal", "write what the assistant says as \"content\""),
     ("audio", "only text can be trained on"),
     ("images", "only text can be trained on"),
@@ -119,7 +124,7 @@ fn message(turn: Value, at: &str) -> Result<Message> {
             .fix(*fix)
             .into();
     }
-    for key in ["weight", "train", "loss"] {
+    for key in ["weight", "train", "loss", "loss_mask"] {
         if let Some(value) = extra.remove(key) {
             apply(&value, &mut turn, &format!("{at}.{key}"))?;
         }

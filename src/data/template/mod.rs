@@ -121,7 +121,7 @@ impl Failure {
         let place = self.line.map_or(String::new(), |line| format!(" line {line}"));
         Error::input("TEMPLATE", format!("chat template{place}: {}", self.what))
             .path(origin)
-            .fix("check that the conversation suits this template, or use --format plain")
+            .fix("check that the conversation suits this template, or leave it out")
             .into()
     }
 }
