@@ -260,14 +260,7 @@ struct Step<'a, T: Real<Stat = f32>> {
 impl<'a, T: Real<Stat = f32>> Step<'a, T> {
     fn new(device: &'a Device, config: ModelConfig, weights: Weights<T>) -> Result<Self> {
         let decoder = Decoder { weights, config };
-        let lora = LoraConfig {
-            r: LORA_R,
-            alpha: 32.0,
-            dropout: 0.0,
-            target_modules: TargetModules::AllLinear,
-            use_rslora: false,
-            use_dora: false,
-        };
+        let lora = LoraConfig { r: LORA_R, ..LoraConfig::default() };
         let master =
             Adapter::<f32>::new(&device.class(Class::Master), &lora, &decoder.config, &decoder.weights, 0)?;
         let (optimizer, adapter) = Optimizer::<T>::with_master(device, master)?;

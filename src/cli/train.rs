@@ -9,7 +9,7 @@ use super::options::TrainArgs;
 use super::signals::Stop;
 use super::units::{bytes, count, seconds, shell_word, sol};
 use super::{inspect, plan, table, template};
-use crate::config::{Batching, DeviceChoice, Format, Resume, TargetModules, TrainConfig};
+use crate::config::{Batching, DeviceChoice, Format, Resume, TrainConfig};
 use crate::data::routing::Routing;
 use crate::error::Result;
 use crate::train::{self, Context, EvalMetrics, Event, StepLog, Summary};
@@ -75,10 +75,7 @@ fn surroundings(console: &Arc<Console>) -> Result<(Stop, Context)> {
 /// The options that decide most, as a table.
 pub(super) fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
     let lora = config.lora();
-    let modules = match &lora.target_modules {
-        TargetModules::AllLinear => "all linear layers".to_owned(),
-        TargetModules::List(names) => names.join(","),
-    };
+    let modules = lora.describe_layers();
     let batch = match config.batching() {
         Batching::Samples(rows) => format!("{rows} rows"),
         Batching::Tokens(tokens) => format!("{} tokens", count(tokens as u64)),

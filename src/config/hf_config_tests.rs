@@ -1,7 +1,7 @@
 //! Tests of reading and writing `config.json`.
 
 use super::*;
-use crate::config::{LINEAR_MODULES, variant};
+use crate::config::{Sites, variant};
 
 const QWEN3: &str = r#"{
   "architectures": ["Qwen3ForCausalLM"],
@@ -160,12 +160,19 @@ fn what_is_written_reads_back_unchanged() {
 #[test]
 fn linear_shapes_cover_every_module() {
     let config = variant("Qwen3-0.6B").unwrap().model_config().unwrap();
-    assert_eq!(config.linear_shape("q_proj"), Some((1024, 2048)));
-    assert_eq!(config.linear_shape("k_proj"), Some((1024, 1024)));
-    assert_eq!(config.linear_shape("o_proj"), Some((2048, 1024)));
-    assert_eq!(config.linear_shape("down_proj"), Some((3072, 1024)));
-    assert!(LINEAR_MODULES.iter().all(|module| config.linear_shape(module).is_some()));
-    assert_eq!(config.linear_shape("lm_head"), None);
+    let sites = Sites::of(&config);
+    let shapes: Vec<_> =
+        sites.of_block(27).map(|number| (sites[number].name(), sites[number].shape)).collect();
+    let expected = [
+        ("q_proj", [2048, 1024]),
+        ("k_proj", [1024, 1024]),
+        ("v_proj", [1024, 1024]),
+        ("o_proj", [1024, 2048]),
+        ("gate_proj", [3072, 1024]),
+        ("up_proj", [3072, 1024]),
+        ("down_proj", [1024, 3072]),
+    ];
+    assert_eq!(shapes, expected);
 }
 
 #[test]

@@ -10,7 +10,8 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::layers::Layers;
-use super::lora::MODULE_NAMES;
+use super::lora::{MODULE_NAMES, TargetModules};
+use super::sites::last_part;
 use crate::error::{Error, Result};
 
 /// Largest `adapter_config.json` that is looked at.
@@ -29,6 +30,11 @@ struct Peft {
     use_rslora: bool,
     use_dora: bool,
     target_modules: Option<Targets>,
+    exclude_modules: Option<Targets>,
+    layers_to_transform: serde_json::Value,
+    layers_pattern: serde_json::Value,
+    rank_pattern: serde_json::Map<String, serde_json::Value>,
+    alpha_pattern: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Default for Peft {
@@ -40,6 +46,11 @@ impl Default for Peft {
             use_rslora: false,
             use_dora: false,
             target_modules: None,
+            exclude_modules: None,
+            layers_to_transform: serde_json::Value::Null,
+            layers_pattern: serde_json::Value::Null,
+            rank_pattern: serde_json::Map::new(),
+            alpha_pattern: serde_json::Map::new(),
         }
     }
 }
@@ -64,20 +75,38 @@ pub(super) fn of(given: &Layers) -> Option<(PathBuf, Table)> {
     table.insert("lora_dropout".into(), peft.lora_dropout.into());
     table.insert("use_rslora".into(), peft.use_rslora.into());
     table.insert("use_dora".into(), peft.use_dora.into());
-    table.extend(targets(peft.target_modules).map(|value| ("target_modules".into(), value)));
+    // What PEFT takes for Qwen and Llama.
+    let default = || Targets::Many(vec!["q_proj".to_owned(), "v_proj".to_owned()]);
+    let target = targets(peft.target_modules.unwrap_or_else(default));
+    table.extend(target.map(|value| ("target_modules".into(), value)));
+    let exclude = peft.exclude_modules.and_then(targets);
+    table.extend(exclude.map(|value| ("exclude_modules".into(), value)));
+    for (key, value) in
+        [("layers_to_transform", peft.layers_to_transform), ("layers_pattern", peft.layers_pattern)]
+    {
+        let value = if value.is_string() { serde_json::json!([value]) } else { value };
+        let is_used = !value.is_null() && value != serde_json::json!([]);
+        let value = if is_used { Value::try_from(value).ok() } else { None };
+        table.extend(value.map(|value| (key.into(), value)));
+    }
+    for (key, patterns) in [("rank_pattern", peft.rank_pattern), ("alpha_pattern", peft.alpha_pattern)] {
+        let pairs: Vec<String> = patterns.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        table.extend((!pairs.is_empty()).then(|| (key.into(), pairs.into())));
+    }
     Some((path, table))
 }
 
 /// The layers as an option, if they can be written as one.
-fn targets(targets: Option<Targets>) -> Option<Value> {
+fn targets(targets: Targets) -> Option<Value> {
     let names = match targets {
-        // What PEFT takes for Qwen and Llama.
-        None => vec!["q_proj".to_owned(), "v_proj".to_owned()],
-        Some(Targets::One(name)) if name == "all-linear" => return Some(name.into()),
-        Some(Targets::One(name)) => vec![name],
-        Some(Targets::Many(names)) => names,
+        Targets::One(text) if text == "all-linear" || TargetModules::is_expression(&text) => {
+            return Some(text.into());
+        }
+        Targets::One(name) => vec![name],
+        Targets::Many(names) => names,
     };
-    names.iter().all(|name| MODULE_NAMES.contains(&name.as_str())).then(|| names.into())
+    let is_known = |name: &String| MODULE_NAMES.contains(&last_part(name));
+    (!names.is_empty() && names.iter().all(is_known)).then(|| names.into())
 }
 
 /// Refuses options that contradict the adapter.

@@ -1,9 +1,11 @@
-//! The adapter: rank, scale, dropout, and which linear layers get one. Names are those of PEFT.
+//! The adapter: rank, scale, dropout, and which linear layers get one. Names are those of PEFT; [`super::targets`] has its rules.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::aliases::nearest;
-use super::model::{LINEAR_MODULES, ModelConfig};
+use super::sites::last_part;
 use crate::error::{Error, InputError, Result};
 
 /// Largest rank that is accepted.
@@ -45,6 +47,16 @@ pub struct LoraConfig {
     pub dropout: f64,
     /// Which layers.
     pub target_modules: TargetModules,
+    /// Layers that match and get none all the same.
+    pub exclude_modules: Option<TargetModules>,
+    /// The blocks that a list of names is for; all if absent or empty.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Names of the lists of blocks that `layers_to_transform` counts in; any if empty.
+    pub layers_pattern: Vec<String>,
+    /// Ranks of layers whose path ends in a match; the first one counts.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// Alphas of layers whose path ends in a match; the first one counts.
+    pub alpha_pattern: Vec<(String, f64)>,
     /// Whether the scale is `alpha / sqrt(r)` (rank-stabilised LoRA) instead of `alpha / r`.
     pub use_rslora: bool,
     /// Whether the weight is split into magnitude and direction.
@@ -52,32 +64,39 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
-    /// The factor before `B A`. Nothing else in the crate divides alpha by r.
+    /// The factor before `B A` of a layer without patterns.
     pub fn scaling(&self) -> f64 {
-        let r = self.r as f64;
-        self.alpha / if self.use_rslora { r.sqrt() } else { r }
+        self.scaling_of(self.r, self.alpha)
     }
 
-    /// The targeted layers of a block of `model`, in the order of the forward pass.
-    ///
-    /// # Errors
-    /// An input error if the model has no layer of a name.
-    pub fn modules_of(&self, model: &ModelConfig) -> Result<Vec<&'static str>> {
-        let all = model.linear_modules();
-        let TargetModules::List(names) = &self.target_modules else {
-            return Ok(all.to_vec());
+    /// The factor before `B A` for a rank and alpha. Nothing else in the crate divides alpha by r.
+    pub(super) fn scaling_of(&self, r: usize, alpha: f64) -> f64 {
+        let r = r as f64;
+        alpha / if self.use_rslora { r.sqrt() } else { r }
+    }
+
+    /// Which layers, in words.
+    pub fn describe_layers(&self) -> String {
+        let mut text = match &self.target_modules {
+            TargetModules::AllLinear => "all linear layers".to_owned(),
+            modules => modules.to_string(),
         };
-        match names.iter().find(|name| !all.contains(&name.as_str())) {
-            None => {
-                Ok(all.iter().copied().filter(|module| names.iter().any(|name| name == module)).collect())
-            }
-            Some(name) => Error::input("CONFIG", format!("{} models have no such layer", model.family))
-                .field("target_modules")
-                .got(name)
-                .expected(all.join(", "))
-                .fix("name layers of this model, or all-linear")
-                .into(),
+        if let Some(modules) = &self.exclude_modules {
+            text += &format!(" without {modules}");
         }
+        if let Some(layers) = self.layers_to_transform.as_deref().filter(|layers| !layers.is_empty()) {
+            let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
+            text += &format!(" of blocks {}", numbers.join(","));
+        }
+        for (what, patterns) in [
+            ("r", self.rank_pattern.iter().map(|(name, r)| format!("{name}={r}")).collect::<Vec<_>>()),
+            ("alpha", self.alpha_pattern.iter().map(|(name, x)| format!("{name}={x}")).collect()),
+        ] {
+            if !patterns.is_empty() {
+                text += &format!(", {what} {}", patterns.join(","));
+            }
+        }
+        text
     }
 
     /// Checks the numbers and names.
@@ -90,47 +109,104 @@ impl LoraConfig {
 
     /// The first broken rule and the option it is about.
     pub(super) fn fault(&self) -> Option<(&'static str, InputError)> {
-        let (field, got, expected, fix) = if self.r == 0 || self.r > MAX_RANK {
-            ("lora_r", self.r.to_string(), "1 to 4096", "8 to 64 is usual")
-        } else if !(self.alpha > 0.0 && self.alpha.is_finite()) {
-            ("lora_alpha", self.alpha.to_string(), "a finite number above 0", "twice lora_r is usual")
+        let is_rank = |r: &usize| (1..=MAX_RANK).contains(r);
+        let is_alpha = |alpha: &f64| *alpha > 0.0 && alpha.is_finite();
+        let ranks = self.rank_pattern.iter().find(|(_, r)| !is_rank(r));
+        let alphas = self.alpha_pattern.iter().find(|(_, alpha)| !is_alpha(alpha));
+        let (rank, alpha) = ("1 to 4096", "a finite number above 0");
+        let (field, got, expected, fix) = if !is_rank(&self.r) {
+            ("lora_r", self.r.to_string(), rank, "8 to 64 is usual")
+        } else if !is_alpha(&self.alpha) {
+            ("lora_alpha", self.alpha.to_string(), alpha, "twice lora_r is usual")
         } else if !(0.0..1.0).contains(&self.dropout) {
             ("lora_dropout", self.dropout.to_string(), "0 to below 1", "0 to 0.1 is usual")
+        } else if let Some((name, r)) = ranks {
+            ("rank_pattern", format!("{name}={r}"), rank, "8 to 64 is usual")
+        } else if let Some((name, x)) = alphas {
+            ("alpha_pattern", format!("{name}={x}"), alpha, "twice the rank is usual")
         } else {
-            return self.target_modules.fault().map(|fault| ("target_modules", fault));
+            let target = self.target_modules.fault("target_modules");
+            let exclude = || self.exclude_modules.as_ref()?.fault("exclude_modules");
+            return target
+                .map(|fault| ("target_modules", fault))
+                .or_else(|| Some(("exclude_modules", exclude()?)));
         };
         let fault = Error::input("CONFIG", "out of range").field(field).got(got).expected(expected).fix(fix);
         Some((field, fault))
     }
 }
 
-/// Which linear layers get an adapter.
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            r: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            target_modules: TargetModules::AllLinear,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            use_rslora: false,
+            use_dora: false,
+        }
+    }
+}
+
+/// Some linear layers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Names", into = "Names")]
 pub enum TargetModules {
     /// Every linear layer of every block, not the head.
     AllLinear,
-    /// Layers of these names, in every block.
+    /// Those with these paths, or with paths that end in a dot and one of these.
     List(Vec<String>),
+    /// Those whose whole path matches this regular expression.
+    Pattern(String),
+}
+
+impl fmt::Display for TargetModules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AllLinear => f.write_str("all-linear"),
+            Self::List(names) => f.write_str(&names.join(",")),
+            Self::Pattern(text) => f.write_str(text),
+        }
+    }
 }
 
 impl TargetModules {
-    /// The first broken rule: there must be names, each known and given once.
-    fn fault(&self) -> Option<InputError> {
-        let Self::List(names) = self else { return None };
+    /// Whether a text is a regular expression, and not names: names have none of these characters.
+    pub(crate) fn is_expression(text: &str) -> bool {
+        text.contains(['*', '+', '?', '^', '$', '|', '(', ')', '\\', '{', '}'])
+            || text.contains(['[', ']']) && !(text.starts_with('[') && text.ends_with(']'))
+    }
+
+    /// The first broken rule: there must be names, each with an end that is known and given once.
+    fn fault(&self, field: &str) -> Option<InputError> {
         let error = |what: &str| {
             Error::input("CONFIG", what)
-                .field("target_modules")
-                .expected(format!("all-linear or names such as {}", LINEAR_MODULES.join(", ")))
+                .field(field)
+                .expected(format!("all-linear or names such as {}", MODULE_NAMES[..7].join(", ")))
+        };
+        let names = match self {
+            Self::AllLinear if field == "exclude_modules" => {
+                return Some(error("that leaves no layer").got(self).fix("name the layers to leave out"));
+            }
+            Self::AllLinear | Self::Pattern(_) => return None,
+            Self::List(names) => names,
         };
         if names.is_empty() {
             return Some(error("no layer is named").fix("use all-linear"));
         }
         for (index, name) in names.iter().enumerate() {
-            if !MODULE_NAMES.contains(&name.as_str()) {
-                let fix = match nearest(name, MODULE_NAMES) {
+            let end = last_part(name);
+            if !MODULE_NAMES.contains(&end) {
+                let fix = match nearest(end, MODULE_NAMES) {
                     Some(known) => format!("did you mean {known}?"),
-                    None => "give the last part of the layer's name, without a path or pattern".to_owned(),
+                    None => "give the path of a layer or its end, such as q_proj or layers.0.mlp.up_proj"
+                        .to_owned(),
                 };
                 return Some(error("not a known layer").got(name).fix(fix));
             }
@@ -142,9 +218,12 @@ impl TargetModules {
     }
 }
 
-/// The forms in a file: `"all-linear"`, `"a,b"` or `["a", "b"]`.
+/// The forms in a file: `"all-linear"`, `"a,b"`, `["a", "b"]`, or a regular expression.
 #[derive(Serialize, Deserialize)]
-#[serde(untagged, expecting = "must be all-linear, names with commas between, or a list of names")]
+#[serde(
+    untagged,
+    expecting = "must be all-linear, names with commas between, a list of names, or a regular expression"
+)]
 enum Names {
     One(String),
     Many(Vec<String>),
@@ -153,6 +232,13 @@ enum Names {
 impl TryFrom<Names> for TargetModules {
     type Error = String;
     fn try_from(names: Names) -> Result<Self, String> {
+        let expression = match &names {
+            Names::One(text) => Some(text),
+            Names::Many(names) => names.first().filter(|_| names.len() == 1),
+        };
+        if let Some(text) = expression.filter(|text| Self::is_expression(text)) {
+            return Ok(Self::Pattern(text.clone()));
+        }
         let names = match names {
             Names::One(text) => split_names(&text),
             // Each may be several: that is how the words of a command line arrive.
@@ -187,6 +273,7 @@ impl From<TargetModules> for Names {
         match modules {
             TargetModules::AllLinear => Self::One("all-linear".to_owned()),
             TargetModules::List(names) => Self::Many(names),
+            TargetModules::Pattern(text) => Self::One(text),
         }
     }
 }
@@ -194,17 +281,9 @@ impl From<TargetModules> for Names {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::variant;
 
-    fn lora(modules: TargetModules) -> LoraConfig {
-        LoraConfig {
-            r: 16,
-            alpha: 32.0,
-            dropout: 0.0,
-            target_modules: modules,
-            use_rslora: false,
-            use_dora: false,
-        }
+    fn lora(target_modules: TargetModules) -> LoraConfig {
+        LoraConfig { target_modules, ..LoraConfig::default() }
     }
 
     fn list(names: &[&str]) -> TargetModules {
@@ -243,16 +322,6 @@ mod tests {
     }
 
     #[test]
-    fn modules_come_in_the_order_of_the_model() {
-        let model = variant("qwen3-tiny").unwrap().model_config().unwrap();
-        assert_eq!(lora(TargetModules::AllLinear).modules_of(&model).unwrap(), LINEAR_MODULES);
-        let some = lora(list(&["v_proj", "q_proj"])).modules_of(&model).unwrap();
-        assert_eq!(some, ["q_proj", "v_proj"]);
-        let error = lora(list(&["c_attn"])).modules_of(&model).unwrap_err().to_string();
-        assert!(error.contains("c_attn") && error.contains("q_proj"), "{error}");
-    }
-
-    #[test]
     fn bad_numbers_and_names_are_refused() {
         let good = || lora(TargetModules::AllLinear);
         assert!(good().validate().is_ok());
@@ -266,10 +335,26 @@ mod tests {
             (LoraConfig { dropout: f64::NAN, ..good() }, "lora_dropout"),
             (lora(list(&[])), "target_modules"),
             (lora(list(&["q_proj", "q_proj"])), "target_modules"),
+            (LoraConfig { exclude_modules: Some(TargetModules::AllLinear), ..good() }, "exclude_modules"),
+            (LoraConfig { exclude_modules: Some(list(&["qq"])), ..good() }, "exclude_modules"),
+            (LoraConfig { rank_pattern: vec![("q_proj".into(), 0)], ..good() }, "rank_pattern"),
+            (LoraConfig { alpha_pattern: vec![("q_proj".into(), -1.0)], ..good() }, "alpha_pattern"),
         ] {
             assert!(bad.validate().unwrap_err().to_string().contains(field), "{bad:?}");
         }
         let error = lora(list(&["qproj"])).validate().unwrap_err().to_string();
         assert!(error.contains("did you mean q_proj?"), "{error}");
+        let error = lora(list(&["model.layers.0.self_attn.qproj"])).validate().unwrap_err().to_string();
+        assert!(error.contains("did you mean q_proj?"), "{error}");
+    }
+
+    #[test]
+    fn expressions_are_told_from_names() {
+        let read = |text: &str| TargetModules::try_from(Names::One(text.to_owned())).unwrap();
+        for text in [r".*\.[qv]_proj", "model.layers.[01].*q_proj", ".*(q|v)_proj", r"(?!.*\.0\.).*up_proj"] {
+            assert_eq!(read(text), TargetModules::Pattern(text.to_owned()));
+            assert_eq!(TargetModules::try_from(Names::from(read(text))).unwrap(), read(text), "{text}");
+        }
+        assert_eq!(read("model.layers.0.mlp.up_proj"), list(&["model.layers.0.mlp.up_proj"]));
     }
 }

@@ -10,16 +10,20 @@ mod foreign;
 mod hf_config;
 mod init_adapter;
 mod layers;
+mod lora_options;
 mod options;
 mod presets;
 mod supported;
+mod targets;
 
 pub mod aliases;
+pub mod block;
 pub mod keys;
 pub mod lora;
 pub mod model;
 pub mod registry;
 pub mod score;
+pub mod sites;
 pub mod size;
 pub mod train;
 pub mod values;
@@ -27,12 +31,15 @@ pub mod variant;
 
 pub use foreign::is_foreign;
 pub use lora::{LoraConfig, TargetModules};
-pub use model::{Family, LINEAR_MODULES, ModelConfig};
+pub use lora_options::{BlockNumbers, ByName};
+pub use model::{Family, ModelConfig};
 pub use options::{Options, Value};
 pub use registry::{Variant, matching_variant, variant, variants};
 pub use score::ScoreConfig;
+pub use sites::{PerSite, Site, Sites, Slot};
 pub use size::MemorySize;
 pub use supported::{has_no_choice, supported};
+pub use targets::SiteLora;
 pub use train::TrainConfig;
 pub use values::{
     ActivationPolicy, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, ScoreMode,

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use super::block::{AttnSpec, BlockSpec, MlpSpec, NormSpec, Wiring};
+use super::sites::Slot;
 use crate::error::{Error, Result};
 
 /// Model families with a built block, named by their `model_type`.
@@ -44,6 +46,42 @@ impl Family {
             Self::Qwen3 => "Qwen3ForCausalLM",
             Self::Llama => "LlamaForCausalLM",
         }
+    }
+
+    /// Path of a block.
+    pub fn block_path(self, layer: usize) -> String {
+        format!("model.layers.{layer}")
+    }
+
+    /// Path of a linear layer within its block.
+    pub fn linear_path(self, slot: Slot) -> &'static str {
+        match slot {
+            Slot::Q => "self_attn.q_proj",
+            Slot::K => "self_attn.k_proj",
+            Slot::V => "self_attn.v_proj",
+            Slot::O => "self_attn.o_proj",
+            Slot::Gate => "mlp.gate_proj",
+            Slot::Up => "mlp.up_proj",
+            Slot::Down => "mlp.down_proj",
+        }
+    }
+
+    /// Paths of the modules of a model that are no linear layer of a block.
+    pub(super) fn other_modules(self, model: &ModelConfig) -> Vec<String> {
+        let whole =
+            ["model", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"];
+        let mut all: Vec<String> = whole.map(str::to_owned).into();
+        for layer in 0..model.num_hidden_layers {
+            let block = self.block_path(layer);
+            let mut parts =
+                vec!["input_layernorm", "post_attention_layernorm", "self_attn", "mlp", "mlp.act_fn"];
+            if model.block(layer).attn.qk_norm {
+                parts.extend(["self_attn.q_norm", "self_attn.k_norm"]);
+            }
+            all.extend(parts.iter().map(|part| format!("{block}.{part}")));
+            all.push(block);
+        }
+        all
     }
 }
 
@@ -94,10 +132,6 @@ pub struct ModelConfig {
     pub pad_token_id: Option<u32>,
 }
 
-/// Linear layers of every block, in the order of the forward pass.
-pub const LINEAR_MODULES: [&str; 7] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-
 impl ModelConfig {
     /// Query heads times their width: the input width of `o_proj`.
     pub fn q_size(&self) -> usize {
@@ -109,37 +143,47 @@ impl ModelConfig {
         self.num_key_value_heads * self.head_dim
     }
 
-    /// Names of the linear layers of every block, in the order of the forward pass.
-    pub fn linear_modules(&self) -> &'static [&'static str] {
-        &LINEAR_MODULES
-    }
-
-    /// `(in_features, out_features)` of a linear layer of a block, or `None` for an unknown name.
-    pub fn linear_shape(&self, module: &str) -> Option<(usize, usize)> {
-        Some(match module {
-            "q_proj" => (self.hidden_size, self.q_size()),
-            "k_proj" | "v_proj" => (self.hidden_size, self.kv_size()),
-            "o_proj" => (self.q_size(), self.hidden_size),
-            "gate_proj" | "up_proj" => (self.hidden_size, self.intermediate_size),
-            "down_proj" => (self.intermediate_size, self.hidden_size),
-            _ => return None,
-        })
+    /// What block `layer` is made of.
+    pub fn block(&self, _layer: usize) -> BlockSpec {
+        BlockSpec {
+            wiring: Wiring::PreNorm,
+            norm: NormSpec { eps: self.rms_norm_eps },
+            attn: AttnSpec {
+                heads: self.num_attention_heads,
+                kv_heads: self.num_key_value_heads,
+                head_dim: self.head_dim,
+                qkv_bias: self.attention_bias,
+                qk_norm: self.qk_norm,
+                rope_theta: self.rope_theta,
+            },
+            mlp: MlpSpec { size: self.intermediate_size },
+        }
     }
 
     /// Weights of the linear layers of one block, without biases.
-    pub fn block_linear_weights(&self) -> u64 {
-        let shapes = LINEAR_MODULES.iter().filter_map(|module| self.linear_shape(module));
-        shapes.map(|(inputs, outputs)| inputs as u64 * outputs as u64).sum()
+    fn block_linear_weights(&self, layer: usize) -> u64 {
+        let shapes = self.block(layer).linears(self.hidden_size).map(|linear| linear.shape);
+        shapes.map(|[rows, cols]| rows as u64 * cols as u64).sum()
+    }
+
+    /// Weights of the linear layers of all blocks, without biases.
+    pub fn linear_weights(&self) -> u64 {
+        (0..self.num_hidden_layers).map(|layer| self.block_linear_weights(layer)).sum()
     }
 
     /// Number of weights, tied ones counted once.
     pub fn parameter_count(&self) -> u64 {
         let n = |size: usize| size as u64;
-        let linear = self.block_linear_weights();
-        let bias = if self.attention_bias { n(self.q_size()) + 2 * n(self.kv_size()) } else { 0 };
-        let norms = 2 * n(self.hidden_size) + if self.qk_norm { 2 * n(self.head_dim) } else { 0 };
+        let of_block = |layer| {
+            let spec = self.block(layer);
+            let biases = spec.linears(self.hidden_size).filter(|linear| linear.bias);
+            let biases: u64 = biases.map(|linear| n(linear.shape[0])).sum();
+            let norms =
+                2 * n(self.hidden_size) + if spec.attn.qk_norm { 2 * n(spec.attn.head_dim) } else { 0 };
+            self.block_linear_weights(layer) + biases + norms
+        };
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        n(self.num_hidden_layers) * (linear + bias + norms)
+        (0..self.num_hidden_layers).map(of_block).sum::<u64>()
             + n(self.hidden_size)
             + tables * n(self.vocab_size) * n(self.hidden_size)
     }

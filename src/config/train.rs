@@ -8,6 +8,7 @@ use super::aliases::{self, Alias};
 use super::init_adapter;
 use super::layers::{Keyed, Layers};
 use super::lora::{LoraConfig, TargetModules};
+use super::lora_options::{BlockNumbers, ByName};
 use super::options::{Options, Value};
 use super::presets;
 use super::size::MemorySize;
@@ -107,6 +108,21 @@ pub struct TrainConfig {
     pub lora_dropout: f64,
     /// Linear layers with an adapter.
     pub target_modules: TargetModules,
+    /// Linear layers that match and get none all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude_modules: Option<TargetModules>,
+    /// Blocks whose layers get an adapter; all if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_to_transform: Option<BlockNumbers>,
+    /// Names of the lists of blocks that `layers_to_transform` counts in; any if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_pattern: Option<Vec<String>>,
+    /// Ranks of single layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank_pattern: Option<ByName<usize>>,
+    /// Alphas of single layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha_pattern: Option<ByName<f64>>,
     /// Whether the adapter's scale is `alpha / sqrt(r)`.
     pub use_rslora: bool,
     /// Whether weights are split into magnitude and direction.
@@ -201,6 +217,11 @@ impl Default for TrainConfig {
             lora_alpha: 32.0,
             lora_dropout: 0.0,
             target_modules: TargetModules::AllLinear,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: None,
+            rank_pattern: None,
+            alpha_pattern: None,
             use_rslora: false,
             use_dora: false,
             quant: Quant::None,
@@ -369,6 +390,11 @@ impl TrainConfig {
             alpha: self.lora_alpha,
             dropout: self.lora_dropout,
             target_modules: self.target_modules.clone(),
+            exclude_modules: self.exclude_modules.clone(),
+            layers_to_transform: self.layers_to_transform.clone().map(|blocks| blocks.0),
+            layers_pattern: self.layers_pattern.clone().unwrap_or_default(),
+            rank_pattern: self.rank_pattern.clone().unwrap_or_default().0,
+            alpha_pattern: self.alpha_pattern.clone().unwrap_or_default().0,
             use_rslora: self.use_rslora,
             use_dora: self.use_dora,
         }

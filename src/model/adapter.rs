@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use super::peft_config::lora_config;
-use super::weights::{Module, Weights, linear_shape};
-use crate::config::{LoraConfig, ModelConfig};
+use super::peft_config::{lora_config, to_peft_config};
+use super::weights::Weights;
+use crate::config::{LoraConfig, ModelConfig, PerSite, Site, SiteLora, Sites};
 use crate::device::{Device, Machine, Tensor};
 use crate::error::{Error, Result};
-use crate::formats::adapter::{AdapterConfig, AdapterTensor, TargetModules as PeftModules};
+use crate::formats::adapter::{AdapterConfig, AdapterTensor};
 use crate::ops::lora_matmul;
 use crate::rng::{Purpose, Stream};
 use crate::tensor::Real;
@@ -24,19 +24,22 @@ pub struct LoraParams<T: Real> {
     pub b: Tensor<T>,
     /// `[1, out_features]`, with DoRA.
     pub magnitude: Option<Tensor<T>>,
+    /// The factor before `B A`.
+    pub scaling: f64,
 }
 
 /// See the module text.
 #[derive(Debug)]
 pub struct Adapter<T: Real> {
     config: LoraConfig,
-    blocks: Vec<[Option<LoraParams<T>>; 7]>,
+    sites: Sites,
+    params: PerSite<Option<LoraParams<T>>>,
     /// Whether `b` is `[r, out_features]`, as kernels have it ([`lora_matmul::b_shape`]).
     transposed: bool,
 }
 
 /// Prefix of every name in a PEFT file of a causal language model.
-const PREFIX: &str = "base_model.model.model.layers";
+const PREFIX: &str = "base_model.model";
 
 impl<T: Real> Adapter<T> {
     /// A new adapter: A uniform in `+-1/sqrt(in_features)` (PEFT's `kaiming_uniform(a = sqrt(5))`), B zero, and the magnitudes of
@@ -51,30 +54,25 @@ impl<T: Real> Adapter<T> {
         weights: &Weights<W>,
         seed: u64,
     ) -> Result<Self> {
-        let targets = config.modules_of(model)?;
-        let mut blocks = Vec::new();
-        for (layer, block) in weights.blocks.iter().enumerate() {
-            let mut params = [const { None }; 7];
-            for module in Module::ALL.into_iter().filter(|m| targets.contains(&m.name())) {
-                let [out_features, in_features] = linear_shape(model, module);
-                let index = (layer * Module::ALL.len() + module as usize) as u32;
-                let mut stream = Stream::new(seed, Purpose::AdapterInit, index);
-                let bound = 1.0 / (in_features as f32).sqrt();
-                let values =
-                    (0..config.r * in_features).map(|_| T::from_f32((2.0 * stream.uniform() - 1.0) * bound));
-                let a = device.tensor(config.r, in_features, &values.collect::<Vec<_>>())?;
-                let [rows, cols] = lora_matmul::b_shape(device, out_features, config.r);
-                let b = device.zeros(rows, cols)?;
-                let weight = &block.linears[module as usize].weight;
-                let magnitude = match config.use_dora {
-                    true => Some(row_norms(device, weight, config.r)?),
-                    false => None,
-                };
-                params[module as usize] = Some(LoraParams { a, b, magnitude });
-            }
-            blocks.push(params);
-        }
-        Ok(Self { config: config.clone(), blocks, transposed: device.machine() == Machine::Gpu })
+        let targets = config.at_sites(model)?;
+        let sites = weights.sites.clone();
+        let params = PerSite::try_of(&sites, |number, site| {
+            let Some(SiteLora { r, scaling }) = targets[number] else { return Ok(None) };
+            let [out_features, in_features] = site.shape;
+            let mut stream = Stream::new(seed, Purpose::AdapterInit, number as u32);
+            let bound = 1.0 / (in_features as f32).sqrt();
+            let values = (0..r * in_features).map(|_| T::from_f32((2.0 * stream.uniform() - 1.0) * bound));
+            let a = device.tensor(r, in_features, &values.collect::<Vec<_>>())?;
+            let [rows, cols] = lora_matmul::b_shape(device, out_features, r);
+            let b = device.zeros(rows, cols)?;
+            let magnitude = match config.use_dora {
+                true => Some(row_norms(device, &weights.linears[number].weight, r)?),
+                false => None,
+            };
+            Ok::<_, Error>(Some(LoraParams { a, b, magnitude, scaling }))
+        })?;
+        let transposed = device.machine() == Machine::Gpu;
+        Ok(Self { config: config.clone(), sites, params, transposed })
     }
 
     /// The adapter of a PEFT file, strictly: every tensor that the configuration asks for, and no other.
@@ -89,7 +87,7 @@ impl<T: Real> Adapter<T> {
         path: &std::path::Path,
     ) -> Result<Self> {
         let lora = lora_config(config, model, path)?;
-        let targets = lora.modules_of(model)?;
+        let targets = lora.at_sites(model)?;
         let mut used = 0;
         let transposed = device.machine() == Machine::Gpu;
         let mut take = |name: String, [rows, cols]: [usize; 2], part: Part| -> Result<Tensor<T>> {
@@ -117,23 +115,20 @@ impl<T: Real> Adapter<T> {
                 _ => device.tensor(rows, cols, &values),
             }
         };
-        let mut blocks = Vec::new();
-        for layer in 0..model.num_hidden_layers {
-            let mut params = [const { None }; 7];
-            for module in Module::ALL.into_iter().filter(|m| targets.contains(&m.name())) {
-                let [out_features, in_features] = linear_shape(model, module);
-                let name = |part| tensor_name(layer, module, part);
-                let a = take(name(Part::A), [lora.r, in_features], Part::A)?;
-                let b = take(name(Part::B), [out_features, lora.r], Part::B)?;
-                let magnitude = match lora.use_dora {
-                    true => Some(take(name(Part::Magnitude), [1, out_features], Part::Magnitude)?),
-                    false => None,
-                };
-                params[module as usize] = Some(LoraParams { a, b, magnitude });
-            }
-            blocks.push(params);
-        }
-        let adapter = Self { config: lora, blocks, transposed };
+        let sites = Sites::of(model);
+        let params = PerSite::try_of(&sites, |number, site| {
+            let Some(SiteLora { r, scaling }) = targets[number] else { return Ok(None) };
+            let [out_features, in_features] = site.shape;
+            let name = |part| tensor_name(site, part);
+            let a = take(name(Part::A), [r, in_features], Part::A)?;
+            let b = take(name(Part::B), [out_features, r], Part::B)?;
+            let magnitude = match lora.use_dora {
+                true => Some(take(name(Part::Magnitude), [1, out_features], Part::Magnitude)?),
+                false => None,
+            };
+            Ok::<_, Error>(Some(LoraParams { a, b, magnitude, scaling }))
+        })?;
+        let adapter = Self { config: lora, sites, params, transposed };
         if used != tensors.len() {
             let known: Vec<String> = adapter.named_tensors().into_iter().map(|(name, _)| name).collect();
             let mut extra = tensors.keys().filter(|name| !known.contains(name));
@@ -225,18 +220,17 @@ impl<T: Real> Adapter<T> {
     }
 
     fn map<U: Real>(&self, to: impl Fn(&Tensor<T>) -> Result<Tensor<U>>) -> Result<Adapter<U>> {
-        let mut blocks = Vec::new();
-        for block in &self.blocks {
-            let mut params = [const { None }; 7];
-            for (params, p) in
-                params.iter_mut().zip(block).filter_map(|(params, p)| Some((params, p.as_ref()?)))
-            {
-                let magnitude = p.magnitude.as_ref().map(&to).transpose()?;
-                *params = Some(LoraParams { a: to(&p.a)?, b: to(&p.b)?, magnitude });
-            }
-            blocks.push(params);
-        }
-        Ok(Adapter { config: self.config.clone(), blocks, transposed: self.transposed })
+        let params = self.params.try_map(|params| {
+            let Some(p) = params else { return Ok(None) };
+            let magnitude = p.magnitude.as_ref().map(&to).transpose()?;
+            Ok::<_, Error>(Some(LoraParams { a: to(&p.a)?, b: to(&p.b)?, magnitude, scaling: p.scaling }))
+        })?;
+        Ok(Adapter {
+            config: self.config.clone(),
+            sites: self.sites.clone(),
+            params,
+            transposed: self.transposed,
+        })
     }
 
     /// Rank, scale and targets.
@@ -249,22 +243,27 @@ impl<T: Real> Adapter<T> {
         self.config.dropout = dropout;
     }
 
-    /// The tensors of a layer, if it is a target.
-    pub fn params(&self, layer: usize, module: Module) -> Option<&LoraParams<T>> {
-        self.blocks[layer][module as usize].as_ref()
+    /// The tensors of a layer by its number in [`Sites`], if it is a target.
+    pub fn params(&self, number: usize) -> Option<&LoraParams<T>> {
+        self.params[number].as_ref()
     }
 
-    /// The tensors of the layers of a block by [`Module`], to change.
-    pub fn block_mut(&mut self, layer: usize) -> &mut [Option<LoraParams<T>>; 7] {
-        &mut self.blocks[layer]
+    /// The tensors of all layers by their numbers; none where a layer is no target.
+    pub fn all_params(&self) -> &PerSite<Option<LoraParams<T>>> {
+        &self.params
+    }
+
+    /// The same, to change.
+    pub fn params_mut(&mut self) -> &mut PerSite<Option<LoraParams<T>>> {
+        &mut self.params
     }
 
     /// True if some layer of the block is a target.
     pub fn adapts_block(&self, layer: usize) -> bool {
-        self.blocks[layer].iter().any(Option::is_some)
+        self.params[self.sites.of_block(layer)].iter().any(Option::is_some)
     }
 
-    /// All tensors in a fixed order: by block, module, A, B, magnitude.
+    /// All tensors in a fixed order: by layer, A, B, magnitude.
     pub fn tensors(&self) -> Vec<&Tensor<T>> {
         self.named_tensors().into_iter().map(|(_, tensor)| tensor).collect()
     }
@@ -276,15 +275,13 @@ impl<T: Real> Adapter<T> {
 
     fn parts(&self) -> Vec<(String, Part, &Tensor<T>)> {
         let mut all = Vec::new();
-        for (layer, block) in self.blocks.iter().enumerate() {
-            for (module, params) in Module::ALL.into_iter().zip(block) {
-                let Some(params) = params else { continue };
-                let name = |part| tensor_name(layer, module, part);
-                all.push((name(Part::A), Part::A, &params.a));
-                all.push((name(Part::B), Part::B, &params.b));
-                if let Some(magnitude) = &params.magnitude {
-                    all.push((name(Part::Magnitude), Part::Magnitude, magnitude));
-                }
+        for (site, params) in self.sites.iter().zip(self.params.iter()) {
+            let Some(params) = params else { continue };
+            let name = |part| tensor_name(site, part);
+            all.push((name(Part::A), Part::A, &params.a));
+            all.push((name(Part::B), Part::B, &params.b));
+            if let Some(magnitude) = &params.magnitude {
+                all.push((name(Part::Magnitude), Part::Magnitude, magnitude));
             }
         }
         all
@@ -293,7 +290,7 @@ impl<T: Real> Adapter<T> {
     /// The tensors to change, in the order of [`Adapter::tensors`].
     pub fn tensors_mut(&mut self) -> Vec<&mut Tensor<T>> {
         let mut all = Vec::new();
-        for params in self.blocks.iter_mut().flatten().flatten() {
+        for params in self.params.iter_mut().flatten() {
             all.push(&mut params.a);
             all.push(&mut params.b);
             all.extend(params.magnitude.as_mut());
@@ -308,22 +305,7 @@ impl<T: Real> Adapter<T> {
 
     /// The configuration file that goes with it.
     pub fn peft_config(&self, base_model: &str) -> AdapterConfig {
-        let modules = Module::ALL
-            .into_iter()
-            .filter(|&m| self.blocks.first().is_some_and(|b| b[m as usize].is_some()))
-            .map(|m| m.name().to_owned())
-            .collect();
-        AdapterConfig {
-            r: self.config.r,
-            lora_alpha: self.config.alpha,
-            lora_dropout: self.config.dropout,
-            target_modules: PeftModules::List(modules),
-            use_rslora: self.config.use_rslora,
-            use_dora: self.config.use_dora,
-            base_model_name_or_path: Some(base_model.to_owned()),
-            task_type: Some("CAUSAL_LM".to_owned()),
-            ..AdapterConfig::default()
-        }
+        to_peft_config(&self.config, &self.sites, base_model)
     }
 }
 
@@ -354,12 +336,12 @@ enum Part {
     Magnitude,
 }
 
-fn tensor_name(layer: usize, module: Module, part: Part) -> String {
+fn tensor_name(site: &Site, part: Part) -> String {
     let part = match part {
         Part::A => "lora_A.weight",
         Part::B => "lora_B.weight",
         // PEFT writes it without ".weight".
         Part::Magnitude => "lora_magnitude_vector",
     };
-    format!("{PREFIX}.{layer}.{}.{part}", module.path())
+    format!("{PREFIX}.{}.{part}", site.path)
 }

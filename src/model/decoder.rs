@@ -198,7 +198,7 @@ impl<T: Real> Decoder<T> {
         grads: &[Adapter<T::Stat>],
         dropout: Option<DropoutStep>,
     ) -> Result<AdapterTables<T>> {
-        let mut tables = AdapterTables::new(device, &self.config, adapters, grads, dropout)?;
+        let mut tables = AdapterTables::new(device, &self.weights.sites, adapters, grads, dropout)?;
         tables.measure(device, &self.weights, adapters)?;
         Ok(tables)
     }

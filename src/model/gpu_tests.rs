@@ -9,9 +9,9 @@ use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::policy::Policy;
 use super::recorded;
 use super::tables::Room;
-use super::weights::{Module, Role, Weights};
+use super::weights::{Role, Weights};
 use crate::batch::{Batch, Target};
-use crate::config::{LoraConfig, ModelConfig, TargetModules, variant};
+use crate::config::{LoraConfig, ModelConfig, Slot, TargetModules, variant};
 use crate::device::arch::Chip;
 use crate::device::{Device, Mailbox};
 use crate::ops::attention::PlanCapacity;
@@ -59,14 +59,7 @@ fn model<T: Real>(device: &Device, num_hidden_layers: usize) -> Decoder<T> {
 
 /// An adapter with a B that is not zero, in f32.
 fn adapter(device: &Device, layers: usize, r: usize, dropout: f64) -> Adapter<f32> {
-    let lora = LoraConfig {
-        r,
-        alpha: 2.0 * r as f64,
-        dropout,
-        target_modules: TargetModules::AllLinear,
-        use_rslora: false,
-        use_dora: false,
-    };
+    let lora = LoraConfig { r, alpha: 2.0 * r as f64, dropout, ..LoraConfig::default() };
     let dry = super::init::dry::<f32>(&Device::dry(), &config(layers)).unwrap();
     let mut adapter = Adapter::<f32>::new(device, &lora, &config(layers), &dry, r as u64).unwrap();
     fill(device, &mut adapter, 100 * r as u32);
@@ -96,8 +89,8 @@ fn dora_adapter(device: &Device, model: &Decoder<bf16>, dropout: f64) -> Adapter
         alpha: 20.0,
         dropout,
         target_modules: TargetModules::List(vec!["v_proj".into(), "down_proj".into()]),
-        use_rslora: false,
         use_dora: true,
+        ..LoraConfig::default()
     };
     Adapter::new(device, &lora, &model.config, &model.weights, 3).unwrap()
 }
@@ -229,9 +222,10 @@ fn new_magnitudes_are_the_norms_of_the_weights() {
     let device = kernel_device(5);
     let model = model::<bf16>(&device, 1);
     let adapter = dora_adapter(&device, &model, 0.0);
-    for module in [Module::V, Module::Down] {
-        let weight = &model.weights.blocks[0].linears[module as usize].weight;
-        let magnitude = adapter.params(0, module).unwrap().magnitude.as_ref().unwrap();
+    for slot in [Slot::V, Slot::Down] {
+        let number = model.weights.sites.number(0, slot).unwrap();
+        let weight = &model.weights.linears[number].weight;
+        let magnitude = adapter.params(number).unwrap().magnitude.as_ref().unwrap();
         let numbers = device.read(weight).unwrap();
         for (row, magnitude) in numbers.chunks(weight.cols()).zip(device.read(magnitude).unwrap()) {
             let norm = row.iter().map(|w| w.to_f64() * w.to_f64()).sum::<f64>().sqrt();

@@ -18,7 +18,7 @@
 //! compared, and a program that leaves out what nobody needs gets the credit for it.
 
 use crate::batch::Batch;
-use crate::config::{LoraConfig, ModelConfig};
+use crate::config::{LoraConfig, ModelConfig, Site, SiteLora, Sites};
 use crate::error::Result;
 
 /// Multiply-adds by part, of one direction; see the module text.
@@ -43,13 +43,15 @@ impl ModelFlops {
         let blocks = model.num_hidden_layers as u64;
         let mut lora_numbers = 0;
         if let Some(lora) = lora {
-            let modules = lora.modules_of(model)?;
-            let shapes = modules.iter().filter_map(|module| model.linear_shape(module));
-            lora_numbers = shapes.map(|(inputs, outputs)| (lora.r * (inputs + outputs)) as u64).sum();
+            let ranks = lora.at_sites(model)?;
+            let of_site = |(site, lora): (&Site, &Option<SiteLora>)| {
+                lora.map_or(0, |lora| (lora.r * site.shape.iter().sum::<usize>()) as u64)
+            };
+            lora_numbers = Sites::of(model).iter().zip(ranks.iter()).map(of_site).sum();
         }
         Ok(Self {
-            frozen: blocks * model.block_linear_weights(),
-            lora: blocks * lora_numbers,
+            frozen: model.linear_weights(),
+            lora: lora_numbers,
             pair: blocks * model.q_size() as u64,
             head: (model.hidden_size * model.vocab_size) as u64,
         })
@@ -93,14 +95,12 @@ mod tests {
         LoraConfig {
             r,
             alpha: 8.0,
-            dropout: 0.0,
             target_modules: if modules.is_empty() {
                 TargetModules::AllLinear
             } else {
                 TargetModules::List(names)
             },
-            use_rslora: false,
-            use_dora: false,
+            ..LoraConfig::default()
         }
     }
 
@@ -183,7 +183,10 @@ mod tests {
             Decoder { weights: init::random::<f32>(&device, &model, 3).unwrap(), config: model.clone() };
         let (q, k, mlp) = ((12, 24), (12, 12), (12, 20));
         for (lora, r) in [(lora(3, &[]), 3), (lora(5, &["q_proj", "down_proj"]), 5)] {
-            let adapts = |name| lora.modules_of(&model).unwrap().contains(&name) as usize;
+            let adapts = |name| {
+                let all = lora.target_modules == TargetModules::AllLinear;
+                (all || matches!(name, "q_proj" | "down_proj")) as usize
+            };
             let cost = |name, (inputs, outputs): (usize, usize), [frozen, adapter]: [usize; 2]| {
                 (frozen * inputs * outputs + adapter * r * (inputs + outputs) * adapts(name)) as u64
             };

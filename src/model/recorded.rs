@@ -57,7 +57,7 @@ impl<T: Real> Decoder<T> {
     ) -> Result<PassTables<T>> {
         let mut batch = BatchTables::with_room(device, &self.config, room, dropout.is_some())?;
         batch.write(device, &Batch::default(), &[], 0.0)?;
-        let of_adapters = AdapterTables::new(device, &self.config, adapters, grads, dropout)?;
+        let of_adapters = AdapterTables::new(device, &self.weights.sites, adapters, grads, dropout)?;
         let scores = Scores::with_capacity(device, room.targets)?;
         Ok(PassTables { room, batch, of_adapters, scores })
     }
@@ -154,7 +154,7 @@ impl<T: Real> RecordedPass<T> {
         }
         tables.batch.write(device, batch, &batch.target_rows(), options.scale)?;
         if let Some(step) = options.dropout {
-            tables.of_adapters.set_step(device, &decoder.config, adapters, step)?;
+            tables.of_adapters.set_step(device, &decoder.weights.sites, adapters, step)?;
         }
         device.replay(&self.graph)?;
         tables.scores.send(scores, batch.targets.len())

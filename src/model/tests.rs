@@ -4,9 +4,8 @@ use super::adapter::Adapter;
 use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::init;
 use super::policy::Policy;
-use super::weights::{Module, linear_shape};
 use crate::batch::{Batch, Target};
-use crate::config::{Family, LoraConfig, ModelConfig, TargetModules, variant};
+use crate::config::{Family, LoraConfig, ModelConfig, Slot, TargetModules, variant};
 use crate::device::{ByClass, Class, Device, Tensor};
 use crate::ops::testing::{check_gradient, cpu, random, relative_rms};
 use crate::tensor::Real;
@@ -47,8 +46,8 @@ fn lora(modules: &[&str], dropout: f64, use_dora: bool) -> LoraConfig {
             [] => TargetModules::AllLinear,
             names => TargetModules::List(names.iter().map(|n| (*n).to_owned()).collect()),
         },
-        use_rslora: false,
         use_dora,
+        ..LoraConfig::default()
     }
 }
 
@@ -101,18 +100,30 @@ fn loss_and_grads(
 fn gradients_of_every_family_agree_with_central_differences() {
     let device = cpu();
     let dropout = Some(DropoutStep { seed: 1, step: 2 });
-    for (family, layers, modules, p) in [
-        (Family::Qwen2, 3, vec![], 0.0),
-        (Family::Qwen3, 2, vec![], 0.3),
-        (Family::Llama, 3, vec!["k_proj", "down_proj"], 0.0),
-        (Family::Qwen3, 2, vec!["o_proj", "up_proj"], 0.3),
+    // A block without an adapter between two, ranks and scales of single layers.
+    let some_blocks = LoraConfig {
+        target_modules: TargetModules::List(
+            ["q_proj", "k_proj", "up_proj", "down_proj"].map(str::to_owned).into(),
+        ),
+        exclude_modules: Some(TargetModules::List(vec!["layers.2.self_attn.k_proj".to_owned()])),
+        layers_to_transform: Some(vec![0, 2]),
+        rank_pattern: vec![("layers.2.*".to_owned(), 1), ("q_proj".to_owned(), 5)],
+        alpha_pattern: vec![("up_proj".to_owned(), 0.5)],
+        ..lora(&[], 0.3, false)
+    };
+    for (family, layers, lora) in [
+        (Family::Qwen2, 3, lora(&[], 0.0, false)),
+        (Family::Qwen3, 2, lora(&[], 0.3, false)),
+        (Family::Llama, 3, lora(&["k_proj", "down_proj"], 0.0, false)),
+        (Family::Qwen3, 2, lora(&["o_proj", "up_proj"], 0.3, false)),
         // The only block is the last one and the lowest one.
-        (Family::Qwen3, 1, vec![], 0.3),
-        (Family::Qwen2, 1, vec!["gate_proj"], 0.0),
+        (Family::Qwen3, 1, lora(&[], 0.3, false)),
+        (Family::Qwen2, 1, lora(&["gate_proj"], 0.0, false)),
+        (Family::Qwen3, 4, some_blocks),
     ] {
         let model = model_of(family, layers);
         let batch = batch(&[(9, 0), (1, 0), (5, 0)]);
-        let mut adapters = vec![adapter(&device, &model, &lora(&modules, p, false), 1)];
+        let mut adapters = vec![adapter(&device, &model, &lora, 1)];
         let (_, grads) = loss_and_grads(&device, &model, &batch, &adapters, dropout);
         let names: Vec<String> = adapters[0].named_tensors().into_iter().map(|(n, _)| n).collect();
         for (i, (name, grad)) in names.iter().zip(grads[0].tensors()).enumerate() {
@@ -237,7 +248,7 @@ fn work_below_the_lowest_adapter_is_skipped() {
     let flops = |modules: &[&str], top_only: bool| {
         let adapter = adapter(&device, &model, &lora(modules, 0.0, false), 1);
         let mut grads = vec![adapter.zeros_like(&device).unwrap()];
-        assert_eq!(adapter.params(0, Module::Q).is_some(), !top_only);
+        assert_eq!(adapter.params(0).is_some(), !top_only);
         device.take_ledger();
         model.score_and_backward(&device, &batch, &[adapter], &mut grads, options(1.0, None)).unwrap();
         let ledger = device.take_ledger();
@@ -335,15 +346,19 @@ fn what_is_computed_again_leaves_out_the_down_projection() {
         of("lora_matmul.forward") + of("lora_matmul.recompute")
     };
     let (forward, c) = (products(Policy::KeepAll), &model.config);
-    assert_eq!(forward, 3 * 2 * 20 * linear_numbers(c, &Module::ALL));
-    let gate_up = linear_numbers(c, &[Module::Gate, Module::Up]);
+    assert_eq!(forward, 3 * 2 * 20 * linear_numbers(c, |_| true));
+    let gate_up = linear_numbers(c, |slot| matches!(slot, Slot::Gate | Slot::Up));
     assert_eq!(products(Policy::DropGateUp) - forward, 3 * 2 * 20 * gate_up);
-    assert_eq!(products(Policy::Checkpoint) - forward, 3 * 2 * 20 * linear_numbers(c, &Module::ALL[..6]));
+    assert_eq!(
+        products(Policy::Checkpoint) - forward,
+        3 * 2 * 20 * linear_numbers(c, |slot| slot != Slot::Down)
+    );
 }
 
 /// Weights of some layers of a block.
-fn linear_numbers(config: &ModelConfig, modules: &[Module]) -> u64 {
-    modules.iter().map(|&m| linear_shape(config, m).iter().product::<usize>() as u64).sum()
+fn linear_numbers(config: &ModelConfig, which: impl Fn(Slot) -> bool) -> u64 {
+    let linears = config.block(0).linears(config.hidden_size).filter(|linear| which(linear.slot));
+    linears.map(|linear| linear.shape.iter().product::<usize>() as u64).sum()
 }
 
 #[test]

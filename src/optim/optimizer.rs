@@ -311,7 +311,7 @@ impl<T: Real> Optimizer<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{LoraConfig, TargetModules, variant};
+    use crate::config::{LoraConfig, variant};
     use crate::model::init;
     use half::bf16;
 
@@ -320,14 +320,7 @@ mod tests {
         let device = Device::cpu(1).unwrap();
         let mut model = variant("qwen3-tiny").unwrap().model_config().unwrap();
         (model.num_hidden_layers, model.hidden_size, model.vocab_size) = (2, 8, 16);
-        let lora = LoraConfig {
-            r: 2,
-            alpha: 4.0,
-            dropout: 0.0,
-            target_modules: TargetModules::AllLinear,
-            use_rslora: false,
-            use_dora: false,
-        };
+        let lora = LoraConfig { r: 2, alpha: 4.0, ..LoraConfig::default() };
         let weights = init::dry::<f32>(&Device::dry(), &model).unwrap();
         let adapter = Adapter::new(&device, &lora, &model, &weights, 1).unwrap();
         (device, adapter)

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::event::Event;
-use crate::config::{Batching, DeviceChoice, TrainConfig, matching_variant};
+use crate::config::{Batching, DeviceChoice, LoraConfig, TrainConfig, matching_variant};
 use crate::data::encode::Example;
 use crate::data::files::read_files;
 use crate::data::packing::split_eval;
@@ -190,14 +190,17 @@ pub(super) fn first_adapter<T: Real<Stat = f32>>(
         notify(session::unknown_keys(&peft.config.unknown_keys));
     }
     let mut adapter = Adapter::from_peft(device, &decoder.config, &peft.config, &peft.tensors, dir)?;
-    let (has, wanted) = (adapter.config().clone(), config.lora());
-    let modules = |lora: &crate::config::LoraConfig| lora.modules_of(&decoder.config);
+    let model = &decoder.config;
+    let (has, wanted) = (adapter.config().clone(), config.lora().without_unused(model)?);
+    // Names may differ and mean the same.
+    let same_layers = has.at_sites(model)? == wanted.at_sites(model)?;
+    let layers = |lora: &LoraConfig| if same_layers { String::new() } else { lora.describe_layers() };
     let differs = [
         ("lora_r", has.r.to_string(), wanted.r.to_string()),
         ("lora_alpha", has.alpha.to_string(), wanted.alpha.to_string()),
         ("use_rslora", has.use_rslora.to_string(), wanted.use_rslora.to_string()),
         ("use_dora", has.use_dora.to_string(), wanted.use_dora.to_string()),
-        ("target_modules", modules(&has)?.join(","), modules(&wanted)?.join(",")),
+        ("target_modules", layers(&has), layers(&wanted)),
     ];
     if let Some((field, has, wanted)) = differs.into_iter().find(|(_, has, wanted)| has != wanted) {
         return Error::input("CONFIG", "the adapter to start from is of another kind")

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use half::bf16;
 use tanren::batch::{Batch, Target};
-use tanren::config::{LoraConfig, TargetModules, variant};
+use tanren::config::{LoraConfig, variant};
 use tanren::device::arch::{Arch, Chip};
 use tanren::device::kernels::params::SelfTestParams;
 use tanren::device::kernels::{IMAGES, Kernel};
@@ -463,14 +463,7 @@ fn a_planned_step_fits_into_hardly_more_than_its_tensors() {
     let device = Device::dry_gpu(Chip::RTX_3080);
     let model = variant("Qwen3-0.6B").unwrap().model_config().unwrap();
     let decoder = Decoder { weights: init::dry::<bf16>(&device, &model).unwrap(), config: model };
-    let lora = LoraConfig {
-        r: 16,
-        alpha: 32.0,
-        dropout: 0.0,
-        target_modules: TargetModules::AllLinear,
-        use_rslora: false,
-        use_dora: false,
-    };
+    let lora = LoraConfig::default();
     let adapters = vec![Adapter::new(&device, &lora, &decoder.config, &decoder.weights, 0).unwrap()];
     let mut grads = vec![adapters[0].zeros_like(&device).unwrap()];
     let options = PassOptions { scale: 1.0, dropout: None, policies: &[] };

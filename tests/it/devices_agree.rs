@@ -9,7 +9,9 @@ use std::path::Path;
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 use serde_json::json;
-use tanren::config::{ActivationPolicy, DeviceChoice, Dtype, TargetModules, TrainConfig};
+use tanren::config::{
+    ActivationPolicy, BlockNumbers, ByName, DeviceChoice, Dtype, TargetModules, TrainConfig,
+};
 use tanren::train::{Context, Event, run};
 
 use crate::train::{Setup, setup};
@@ -93,6 +95,8 @@ struct Options {
     lora_dropout: f64,
     lora_r: usize,
     target_modules: Vec<&'static str>,
+    layers_to_transform: Option<Vec<usize>>,
+    rank_of_last: Option<usize>,
     seed: u64,
 }
 
@@ -112,7 +116,10 @@ fn options() -> impl Strategy<Value = Options> {
         (batches, prop::option::of(1usize..7), select(vec![1, 1, 2, 3]), select(vec![130, 256, 4096]));
     let of_passes =
         (any::<bool>(), select(policies.to_vec()), prop::bool::weighted(0.25), select(vec![0.0, 0.0, 0.2]));
-    let of_adapters = (select(vec![1, 4, 16, 20]), subsequence(modules.to_vec(), 1..=7), 0u64..100);
+    let blocks = prop::option::weighted(0.3, subsequence(vec![0, 1, 2], 1..=2));
+    let rank = prop::option::weighted(0.3, select(vec![1, 3, 17, 33]));
+    let of_adapters =
+        (select(vec![1, 4, 16, 20]), subsequence(modules.to_vec(), 1..=7), 0u64..100, blocks, rank);
     (of_batches, of_passes, of_adapters).prop_map(|(batches, passes, adapters)| Options {
         batch_size: batches.0.0,
         tokens_per_batch: batches.0.1,
@@ -126,6 +133,8 @@ fn options() -> impl Strategy<Value = Options> {
         lora_r: adapters.0,
         target_modules: adapters.1,
         seed: adapters.2,
+        layers_to_transform: adapters.3,
+        rank_of_last: adapters.4,
     })
 }
 
@@ -155,6 +164,10 @@ fn configured(options: &Options, rows: &[Row], eval: &[Row]) -> Setup {
         (c.use_dora, c.lora_dropout, c.lora_r) = (options.use_dora, options.lora_dropout, options.lora_r);
         c.target_modules =
             TargetModules::List(options.target_modules.iter().map(|&m| m.to_owned()).collect());
+        c.layers_to_transform = options.layers_to_transform.clone().map(BlockNumbers);
+        // The last of the layers that have an adapter.
+        let last = options.target_modules[options.target_modules.len() - 1].to_owned();
+        c.rank_pattern = options.rank_of_last.map(|r| ByName(vec![(last, r)]));
         c.seed = options.seed;
     })
 }

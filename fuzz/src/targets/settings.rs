@@ -1,6 +1,6 @@
 //! Configurations of models and adapters, and the state of a training: what is accepted is written and read again.
 
-use tanren::config::{LINEAR_MODULES, ModelConfig};
+use tanren::config::{ModelConfig, Sites};
 use tanren::formats::adapter::{AdapterConfig, TargetModules};
 use tanren::train::TrainerState;
 
@@ -11,13 +11,13 @@ pub(super) fn model_config(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
     let Ok(config) = ModelConfig::from_json(name(), text) else { return };
     let mut of_blocks = 0_u128;
-    for module in LINEAR_MODULES {
-        let (inputs, outputs) = config.linear_shape(module).unwrap();
-        assert!(inputs > 0 && outputs > 0, "{module}");
+    for site in Sites::of(&config).iter() {
+        let [outputs, inputs] = site.shape;
+        assert!(inputs > 0 && outputs > 0, "{}", site.path);
         of_blocks += inputs as u128 * outputs as u128;
     }
-    assert_eq!(u128::from(config.block_linear_weights()), of_blocks);
-    assert!(u128::from(config.parameter_count()) >= of_blocks * config.num_hidden_layers as u128);
+    assert_eq!(u128::from(config.linear_weights()), of_blocks);
+    assert!(u128::from(config.parameter_count()) >= of_blocks);
     assert_eq!(config.q_size() % config.kv_size(), 0);
     let again = ModelConfig::from_json(name(), &config.to_json());
     assert_eq!(again.unwrap(), config, "{}", config.to_json());

@@ -7,7 +7,7 @@ use crate::cli::console::{Console, Progress};
 use crate::cli::inspect::open_model;
 use crate::cli::table;
 use crate::cli::units::{bytes, count};
-use crate::config::{ModelConfig, Variant, matching_variant, variants};
+use crate::config::{ModelConfig, Sites, Variant, matching_variant, variants};
 use crate::device::Device;
 use crate::error::Result;
 use crate::formats::hub;
@@ -119,12 +119,14 @@ fn shape(config: &ModelConfig) -> Vec<(&'static str, String)> {
 }
 
 fn linear(config: &ModelConfig) -> Vec<String> {
-    let row = |&name: &&str| {
-        let (inputs, outputs) = config.linear_shape(name)?;
+    let sites = Sites::of(config);
+    let row = |number: usize| {
+        let site = &sites[number];
+        let [outputs, inputs] = site.shape;
         let parameters = count(inputs as u64 * outputs as u64);
-        Some(vec![name.to_owned(), inputs.to_string(), outputs.to_string(), parameters])
+        vec![site.name().to_owned(), inputs.to_string(), outputs.to_string(), parameters]
     };
-    let rows: Vec<_> = config.linear_modules().iter().filter_map(row).collect();
+    let rows: Vec<_> = sites.of_block(0).map(row).collect();
     table::columns(&["name", ">in", ">out", ">parameters"], &rows)
 }
 

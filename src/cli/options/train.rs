@@ -64,9 +64,25 @@ pub struct TrainArgs {
     /// Probability that an input of the adapter is dropped, from 0 to below 1.
     #[arg(long, value_name = "X", help_heading = MODEL)]
     lora_dropout: Option<f64>,
-    /// Linear layers with an adapter: names with commas or spaces between, or all-linear.
+    /// Linear layers with an adapter: names with commas or spaces between (q_proj, or a path or its end), a regular expression
+    /// for whole paths, or all-linear.
     #[arg(long, value_name = "NAMES", num_args = 1.., help_heading = MODEL)]
     target_modules: Option<Vec<String>>,
+    /// Linear layers that match and get no adapter: names, or a regular expression.
+    #[arg(long, value_name = "NAMES", num_args = 1.., help_heading = MODEL)]
+    exclude_modules: Option<Vec<String>>,
+    /// Blocks whose layers get an adapter, counted from 0 [default: all].
+    #[arg(long, value_name = "N,N", num_args = 1.., help_heading = MODEL)]
+    layers_to_transform: Option<Vec<String>>,
+    /// Name of the list of blocks that --layers-to-transform counts in [default: any].
+    #[arg(long, value_name = "NAME", num_args = 1.., help_heading = MODEL)]
+    layers_pattern: Option<Vec<String>>,
+    /// Ranks of single layers, by name or regular expression; the first match counts.
+    #[arg(long, value_name = "NAME=N", num_args = 1.., help_heading = MODEL)]
+    rank_pattern: Option<Vec<String>>,
+    /// Alphas of single layers, by name or regular expression; the first match counts.
+    #[arg(long, value_name = "NAME=X", num_args = 1.., help_heading = MODEL)]
+    alpha_pattern: Option<Vec<String>>,
     /// Scale the adapter by alpha / sqrt(r).
     #[arg(long, value_name = "true|false", help_heading = MODEL)]
     use_rslora: Option<bool>,

@@ -27,10 +27,10 @@ pub struct AdapterConfig {
     pub layers_to_transform: Option<Vec<usize>>,
     /// Names of the layer lists that `layers_to_transform` counts.
     pub layers_pattern: Option<Vec<String>>,
-    /// Rank of the modules whose name matches a key.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// `lora_alpha` of the modules whose name matches a key.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Rank of the modules whose name matches a key; the first one counts.
+    pub rank_pattern: Vec<(String, usize)>,
+    /// `lora_alpha` of the modules whose name matches a key; the first one counts.
+    pub alpha_pattern: Vec<(String, f64)>,
     /// Whether the scale is `lora_alpha / sqrt(r)`.
     pub use_rslora: bool,
     /// Whether weights are split into magnitude and direction (DoRA).
@@ -74,8 +74,8 @@ impl Default for AdapterConfig {
             exclude_modules: None,
             layers_to_transform: None,
             layers_pattern: None,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
             use_rslora: false,
             use_dora: false,
             bias: "none".to_owned(),
@@ -155,7 +155,8 @@ impl AdapterConfig {
             TargetModules::Name(name) => json!(name),
             TargetModules::ModelDefault => Value::Null,
         };
-        let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(k, &v)| (k.clone(), number(v))).collect();
+        let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(k, v)| (k.clone(), number(*v))).collect();
+        let ranks: Map<_, _> = self.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         let value = json!({
             "alpha_pattern": alphas,
             "auto_mapping": null,
@@ -180,7 +181,7 @@ impl AdapterConfig {
             "peft_type": "LORA",
             "qalora_group_size": 16,
             "r": self.r,
-            "rank_pattern": self.rank_pattern,
+            "rank_pattern": ranks,
             "revision": self.revision,
             "target_modules": targets(&self.target_modules),
             "target_parameters": null,
@@ -380,6 +381,6 @@ fn layers(value: &Value) -> Option<Vec<usize>> {
     }
 }
 
-fn map<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<BTreeMap<String, T>> {
+fn map<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<(String, T)>> {
     value.as_object()?.iter().map(|(key, value)| Some((key.clone(), read(value)?))).collect()
 }

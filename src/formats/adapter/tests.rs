@@ -95,7 +95,7 @@ fn the_config_looks_as_python_writes_it() {
         r: 16,
         lora_alpha: 16.0,
         lora_dropout: 0.05,
-        alpha_pattern: BTreeMap::from([("v_proj".into(), 2.5)]),
+        alpha_pattern: vec![("v_proj".into(), 2.5)],
         target_modules: TargetModules::List(vec!["v_proj".into(), "q_proj".into()]),
         base_model_name_or_path: Some("モデル".into()),
         task_type: Some("CAUSAL_LM".into()),

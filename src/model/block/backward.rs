@@ -4,10 +4,10 @@
 //! of waits until then.
 
 use super::super::adapter::Adapter;
-use super::super::weights::Module;
 use super::Pass;
 use super::forward::{AttentionHalf, MlpHalf, Rest, Saved};
-use super::linears::{Group, Job, Narrow};
+use super::linears::{Job, Narrow};
+use crate::config::Slot;
 use crate::device::Tensor;
 use crate::error::Result;
 use crate::ops::attention::{self, Attention};
@@ -52,7 +52,7 @@ impl<T: Real> Pass<'_, T> {
     /// Goes back through the norm behind block `layer`.
     pub(in crate::model) fn norm_backward(&self, layer: usize, back: NormBack<'_, T>) -> Result<Output<T>> {
         let set = self.queries(layer);
-        let group = Group { layer, modules: [Module::Down], set };
+        let group = self.group(layer, [Slot::Down], set)?;
         let NormBack { d_normed, stream, norm, rstd, d_in, normed } = back;
         let dxa_down = self.dxa(&group, stream.rows())?;
         let mut d_stream = self.like(stream)?;
@@ -103,10 +103,10 @@ impl<T: Real> Pass<'_, T> {
             Some(gate_up) => gate_up,
             None => self.gate_up_again(layer, &x_mid, &rstd_mid, &xa)?,
         };
-        let down = Group { layer, modules: [Module::Down], set };
+        let down = self.group(layer, [Slot::Down], set)?;
         let mut h = self.like(&d_gate)?;
         let [dxa_down] = self.linears_back(&down, [&d_out], dxa_down, Some(&mut h))?;
-        let gate_and_up = self.gate_and_up(layer);
+        let gate_and_up = self.gate_and_up(layer)?;
         let dxa = self.dxa(&gate_and_up, h.rows())?;
         // From here on h holds h, and not its gradient.
         swiglu::backward_with(device, &mut h, &mut d_gate, &mut d_up, dxa.made_by.as_ref())?;
@@ -117,7 +117,7 @@ impl<T: Real> Pass<'_, T> {
         let mut d_normed = self.like(&x_mid)?;
         let dy = [&d_gate, &d_up];
         let [dxa_gate, dxa_up] = self.linears_back(&gate_and_up, dy, dxa, Some(&mut d_normed))?;
-        let dxa_o = self.dxa(&Group { layer, modules: [Module::O], set }, x_mid.rows())?;
+        let dxa_o = self.dxa(&self.group(layer, [Slot::O], set)?, x_mid.rows())?;
         let (mut d_mid, mut normed) = (self.like(&x_mid)?, self.like(&x_mid)?);
         let args = rms_norm::Backward {
             dy: &d_normed,
@@ -146,17 +146,20 @@ impl<T: Real> Pass<'_, T> {
         let (all, set) = (&self.tables.all, self.queries(layer));
         let AttentionHalf { rstd_in, q, k, v, o, lse, xa: [xa_q, xa_k, xa_v, xa_o] } = half;
         // In the lowest adapted block, what nobody trains need not be reached.
-        let trains = |module| self.adapters.iter().any(|a| a.params(layer, module).is_some());
-        let reaches_qkv = !lowest || [Module::Q, Module::K, Module::V].into_iter().any(trains);
+        let trains = |slot| {
+            let number = self.weights.sites.number(layer, slot);
+            number.is_some_and(|number| self.adapters.iter().any(|a| a.params(number).is_some()))
+        };
+        let reaches_qkv = !lowest || [Slot::Q, Slot::K, Slot::V].into_iter().any(trains);
         let mut d_o = reaches_qkv.then(|| self.like(&o)).transpose()?;
-        let group = Group { layer, modules: [Module::O], set };
+        let group = self.group(layer, [Slot::O], set)?;
         let [dxa_o] = self.linears_back(&group, [&d_mid], dxa_o, d_o.as_mut())?;
-        let job = |module, x, dy, xa, dxa| Job { module, set, x, dy, xa, dxa };
+        let job = |slot, x, dy, xa, dxa| Job { slot, set, x, dy, xa, dxa };
         let mut jobs = vec![
-            job(Module::Down, &mlp.h, &mlp.d_out, &mlp.xa[0], &mlp.dxa[0]),
-            job(Module::Gate, &mlp.normed, &mlp.d_gate, &mlp.xa[1], &mlp.dxa[1]),
-            job(Module::Up, &mlp.normed, &mlp.d_up, &mlp.xa[2], &mlp.dxa[2]),
-            job(Module::O, &o, &d_mid, &xa_o, &dxa_o),
+            job(Slot::Down, &mlp.h, &mlp.d_out, &mlp.xa[0], &mlp.dxa[0]),
+            job(Slot::Gate, &mlp.normed, &mlp.d_gate, &mlp.xa[1], &mlp.dxa[1]),
+            job(Slot::Up, &mlp.normed, &mlp.d_up, &mlp.xa[2], &mlp.dxa[2]),
+            job(Slot::O, &o, &d_mid, &xa_o, &dxa_o),
         ];
         let Some(d_o) = d_o else {
             self.gradients(layer, &jobs, grads)?;
@@ -173,7 +176,7 @@ impl<T: Real> Pass<'_, T> {
         let mut d_normed = (!lowest).then(|| self.like(&x_in)).transpose()?;
         let [dxa_q, dxa_k, dxa_v] = if !self.is_last(layer) {
             // The order of the jobs and what follows them.
-            let group = Group { layer, modules: [Module::Q, Module::K, Module::V], set };
+            let group = self.group(layer, [Slot::Q, Slot::K, Slot::V], set)?;
             let dxa = self.dxa(&group, x_in.rows())?;
             let further = [&dv];
             let project = dxa.made_by.as_ref().map(|project| (project, &further[..]));
@@ -185,12 +188,12 @@ impl<T: Real> Pass<'_, T> {
             let q_job = RopeBackwardJob { x: &q, op: q_op, dy: &mut dq };
             let k_job = RopeBackwardJob { x: &k, op: k_op, dy: &mut dk };
             qk_norm_rope::backward(self.device, &mut [q_job, k_job])?;
-            let group = Group { layer, modules: [Module::K, Module::V], set: all };
+            let group = self.group(layer, [Slot::K, Slot::V], all)?;
             let dxa = self.dxa(&group, x_in.rows())?.apart();
             let [dxa_k, dxa_v] = self.linears_back(&group, [&dk, &dv], dxa, d_normed.as_mut())?;
             let mut d_rows =
                 d_normed.as_ref().map(|_| self.device.empty(dq.rows(), x_in.cols())).transpose()?;
-            let group = Group { layer, modules: [Module::Q], set };
+            let group = self.group(layer, [Slot::Q], set)?;
             let dxa = self.dxa(&group, dq.rows())?.apart();
             let [dxa_q] = self.linears_back(&group, [&dq], dxa, d_rows.as_mut())?;
             if let (Some(d_rows), Some(d_normed)) = (&d_rows, &mut d_normed) {
@@ -231,10 +234,10 @@ impl<T: Real> Pass<'_, T> {
             true => Some(rows::gather(self.device, &normed, &self.tables.target_rows)?),
             false => None,
         };
-        let of_all = |module, dy, xa, dxa| Job { module, set: all, x: &normed, dy, xa, dxa };
-        jobs.push(of_all(Module::K, &dk, &xa_k, &dxa_k));
-        jobs.push(of_all(Module::V, &dv, &xa_v, &dxa_v));
-        jobs.push(job(Module::Q, picked.as_ref().unwrap_or(&normed), &dq, &xa_q, &dxa_q));
+        let of_all = |slot, dy, xa, dxa| Job { slot, set: all, x: &normed, dy, xa, dxa };
+        jobs.push(of_all(Slot::K, &dk, &xa_k, &dxa_k));
+        jobs.push(of_all(Slot::V, &dv, &xa_v, &dxa_v));
+        jobs.push(job(Slot::Q, picked.as_ref().unwrap_or(&normed), &dq, &xa_q, &dxa_q));
         self.gradients(layer, &jobs, grads)?;
         Ok(d_in)
     }

@@ -4,9 +4,9 @@
 //! once more; they give the same bits then.
 
 use super::super::policy::Policy;
-use super::super::weights::Module;
 use super::Pass;
 use super::linears::Group;
+use crate::config::Slot;
 use crate::device::{Class, Tensor};
 use crate::error::Result;
 use crate::ops::attention::{self, Attention};
@@ -83,7 +83,7 @@ impl<T: Real> Pass<'_, T> {
         let (mut mlp, [gate, up]) = self.mlp_half(layer, &x, projected, keep)?;
         let x_in = keep.map(|_| x);
 
-        let group = Group { layer, modules: [Module::Down], set };
+        let group = self.group(layer, [Slot::Down], set)?;
         let xa = self.xa(&group, gate.rows(), &self.place(keep, Class::Xa))?;
         let mut h = self.like(&gate)?;
         swiglu::forward_with(&set.device, &gate, &up, &mut h, xa.made_by.as_ref())?;
@@ -120,12 +120,12 @@ impl<T: Real> Pass<'_, T> {
         let mut normed = self.like(x_mid)?;
         let device = &self.queries(layer).device;
         rms_norm::apply(device, x_mid, &self.post_attention_norm(layer), rstd_mid, &mut normed)?;
-        self.linears_again(&self.gate_and_up(layer), &normed, xa)
+        self.linears_again(&self.gate_and_up(layer)?, &normed, xa)
     }
 
     /// Gate and up share their input.
-    pub(super) fn gate_and_up(&self, layer: usize) -> Group<'_, T, 2> {
-        Group { layer, modules: [Module::Gate, Module::Up], set: self.queries(layer) }
+    pub(super) fn gate_and_up(&self, layer: usize) -> Result<Group<'_, T, 2>> {
+        self.group(layer, [Slot::Gate, Slot::Up], self.queries(layer))
     }
 
     /// The first half: `x` becomes the stream `x + residual`, and the result is the output of `o_proj`, which the norm of the
@@ -144,17 +144,17 @@ impl<T: Real> Pass<'_, T> {
         let (norm, xa_place, y_place) = (self.input_norm(layer), place(Class::Xa), place(Class::Qkv));
         let made = (&mut normed, &mut rstd_in);
         let [(k, xa_k), (v, xa_v), (q, xa_q)] = if self.is_last(layer) {
-            let group = Group { layer, modules: [Module::K, Module::V], set: all };
+            let group = self.group(layer, [Slot::K, Slot::V], all)?;
             let xa = self.xa(&group, x.rows(), &xa_place)?;
             rms_norm::forward_with(&all.device, x, residual, &norm, made, xa.made_by.as_ref())?;
             let [k, v] = self.linears(&group, &normed, xa, &y_place)?;
             let normed = rows::gather(self.device, &normed, &self.tables.target_rows)?;
-            let group = Group { layer, modules: [Module::Q], set };
+            let group = self.group(layer, [Slot::Q], set)?;
             let xa = self.xa(&group, normed.rows(), &xa_place)?.apart();
             let [q] = self.linears(&group, &normed, xa, &y_place)?;
             [k, v, q]
         } else {
-            let group = Group { layer, modules: [Module::K, Module::V, Module::Q], set };
+            let group = self.group(layer, [Slot::K, Slot::V, Slot::Q], set)?;
             let xa = self.xa(&group, x.rows(), &xa_place)?;
             rms_norm::forward_with(&all.device, x, residual, &norm, made, xa.made_by.as_ref())?;
             self.linears(&group, &normed, xa, &y_place)?
@@ -168,7 +168,7 @@ impl<T: Real> Pass<'_, T> {
         attention::forward(&set.device, &args, &mut o, &mut lse)?;
         drop((q_rotated, k_rotated));
 
-        let group = Group { layer, modules: [Module::O], set };
+        let group = self.group(layer, [Slot::O], set)?;
         let xa = self.xa(&group, o.rows(), &place(Class::Xa))?.apart();
         let [(projected, xa_o)] = self.linears(&group, &o, xa, &place(Class::XMid))?;
         Ok((AttentionHalf { rstd_in, q, k, v, o, lse, xa: [xa_q, xa_k, xa_v, xa_o] }, projected))
@@ -192,7 +192,7 @@ impl<T: Real> Pass<'_, T> {
         };
         let stream = Some(picked.as_ref().unwrap_or(x_in));
         let norm = self.post_attention_norm(layer);
-        let group = self.gate_and_up(layer);
+        let group = self.gate_and_up(layer)?;
         let xa = self.xa(&group, x_mid.rows(), &self.place(keep, Class::Xa))?;
         let made = (&mut normed, &mut rstd_mid);
         rms_norm::forward_with(device, &mut x_mid, stream, &norm, made, xa.made_by.as_ref())?;

@@ -2,19 +2,18 @@
 
 use super::super::adapter::Adapter;
 use super::super::tables::RowSet;
-use super::super::weights::Module;
 use super::Pass;
+use crate::config::Slot;
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::lora_matmul::gpu::Project;
 use crate::ops::lora_matmul::{self, Apply, Frozen, GradJob, Lora, LoraGrad, LoraMatmul, OnGpu, xa_cols};
 use crate::tensor::Real;
 
-/// Some linear layers of block `layer`, and the rows that go through them.
+/// Some linear layers of a block by their numbers, and the rows that go through them.
 pub(super) struct Group<'s, T: Real, const N: usize> {
-    pub(super) layer: usize,
-    pub(super) modules: [Module; N],
-    pub(super) set: &'s RowSet<T>,
+    numbers: [usize; N],
+    set: &'s RowSet<T>,
 }
 
 /// Adapters of a layer, by index.
@@ -36,7 +35,7 @@ impl<T: Real, const N: usize> Narrow<T, N> {
 
 /// What the gradients of the adapters of one layer are made of.
 pub(super) struct Job<'t, T: Real> {
-    pub(super) module: Module,
+    pub(super) slot: Slot,
     pub(super) set: &'t RowSet<T>,
     pub(super) x: &'t Tensor<T>,
     pub(super) dy: &'t Tensor<T>,
@@ -45,6 +44,23 @@ pub(super) struct Job<'t, T: Real> {
 }
 
 impl<T: Real> Pass<'_, T> {
+    /// Layers of block `layer` that share their input.
+    pub(super) fn group<'s, const N: usize>(
+        &self,
+        layer: usize,
+        slots: [Slot; N],
+        set: &'s RowSet<T>,
+    ) -> Result<Group<'s, T, N>> {
+        Ok(Group { numbers: try_array(|i| self.number(layer, slots[i]))?, set })
+    }
+
+    /// Number of a layer in the model.
+    pub(super) fn number(&self, layer: usize, slot: Slot) -> Result<usize> {
+        let number = self.weights.sites.number(layer, slot);
+        number
+            .ok_or_else(|| Error::shape("block", "slot", "a linear layer of the block", format!("{slot:?}")))
+    }
+
     /// Room for `x~ A^T` of a group with `rows` rows, and the products that give it, for the kernel that makes the input.
     pub(super) fn xa<const N: usize>(
         &self,
@@ -141,14 +157,15 @@ impl<T: Real> Pass<'_, T> {
         jobs: &[Job<'_, T>],
         grads: &mut [Adapter<T::Stat>],
     ) -> Result<()> {
-        let groups: Vec<Group<'_, T, 1>> =
-            jobs.iter().map(|job| Group { layer, modules: [job.module], set: job.set }).collect();
+        let groups: Result<Vec<_>> = jobs.iter().map(|job| self.group(layer, [job.slot], job.set)).collect();
+        let groups: Vec<Group<'_, T, 1>> = groups?;
         let loras: Vec<_> = groups.iter().map(|group| self.loras(group)).collect();
         let mut of_layers: Vec<Vec<Option<LoraGrad<'_, T::Stat>>>> =
             jobs.iter().map(|_| Vec::new()).collect();
+        let numbers = self.weights.sites.of_block(layer);
         for adapter in grads {
-            for (module, params) in Module::ALL.into_iter().zip(adapter.block_mut(layer)) {
-                let Some(at) = jobs.iter().position(|job| job.module == module) else { continue };
+            for (number, params) in numbers.clone().zip(&mut adapter.params_mut()[numbers.clone()]) {
+                let Some(at) = groups.iter().position(|group| group.numbers == [number]) else { continue };
                 of_layers[at].push(params.as_mut().map(|p| LoraGrad {
                     a: &mut p.a,
                     b: &mut p.b,
@@ -165,14 +182,14 @@ impl<T: Real> Pass<'_, T> {
     }
 
     fn loras<const N: usize>(&self, group: &Group<'_, T, N>) -> [Loras<'_, T>; N] {
-        group.modules.map(|module| {
+        group.numbers.map(|number| {
             let mut loras = Vec::new();
             for (index, adapter) in self.adapters.iter().enumerate() {
-                let norm = self.of_adapters.dora_norm(index, group.layer, module);
-                loras.push(adapter.params(group.layer, module).map(|params| Lora {
+                let norm = self.of_adapters.dora_norm(index, number);
+                loras.push(adapter.params(number).map(|params| Lora {
                     a: &params.a,
                     b: &params.b,
-                    scaling: T::Stat::from_f64(adapter.config().scaling()),
+                    scaling: T::Stat::from_f64(params.scaling),
                     dora: params.magnitude.as_ref().zip(norm),
                 }));
             }
@@ -186,17 +203,16 @@ impl<T: Real> Pass<'_, T> {
         loras: &'s [Loras<'s, T>; N],
     ) -> [LoraMatmul<'s, T>; N] {
         std::array::from_fn(|i| {
-            let module = group.modules[i] as usize;
-            let linear = &self.weights.blocks[group.layer].linears[module];
-            let number = group.layer * Module::ALL.len() + module;
+            let number = group.numbers[i];
+            let linear = &self.weights.linears[number];
             LoraMatmul {
                 frozen: Frozen { weight: &linear.weight, bias: linear.bias.as_ref() },
                 loras: &loras[i],
                 rows: &group.set.adapter_rows,
                 dropout: self.dropout(number, &group.set.keys),
                 gpu: group.set.gpu.as_ref().map(|rows| OnGpu {
-                    adapters: self.of_adapters.on_gpu(group.layer, group.modules[i]),
-                    magnitudes: self.of_adapters.magnitudes(group.layer, group.modules[i]),
+                    adapters: self.of_adapters.on_gpu(number),
+                    magnitudes: self.of_adapters.magnitudes(number),
                     rows,
                     key: self.of_adapters.dropout_key(number),
                     live_rows: group.set.device.live_rows(),

@@ -1,8 +1,7 @@
 //! Plans against rows of tables, against brute force, and against what is known of a card.
 
 use super::*;
-use crate::config::{ActivationPolicy, LoraConfig, MemorySize, TargetModules, variant};
-use crate::model::weights::{Module, linear_shape};
+use crate::config::{ActivationPolicy, LoraConfig, MemorySize, Sites, variant};
 
 /// A plan for a card, LoRA of rank 16 on all linear layers.
 fn config(edit: impl FnOnce(&mut TrainConfig)) -> TrainConfig {
@@ -70,16 +69,8 @@ fn what_blocks_leave_is_the_list_by_hand() {
     let buffers = 28 * 11 + 2;
     let rounding = 256 * buffers;
     assert!(plan.weights_bytes - 2 * model.parameter_count() < rounding);
-    let lora = LoraConfig {
-        r: 16,
-        alpha: 32.0,
-        dropout: 0.0,
-        target_modules: TargetModules::AllLinear,
-        use_rslora: false,
-        use_dora: false,
-    };
-    let numbers: usize =
-        Module::ALL.iter().map(|&m| linear_shape(&model, m).iter().sum::<usize>() * lora.r * 28).sum();
+    let lora = LoraConfig::default();
+    let numbers: usize = Sites::of(&model).iter().map(|site| site.shape.iter().sum::<usize>() * lora.r).sum();
     assert_eq!((plan.trainable, plan.adapter_bytes), (numbers, 18 * numbers as u64));
 }
 

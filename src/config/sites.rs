@@ -1,0 +1,213 @@
+//! The linear layers of a model: the one list of them, with their paths in Hugging Face checkpoints, which PEFT's rules are about.
+
+use std::ops::{Index, IndexMut, Range};
+use std::sync::Arc;
+
+use super::model::ModelConfig;
+
+/// Which linear layer of a block, in the order of the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    /// Queries.
+    Q,
+    /// Keys.
+    K,
+    /// Values.
+    V,
+    /// Output of attention.
+    O,
+    /// Gate of the MLP.
+    Gate,
+    /// The other factor of the MLP.
+    Up,
+    /// Output of the MLP.
+    Down,
+}
+
+/// One linear layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// The block it is in.
+    pub block: usize,
+    /// Which layer of the block.
+    pub slot: Slot,
+    /// Its path in the model, as in `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// `[out_features, in_features]`.
+    pub shape: [usize; 2],
+    /// Whether it has a bias.
+    pub bias: bool,
+}
+
+impl Site {
+    /// The last part of the path.
+    pub fn name(&self) -> &str {
+        last_part(&self.path)
+    }
+}
+
+/// The part of a path behind its last dot.
+pub(super) fn last_part(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
+
+/// All linear layers of a model that can have an adapter, block by block. A clone shares the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sites {
+    all: Arc<[Site]>,
+    /// Where each block starts, and the end.
+    starts: Arc<[usize]>,
+}
+
+impl Sites {
+    /// The linear layers of a model.
+    pub fn of(model: &ModelConfig) -> Self {
+        let (mut all, mut starts) = (Vec::new(), vec![0]);
+        for block in 0..model.num_hidden_layers {
+            all.extend(model.block(block).linears(model.hidden_size).map(|linear| Site {
+                block,
+                slot: linear.slot,
+                path: format!("{}.{}", model.family.block_path(block), model.family.linear_path(linear.slot)),
+                shape: linear.shape,
+                bias: linear.bias,
+            }));
+            starts.push(all.len());
+        }
+        Self { all: all.into(), starts: starts.into() }
+    }
+
+    /// Number of the layers.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// True for a model without blocks.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// The layers by their number.
+    pub fn iter(&self) -> std::slice::Iter<'_, Site> {
+        self.all.iter()
+    }
+
+    /// The names of the layers, each once, in the order of the forward pass.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        for site in self.iter() {
+            if !names.contains(&site.name()) {
+                names.push(site.name());
+            }
+        }
+        names
+    }
+
+    /// Numbers of the layers of a block.
+    pub fn of_block(&self, block: usize) -> Range<usize> {
+        match (self.starts.get(block), self.starts.get(block + 1)) {
+            (Some(&start), Some(&end)) => start..end,
+            _ => self.len()..self.len(),
+        }
+    }
+
+    /// Number of a layer in the model; none if the block has no such layer.
+    pub fn number(&self, block: usize, slot: Slot) -> Option<usize> {
+        self.of_block(block).find(|&number| self.all[number].slot == slot)
+    }
+}
+
+impl Index<usize> for Sites {
+    type Output = Site;
+
+    fn index(&self, number: usize) -> &Site {
+        &self.all[number]
+    }
+}
+
+/// Something for every linear layer, by the number of the layer in [`Sites`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PerSite<X>(Vec<X>);
+
+impl<X> PerSite<X> {
+    /// What `make` makes of every layer, in their order.
+    ///
+    /// # Errors
+    /// The first error of `make`.
+    pub fn try_of<E>(sites: &Sites, mut make: impl FnMut(usize, &Site) -> Result<X, E>) -> Result<Self, E> {
+        sites.iter().enumerate().map(|(number, site)| make(number, site)).collect::<Result<_, E>>().map(Self)
+    }
+
+    /// By number.
+    pub fn iter(&self) -> std::slice::Iter<'_, X> {
+        self.0.iter()
+    }
+
+    /// By number, to change.
+    pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, X> {
+        self.0.iter_mut()
+    }
+
+    /// The same for something that `make` makes of each.
+    ///
+    /// # Errors
+    /// The first error of `make`.
+    pub fn try_map<Y, E>(&self, make: impl FnMut(&X) -> Result<Y, E>) -> Result<PerSite<Y>, E> {
+        self.0.iter().map(make).collect::<Result<_, E>>().map(PerSite)
+    }
+}
+
+impl<X> FromIterator<X> for PerSite<X> {
+    fn from_iter<I: IntoIterator<Item = X>>(items: I) -> Self {
+        Self(items.into_iter().collect())
+    }
+}
+
+impl<X> Index<usize> for PerSite<X> {
+    type Output = X;
+
+    fn index(&self, number: usize) -> &X {
+        &self.0[number]
+    }
+}
+
+impl<X> Index<Range<usize>> for PerSite<X> {
+    type Output = [X];
+
+    fn index(&self, numbers: Range<usize>) -> &[X] {
+        &self.0[numbers]
+    }
+}
+
+impl<X> IndexMut<usize> for PerSite<X> {
+    fn index_mut(&mut self, number: usize) -> &mut X {
+        &mut self.0[number]
+    }
+}
+
+impl<X> IndexMut<Range<usize>> for PerSite<X> {
+    fn index_mut(&mut self, numbers: Range<usize>) -> &mut [X] {
+        &mut self.0[numbers]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::variant;
+
+    #[test]
+    fn layers_stand_block_by_block_in_the_order_of_the_forward_pass() {
+        let model = variant("Qwen2.5-0.5B").unwrap().model_config().unwrap();
+        let sites = Sites::of(&model);
+        assert_eq!(sites.len(), 24 * 7);
+        let names: Vec<_> = sites.of_block(3).map(|number| sites[number].name()).collect();
+        assert_eq!(names, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+        let down = &sites[sites.number(23, Slot::Down).unwrap()];
+        assert_eq!((down.path.as_str(), down.shape), ("model.layers.23.mlp.down_proj", [896, 4864]));
+        let key = &sites[sites.number(0, Slot::K).unwrap()];
+        assert_eq!((key.shape, key.bias, down.bias), ([128, 896], true, false));
+        assert_eq!(sites.number(24, Slot::Q), None);
+        // Streams of random numbers go by it.
+        assert_eq!(sites.number(2, Slot::O), Some(2 * 7 + 3));
+    }
+}
