@@ -31,6 +31,7 @@ pub const TRAIN: &[Alias] = &[
     ),
     ("lora_r", &["lora-rank", "r"]),
     ("target_modules", &["lora-target", "lora-target-modules", "lora-attn-modules"]),
+    ("layers_to_transform", &["lora-layers-to-transform", "peft-layers-to-transform"]),
     ("use_dora", &["peft-use-dora"]),
     ("use_rslora", &["peft-use-rslora"]),
     ("quant", &["bnb-4bit-quant-type", "quantization-type"]),

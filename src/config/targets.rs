@@ -106,8 +106,15 @@ impl LoraConfig {
         ranks.check_used(&used_ranks)?;
         alphas.check_used(&used_alphas)?;
         if found.iter().all(Option::is_none) {
-            return Err(fault("target_modules", "no layer is left for the adapter")
-                .got(&self.target_modules)
+            // The option that takes the last layer away.
+            let names_some = sites.iter().any(|site| target.matches(&site.path).unwrap_or(false));
+            let field = match (names_some, &self.exclude_modules) {
+                (false, _) => "target_modules",
+                (true, Some(_)) => "exclude_modules",
+                (true, None) => "layers_to_transform",
+            };
+            return Err(fault(field, "no layer is left for the adapter")
+                .got(self.describe_layers())
                 .expected(names(&sites))
                 .fix("name layers of this model that exclude_modules and layers_to_transform leave"));
         }

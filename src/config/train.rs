@@ -15,7 +15,7 @@ use super::size::MemorySize;
 use super::supported::{supported, unsupported};
 use super::values::{
     ActivationPolicy, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, TargetShift,
-    Task, TrainMode, Truncation, paths,
+    Task, TrainMode, Truncation, list, paths,
 };
 use crate::error::Result;
 
@@ -115,8 +115,8 @@ pub struct TrainConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers_to_transform: Option<BlockNumbers>,
     /// Names of the lists of blocks that `layers_to_transform` counts in; any if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layers_pattern: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "list", skip_serializing_if = "Vec::is_empty")]
+    pub layers_pattern: Vec<String>,
     /// Ranks of single layers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank_pattern: Option<ByName<usize>>,
@@ -219,7 +219,7 @@ impl Default for TrainConfig {
             target_modules: TargetModules::AllLinear,
             exclude_modules: None,
             layers_to_transform: None,
-            layers_pattern: None,
+            layers_pattern: Vec::new(),
             rank_pattern: None,
             alpha_pattern: None,
             use_rslora: false,
@@ -392,7 +392,7 @@ impl TrainConfig {
             target_modules: self.target_modules.clone(),
             exclude_modules: self.exclude_modules.clone(),
             layers_to_transform: self.layers_to_transform.clone().map(|blocks| blocks.0),
-            layers_pattern: self.layers_pattern.clone().unwrap_or_default(),
+            layers_pattern: self.layers_pattern.clone(),
             rank_pattern: self.rank_pattern.clone().unwrap_or_default().0,
             alpha_pattern: self.alpha_pattern.clone().unwrap_or_default().0,
             use_rslora: self.use_rslora,

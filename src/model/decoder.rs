@@ -1,9 +1,11 @@
 //! The whole model on one packed batch: scores of the targets, gradients of the adapters, logits.
 
+use std::rc::Rc;
+
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 pub use super::block::DropoutStep;
-use super::block::{Kept, NormBack, Pass, Saved};
+use super::block::{Junction, Kept, Pass, Saved, Stream};
 use super::policy::Policy;
 use super::tables::{BatchTables, Room};
 use super::weights::Weights;
@@ -11,8 +13,8 @@ use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::device::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
+use crate::ops::embedding;
 use crate::ops::linear_cross_entropy::{self, Scores, TargetScore};
-use crate::ops::{embedding, rms_norm};
 use crate::tensor::{DType, Real};
 
 /// A decoder: its shape and its frozen weights. Adapters are passed to every call, so one base serves many.
@@ -38,10 +40,8 @@ pub struct PassOptions<'a> {
 /// The final hidden states of the target rows, and what backward needs to go on from there.
 struct Forward<T: Real> {
     saved: Vec<Saved<T>>,
-    /// The stream that the final norm saw.
-    stream: Tensor<T>,
-    rstd: Tensor<T::Stat>,
-    normed: Tensor<T>,
+    junction: Junction<T>,
+    normed: Rc<Tensor<T>>,
 }
 
 impl<T: Real> Decoder<T> {
@@ -131,26 +131,17 @@ impl<T: Real> Decoder<T> {
         scores: &mut Scores,
     ) -> Result<()> {
         let (device, tables) = (&pass.tables.supervised.device, pass.tables);
-        let Forward { mut saved, stream, rstd, normed } = self.forward(pass)?;
+        let Forward { mut saved, junction, normed } = self.forward(pass)?;
         let mut d_normed = device.empty(normed.rows(), normed.cols())?;
         let (head, dx) = (self.weights.head(), Some(&mut d_normed));
         linear_cross_entropy::forward_into(device, &normed, head, (&tables.targets, scores), dx)?;
         drop(normed);
         let mut layer = self.weights.blocks.len();
-        let back = NormBack {
-            d_normed: &d_normed,
-            stream: &stream,
-            norm: pass.final_norm(),
-            rstd: &rstd,
-            d_in: None,
-            normed: None,
-        };
-        let mut output = pass.norm_backward(layer - 1, back)?;
-        drop((d_normed, stream));
+        let mut gradient = pass.leave(junction, d_normed)?;
         while let Some(block) = saved.pop() {
             layer -= 1;
-            match pass.backward(layer, block, output, layer == lowest, grads)? {
-                Some(below) => output = below,
+            match pass.backward(layer, block, gradient, layer == lowest, grads)? {
+                Some(below) => gradient = below,
                 None => break,
             }
         }
@@ -186,7 +177,7 @@ impl<T: Real> Decoder<T> {
         (scale, dropout): (f64, Option<DropoutStep>),
     ) -> Result<BatchTables<T>> {
         let room = Room { target_rows: rows.len(), ..Room::of(batch) };
-        let mut tables = BatchTables::with_room(device, &self.config, room, dropout.is_some())?;
+        let mut tables = BatchTables::with_room(device, &self.weights.blocks, room, dropout.is_some())?;
         tables.write(device, batch, rows, scale)?;
         Ok(tables)
     }
@@ -218,20 +209,13 @@ impl<T: Real> Decoder<T> {
         let tables = pass.tables;
         let mut x = pass.place_of_input(0).empty(tables.ids.rows(), self.config.hidden_size)?;
         embedding::forward(&tables.all.device, &self.weights.embed_tokens, &tables.ids, &mut x)?;
-        let mut saved: Vec<Saved<T>> = Vec::new();
-        // The stream of a block that does not keep it.
-        let mut passing: Option<Tensor<T>> = None;
+        let (mut stream, mut all) = (Stream::start(x), Vec::new());
         for layer in 0..self.weights.blocks.len() {
-            let residual = passing.as_ref().or_else(|| saved.last().and_then(Saved::x_mid));
-            let done = pass.forward(layer, x, residual)?;
-            (x, passing) = (done.out, done.x_mid);
-            saved.extend(done.saved);
+            let (saved, next) = pass.forward(layer, stream)?;
+            stream = next;
+            all.extend(saved);
         }
-        let residual = passing.as_ref().or_else(|| saved.last().and_then(Saved::x_mid));
-        let device = &tables.supervised.device;
-        let mut rstd = device.empty(x.rows(), 1)?;
-        let mut normed = device.empty(x.rows(), x.cols())?;
-        rms_norm::forward(device, &mut x, residual, &pass.final_norm(), &mut normed, &mut rstd)?;
-        Ok(Forward { saved, stream: x, rstd, normed })
+        let (junction, normed) = pass.enter(stream)?;
+        Ok(Forward { saved: all, junction, normed })
     }
 }

@@ -55,7 +55,7 @@ impl<T: Real> Decoder<T> {
         (adapters, grads): (&[Adapter<T>], &[Adapter<T::Stat>]),
         dropout: Option<DropoutStep>,
     ) -> Result<PassTables<T>> {
-        let mut batch = BatchTables::with_room(device, &self.config, room, dropout.is_some())?;
+        let mut batch = BatchTables::with_room(device, &self.weights.blocks, room, dropout.is_some())?;
         batch.write(device, &Batch::default(), &[], 0.0)?;
         let of_adapters = AdapterTables::new(device, &self.weights.sites, adapters, grads, dropout)?;
         let scores = Scores::with_capacity(device, room.targets)?;

@@ -2,10 +2,11 @@
 //!
 //! On a GPU the addresses stay, so that launches recorded once serve every batch that fits ([`Room`]).
 
+use super::weights::BlockWeights;
 use crate::batch::{AdapterRows, Batch, Segment, Target};
-use crate::config::ModelConfig;
+use crate::config::block::Wiring;
 use crate::device::{Class, Device, Machine, Tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::attention::{AttentionPlan, PlanCapacity};
 use crate::ops::linear_cross_entropy::Targets;
 use crate::ops::lora_matmul::{RowKeys, gpu};
@@ -66,13 +67,20 @@ pub(super) struct RowSet<T: Real> {
     pub(super) keys: RowKeys,
     pub(super) rope: RopeTable<T::Stat>,
     pub(super) plan: AttentionPlan,
+    /// All of them by number, where a gradient that came along the stream is added to another one; none in wirings without that.
+    pub(super) own: Option<RowIndex>,
     /// The first two for kernels.
     pub(super) gpu: Option<gpu::Rows>,
 }
 
 impl<T: Real> RowSet<T> {
     /// Room for rows of batches with `room`, as many as `rope` has room for.
-    fn with_room(device: &Device, rope: RopeTable<T::Stat>, room: Room, dropout: bool) -> Result<Self> {
+    fn with_room(
+        device: &Device,
+        rope: RopeTable<T::Stat>,
+        room: Room,
+        (dropout, adds_gradients): (bool, bool),
+    ) -> Result<Self> {
         let tables = device.class(Class::Tables);
         let rows = rope.capacity();
         let capacity = PlanCapacity { query_rows: rows, ..room.plan };
@@ -85,6 +93,7 @@ impl<T: Real> RowSet<T> {
             adapter_rows: Vec::new(),
             keys: RowKeys::default(),
             plan: AttentionPlan::with_capacity(&tables, capacity)?,
+            own: adds_gradients.then(|| RowIndex::with_capacity(&tables, rows)).transpose()?,
             rope,
             gpu,
         })
@@ -97,6 +106,9 @@ impl<T: Real> RowSet<T> {
         let position = |row: &usize| of(row).position_offset + row - of(row).start;
         self.rope.write(device, &rows.iter().map(position).collect::<Vec<_>>())?;
         self.plan.replace(device, AttentionPlan::for_rows(segments, rows))?;
+        if let Some(own) = &mut self.own {
+            own.write(device, &(0..rows.len()).collect::<Vec<_>>())?;
+        }
         if let Some(gpu) = &mut self.gpu {
             gpu.write(device, rows.len(), &self.adapter_rows, Some(&keys))?;
         }
@@ -118,21 +130,24 @@ pub(super) struct BatchTables<T: Real> {
 }
 
 impl<T: Real> BatchTables<T> {
-    /// Room for batches. `dropout`: whether masks are drawn.
+    /// Room for batches through these blocks. `dropout`: whether masks are drawn.
     pub(super) fn with_room(
         device: &Device,
-        config: &ModelConfig,
+        blocks: &[BlockWeights<T>],
         room: Room,
         dropout: bool,
     ) -> Result<Self> {
         let tables = device.class(Class::Tables);
-        let (head_dim, theta) = (config.head_dim, config.rope_theta);
+        let attn = blocks.first().map(|block| block.spec.attn);
+        let attn = attn.ok_or_else(|| Error::shape("tables", "blocks", "at least one", 0))?;
+        let (head_dim, theta) = (attn.head_dim, attn.rope_theta);
         let rope = RopeTable::with_capacity(&tables, room.tokens(), room.positions, head_dim, theta)?;
+        let adds_gradients = blocks.iter().any(|block| block.spec.wiring == Wiring::PostNorm);
         let of_supervised = rope.sibling(&tables, room.target_rows)?;
         Ok(Self {
             ids: tables.empty(room.tokens(), 1)?,
-            all: RowSet::with_room(device, rope, room, dropout)?,
-            supervised: RowSet::with_room(device, of_supervised, room, dropout)?,
+            all: RowSet::with_room(device, rope, room, (dropout, adds_gradients))?,
+            supervised: RowSet::with_room(device, of_supervised, room, (dropout, adds_gradients))?,
             target_rows: RowIndex::with_capacity(&tables, room.target_rows)?,
             targets: Targets::with_capacity(&tables, room.target_rows, room.targets)?,
         })

@@ -5,6 +5,7 @@ use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::init;
 use super::policy::Policy;
 use crate::batch::{Batch, Target};
+use crate::config::block::Wiring;
 use crate::config::{Family, LoraConfig, ModelConfig, Slot, TargetModules, variant};
 use crate::device::{ByClass, Class, Device, Tensor};
 use crate::ops::testing::{check_gradient, cpu, random, relative_rms};
@@ -403,5 +404,87 @@ fn a_batch_without_targets_costs_nothing_and_a_bad_one_is_refused() {
     assert!(grads[0].tensors().iter().all(|t| t.data().iter().all(|&g| g == 0.0)));
     for bad in [batch(&[(65, 0)]), batch(&[(5, 1)])] {
         assert!(model.score(&device, &bad, &adapters).is_err());
+    }
+}
+
+/// The same weights with the norms behind the residual addition.
+fn post_norm(family: Family, layers: usize) -> Decoder<f64> {
+    let mut model = model_of(family, layers);
+    for block in &mut model.weights.blocks {
+        block.spec.wiring = Wiring::PostNorm;
+    }
+    // Norms that are not 1, so that none can be left out.
+    for (i, norm) in model.weights.norms.iter_mut().enumerate() {
+        let noise = random::<f64>(&cpu(), 1, norm.cols(), 50 + i as u32);
+        norm.data_mut().iter_mut().zip(noise.data()).for_each(|(x, n)| *x += 0.3 * n);
+    }
+    model
+}
+
+#[test]
+fn norms_behind_the_addition_have_right_gradients_under_every_policy() {
+    let device = cpu();
+    let dropout = Some(DropoutStep { seed: 1, step: 2 });
+    for (layers, modules) in [(1, vec![]), (2, vec![]), (3, vec!["k_proj", "down_proj"])] {
+        let model = post_norm(Family::Qwen3, layers);
+        let batch = batch(&[(9, 0), (1, 0), (5, 0)]);
+        let mut adapters = vec![adapter(&device, &model, &lora(&modules, 0.3, false), 1)];
+        let (loss, grads) = loss_and_grads(&device, &model, &batch, &adapters, dropout);
+        for policy in [Policy::DropGateUp, Policy::Checkpoint] {
+            let mut again = vec![adapters[0].zeros_like(&device).unwrap()];
+            let options = PassOptions { policies: &[policy; 3], ..options(0.25, dropout) };
+            model.score_and_backward(&device, &batch, &adapters, &mut again, options).unwrap();
+            for (a, b) in grads[0].tensors().into_iter().zip(again[0].tensors()) {
+                assert_eq!(a.data(), b.data(), "{policy:?}");
+            }
+        }
+        assert_ne!(
+            loss,
+            loss_and_grads(&device, &model_of(Family::Qwen3, layers), &batch, &adapters, dropout).0
+        );
+        for (i, grad) in grads[0].tensors().into_iter().enumerate() {
+            let at = device.tensor(grad.rows(), grad.cols(), adapters[0].tensors()[i].data()).unwrap();
+            let cell = std::cell::RefCell::new(&mut adapters);
+            check_gradient(&device, &format!("{layers} {i}"), &at, grad.data(), |moved: &Tensor<f64>| {
+                let mut adapters = cell.borrow_mut();
+                adapters[0].tensors_mut()[i].data_mut().copy_from_slice(moved.data());
+                loss_and_grads(&device, &model, &batch, &adapters, dropout).0
+            });
+            cell.borrow_mut()[0].tensors_mut()[i].data_mut().copy_from_slice(at.data());
+        }
+    }
+}
+
+/// With sublayers that give 0, what is left is the norms: all of them where they stand behind the addition, else the last.
+#[test]
+fn the_wiring_says_which_norms_the_stream_goes_through() {
+    let device = cpu();
+    for wiring in [Wiring::PreNorm, Wiring::PostNorm] {
+        let mut model = post_norm(Family::Qwen3, 2);
+        for block in &mut model.weights.blocks {
+            block.spec.wiring = wiring;
+        }
+        for number in 0..model.weights.sites.len() {
+            if matches!(model.weights.sites[number].slot, Slot::O | Slot::Down) {
+                model.weights.linears[number].weight.data_mut().fill(0.0);
+            }
+        }
+        let batch = batch(&[(1, 0)]);
+        let logits = model.logits(&device, &batch, &[], &[0]).unwrap();
+        let (hidden, table) = (model.config.hidden_size, model.weights.embed_tokens.data());
+        let mut x: Vec<f64> = table[batch.input_ids[0] as usize * hidden..][..hidden].to_vec();
+        let last = model.weights.norms.len() - 1;
+        for (i, norm) in model.weights.norms.iter().enumerate() {
+            if wiring == Wiring::PostNorm || i == last {
+                let mean = x.iter().map(|x| x * x).sum::<f64>() / hidden as f64;
+                let rstd = 1.0 / (mean + model.config.rms_norm_eps).sqrt();
+                x.iter_mut().zip(norm.data()).for_each(|(x, w)| *x *= rstd * w);
+            }
+        }
+        for (token, got) in logits.data().iter().enumerate() {
+            let head = &model.weights.head().data()[token * hidden..][..hidden];
+            let expected: f64 = head.iter().zip(&x).map(|(h, x)| h * x).sum();
+            assert!((got - expected).abs() < 1e-12, "{wiring:?} {token}: {got} {expected}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The frozen weights of a decoder, and the one list of their names and shapes.
 
+use crate::config::block::BlockSpec;
 use crate::config::{ModelConfig, PerSite, Site, Sites};
 use crate::device::Tensor;
 use crate::error::Result;
@@ -17,12 +18,10 @@ pub struct Linear<T: Real> {
 /// The frozen weights of one block.
 #[derive(Debug)]
 pub struct BlockWeights<T: Real> {
-    /// Norm before attention, `[1, hidden_size]`.
-    pub input_layernorm: Tensor<T>,
+    /// What it is made of.
+    pub spec: BlockSpec,
     /// Norms of query and key heads, `[1, head_dim]` each.
     pub qk_norm: Option<(Tensor<T>, Tensor<T>)>,
-    /// Norm before the MLP, `[1, hidden_size]`.
-    pub post_attention_layernorm: Tensor<T>,
 }
 
 /// All frozen weights.
@@ -30,14 +29,15 @@ pub struct BlockWeights<T: Real> {
 pub struct Weights<T: Real> {
     /// `[vocab_size, hidden_size]`.
     pub embed_tokens: Tensor<T>,
-    /// The blocks, beside their linear layers.
+    /// The norms in the order in which the stream meets them, `[1, hidden_size]` each: one before every sublayer, and one
+    /// behind the last.
+    pub norms: Vec<Tensor<T>>,
+    /// The blocks, beside their norms and linear layers.
     pub blocks: Vec<BlockWeights<T>>,
     /// The list of the linear layers.
     pub sites: Sites,
     /// The linear layers of all blocks.
     pub linears: PerSite<Linear<T>>,
-    /// Final norm, `[1, hidden_size]`.
-    pub norm: Tensor<T>,
     /// `[vocab_size, hidden_size]`; none where the embedding table is the head.
     pub lm_head: Option<Tensor<T>>,
 }
@@ -68,12 +68,12 @@ impl<T: Real> Weights<T> {
         let table = [config.vocab_size, hidden_size];
         let embed_tokens = source("model.embed_tokens.weight", table, Role::Matrix)?;
         let sites = Sites::of(config);
-        let (mut blocks, mut linears) = (Vec::new(), Vec::new());
+        let (mut blocks, mut norms, mut linears) = (Vec::new(), Vec::new(), Vec::new());
         for layer in 0..config.num_hidden_layers {
             let (spec, prefix) = (config.block(layer), config.family.block_path(layer));
             let mut norm =
                 |name: &str, size| source(&format!("{prefix}.{name}.weight"), [1, size], Role::Norm);
-            let input_layernorm = norm("input_layernorm", hidden_size)?;
+            norms.push(norm("input_layernorm", hidden_size)?);
             let qk_norm = match spec.attn.qk_norm {
                 true => Some((
                     norm("self_attn.q_norm", spec.attn.head_dim)?,
@@ -81,7 +81,7 @@ impl<T: Real> Weights<T> {
                 )),
                 false => None,
             };
-            let post_attention_layernorm = norm("post_attention_layernorm", hidden_size)?;
+            norms.push(norm("post_attention_layernorm", hidden_size)?);
             for number in sites.of_block(layer) {
                 let Site { path, shape, bias, .. } = &sites[number];
                 let weight = source(&format!("{path}.weight"), *shape, Role::Matrix)?;
@@ -91,30 +91,30 @@ impl<T: Real> Weights<T> {
                 };
                 linears.push(Linear { weight, bias });
             }
-            blocks.push(BlockWeights { input_layernorm, qk_norm, post_attention_layernorm });
+            blocks.push(BlockWeights { spec, qk_norm });
         }
         let linears = linears.into_iter().collect();
-        let norm = source("model.norm.weight", [1, hidden_size], Role::Norm)?;
+        norms.push(source("model.norm.weight", [1, hidden_size], Role::Norm)?);
         let lm_head = match config.tie_word_embeddings {
             true => None,
             false => Some(source("lm_head.weight", table, Role::Matrix)?),
         };
-        Ok(Self { embed_tokens, blocks, sites, linears, norm, lm_head })
+        Ok(Self { embed_tokens, norms, blocks, sites, linears, lm_head })
     }
 
     /// All tensors, in the order in which [`Weights::build`] asks for them.
     pub fn tensors(&self) -> Vec<&Tensor<T>> {
         let mut all = vec![&self.embed_tokens];
         for (layer, block) in self.blocks.iter().enumerate() {
-            all.push(&block.input_layernorm);
+            all.push(&self.norms[2 * layer]);
             all.extend(block.qk_norm.iter().flat_map(|(q, k)| [q, k]));
-            all.push(&block.post_attention_layernorm);
+            all.push(&self.norms[2 * layer + 1]);
             for linear in &self.linears[self.sites.of_block(layer)] {
                 all.push(&linear.weight);
                 all.extend(linear.bias.as_ref());
             }
         }
-        all.push(&self.norm);
+        all.extend(self.norms.last());
         all.extend(self.lm_head.as_ref());
         all
     }

@@ -1,5 +1,7 @@
 //! The linear layers of a block, in groups that share their input: one call of the op for a group.
 
+use std::rc::Rc;
+
 use super::super::adapter::Adapter;
 use super::super::tables::RowSet;
 use super::Pass;
@@ -11,8 +13,8 @@ use crate::ops::lora_matmul::{self, Apply, Frozen, GradJob, Lora, LoraGrad, Lora
 use crate::tensor::Real;
 
 /// Some linear layers of a block by their numbers, and the rows that go through them.
-pub(super) struct Group<'s, T: Real, const N: usize> {
-    numbers: [usize; N],
+pub(in crate::model) struct Group<'s, T: Real> {
+    numbers: Vec<usize>,
     set: &'s RowSet<T>,
 }
 
@@ -20,38 +22,56 @@ pub(super) struct Group<'s, T: Real, const N: usize> {
 type Loras<'s, T> = Vec<Option<Lora<'s, T>>>;
 
 /// `x~ A^T` or `dxa` of the layers of a group: a narrow product of a tensor that may be made along with the tensor.
-pub(in crate::model) struct Narrow<T: Real, const N: usize> {
-    pub(super) products: [Tensor<T>; N],
-    /// What the kernel that makes the tensor has to make of it; none where that is a step of its own.
-    pub(super) made_by: Option<Project>,
+pub(in crate::model) struct Projection<T: Real> {
+    products: Vec<Tensor<T>>,
+    /// For the kernel that makes the tensor; none where the product is a launch of its own.
+    fused: Option<Project>,
 }
 
-impl<T: Real, const N: usize> Narrow<T, N> {
+impl<T: Real> Projection<T> {
+    /// Of no layer.
+    pub(super) fn none() -> Self {
+        Self { products: Vec::new(), fused: None }
+    }
+
     /// For a tensor whose kernel makes nothing but it.
     pub(super) fn apart(self) -> Self {
-        Self { made_by: None, ..self }
+        Self { fused: None, ..self }
+    }
+
+    /// What the kernel that makes the tensor multiplies along the way.
+    pub(super) fn fused(&self) -> Option<&Project> {
+        self.fused.as_ref()
     }
 }
 
-/// What the gradients of the adapters of one layer are made of.
-pub(super) struct Job<'t, T: Real> {
-    pub(super) slot: Slot,
-    pub(super) set: &'t RowSet<T>,
-    pub(super) x: &'t Tensor<T>,
-    pub(super) dy: &'t Tensor<T>,
-    pub(super) xa: &'t Tensor<T>,
-    pub(super) dxa: &'t Tensor<T>,
+/// What the gradients of the adapters of one layer are made of, but for the input.
+pub(super) struct Waiting<'s, T: Real> {
+    number: usize,
+    set: &'s RowSet<T>,
+    dy: Rc<Tensor<T>>,
+    xa: Tensor<T>,
+    dxa: Tensor<T>,
+}
+
+/// What the gradients of the adapters of one layer are made of: kept until the end of the block.
+pub(super) struct Job<'s, T: Real> {
+    of: Waiting<'s, T>,
+    x: Rc<Tensor<T>>,
+}
+
+impl<'s, T: Real> Waiting<'s, T> {
+    /// With the input of the layer, or the rows of it that go through the layer.
+    pub(super) fn with_input(self, x: Rc<Tensor<T>>) -> Job<'s, T> {
+        Job { of: self, x }
+    }
 }
 
 impl<T: Real> Pass<'_, T> {
     /// Layers of block `layer` that share their input.
-    pub(super) fn group<'s, const N: usize>(
-        &self,
-        layer: usize,
-        slots: [Slot; N],
-        set: &'s RowSet<T>,
-    ) -> Result<Group<'s, T, N>> {
-        Ok(Group { numbers: try_array(|i| self.number(layer, slots[i]))?, set })
+    pub(super) fn group<'s>(&self, layer: usize, slots: &[Slot], set: &'s RowSet<T>) -> Result<Group<'s, T>> {
+        let numbers = slots.iter().map(|&slot| self.number(layer, slot)).collect::<Result<_>>()?;
+        Ok(Group { numbers, set })
     }
 
     /// Number of a layer in the model.
@@ -61,67 +81,70 @@ impl<T: Real> Pass<'_, T> {
             .ok_or_else(|| Error::shape("block", "slot", "a linear layer of the block", format!("{slot:?}")))
     }
 
+    /// Whether an adapter has the layer of this number as a target.
+    pub(super) fn is_trained(&self, number: usize) -> bool {
+        self.adapters.iter().any(|adapter| adapter.params(number).is_some())
+    }
+
     /// Room for `x~ A^T` of a group with `rows` rows, and the products that give it, for the kernel that makes the input.
-    pub(super) fn xa<const N: usize>(
-        &self,
-        group: &Group<'_, T, N>,
-        rows: usize,
-        place: &Device,
-    ) -> Result<Narrow<T, N>> {
+    pub(super) fn xa(&self, group: &Group<'_, T>, rows: usize, place: &Device) -> Result<Projection<T>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let products = try_array(|i| place.empty(rows, xa_cols(self.device, &layers, i)))?;
-        let made_by = lora_matmul::projection(&group.set.device, &layers, &products.each_ref())?;
-        Ok(Narrow { products, made_by })
+        let products = empty_each(&layers, |i| place.empty(rows, xa_cols(self.device, &layers, i)))?;
+        let refs: Vec<_> = products.iter().collect();
+        let fused = lora_matmul::projection(&group.set.device, &layers, &refs)?;
+        Ok(Projection { products, fused })
     }
 
     /// The same for the gradients `dxa`, for the kernel that makes the gradient of the output.
-    pub(super) fn dxa<const N: usize>(&self, group: &Group<'_, T, N>, rows: usize) -> Result<Narrow<T, N>> {
+    pub(super) fn dxa(&self, group: &Group<'_, T>, rows: usize) -> Result<Projection<T>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let products = try_array(|i| self.device.empty(rows, xa_cols(self.device, &layers, i)))?;
-        let made_by = lora_matmul::projection_back(&group.set.device, &layers, &products.each_ref())?;
-        Ok(Narrow { products, made_by })
+        let products = empty_each(&layers, |i| self.device.empty(rows, xa_cols(self.device, &layers, i)))?;
+        let refs: Vec<_> = products.iter().collect();
+        let fused = lora_matmul::projection_back(&group.set.device, &layers, &refs)?;
+        Ok(Projection { products, fused })
     }
 
     /// `y` of every layer with its `x~ A^T`, which is made here unless it was made with `x`.
-    pub(super) fn linears<const N: usize>(
+    pub(super) fn linears(
         &self,
-        group: &Group<'_, T, N>,
+        group: &Group<'_, T>,
         x: &Tensor<T>,
-        xa: Narrow<T, N>,
+        xa: Projection<T>,
         place: &Device,
-    ) -> Result<[(Tensor<T>, Tensor<T>); N]> {
+    ) -> Result<Vec<(Tensor<T>, Tensor<T>)>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let Narrow { products: mut xa, made_by } = xa;
-        if made_by.is_none() {
-            lora_matmul::project(&group.set.device, x, &layers, &mut xa.each_mut())?;
+        let Projection { products: mut xa, fused } = xa;
+        if fused.is_none() {
+            let mut refs: Vec<_> = xa.iter_mut().collect();
+            lora_matmul::project(&group.set.device, x, &layers, &mut refs)?;
         }
-        let mut y: [Tensor<T>; N] = try_array(|i| place.empty(x.rows(), layers[i].frozen.weight.rows()))?;
+        let mut y = empty_each(&layers, |i| place.empty(x.rows(), layers[i].frozen.weight.rows()))?;
         let args = y.iter_mut().zip(&xa).map(|(y, xa)| Apply { y, xa });
         lora_matmul::apply(&group.set.device, x, &layers, &mut args.collect::<Vec<_>>())?;
-        let mut pairs = y.into_iter().zip(xa);
-        try_array(|_| pairs.next().ok_or_else(|| Error::shape("linears", "layers", N, "fewer")))
+        Ok(y.into_iter().zip(xa).collect())
     }
 
     /// `y` of every layer again, from the saved `x~ A^T`.
-    pub(super) fn linears_again<const N: usize>(
+    pub(super) fn linears_again(
         &self,
-        group: &Group<'_, T, N>,
+        group: &Group<'_, T>,
         x: &Tensor<T>,
-        xa: &[Tensor<T>; N],
-    ) -> Result<[Tensor<T>; N]> {
+        xa: &[Tensor<T>],
+    ) -> Result<Vec<Tensor<T>>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let mut outputs = try_array(|i| self.device.empty(x.rows(), layers[i].frozen.weight.rows()))?;
+        let mut outputs =
+            empty_each(&layers, |i| self.device.empty(x.rows(), layers[i].frozen.weight.rows()))?;
         let args = outputs.iter_mut().zip(xa).map(|(y, xa)| Apply { y, xa });
         lora_matmul::recompute(&group.set.device, x, &layers, &mut args.collect::<Vec<_>>())?;
         Ok(outputs)
     }
 
-    /// `x~ A^T` of one layer alone.
-    pub(super) fn projection(&self, group: &Group<'_, T, 1>, x: &Tensor<T>) -> Result<Tensor<T>> {
+    /// `x~ A^T` of the one layer of a group, again.
+    pub(super) fn projected(&self, group: &Group<'_, T>, x: &Tensor<T>) -> Result<Tensor<T>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
         let mut xa = self.device.empty(x.rows(), xa_cols(self.device, &layers, 0))?;
@@ -131,23 +154,36 @@ impl<T: Real> Pass<'_, T> {
 
     /// `dxa` of every layer, which is made here unless it was made with `dy`, and the gradient of the input they share, where it
     /// is wanted.
-    pub(super) fn linears_back<const N: usize>(
+    pub(super) fn linears_back(
         &self,
-        group: &Group<'_, T, N>,
-        dy: [&Tensor<T>; N],
-        dxa: Narrow<T, N>,
+        group: &Group<'_, T>,
+        dy: &[&Tensor<T>],
+        dxa: Projection<T>,
         dx: Option<&mut Tensor<T>>,
-    ) -> Result<[Tensor<T>; N]> {
+    ) -> Result<Vec<Tensor<T>>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let Narrow { products: mut dxa, made_by } = dxa;
-        if made_by.is_none() {
-            lora_matmul::project_back(&group.set.device, &layers, &dy, &mut dxa.each_mut())?;
+        let Projection { products: mut dxa, fused } = dxa;
+        if fused.is_none() {
+            let mut refs: Vec<_> = dxa.iter_mut().collect();
+            lora_matmul::project_back(&group.set.device, &layers, dy, &mut refs)?;
         }
         if let Some(dx) = dx {
-            lora_matmul::backward_input(&group.set.device, &layers, &dy, &dxa.each_ref(), dx)?;
+            let refs: Vec<_> = dxa.iter().collect();
+            lora_matmul::backward_input(&group.set.device, &layers, dy, &refs, dx)?;
         }
         Ok(dxa)
+    }
+
+    /// What the gradients of a layer need, but for its input: `dy`, `xa` and `dxa`.
+    pub(super) fn waiting<'s>(
+        &self,
+        layer: usize,
+        slot: Slot,
+        set: &'s RowSet<T>,
+        (dy, xa, dxa): (Rc<Tensor<T>>, Tensor<T>, Tensor<T>),
+    ) -> Result<Waiting<'s, T>> {
+        Ok(Waiting { number: self.number(layer, slot)?, set, dy, xa, dxa })
     }
 
     /// Adds to the gradients of the adapters of block `layer`.
@@ -157,15 +193,15 @@ impl<T: Real> Pass<'_, T> {
         jobs: &[Job<'_, T>],
         grads: &mut [Adapter<T::Stat>],
     ) -> Result<()> {
-        let groups: Result<Vec<_>> = jobs.iter().map(|job| self.group(layer, [job.slot], job.set)).collect();
-        let groups: Vec<Group<'_, T, 1>> = groups?;
+        let groups: Vec<Group<'_, T>> =
+            jobs.iter().map(|Job { of, .. }| Group { numbers: vec![of.number], set: of.set }).collect();
         let loras: Vec<_> = groups.iter().map(|group| self.loras(group)).collect();
         let mut of_layers: Vec<Vec<Option<LoraGrad<'_, T::Stat>>>> =
             jobs.iter().map(|_| Vec::new()).collect();
         let numbers = self.weights.sites.of_block(layer);
         for adapter in grads {
             for (number, params) in numbers.clone().zip(&mut adapter.params_mut()[numbers.clone()]) {
-                let Some(at) = groups.iter().position(|group| group.numbers == [number]) else { continue };
+                let Some(at) = jobs.iter().position(|job| job.of.number == number) else { continue };
                 of_layers[at].push(params.as_mut().map(|p| LoraGrad {
                     a: &mut p.a,
                     b: &mut p.b,
@@ -175,14 +211,15 @@ impl<T: Real> Pass<'_, T> {
         }
         let mut all = Vec::new();
         for (((job, group), loras), grads) in jobs.iter().zip(&groups).zip(&loras).zip(&mut of_layers) {
-            let [layer] = self.layers(group, loras);
-            all.push(GradJob { layer, x: job.x, dy: job.dy, xa: job.xa, dxa: job.dxa, grads });
+            let Waiting { dy, xa, dxa, .. } = &job.of;
+            let [layer] = exactly(self.layers(group, loras))?;
+            all.push(GradJob { layer, x: &job.x, dy, xa, dxa, grads });
         }
         lora_matmul::gradients(self.device, &mut all)
     }
 
-    fn loras<const N: usize>(&self, group: &Group<'_, T, N>) -> [Loras<'_, T>; N] {
-        group.numbers.map(|number| {
+    fn loras(&self, group: &Group<'_, T>) -> Vec<Loras<'_, T>> {
+        let of_layer = |&number: &usize| {
             let mut loras = Vec::new();
             for (index, adapter) in self.adapters.iter().enumerate() {
                 let norm = self.of_adapters.dora_norm(index, number);
@@ -194,20 +231,16 @@ impl<T: Real> Pass<'_, T> {
                 }));
             }
             loras
-        })
+        };
+        group.numbers.iter().map(of_layer).collect()
     }
 
-    fn layers<'s, const N: usize>(
-        &'s self,
-        group: &'s Group<'s, T, N>,
-        loras: &'s [Loras<'s, T>; N],
-    ) -> [LoraMatmul<'s, T>; N] {
-        std::array::from_fn(|i| {
-            let number = group.numbers[i];
+    fn layers<'s>(&'s self, group: &'s Group<'s, T>, loras: &'s [Loras<'s, T>]) -> Vec<LoraMatmul<'s, T>> {
+        let of_layer = |(&number, loras): (&usize, &'s Loras<'s, T>)| {
             let linear = &self.weights.linears[number];
             LoraMatmul {
                 frozen: Frozen { weight: &linear.weight, bias: linear.bias.as_ref() },
-                loras: &loras[i],
+                loras,
                 rows: &group.set.adapter_rows,
                 dropout: self.dropout(number, &group.set.keys),
                 gpu: group.set.gpu.as_ref().map(|rows| OnGpu {
@@ -218,13 +251,21 @@ impl<T: Real> Pass<'_, T> {
                     live_rows: group.set.device.live_rows(),
                 }),
             }
-        })
+        };
+        group.numbers.iter().zip(loras).map(of_layer).collect()
     }
 }
 
-/// What `make` makes of every index, or its first error.
-pub(super) fn try_array<R, const N: usize>(make: impl FnMut(usize) -> Result<R>) -> Result<[R; N]> {
-    let made: Vec<R> = (0..N).map(make).collect::<Result<_>>()?;
-    // As many as indices.
-    made.try_into().map_err(|made: Vec<R>| Error::shape("linears", "items", N, made.len()))
+/// A tensor for each of some layers.
+fn empty_each<T: Real>(
+    layers: &[LoraMatmul<'_, T>],
+    make: impl Fn(usize) -> Result<Tensor<T>>,
+) -> Result<Vec<Tensor<T>>> {
+    (0..layers.len()).map(make).collect()
+}
+
+/// As an array what there are `N` of.
+pub(super) fn exactly<X, const N: usize>(items: Vec<X>) -> Result<[X; N]> {
+    let count = items.len();
+    items.try_into().map_err(|_| Error::shape("linears", "items", N, count))
 }

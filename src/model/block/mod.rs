@@ -1,31 +1,32 @@
-//! One decoder block: forward, and backward in mirrored order.
+//! One block: two sublayers, attention and MLP, with norms and residual around them, forward and backward in mirrored order.
 //!
-//! `x_mid = x_in + o_proj(attention(norm(x_in)))`, `x_out = x_mid + down(silu(gate) * up)` with gate and up of `norm(x_mid)`.
-//!
-//! Kept for the backward pass, where the policy of the block keeps all: `x_in`, `x_mid`, the projections q, k, v before norm and
-//! rotation, `o` and `lse`, gate and up, `x~ A^T` of every adapted layer, and the statistics of the norms. Everything else
-//! (normed inputs, rotated q and k, softmax, `silu(gate) * up`) is computed again where it is needed, at the cost of element-wise
-//! work.
+//! [`wiring`] has the norms and the residual, [`attention`] and [`mlp`] the sublayers, [`linears`] their linear layers with
+//! adapters; each has both directions side by side. Here stands what of all that a block keeps for the backward pass, by its
+//! policy: normed inputs, rotated q and k, softmax and `silu(gate) * up` never, since computing them again is element-wise work.
 
-mod backward;
-mod forward;
+mod attention;
 mod linears;
+mod mlp;
+mod wiring;
 
-pub(super) use backward::NormBack;
-pub(super) use forward::Saved;
+pub(super) use wiring::{Gradient, Junction, Stream};
 
+use std::rc::Rc;
+
+use self::attention::{Attention, Back};
+use self::mlp::Mlp;
+use self::wiring::Joined;
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 use super::policy::Policy;
 use super::tables::{BatchTables, RowSet};
 use super::weights::Weights;
 use crate::config::ModelConfig;
+use crate::config::block::BlockSpec;
 use crate::device::{Class, Device, Tensor};
-use crate::error::Result;
-use crate::ops::attention::Heads;
+use crate::error::{Error, Result};
 use crate::ops::lora_matmul::{Dropout, RowKeys};
-use crate::ops::qk_norm_rope::QkNormRope;
-use crate::ops::rms_norm::Norm;
+use crate::ops::rows;
 use crate::tensor::Real;
 
 /// Seed and step of the dropout masks.
@@ -47,6 +48,22 @@ pub(super) struct Pass<'a, T: Real> {
     of_adapters: &'a AdapterTables<T>,
     dropout: Option<DropoutStep>,
     kept: Kept<'a>,
+}
+
+/// What a block keeps for the backward pass: its input, and the rest unless that is computed again.
+pub(super) struct Saved<T: Real> {
+    /// The stream that its first norm saw.
+    input: Rc<Tensor<T>>,
+    rest: Option<Rest<T>>,
+}
+
+/// Everything that the backward pass of a block reads beside its input.
+struct Rest<T: Real> {
+    rstd: Tensor<T::Stat>,
+    attention: Attention<T>,
+    /// Of the norm before the MLP.
+    junction: Junction<T>,
+    mlp: Mlp<T>,
 }
 
 /// Dropout of a layer, by its number in the model; none if the adapters have none.
@@ -75,6 +92,96 @@ impl<'a, T: Real> Pass<'a, T> {
         Self { device, config, weights, adapters, tables, of_adapters, dropout, kept }
     }
 
+    /// Runs block `layer`. Where there is a way back, it leaves what that reads.
+    pub(super) fn forward(&self, layer: usize, stream: Stream<T>) -> Result<(Option<Saved<T>>, Stream<T>)> {
+        let keep = self.policy(layer);
+        let (input, rest, residual) = self.until_gate_up(layer, stream, keep)?;
+        // What is not kept is not held while the rest is computed.
+        let keeps_rest = keep.is_some_and(|policy| policy != Policy::Checkpoint);
+        let Rest { rstd, attention, junction, mut mlp } = rest;
+        let kept = keeps_rest.then_some((rstd, attention, junction));
+        let input = keep.map(|_| input);
+        let out = self.down(layer, &mut mlp, keep)?;
+        let rest = kept.map(|(rstd, attention, junction)| Rest { rstd, attention, junction, mlp });
+        let saved = input.map(|input| Saved { input, rest });
+        Ok((saved, Stream { out, residual: Some(residual) }))
+    }
+
+    /// Both sublayers up to gate and up. The last value is what the output of the MLP is added to.
+    fn until_gate_up(
+        &self,
+        layer: usize,
+        stream: Stream<T>,
+        keep: Option<Policy>,
+    ) -> Result<(Rc<Tensor<T>>, Rest<T>, Rc<Tensor<T>>)> {
+        let readers = self.attention_readers(layer)?;
+        let joined = self.join(norm_before_attention(layer), stream, Some(&readers), keep)?;
+        let Joined { junction: Junction { sum: input, rstd }, normed, xa, residual } = joined;
+        let (attention, out) = self.attention(layer, &readers, (normed, xa), keep)?;
+        let stream = Stream { out, residual: Some(residual) };
+        let readers = self.mlp_readers(layer)?;
+        let joined = self.join(norm_before_mlp(layer), stream, Some(&readers), keep)?;
+        let Joined { junction, normed, xa, residual } = joined;
+        let mlp = self.gate_up(&readers, (normed, xa), keep)?;
+        Ok((input, Rest { rstd, attention, junction, mlp }, residual))
+    }
+
+    /// Goes back through block `layer`: adds to `grads`, takes the gradient of its output and gives that of the output of what
+    /// came before, or none where nothing below is trained (`lowest`).
+    ///
+    /// The gradients of all adapters of the block are added at its end, in one call: on a GPU that is one launch.
+    pub(super) fn backward(
+        &self,
+        layer: usize,
+        Saved { input, rest }: Saved<T>,
+        gradient: Gradient<T>,
+        lowest: bool,
+        grads: &mut [Adapter<T::Stat>],
+    ) -> Result<Option<Gradient<T>>> {
+        let (input, rest) = match rest {
+            Some(rest) => (input, rest),
+            None => {
+                // Nothing else holds the stream of a block that was passed.
+                let input = Rc::try_unwrap(input)
+                    .map_err(|_| Error::shape("block", "input", "one that nobody else holds", "another"))?;
+                let (input, rest, _) = self.until_gate_up(layer, Stream::start(input), None)?;
+                (input, rest)
+            }
+        };
+        let Rest { rstd, attention, junction, mlp } = rest;
+        let mut jobs = Vec::new();
+        let carried = gradient.d_out.clone();
+        let (d_normed, waiting) = self.mlp_backward(layer, mlp, &junction, gradient, &mut jobs)?;
+        let (gradient, normed) =
+            self.part(norm_before_mlp(layer), junction, d_normed, Some(&carried), true)?;
+        let normed = normed.ok_or_else(|| missing("what the norm made"))?;
+        jobs.extend(waiting.map(|waiting| waiting.with_input(normed.clone())));
+
+        let carried = gradient.d_out.clone();
+        let junction = Junction { sum: input, rstd };
+        let Back { d_normed, waiting } =
+            self.attention_backward(layer, attention, gradient, lowest, &mut jobs)?;
+        let Some([k, v, q]) = waiting else {
+            self.gradients(layer, &jobs, grads)?;
+            return Ok(None);
+        };
+        let index = norm_before_attention(layer);
+        let (below, normed) = match d_normed {
+            None => (None, Rc::new(self.normed_again(index, &junction)?)),
+            Some(d_normed) => {
+                let (below, normed) = self.part(index, junction, d_normed, Some(&carried), true)?;
+                (Some(below), normed.ok_or_else(|| missing("what the norm made"))?)
+            }
+        };
+        let picked = match self.is_last(layer) {
+            true => Rc::new(rows::gather(self.device, &normed, &self.tables.target_rows)?),
+            false => normed.clone(),
+        };
+        jobs.extend([k.with_input(normed.clone()), v.with_input(normed), q.with_input(picked)]);
+        self.gradients(layer, &jobs, grads)?;
+        Ok(below)
+    }
+
     /// The dropout of a layer, by its number in the model.
     fn dropout<'k>(&self, number: usize, keys: &'k RowKeys) -> Option<Dropout<'k>> {
         dropout_of(self.adapters, self.dropout?, number, keys)
@@ -97,12 +204,20 @@ impl<'a, T: Real> Pass<'a, T> {
 
     /// Where the input of block `layer` comes from; after the last block it is the final stream.
     pub(super) fn place_of_input(&self, layer: usize) -> Device {
-        let keep = (layer < self.weights.blocks.len()).then(|| self.policy(layer)).flatten();
+        let keep = (layer < self.num_blocks()).then(|| self.policy(layer)).flatten();
         self.place(keep, Class::XIn)
     }
 
+    fn num_blocks(&self) -> usize {
+        self.weights.blocks.len()
+    }
+
+    fn spec(&self, layer: usize) -> &BlockSpec {
+        &self.weights.blocks[layer].spec
+    }
+
     fn is_last(&self, layer: usize) -> bool {
-        layer + 1 == self.weights.blocks.len()
+        layer + 1 == self.num_blocks()
     }
 
     /// The rows whose queries and MLP the block computes.
@@ -110,44 +225,22 @@ impl<'a, T: Real> Pass<'a, T> {
         if self.is_last(layer) { &self.tables.supervised } else { &self.tables.all }
     }
 
-    fn heads(&self) -> Heads {
-        Heads {
-            num_attention_heads: self.config.num_attention_heads,
-            num_key_value_heads: self.config.num_key_value_heads,
-            head_dim: self.config.head_dim,
-            softmax_scale: 1.0 / (self.config.head_dim as f64).sqrt(),
-        }
-    }
-
-    fn norm(&self, weight: &'a Tensor<T>) -> Norm<'a, T> {
-        Norm { weight, eps: T::Stat::from_f64(self.config.rms_norm_eps) }
-    }
-
-    fn input_norm(&self, layer: usize) -> Norm<'a, T> {
-        self.norm(&self.weights.blocks[layer].input_layernorm)
-    }
-
-    fn post_attention_norm(&self, layer: usize) -> Norm<'a, T> {
-        self.norm(&self.weights.blocks[layer].post_attention_layernorm)
-    }
-
-    /// The final norm.
-    pub(super) fn final_norm(&self) -> Norm<'a, T> {
-        self.norm(&self.weights.norm)
-    }
-
-    fn qk_ops(&self, layer: usize) -> (QkNormRope<'_, T>, QkNormRope<'_, T>) {
-        let eps = T::Stat::from_f64(self.config.rms_norm_eps);
-        let norms = self.weights.blocks[layer].qk_norm.as_ref();
-        let q = QkNormRope {
-            norm: norms.map(|n| (&n.0, eps)),
-            table: &self.queries(layer).rope,
-            head_dim: self.config.head_dim,
-        };
-        (q, QkNormRope { norm: norms.map(|n| (&n.1, eps)), table: &self.tables.all.rope, ..q })
-    }
-
     fn like(&self, tensor: &Tensor<T>) -> Result<Tensor<T>> {
         self.device.empty(tensor.rows(), tensor.cols())
     }
+}
+
+/// Index of the norm before attention of a block, among all that the stream meets.
+fn norm_before_attention(layer: usize) -> usize {
+    2 * layer
+}
+
+/// Index of the norm before the MLP of a block.
+fn norm_before_mlp(layer: usize) -> usize {
+    2 * layer + 1
+}
+
+/// The error for something that a block should hold at this point.
+fn missing(what: &'static str) -> Error {
+    Error::shape("block", what, "a tensor", "none")
 }

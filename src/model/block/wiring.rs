@@ -1,0 +1,192 @@
+//! What lies between two sublayers: the residual stream and its norms, forward and backward side by side.
+//!
+//! The stream meets one norm before every sublayer and one behind the last, `2 * blocks + 1` in all. At each of them
+//! `sum = out + residual` and `normed = norm(sum)`, in one kernel, with `out` the output of the sublayer before. The wirings differ in
+//! what goes on as residual: the sum (`x + f(norm(x))`), or what the norm made of it (`norm(x + f(x))`). Nothing else in the
+//! model knows of norms and residual.
+
+use std::rc::Rc;
+
+use super::super::policy::Policy;
+use super::super::tables::RowSet;
+use super::Pass;
+use super::linears::{Group, Projection};
+use crate::config::Slot;
+use crate::config::block::Wiring;
+use crate::device::{Class, Tensor};
+use crate::error::{Error, Result};
+use crate::ops::rms_norm::{self, Norm};
+use crate::ops::rows;
+use crate::tensor::Real;
+
+/// The stream between two sublayers: what the last one made, and what that is to be added to.
+pub(in crate::model) struct Stream<T: Real> {
+    pub(super) out: Tensor<T>,
+    pub(super) residual: Option<Rc<Tensor<T>>>,
+}
+
+/// What a norm leaves for the backward pass.
+pub(in crate::model) struct Junction<T: Real> {
+    pub(super) sum: Rc<Tensor<T>>,
+    pub(super) rstd: Tensor<T::Stat>,
+}
+
+/// What the stream is behind a norm.
+pub(super) struct Joined<T: Real> {
+    pub(super) junction: Junction<T>,
+    /// What the next sublayer reads, or the head.
+    pub(super) normed: Rc<Tensor<T>>,
+    /// `x~ A^T` of the layers that read it.
+    pub(super) xa: Projection<T>,
+    /// What the output of the next sublayer is added to.
+    pub(super) residual: Rc<Tensor<T>>,
+}
+
+/// The gradient of the output of a sublayer, with `dxa` of its last linear layer.
+pub(in crate::model) struct Gradient<T: Real> {
+    pub(super) d_out: Rc<Tensor<T>>,
+    pub(super) dxa: Projection<T>,
+}
+
+impl<T: Real> Stream<T> {
+    /// The stream that begins with embeddings.
+    pub(in crate::model) fn start(embeddings: Tensor<T>) -> Self {
+        Self { out: embeddings, residual: None }
+    }
+}
+
+impl<T: Real> Pass<'_, T> {
+    /// Goes through the norm behind the last block: gives what the head reads.
+    pub(in crate::model) fn enter(&self, stream: Stream<T>) -> Result<(Junction<T>, Rc<Tensor<T>>)> {
+        let Joined { junction, normed, .. } = self.join(self.last_norm(), stream, None, None)?;
+        Ok((junction, normed))
+    }
+
+    /// Goes back through the norm behind the last block.
+    pub(in crate::model) fn leave(&self, junction: Junction<T>, d_normed: Tensor<T>) -> Result<Gradient<T>> {
+        Ok(self.part(self.last_norm(), junction, d_normed, None, false)?.0)
+    }
+
+    /// Index of the norm behind the last block.
+    fn last_norm(&self) -> usize {
+        2 * self.num_blocks()
+    }
+
+    /// Goes through a norm; `readers` are the layers that read what it makes.
+    pub(super) fn join(
+        &self,
+        index: usize,
+        stream: Stream<T>,
+        readers: Option<&Group<'_, T>>,
+        keep: Option<Policy>,
+    ) -> Result<Joined<T>> {
+        let Stream { out: mut sum, residual } = stream;
+        let device = &self.rows_at(index).device;
+        let mut rstd = self.place(keep, Class::Rstd).empty(sum.rows(), 1)?;
+        let mut normed = self.like(&sum)?;
+        let picked = match &residual {
+            Some(residual) if self.is_narrowed_at(index) => {
+                Some(rows::gather(self.device, residual, &self.tables.target_rows)?)
+            }
+            _ => None,
+        };
+        let xa = match readers {
+            Some(readers) => self.xa(readers, sum.rows(), &self.place(keep, Class::Xa))?,
+            None => Projection::none(),
+        };
+        let added = picked.as_ref().or(residual.as_deref());
+        let made = (&mut normed, &mut rstd);
+        rms_norm::forward_with(device, &mut sum, added, &self.norm_at(index), made, xa.fused())?;
+        let (sum, normed) = (Rc::new(sum), Rc::new(normed));
+        let residual = match self.wiring(index) {
+            Wiring::PreNorm => sum.clone(),
+            Wiring::PostNorm => normed.clone(),
+        };
+        Ok(Joined { junction: Junction { sum, rstd }, normed, xa, residual })
+    }
+
+    /// What a norm made, again.
+    pub(super) fn normed_again(&self, index: usize, junction: &Junction<T>) -> Result<Tensor<T>> {
+        let mut normed = self.like(&junction.sum)?;
+        let device = &self.rows_at(index).device;
+        rms_norm::apply(device, &junction.sum, &self.norm_at(index), &junction.rstd, &mut normed)?;
+        Ok(normed)
+    }
+
+    /// Goes back through a norm, with the gradients of what it made and of what the stream carried on: gives the gradient of the
+    /// output of the sublayer before it, and where `wants_normed` what the norm made.
+    pub(super) fn part(
+        &self,
+        index: usize,
+        junction: Junction<T>,
+        mut d_normed: Tensor<T>,
+        carried: Option<&Tensor<T>>,
+        wants_normed: bool,
+    ) -> Result<(Gradient<T>, Option<Rc<Tensor<T>>>)> {
+        let Junction { sum, rstd } = junction;
+        let (device, producer) = (&self.rows_at(index).device, self.producer(index)?);
+        let mut normed = wants_normed.then(|| self.like(&sum)).transpose()?;
+        // The residual that a norm before narrowed has all rows.
+        let is_narrow = self.is_narrowed_at(index + 1);
+        let mut spread = None;
+        let d_in = match (self.wiring(index), carried) {
+            (_, None) => None,
+            (Wiring::PreNorm, Some(carried)) if is_narrow => {
+                let mut all = self.device.zeros(sum.rows(), sum.cols())?;
+                rows::scatter_add(self.device, carried, &self.tables.target_rows, &mut all)?;
+                Some(&*spread.insert(all))
+            }
+            (Wiring::PreNorm, Some(carried)) => Some(carried),
+            (Wiring::PostNorm, Some(carried)) => {
+                let own = self.rows_at(index).own.as_ref();
+                let rows = if is_narrow { Some(&self.tables.target_rows) } else { own };
+                let rows = rows.ok_or_else(|| Error::shape("part", "rows", "an index of all", "none"))?;
+                rows::scatter_add(self.device, carried, rows, &mut d_normed)?;
+                None
+            }
+        };
+        let dxa = self.dxa(&producer, sum.rows())?;
+        let mut d_out = self.like(&sum)?;
+        let args = rms_norm::Backward {
+            dy: &d_normed,
+            s: &sum,
+            norm: &self.norm_at(index),
+            rstd: &rstd,
+            d_in,
+            ds: &mut d_out,
+            normed: normed.as_mut(),
+        };
+        rms_norm::backward_with(device, args, dxa.fused())?;
+        Ok((Gradient { d_out: Rc::new(d_out), dxa }, normed.map(Rc::new)))
+    }
+
+    /// The linear layer whose output the norm sees.
+    fn producer(&self, index: usize) -> Result<Group<'_, T>> {
+        let (layer, slot) = match index {
+            i if i % 2 == 1 => (i / 2, Slot::O),
+            0 => return Err(Error::shape("part", "norm", "one behind a sublayer", 0)),
+            i => (i / 2 - 1, Slot::Down),
+        };
+        self.group(layer, &[slot], self.rows_at(index))
+    }
+
+    /// The rows that a norm sees.
+    fn rows_at(&self, index: usize) -> &RowSet<T> {
+        let narrow = self.is_narrowed_at(index) || index == self.last_norm();
+        if narrow { &self.tables.supervised } else { &self.tables.all }
+    }
+
+    /// Whether a norm sees fewer rows than the one before: in the last block, behind attention.
+    fn is_narrowed_at(&self, index: usize) -> bool {
+        index + 1 == self.last_norm()
+    }
+
+    fn wiring(&self, index: usize) -> Wiring {
+        self.spec((index / 2).min(self.num_blocks() - 1)).wiring
+    }
+
+    fn norm_at(&self, index: usize) -> Norm<'_, T> {
+        let spec = self.spec((index / 2).min(self.num_blocks() - 1)).norm;
+        Norm { weight: &self.weights.norms[index], eps: T::Stat::from_f64(spec.eps) }
+    }
+}
