@@ -228,8 +228,8 @@ fn timed(device: &Device, failure: &Cell<Option<Error>>, work: impl FnOnce() -> 
 }
 
 fn model(name: &str) -> Result<ModelConfig> {
-    let config = variant(name).and_then(|v| v.model_config());
-    config.ok_or_else(|| Error::from(Error::input("CONFIG", format!("{name} is not built in"))))
+    let found = variant(name).ok_or_else(|| Error::input("CONFIG", format!("{name} is not built in")))?;
+    found.model_config()
 }
 
 /// Sequences of `len` tokens, in all `tokens`; the last `supervised` tokens of each carry loss.

@@ -49,33 +49,11 @@ fn text(folder: &Path) -> Result<String, Failure> {
 
 /// Appends the constant of one variant.
 fn constant(text: &mut String, name: &str, file: &variant::VariantFile) -> Result<(), Failure> {
+    let config_json = serde_json::to_string_pretty(&file.config)?;
     let preset = toml::to_string(&file.preset)?;
-    writeln!(text, "\n/// The shape of {}.", file.name)?;
+    writeln!(text, "\n/// {} and its preset.", file.name)?;
     writeln!(text, "pub const {name}: Variant = Variant {{")?;
     writeln!(text, "    name: {:?},\n    hf_ids: &{:?},", file.name, file.hf_ids)?;
-    writeln!(text, "    family: {:?},", file.family)?;
-    for (key, value) in [
-        ("hidden_size", file.hidden_size),
-        ("intermediate_size", file.intermediate_size),
-        ("num_hidden_layers", file.num_hidden_layers),
-        ("num_attention_heads", file.num_attention_heads),
-        ("num_key_value_heads", file.num_key_value_heads),
-        ("head_dim", file.head_dim),
-        ("vocab_size", file.vocab_size),
-        ("max_position_embeddings", file.max_position_embeddings),
-    ] {
-        writeln!(text, "    {key}: {value},")?;
-    }
-    writeln!(text, "    type_vocab_size: {:?},", file.type_vocab_size)?;
-    writeln!(text, "    rms_norm_eps: {:?},", file.rms_norm_eps)?;
-    writeln!(text, "    layer_norm_eps: {:?},", file.layer_norm_eps)?;
-    writeln!(text, "    rope_theta: {:?},", file.rope_theta)?;
-    writeln!(text, "    tie_word_embeddings: {:?},", file.tie_word_embeddings)?;
-    writeln!(text, "    hidden_act: {:?},", file.hidden_act)?;
-    writeln!(text, "    initializer_range: {:?},", file.initializer_range)?;
-    writeln!(text, "    bos_token_id: {:?},", file.bos_token_id)?;
-    writeln!(text, "    eos_token_id: {:?},", file.eos_token_id)?;
-    writeln!(text, "    pad_token_id: {:?},", file.pad_token_id)?;
-    writeln!(text, "    preset: {preset:?},\n}};")?;
+    writeln!(text, "    config_json: {config_json:?},\n    preset: {preset:?},\n}};")?;
     Ok(())
 }

@@ -6,8 +6,8 @@
 //! op; whoever needs a setting gets the value.
 
 mod check;
+mod families;
 mod foreign;
-mod hf_config;
 mod init_adapter;
 mod layers;
 mod lora_options;
@@ -29,10 +29,11 @@ pub mod train;
 pub mod values;
 pub mod variant;
 
+pub use families::{Family, ModulePaths};
 pub use foreign::is_foreign;
 pub use lora::{LoraConfig, TargetModules};
 pub use lora_options::{BlockNumbers, ByName};
-pub use model::{Family, ModelConfig};
+pub use model::ModelConfig;
 pub use options::{Options, Value};
 pub use registry::{Variant, matching_variant, variant, variants};
 pub use score::ScoreConfig;

@@ -2,94 +2,11 @@
 //!
 //! A `config.json` may ask for maths that this engine does not do. Silently ignoring such a key would train another model
 //! than the user's, so everything that changes the maths is either supported or an error that names the key. The defaults
-//! of absent keys are those of the configuration classes of transformers.
-
-use std::fmt;
+//! of absent keys are those of the configuration classes of transformers. The reading is done in `families`.
 
 use super::block::{AttnSpec, BlockSpec, MlpSpec, NormSpec, Wiring};
-use super::sites::Slot;
+use super::families::Family;
 use crate::error::{Error, Result};
-
-/// Model families with a built block, named by their `model_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// Qwen1.5, Qwen2 and Qwen2.5: bias on q, k and v.
-    Qwen2,
-    /// Qwen3: RMSNorm on the heads of q and k.
-    Qwen3,
-    /// Llama and models of its shape: neither.
-    Llama,
-}
-
-impl Family {
-    /// All families.
-    pub const ALL: [Self; 3] = [Self::Qwen2, Self::Qwen3, Self::Llama];
-
-    /// `model_type` in `config.json`.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-            Self::Llama => "llama",
-        }
-    }
-
-    /// The family of a `model_type`.
-    pub fn from_model_type(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|family| family.model_type() == name)
-    }
-
-    /// The class of transformers that loads it for language modelling.
-    pub fn architecture(self) -> &'static str {
-        match self {
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Qwen3 => "Qwen3ForCausalLM",
-            Self::Llama => "LlamaForCausalLM",
-        }
-    }
-
-    /// Path of a block.
-    pub fn block_path(self, layer: usize) -> String {
-        format!("model.layers.{layer}")
-    }
-
-    /// Path of a linear layer within its block.
-    pub fn linear_path(self, slot: Slot) -> &'static str {
-        match slot {
-            Slot::Q => "self_attn.q_proj",
-            Slot::K => "self_attn.k_proj",
-            Slot::V => "self_attn.v_proj",
-            Slot::O => "self_attn.o_proj",
-            Slot::Gate => "mlp.gate_proj",
-            Slot::Up => "mlp.up_proj",
-            Slot::Down => "mlp.down_proj",
-        }
-    }
-
-    /// Paths of the modules of a model that are no linear layer of a block.
-    pub(super) fn other_modules(self, model: &ModelConfig) -> Vec<String> {
-        let whole =
-            ["model", "model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"];
-        let mut all: Vec<String> = whole.map(str::to_owned).into();
-        for layer in 0..model.num_hidden_layers {
-            let block = self.block_path(layer);
-            let mut parts =
-                vec!["input_layernorm", "post_attention_layernorm", "self_attn", "mlp", "mlp.act_fn"];
-            if model.block(layer).attn.qk_norm {
-                parts.extend(["self_attn.q_norm", "self_attn.k_norm"]);
-            }
-            all.extend(parts.iter().map(|part| format!("{block}.{part}")));
-            all.push(block);
-        }
-        all
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.model_type())
-    }
-}
 
 /// The shape and constants of a decoder model. Names are those of `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,6 +50,43 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Whether weights of `other` have the shapes of this model's. Constants that shape nothing (`rope_theta`, the context length,
+    /// token ids) may differ: fine-tuned models change them.
+    pub fn has_shape_of(&self, other: &Self) -> bool {
+        // Every field is named, so that a new one has to take a side.
+        let Self {
+            family,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size,
+            tie_word_embeddings,
+            attention_bias,
+            qk_norm,
+            max_position_embeddings: _,
+            rms_norm_eps: _,
+            rope_theta: _,
+            initializer_range: _,
+            bos_token_id: _,
+            eos_token_ids: _,
+            pad_token_id: _,
+        } = self;
+        *family == other.family
+            && *hidden_size == other.hidden_size
+            && *intermediate_size == other.intermediate_size
+            && *num_hidden_layers == other.num_hidden_layers
+            && *num_attention_heads == other.num_attention_heads
+            && *num_key_value_heads == other.num_key_value_heads
+            && *head_dim == other.head_dim
+            && *vocab_size == other.vocab_size
+            && *tie_word_embeddings == other.tie_word_embeddings
+            && *attention_bias == other.attention_bias
+            && *qk_norm == other.qk_norm
+    }
+
     /// Query heads times their width: the input width of `o_proj`.
     pub fn q_size(&self) -> usize {
         self.num_attention_heads * self.head_dim

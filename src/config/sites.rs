@@ -63,11 +63,12 @@ impl Sites {
     /// The linear layers of a model.
     pub fn of(model: &ModelConfig) -> Self {
         let (mut all, mut starts) = (Vec::new(), vec![0]);
+        let paths = model.family.modules();
         for block in 0..model.num_hidden_layers {
             all.extend(model.block(block).linears(model.hidden_size).map(|linear| Site {
                 block,
                 slot: linear.slot,
-                path: format!("{}.{}", model.family.block_path(block), model.family.linear_path(linear.slot)),
+                path: format!("{}.{}", paths.block(block), (paths.linear)(linear.slot)),
                 shape: linear.shape,
                 bias: linear.bias,
             }));

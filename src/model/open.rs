@@ -91,14 +91,7 @@ pub fn open(name: &str, watch: &hub::Watch<'_>) -> Result<OpenModel> {
 /// # Errors
 /// An input error for a variant whose family has no blocks here, or an I/O error.
 pub fn write_random(variant: &Variant, dir: &Path, seed: u64, dtype: Dtype) -> Result<ModelConfig> {
-    let Some(config) = variant.model_config() else {
-        return Error::input("CONFIG", "models of this family cannot be made")
-            .field("variant")
-            .got(variant.name)
-            .expected("a Qwen2, Qwen3 or Llama variant")
-            .fix("choose another variant; tanren inspect model lists them")
-            .into();
-    };
+    let config = variant.model_config()?;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create the folder", e))?;
     let device = Device::cpu(0)?;
     let weights = device.run(|| init::random::<f32>(&device, &config, seed))?;
@@ -161,7 +154,7 @@ fn cached(variant: &Variant, watch: &hub::Watch<'_>) -> Result<PathBuf> {
             .into();
     };
     // Another version may make other weights: the folder is named by what it is made from.
-    let config = variant.model_config().map_or_else(String::new, |config| config.to_json());
+    let config = variant.model_config()?.to_json();
     let made_from: String = Sha256::digest(config).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     let dir = cache.join("tanren/models").join(format!("{}-{made_from}-seed{CACHED_SEED}", variant.name));
     if !dir.join("config.json").is_file() {

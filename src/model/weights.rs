@@ -66,22 +66,23 @@ impl<T: Real> Weights<T> {
     ) -> Result<Self> {
         let hidden_size = config.hidden_size;
         let table = [config.vocab_size, hidden_size];
-        let embed_tokens = source("model.embed_tokens.weight", table, Role::Matrix)?;
+        let paths = config.family.modules();
+        let embed_tokens = source(&format!("{}.weight", paths.embed_tokens), table, Role::Matrix)?;
         let sites = Sites::of(config);
         let (mut blocks, mut norms, mut linears) = (Vec::new(), Vec::new(), Vec::new());
         for layer in 0..config.num_hidden_layers {
-            let (spec, prefix) = (config.block(layer), config.family.block_path(layer));
+            let (spec, prefix) = (config.block(layer), paths.block(layer));
             let mut norm =
                 |name: &str, size| source(&format!("{prefix}.{name}.weight"), [1, size], Role::Norm);
-            norms.push(norm("input_layernorm", hidden_size)?);
+            norms.push(norm(paths.norm_before_attention, hidden_size)?);
             let qk_norm = match spec.attn.qk_norm {
                 true => Some((
-                    norm("self_attn.q_norm", spec.attn.head_dim)?,
-                    norm("self_attn.k_norm", spec.attn.head_dim)?,
+                    norm(paths.qk_norm[0], spec.attn.head_dim)?,
+                    norm(paths.qk_norm[1], spec.attn.head_dim)?,
                 )),
                 false => None,
             };
-            norms.push(norm("post_attention_layernorm", hidden_size)?);
+            norms.push(norm(paths.norm_before_mlp, hidden_size)?);
             for number in sites.of_block(layer) {
                 let Site { path, shape, bias, .. } = &sites[number];
                 let weight = source(&format!("{path}.weight"), *shape, Role::Matrix)?;
@@ -94,10 +95,10 @@ impl<T: Real> Weights<T> {
             blocks.push(BlockWeights { spec, qk_norm });
         }
         let linears = linears.into_iter().collect();
-        norms.push(source("model.norm.weight", [1, hidden_size], Role::Norm)?);
+        norms.push(source(&format!("{}.weight", paths.final_norm), [1, hidden_size], Role::Norm)?);
         let lm_head = match config.tie_word_embeddings {
             true => None,
-            false => Some(source("lm_head.weight", table, Role::Matrix)?),
+            false => Some(source(&format!("{}.weight", paths.head), table, Role::Matrix)?),
         };
         Ok(Self { embed_tokens, norms, blocks, sites, linears, lm_head })
     }

@@ -7,7 +7,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
-use tanren::config::{ActivationPolicy, Dtype, MemorySize, Resume, TrainConfig, Variant, variant};
+use tanren::config::{
+    ActivationPolicy, Dtype, MemorySize, ModelConfig, Resume, TrainConfig, Variant, variant,
+};
 use tanren::error::Error;
 use tanren::model::Policy;
 use tanren::model::open::write_random;
@@ -18,7 +20,7 @@ use crate::train::{Setup, setup, train, train_until, write_rows};
 
 /// Writes a random model whose activations are larger than everything else.
 fn wide_model(dir: &Path) -> String {
-    let shape = Variant {
+    let shape = ModelConfig {
         hidden_size: 64,
         intermediate_size: 192,
         num_hidden_layers: 6,
@@ -26,11 +28,21 @@ fn wide_model(dir: &Path) -> String {
         num_key_value_heads: 2,
         head_dim: 16,
         vocab_size: 311,
-        ..*variant("qwen3-tiny").unwrap()
+        ..tiny()
     };
     let path = dir.join("model");
-    write_random(&shape, &path, 3, Dtype::F32).unwrap();
+    write_model(&shape, &path);
     path.display().to_string()
+}
+
+fn tiny() -> ModelConfig {
+    variant("qwen3-tiny").unwrap().model_config().unwrap()
+}
+
+/// Writes a random model of a shape that no variant has.
+fn write_model(shape: &ModelConfig, dir: &Path) {
+    let made = Variant { config_json: shape.to_json().leak(), ..*variant("qwen3-tiny").unwrap() };
+    write_random(&made, dir, 3, Dtype::F32).unwrap();
 }
 
 /// A short run of that model, all rows at once.
@@ -331,17 +343,17 @@ fn peak_memory(args: &[&str]) -> u64 {
 #[test]
 fn the_planned_peak_is_that_of_the_process() {
     let dir = tempfile::tempdir().unwrap();
-    let shape = Variant {
+    let shape = ModelConfig {
         hidden_size: 384,
         intermediate_size: 1152,
         num_hidden_layers: 6,
         num_attention_heads: 6,
         num_key_value_heads: 3,
         vocab_size: 20_000,
-        ..*variant("qwen3-tiny").unwrap()
+        ..tiny()
     };
     let model = dir.path().join("model");
-    write_random(&shape, &model, 3, Dtype::F32).unwrap();
+    write_model(&shape, &model);
     let rows = dir.path().join("rows.jsonl");
     let row: Vec<u32> = (0..512).map(|i| i * 7 % 311).collect();
     let labels: Vec<i64> =

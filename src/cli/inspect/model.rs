@@ -18,17 +18,20 @@ use crate::model::open::OpenModel;
 /// Lists the built-in variants.
 pub(super) fn list(console: &Console) {
     let row = |v: &Variant| {
-        vec![
-            v.name.to_owned(),
-            v.family.to_owned(),
-            v.model_config().map_or_else(|| "not in this build".to_owned(), |c| count(c.parameter_count())),
-            v.num_hidden_layers.to_string(),
-            v.hidden_size.to_string(),
-            format!("{}/{} x {}", v.num_attention_heads, v.num_key_value_heads, v.head_dim),
-            v.intermediate_size.to_string(),
-            count(v.vocab_size as u64),
-            count(v.max_position_embeddings as u64),
-        ]
+        let mut row = vec![v.name.to_owned(), v.model_type()];
+        match v.model_config() {
+            Ok(c) => row.extend([
+                count(c.parameter_count()),
+                c.num_hidden_layers.to_string(),
+                c.hidden_size.to_string(),
+                format!("{}/{} x {}", c.num_attention_heads, c.num_key_value_heads, c.head_dim),
+                c.intermediate_size.to_string(),
+                count(c.vocab_size as u64),
+                count(c.max_position_embeddings as u64),
+            ]),
+            Err(_) => row.push("not in this build".to_owned()),
+        }
+        row
     };
     let rows: Vec<_> = variants().iter().map(row).collect();
     let heads = [

@@ -95,13 +95,7 @@ pub(in crate::cli) fn json(plan: &Plan, console: &Console) {
 fn shape(config: &TrainConfig, args: &PlanArgs, console: &Console) -> Result<ModelConfig> {
     let error = |what: &str| Error::input("CONFIG", what).field("variant").got(&config.model);
     match variant(&config.model) {
-        Some(found) => match found.model_config() {
-            Some(model) => Ok(model),
-            None => error("models of this family cannot be trained")
-                .expected("a Qwen2, Qwen3 or Llama variant")
-                .fix("choose another variant; tanren inspect model lists them")
-                .into(),
-        },
+        Some(found) => found.model_config(),
         None if args.variant.is_some() => {
             let names: Vec<&str> = variants().iter().map(|variant| variant.name).collect();
             error("no such variant")

@@ -1,5 +1,7 @@
 //! Tests of reading and writing `config.json`.
 
+use serde_json::json;
+
 use super::*;
 use crate::config::{Sites, variant};
 
@@ -199,9 +201,13 @@ fn what_is_not_used_is_said() {
     let own = variant("Qwen3-0.6B").unwrap().model_config().unwrap().to_json();
     assert!(ModelConfig::unused(&own).is_empty());
     let said = ModelConfig::unused(
-        r#"{"logits_scaling": 2.0, "vocab_size": 9, "use_x": false, "rope_theta": 5, "rope_parameters": {"rope_theta": 7}}"#,
+        r#"{"model_type": "llama", "logits_scaling": 2.0, "vocab_size": 9, "use_x": false, "rope_theta": 5, "rope_parameters": {"rope_theta": 7}}"#,
     );
     let [keys, theta] = said.try_into().unwrap();
     assert!(keys.ends_with("not used: logits_scaling") && theta.starts_with("rope_theta"), "{keys} {theta}");
     assert!(ModelConfig::unused("{").is_empty());
+    let window = |family: &str| {
+        ModelConfig::unused(&with(json!({"model_type": family, "sliding_window": 4096}))).len()
+    };
+    assert_eq!(Family::ALL.map(|family| window(family.model_type())), [0, 0, 1]);
 }
