@@ -39,7 +39,7 @@ pub use registry::{Variant, matching_variant, variant, variants};
 pub use score::ScoreConfig;
 pub use sites::{PerSite, Site, Sites, Slot};
 pub use size::MemorySize;
-pub use supported::{has_no_choice, supported};
+pub use supported::{has_no_choice, supported, unsupported};
 pub use targets::SiteLora;
 pub use train::TrainConfig;
 pub use values::{

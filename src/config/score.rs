@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::aliases::{self, Alias};
 use super::layers::{Keyed, Layers};
 use super::options::{Options, Value};
-use super::supported::{supported, unsupported};
+use super::supported::{check, dtypes, supported};
 use super::values::{
     Batching, DeviceChoice, Dtype, Format, Quant, ScoreMode, TrainMode, Truncation, list, paths,
 };
@@ -158,7 +158,7 @@ impl ScoreConfig {
         let mut config: Self = layers.read()?;
         config.notes = layers.notes().to_vec();
         // A GPU computes in bf16, whatever the default for the CPU is.
-        if config.on_gpu() && config.dtype == Self::default().dtype {
+        if config.device.is_gpu() && config.dtype == Self::default().dtype {
             config.dtype = Dtype::Bf16;
         }
         config.check(&layers)?;
@@ -181,19 +181,15 @@ impl ScoreConfig {
         }
     }
 
-    fn on_gpu(&self) -> bool {
-        matches!(self.device, DeviceChoice::Cuda(_) | DeviceChoice::Emulated)
-    }
-
     /// Refuses values that are valid but that this build cannot do yet.
     ///
     /// # Errors
     /// An input error of class `CONFIG` that names the option, its value, and what is supported.
     pub fn check_supported(&self) -> Result<()> {
-        unsupported(&[
+        check(&[
             ("mode", self.mode.to_string(), supported("mode")),
             ("quant", self.quant.to_string(), supported("quant")),
-            ("dtype", self.dtype.to_string(), if self.on_gpu() { &["bf16"] } else { &["f32"] }),
+            ("dtype", self.dtype.to_string(), dtypes(self.device)),
             ("format", self.format.to_string(), supported("format")),
         ])
     }

@@ -12,7 +12,7 @@ use super::lora_options::{BlockNumbers, ByName};
 use super::options::{Options, Value};
 use super::presets;
 use super::size::MemorySize;
-use super::supported::{supported, unsupported};
+use super::supported::{check, dtypes, supported};
 use super::values::{
     ActivationPolicy, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, TargetShift,
     Task, TrainMode, Truncation, list, paths,
@@ -359,8 +359,7 @@ impl TrainConfig {
         let has_dtype = given.text("dtype").is_some();
         let layers = given.over::<Self>(layers);
         let mut config: Self = layers.read()?;
-        let on_gpu = matches!(config.device, DeviceChoice::Cuda(_) | DeviceChoice::Emulated);
-        if !has_dtype && (on_gpu || config.gpu.is_some()) {
+        if !has_dtype && (config.device.is_gpu() || config.gpu.is_some()) {
             config.dtype = Dtype::Bf16;
         }
         config.notes = layers.notes().to_vec();
@@ -443,12 +442,9 @@ impl TrainConfig {
     /// An input error of class `CONFIG` that names the option, its value, and what is supported.
     pub fn check_supported(&self) -> Result<()> {
         let group_by = if self.group_by.is_some() { "given" } else { "absent" };
-        let dtypes: &[&str] = match (&self.gpu, self.device) {
-            (Some(_), _) => &["bf16", "f32"],
-            (None, DeviceChoice::Cuda(_) | DeviceChoice::Emulated) => &["bf16"],
-            (None, DeviceChoice::Auto | DeviceChoice::Cpu) => &["f32"],
-        };
-        unsupported(&[
+        // A plan for a card may ask what f32 would take there.
+        let dtypes = if self.gpu.is_some() { &["bf16", "f32"] } else { dtypes(self.device) };
+        check(&[
             ("task", self.task.to_string(), supported("task")),
             ("quant", self.quant.to_string(), supported("quant")),
             ("dtype", self.dtype.to_string(), dtypes),

@@ -192,6 +192,13 @@ pub enum DeviceChoice {
     Emulated,
 }
 
+impl DeviceChoice {
+    /// Whether the kernels of GPUs are asked for by name, wherever they run.
+    pub fn is_gpu(self) -> bool {
+        matches!(self, Self::Cuda(_) | Self::Emulated)
+    }
+}
+
 impl fmt::Display for DeviceChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -12,7 +12,7 @@ use super::template::{ChatTemplate, Renderer};
 use super::tokenizer::Tokenizer;
 use super::tokenizer::chat::NamedTemplate;
 use crate::config;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::formats::model_folder::tokenizer_files;
 
 /// What a model folder says about text.
@@ -114,12 +114,7 @@ fn choose(format: config::Format, chat_rows: bool, has_template: bool) -> Result
         config::Format::Auto if chat_rows && has_template => Ok(Format::Chat),
         config::Format::Auto | config::Format::Plain => Ok(Format::Plain),
         config::Format::Chat => Ok(Format::Chat),
-        config::Format::Template => Error::input("CONFIG", "not supported by this build")
-            .field("format")
-            .got(format)
-            .expected("auto, plain or chat")
-            .fix("choose one of them")
-            .into(),
+        config::Format::Template => config::unsupported("format", format),
     }
 }
 

@@ -24,8 +24,8 @@ pub use crate::session::{Context, Notice};
 
 use std::time::Instant;
 
-use crate::config::{ScoreConfig, ScoreMode};
-use crate::error::{Error, Result};
+use crate::config::{ScoreConfig, ScoreMode, unsupported};
+use crate::error::Result;
 use output::Outputs;
 use session::Session;
 
@@ -47,14 +47,7 @@ pub fn run(config: &ScoreConfig, context: &Context, watch: &mut dyn FnMut(Event<
     let (num_rows, num_skipped, findings) = match config.mode {
         ScoreMode::Logprob => logprob::run(&mut session, &outputs, watch)?,
         ScoreMode::Choice => choice::run(&mut session, &outputs, watch)?,
-        other => {
-            return Error::input("CONFIG", "not supported by this build")
-                .field("mode")
-                .got(other)
-                .expected("logprob or choice")
-                .fix("choose one of them")
-                .into();
-        }
+        other => return unsupported("mode", other),
     };
     for path in outputs.paths() {
         watch(Event::Saved { path });

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use tanren::config::{Family, supported};
 use tanren::error::Error;
 
 use crate::source::{Source, files, read, sources};
@@ -113,4 +114,44 @@ fn others(path: &str, text: &str) -> Vec<String> {
         (!known).then(|| format!("{path}:{}: `{name}` is not part of the surface", index + 1))
     })
     .collect()
+}
+
+/// What the README calls things that a build may be able to do: the option and its value, or `model_type` and a family.
+const STATUS: [(&str, &str, &str); 10] = [
+    ("model_type", "qwen2", "Qwen2"),
+    ("model_type", "qwen3", "Qwen3"),
+    ("model_type", "llama", "Llama-like"),
+    ("model_type", "gpt2", "GPT-2"),
+    ("model_type", "bert", "BERT"),
+    ("model_type", "xlm-roberta", "XLM-R"),
+    ("quant", "nf4", "nf4"),
+    ("task", "classify", "classification"),
+    ("task", "regress", "regression"),
+    ("mode", "generate", "generation"),
+];
+
+#[test]
+fn the_status_in_the_readme_is_what_this_build_can_do() {
+    let text = read("README.md");
+    let status = text.split("## Status").nth(1).unwrap().split("\n## ").next().unwrap();
+    demand(untrue(status));
+    let told = status.replace("GPT-2, ", "").replace("Qwen3, ", "").replace("classification, ", "");
+    assert_eq!(untrue(&told).len(), 3, "{told}");
+}
+
+/// What a table of the columns "works now" and "not yet" says wrongly or not at all.
+fn untrue(status: &str) -> Vec<String> {
+    let column =
+        |index: usize| -> String { status.lines().filter_map(|line| line.split('|').nth(index)).collect() };
+    let (now, later) = (column(2), column(3));
+    let is_said_wrongly = |(option, value, name): &(&str, &str, &str)| {
+        let works = match *option {
+            "model_type" => Family::from_model_type(value).is_some(),
+            option => supported(option).contains(value),
+        };
+        let (right, wrong) = if works { (&now, &later) } else { (&later, &now) };
+        (!right.contains(name) || wrong.contains(name))
+            .then(|| format!("README.md:1: {name}: it works: {works}"))
+    };
+    STATUS.iter().filter_map(is_said_wrongly).collect()
 }

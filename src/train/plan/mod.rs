@@ -142,7 +142,7 @@ impl Place {
             },
         };
         let device = device.filter(|device| card.is_none() && device.machine() == Machine::Gpu);
-        let named = matches!(config.device, DeviceChoice::Cuda(_) | DeviceChoice::Emulated);
+        let named = config.device.is_gpu();
         let on_gpu = card.is_some() || device.is_some() || named;
         let chip = match (card, device) {
             (Some(card), _) => Some(card.chip()),
