@@ -1,42 +1,76 @@
-//! Order and grouping of the rows: shuffle, evaluation split, micro-batches of a number of samples or of tokens.
+//! Order and grouping of the rows: shuffle, evaluation split, micro-batches of a number of samples or of tokens, and the passes
+//! that a micro-batch is computed in.
 //!
 //! All of it is a pure function of seed and epoch, so a resumed run needs no more than its position.
 
-use serde::Serialize;
+use std::ops::Range;
 
-pub use super::collate::{Choices, collate, collate_choices, collate_shared};
+use crate::config::Batching;
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Stream};
 
-/// What fills a micro-batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub enum BatchBy {
-    /// A number of rows.
-    Samples(usize),
-    /// As many rows as fit into a number of tokens.
-    Tokens(usize),
-}
-
-/// Cuts `order` into micro-batches, keeping it: with [`BatchBy::Samples`] consecutive rows and a short last batch, with
-/// [`BatchBy::Tokens`] each batch takes rows as long as they fit. `lengths[row]` is in tokens.
+/// Cuts `order` into micro-batches, keeping it: with [`Batching::Samples`] consecutive rows and a short last batch, with
+/// [`Batching::Tokens`] each batch takes rows as long as they fit. `lengths[row]` is in tokens.
 ///
 /// # Errors
 /// [`Error::Input`] if a batch may hold nothing, if a row alone is longer than the token budget, or if `order` names a row
 /// that has no length.
-pub fn micro_batches(lengths: &[usize], order: &[usize], by: BatchBy) -> Result<Vec<Vec<usize>>> {
+pub fn micro_batches(lengths: &[usize], order: &[usize], batching: Batching) -> Result<Vec<Vec<usize>>> {
     if let Some(&row) = order.iter().find(|&&row| row >= lengths.len()) {
         return Error::input("DATA", format!("row {row} of the order does not exist")).into();
     }
-    match by {
-        BatchBy::Samples(0) => Error::input("CONFIG", "a micro-batch of no samples")
+    match batching {
+        Batching::Samples(0) => Error::input("CONFIG", "a micro-batch of no samples")
             .field("batch_size")
             .got(0)
             .expected("1 or more")
             .fix("set --batch-size")
             .into(),
-        BatchBy::Samples(samples) => Ok(order.chunks(samples).map(<[usize]>::to_vec).collect()),
-        BatchBy::Tokens(budget) => by_tokens(lengths, order, budget),
+        Batching::Samples(samples) => Ok(order.chunks(samples).map(<[usize]>::to_vec).collect()),
+        Batching::Tokens(budget) => by_tokens(lengths, order, budget),
     }
+}
+
+/// Cuts consecutive rows of these lengths into passes of at most `max_tokens` tokens together; a longer row is alone.
+pub fn passes(lengths: impl IntoIterator<Item = usize>, max_tokens: usize) -> Vec<Range<usize>> {
+    let mut passes: Vec<Range<usize>> = Vec::new();
+    let mut left = 0;
+    for (row, length) in lengths.into_iter().enumerate() {
+        match passes.last_mut() {
+            Some(pass) if length <= left => pass.end = row + 1,
+            _ => {
+                passes.push(row..row + 1);
+                left = max_tokens;
+            }
+        }
+        left = left.saturating_sub(length);
+    }
+    passes
+}
+
+/// The passes over rows in the order of the file, for what has no steps: micro-batches, each in its passes. A row that alone is
+/// longer than a micro-batch of tokens is one, since that changes no result here.
+///
+/// # Errors
+/// [`Error::Input`] if a batch may hold nothing.
+pub fn passes_in_order(
+    lengths: &[usize],
+    batching: Batching,
+    max_tokens: usize,
+) -> Result<Vec<Range<usize>>> {
+    let order: Vec<usize> = (0..lengths.len()).collect();
+    let longest = match batching {
+        Batching::Samples(_) => usize::MAX,
+        Batching::Tokens(budget) => budget,
+    };
+    let within: Vec<usize> = lengths.iter().map(|&length| length.min(longest)).collect();
+    let mut all = Vec::new();
+    for batch in micro_batches(&within, &order, batching)? {
+        let first = batch.first().copied().unwrap_or(0);
+        let of_batch = passes(batch.iter().map(|&row| lengths[row]), max_tokens);
+        all.extend(of_batch.into_iter().map(|pass| first + pass.start..first + pass.end));
+    }
+    Ok(all)
 }
 
 fn by_tokens(lengths: &[usize], order: &[usize], budget: usize) -> Result<Vec<Vec<usize>>> {
@@ -122,25 +156,25 @@ mod tests {
 
     #[test]
     fn samples_keep_a_short_last_batch() {
-        let batches = micro_batches(&[1; 5], &[4, 3, 2, 1, 0], BatchBy::Samples(2)).unwrap();
+        let batches = micro_batches(&[1; 5], &[4, 3, 2, 1, 0], Batching::Samples(2)).unwrap();
         assert_eq!(batches, [vec![4, 3], vec![2, 1], vec![0]]);
     }
 
     #[test]
     fn tokens_are_filled_in_order() {
-        let batches = micro_batches(&[3, 3, 4, 10, 1], &[0, 1, 2, 3, 4], BatchBy::Tokens(10)).unwrap();
+        let batches = micro_batches(&[3, 3, 4, 10, 1], &[0, 1, 2, 3, 4], Batching::Tokens(10)).unwrap();
         assert_eq!(batches, [vec![0, 1, 2], vec![3], vec![4]]);
     }
 
     #[test]
     fn impossible_batches_are_errors() {
-        let error = micro_batches(&[3, 11], &[0, 1], BatchBy::Tokens(10)).unwrap_err().to_string();
+        let error = micro_batches(&[3, 11], &[0, 1], Batching::Tokens(10)).unwrap_err().to_string();
         assert!(
             error.contains("got 11 tokens, expected at most 10; fix: raise --tokens-per-batch"),
             "{error}"
         );
-        assert!(micro_batches(&[1], &[0], BatchBy::Samples(0)).is_err());
-        assert!(micro_batches(&[1], &[1], BatchBy::Samples(1)).is_err());
+        assert!(micro_batches(&[1], &[0], Batching::Samples(0)).is_err());
+        assert!(micro_batches(&[1], &[1], Batching::Samples(1)).is_err());
     }
 
     #[test]
@@ -167,6 +201,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn passes_are_cut_where_the_next_row_does_not_fit() {
+        let cut = |lengths: &[usize], max| passes(lengths.iter().copied(), max);
+        assert_eq!(cut(&[3, 3, 9, 1, 1, 1], 6), [0..2, 2..3, 3..6]);
+        assert_eq!(cut(&[3, 3, 9, 1, 1, 1], 1), [0..1, 1..2, 2..3, 3..4, 4..5, 5..6]);
+        assert_eq!(cut(&[3, 3], usize::MAX), [0..2]);
+        assert!(cut(&[], 6).is_empty());
+    }
+
+    #[test]
+    fn passes_in_order_tile_the_rows_within_both_limits() {
+        let cut = |batching, max| passes_in_order(&[3, 3, 9, 1, 1, 1], batching, max).unwrap();
+        assert_eq!(cut(Batching::Samples(4), 100), [0..4, 4..6]);
+        assert_eq!(cut(Batching::Samples(6), 6), [0..2, 2..3, 3..6]);
+        assert_eq!(cut(Batching::Tokens(6), 100), [0..2, 2..3, 3..6]);
+        assert_eq!(cut(Batching::Tokens(100), 1), [0..1, 1..2, 2..3, 3..4, 4..5, 5..6]);
+        assert!(passes_in_order(&[1], Batching::Samples(0), 9).is_err());
+    }
+
     proptest! {
         #[test]
         fn every_row_is_packed_once_in_order_and_within_the_budget(
@@ -175,7 +228,7 @@ mod tests {
             seed: u64,
         ) {
             let order = epoch_order(lengths.len(), seed, 0, true);
-            let batches = micro_batches(&lengths, &order, BatchBy::Tokens(budget)).unwrap();
+            let batches = micro_batches(&lengths, &order, Batching::Tokens(budget)).unwrap();
             let tokens = |batch: &Vec<usize>| batch.iter().map(|&row| lengths[row]).sum::<usize>();
             prop_assert_eq!(batches.concat(), order);
             prop_assert!(batches.iter().all(|batch| !batch.is_empty() && tokens(batch) <= budget));

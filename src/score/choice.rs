@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::event::{Event, Findings};
 use super::output::Outputs;
-use super::passes::Packed;
+use super::packed::Packed;
 use super::report::{ChoiceReport, Outcome, pick};
 use super::session::{Session, check, row_error};
 use crate::data::collate::collate_choices;

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::event::{Event, Findings};
 use super::output::Outputs;
-use super::passes::Packed;
+use super::packed::Packed;
 use super::session::{Session, check, not_finite};
 use crate::data::collate::collate;
 use crate::data::encode::Example;

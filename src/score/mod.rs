@@ -9,7 +9,7 @@ mod choice;
 mod event;
 mod logprob;
 mod output;
-mod passes;
+mod packed;
 mod report;
 mod session;
 

@@ -6,11 +6,12 @@ use std::time::Instant;
 use half::bf16;
 
 use super::event::Event;
-use super::passes::{Packed, passes};
+use super::packed::Packed;
 use crate::config::ScoreConfig;
 use crate::data::audit::Audit;
 use crate::data::encode::{Asked, Encoder, Example};
 use crate::data::files::read_files;
+use crate::data::packing::passes_in_order;
 use crate::data::record::Record;
 use crate::data::routing::{Routing, select};
 use crate::data::texts::any_chat;
@@ -161,7 +162,8 @@ impl<'a> Session<'a> {
         take: impl FnMut(Range<usize>, Vec<Vec<f64>>) -> Result<()>,
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
-        let passes = passes(lengths, self.config.batching(), self.config.max_tokens_per_pass)?;
+        let config = self.config;
+        let passes = passes_in_order(lengths, config.batching(), config.max_tokens_per_pass)?;
         match model {
             Model::F32(model) => self.score_as(model, &passes, pack, take, watch),
             Model::Bf16(model) => self.score_as(model, &passes, pack, take, watch),

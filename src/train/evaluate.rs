@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::event::Event;
 use super::prepare::Row;
-use super::step::{packed, passes};
-use crate::config::{Batching, TrainConfig};
-use crate::data::packing::{BatchBy, micro_batches};
+use super::step::packed;
+use crate::config::TrainConfig;
+use crate::data::packing::passes_in_order;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Adapter, Decoder, Scorer};
@@ -74,27 +74,14 @@ pub(super) fn check_metric(config: &TrainConfig) -> Result<()> {
     Ok(())
 }
 
-/// How rows are grouped, for the packing.
-pub(super) fn batch_by(batching: Batching) -> BatchBy {
-    match batching {
-        Batching::Samples(rows) => BatchBy::Samples(rows),
-        Batching::Tokens(tokens) => BatchBy::Tokens(tokens),
-    }
-}
-
 /// The rows of an evaluation, by pass.
 ///
 /// # Errors
-/// An input error if a row does not fit a batch.
+/// An input error if a batch may hold nothing.
 pub(super) fn eval_passes<'a>(config: &TrainConfig, rows: &'a [Row]) -> Result<Vec<Vec<&'a Row>>> {
     let lengths: Vec<usize> = rows.iter().map(|row| row.example.len()).collect();
-    let order: Vec<usize> = (0..rows.len()).collect();
-    let mut all = Vec::new();
-    for batch in micro_batches(&lengths, &order, batch_by(config.eval_batching()))? {
-        let batch: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
-        all.extend(passes(&batch, config.max_tokens_per_pass).map(<[_]>::to_vec));
-    }
-    Ok(all)
+    let passes = passes_in_order(&lengths, config.eval_batching(), config.max_tokens_per_pass)?;
+    Ok(passes.into_iter().map(|pass| rows[pass].iter().collect()).collect())
 }
 
 /// Evaluates `adapters` on `rows`, which must not be empty.

@@ -4,7 +4,7 @@
 use super::evaluate::eval_passes;
 use super::itinerary::Itinerary;
 use super::prepare::Row;
-use super::step::{packed, passes};
+use super::step::{packed, passes_of};
 use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::error::Result;
@@ -72,7 +72,7 @@ impl Extent {
             let steps = itinerary.epoch(epoch)?;
             for batch in steps.iter().take(left).flatten() {
                 let rows: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
-                for pass in passes(&rows, config.max_tokens_per_pass) {
+                for pass in passes_of(&rows, config) {
                     extent.add(packed(pass, config.share_prefix, 0));
                 }
             }

@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 
-use super::evaluate::batch_by;
 use crate::config::{Batching, TrainConfig};
 use crate::data::packing::{epoch_order, micro_batches};
 use crate::error::{Error, Result};
@@ -134,7 +133,7 @@ impl<'a> Itinerary<'a> {
     pub(super) fn epoch(&self, epoch: usize) -> Result<Vec<Step>> {
         let config = self.config;
         let order = epoch_order(self.lengths.len(), config.seed, epoch as u32, config.shuffle);
-        let batches = micro_batches(&self.lengths, &order, batch_by(config.batching()))?;
+        let batches = micro_batches(&self.lengths, &order, config.batching())?;
         Ok(batches.chunks(config.gradient_accumulation_steps).map(<[_]>::to_vec).collect())
     }
 }

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
-use crate::data::packing::{collate, collate_shared};
+use crate::data::collate::{collate, collate_shared};
+use crate::data::packing::passes;
 use crate::device::{Device, Kind, Machine, Mailbox};
 use crate::error::{Error, Result};
 use crate::model::{
@@ -152,7 +153,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let mut total = 0.0;
         let mut first_sample = 0;
         for micro_batch in micro_batches {
-            for pass in passes(micro_batch, self.config.max_tokens_per_pass) {
+            for pass in passes_of(micro_batch, self.config) {
                 context.check_stop(&format!("stopped within step {}", step + 1))?;
                 for (batch, rows) in fitting(pass, self.config.share_prefix, first_sample, self.room) {
                     started.packed_tokens += batch.total_tokens();
@@ -251,23 +252,13 @@ fn loss(scores: &[TargetScore], weights: &[f64]) -> Option<f64> {
     loss.is_finite().then_some(loss)
 }
 
-/// Consecutive rows of at most `max_tokens` tokens together; a longer row alone.
-pub(super) fn passes<'r, 'a>(
+/// The passes that a micro-batch is computed in.
+pub(super) fn passes_of<'r, 'a>(
     rows: &'r [&'a Row],
-    max_tokens: usize,
-) -> impl Iterator<Item = &'r [&'a Row]> + 'r {
-    let mut start = 0;
-    std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fits = |row: &&&Row| {
-            tokens += row.example.len();
-            tokens <= max_tokens
-        };
-        let len = rows[start..].iter().take_while(fits).count().max(1);
-        let pass = rows.get(start..start + len)?;
-        start += len;
-        Some(pass)
-    })
+    config: &TrainConfig,
+) -> impl Iterator<Item = &'r [&'a Row]> + use<'r, 'a> {
+    let lengths = rows.iter().map(|row| row.example.len());
+    passes(lengths, config.max_tokens_per_pass).into_iter().map(|pass| &rows[pass])
 }
 
 /// The rows of one pass as a batch. `first_sample` is the number of the first row within the step: with the position it names

@@ -22,7 +22,7 @@ use super::ahead::Rooms;
 use super::extent::Extent;
 use super::itinerary::Itinerary;
 use super::prepare::{Prepared, Row};
-use super::step::{packed, passes};
+use super::step::{packed, passes_of};
 use crate::batch::Batch;
 use crate::config::{DeviceChoice, Dtype, ModelConfig, TrainConfig};
 use crate::device::arch::Chip;
@@ -283,7 +283,7 @@ impl Plan {
 pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row>]) -> Result<Plan> {
     let place = Place::of(config, None)?;
     let setup = place.setup(config, model);
-    let job = Job::of(passes_of(config, micro_batches));
+    let job = Job::of(step_passes(config, micro_batches));
     let (policies, measured) = setup.choose(&job, place.limit_bytes())?;
     Ok(place.plan(&setup, policies, &measured, &measured))
 }
@@ -329,7 +329,7 @@ pub(super) fn planned<T: Real<Stat = f32>>(
         .first()
         .map(|step| step.iter().map(|b| b.iter().map(|&i| &prepared.train[i]).collect()).collect())
         .unwrap_or_default();
-    let work = setup.measure(&Job::of(passes_of(config, &first)), &policies)?;
+    let work = setup.measure(&Job::of(step_passes(config, &first)), &policies)?;
     let mut plan = place.plan(&setup, policies, &memory, &work);
     if let (false, Some(limit), Some(training)) = (plan.fits, limit, job.without_evaluation()) {
         plan.evaluation_is_too_large = setup.choose(&training, Some(limit))?.1.needed_bytes() <= limit;
@@ -349,10 +349,9 @@ fn like(pass: &Batch) -> Workload {
 }
 
 /// The passes of a step.
-fn passes_of(config: &TrainConfig, micro_batches: &[Vec<&Row>]) -> Vec<Batch> {
-    let cut = |rows| passes(rows, config.max_tokens_per_pass);
+fn step_passes(config: &TrainConfig, micro_batches: &[Vec<&Row>]) -> Vec<Batch> {
     let pack = |pass: &[&Row]| packed(pass, config.share_prefix, 0);
-    micro_batches.iter().flat_map(|rows| cut(rows).map(pack)).collect()
+    micro_batches.iter().flat_map(|rows| passes_of(rows, config).map(pack)).collect()
 }
 
 /// Whether a run of this configuration chooses by itself what blocks keep.

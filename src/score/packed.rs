@@ -1,12 +1,7 @@
-//! Rows in passes that fit the memory: how they are cut, and several packed prompts in one batch.
-
-use std::ops::Range;
+//! Several packed prompts in one batch, and which of its targets are whose.
 
 use crate::batch::{Batch, Segment, Target};
-use crate::config::Batching;
 use crate::data::collate::Choices;
-use crate::data::packing::{BatchBy, micro_batches};
-use crate::error::Result;
 
 /// A batch, and which of its targets belong together: a row's in logprob mode, a choice's in choice mode.
 #[derive(Debug, Default)]
@@ -39,55 +34,11 @@ pub(super) fn append(batch: &mut Batch, other: Batch) -> usize {
     targets
 }
 
-/// Cuts rows of these lengths into passes, in order: batches as configured, each in parts of at most `max_tokens` tokens; a
-/// longer row is alone.
-///
-/// # Errors
-/// As [`micro_batches`].
-pub(super) fn passes(lengths: &[usize], by: Batching, max_tokens: usize) -> Result<Vec<Range<usize>>> {
-    let order: Vec<usize> = (0..lengths.len()).collect();
-    let batches = match by {
-        Batching::Samples(rows) => micro_batches(lengths, &order, BatchBy::Samples(rows))?,
-        Batching::Tokens(budget) => {
-            // A row that alone is longer fills its batch. It does not break a rule as it would in training, where it would
-            // change what a step is.
-            let lengths: Vec<usize> = lengths.iter().map(|&length| length.clamp(1, budget)).collect();
-            micro_batches(&lengths, &order, BatchBy::Tokens(budget))?
-        }
-    };
-    let mut passes: Vec<Range<usize>> = Vec::new();
-    for batch in batches {
-        let mut left = 0;
-        for (i, row) in batch.into_iter().enumerate() {
-            match passes.last_mut().filter(|_| i > 0 && lengths[row] <= left) {
-                Some(pass) => {
-                    pass.end = row + 1;
-                    left -= lengths[row];
-                }
-                None => {
-                    passes.push(row..row + 1);
-                    left = max_tokens.saturating_sub(lengths[row]);
-                }
-            }
-        }
-    }
-    Ok(passes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::collate::collate_choices;
     use crate::data::encode::{Asked, Continuation};
-
-    #[test]
-    fn passes_tile_the_rows_within_both_limits() {
-        let cut = |by, max_tokens| passes(&[3, 3, 9, 1, 1, 1], by, max_tokens).unwrap();
-        assert_eq!(cut(Batching::Samples(4), 100), [0..4, 4..6]);
-        assert_eq!(cut(Batching::Samples(6), 6), [0..2, 2..3, 3..6]);
-        assert_eq!(cut(Batching::Tokens(6), 100), [0..2, 2..3, 3..6]);
-        assert_eq!(cut(Batching::Tokens(100), 1), [0..1, 1..2, 2..3, 3..4, 4..5, 5..6]);
-    }
 
     #[test]
     fn an_appended_prompt_keeps_its_own_continuations() {
