@@ -5,13 +5,13 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-use super::encode::{EncodeOptions, Encoder, Format};
+use super::encode::{EncodeOptions, Encoder};
 use super::record::{Body, Record};
 use super::template::sandbox::{HelperCommand, SandboxedTemplate};
 use super::template::{ChatTemplate, Renderer};
 use super::tokenizer::Tokenizer;
 use super::tokenizer::chat::NamedTemplate;
-use crate::config;
+use crate::config::{Format, unsupported};
 use crate::error::Result;
 use crate::formats::model_folder::tokenizer_files;
 
@@ -20,7 +20,7 @@ use crate::formats::model_folder::tokenizer_files;
 pub struct Texts {
     /// None if the folder has no `tokenizer.json`; then every row has to be tokenised already.
     pub tokenizer: Option<Tokenizer>,
-    /// How a row becomes one text.
+    /// How a row becomes one text: plain or chat.
     pub format: Format,
     renderer: Option<Renderer>,
     /// That of conversations with tools, where the model has one of its own; made when a row first needs it.
@@ -30,19 +30,14 @@ pub struct Texts {
 
 impl Texts {
     /// Opens the tokenizer of the model folder `dir`, and its chat template if the format needs one. `chat_rows` says whether
-    /// some row is a conversation or an instruction, by which [`config::Format::Auto`] chooses.
+    /// some row is a conversation or an instruction, by which [`Format::Auto`] chooses.
     ///
     /// With a `helper` the template runs in a child process that cannot harm this one; without, in this process, where a
     /// hostile template can exhaust the memory.
     ///
     /// # Errors
     /// An input error that names the file and what is wrong with it, or a format that is not supported.
-    pub fn open(
-        dir: &Path,
-        format: config::Format,
-        chat_rows: bool,
-        helper: Option<&HelperCommand>,
-    ) -> Result<Self> {
+    pub fn open(dir: &Path, format: Format, chat_rows: bool, helper: Option<&HelperCommand>) -> Result<Self> {
         let files = tokenizer_files(dir)?;
         if files.tokenizer_json.is_none() {
             let format = choose(format, chat_rows, false)?;
@@ -109,12 +104,12 @@ fn tools(record: &Record) -> Option<&Value> {
 }
 
 /// The format for rows of which some are written for a chat model or none is, with a model that has a template or not.
-fn choose(format: config::Format, chat_rows: bool, has_template: bool) -> Result<Format> {
+fn choose(format: Format, chat_rows: bool, has_template: bool) -> Result<Format> {
     match format {
-        config::Format::Auto if chat_rows && has_template => Ok(Format::Chat),
-        config::Format::Auto | config::Format::Plain => Ok(Format::Plain),
-        config::Format::Chat => Ok(Format::Chat),
-        config::Format::Template => config::unsupported("format", format),
+        Format::Auto if chat_rows && has_template => Ok(Format::Chat),
+        Format::Auto | Format::Plain => Ok(Format::Plain),
+        Format::Chat => Ok(Format::Chat),
+        Format::Template => unsupported("format", format),
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::config::{Format, Truncation};
-use crate::data::encode::{self, EncodeOptions, Encoder};
+use crate::data::encode::{EncodeOptions, Encoder};
 use crate::data::record::Record;
 use crate::data::template::sandbox::{HelperCommand, serve_template};
 use crate::data::texts::Texts;
@@ -178,11 +178,11 @@ impl Opened {
         of_tokenizer.for_each(|note| notify(Notice::Note(note.clone())));
         if options.format == Format::Auto && chat_rows {
             notify(Notice::Note(match texts.format {
-                encode::Format::Chat => {
+                Format::Chat => {
                     "format chat: rows are conversations or instructions, and the model has a chat template"
                         .into()
                 }
-                encode::Format::Plain => "format plain: the model has no chat template".into(),
+                _ => "format plain: the model has no chat template".into(),
             }));
         }
         if options.max_seq_length > model.config.max_position_embeddings {

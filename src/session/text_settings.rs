@@ -7,7 +7,6 @@ use sha2::{Digest, Sha256};
 
 use super::{Notice, TextOptions};
 use crate::config::{Format, Truncation};
-use crate::data::encode;
 use crate::data::texts::Texts;
 use crate::error::{Error, Result};
 use crate::formats::adapter::read_text;
@@ -38,12 +37,11 @@ pub struct TextSettings {
 impl TextSettings {
     /// What `texts` does with these options.
     pub(super) fn of(texts: &Texts, options: &TextOptions) -> Self {
-        let chat = texts.format == encode::Format::Chat;
-        let source =
-            texts.tokenizer.as_ref().and_then(|tokenizer| tokenizer.chat_template()).filter(|_| chat);
+        let template = texts.tokenizer.as_ref().and_then(|tokenizer| tokenizer.chat_template());
+        let source = template.filter(|_| texts.format == Format::Chat);
         let hex = |source: &str| Sha256::digest(source).iter().map(|byte| format!("{byte:02x}")).collect();
         Self {
-            format: if chat { Format::Chat } else { Format::Plain },
+            format: texts.format,
             chat_template_sha256: source.map(hex),
             max_seq_length: options.max_seq_length,
             truncation: options.truncation,

@@ -53,8 +53,8 @@ impl Encoder<'_> {
         let answers: Vec<&str> = choices.iter().map(String::as_str).collect();
         let (mut all, truncated) = match &record.body {
             Body::InputOutput { input, form, .. } => match self.options.format {
-                Format::Plain => self.fit_plains(&[input, form.separator()], &answers, &mut notes),
                 Format::Chat => self.fit_answers(&chat::pair(input, ""), &answers, &mut notes),
+                _ => self.fit_plains(&[input, form.separator()], &answers, &mut notes),
             },
             Body::Messages(conversation) if answer_is_masked(conversation) => {
                 return record

@@ -26,7 +26,7 @@ use super::record::{Body, Conversation, Record};
 use super::template::Renderer;
 use super::tokenizer::Tokenizer;
 use crate::batch::IGNORE_INDEX;
-pub use crate::config::Truncation;
+pub use crate::config::{Format, Truncation};
 use crate::error::{Error, Result};
 pub use choices::{Asked, Continuation};
 use spans::{Answer, Labelled, Marked};
@@ -35,19 +35,11 @@ use style::{End, Style};
 pub(super) const USER: &str = "user";
 pub(super) const ASSISTANT: &str = "assistant";
 
-/// How input and output become one text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// Input, line end, output.
-    Plain,
-    /// The chat template of the model.
-    Chat,
-}
-
 /// The choices of an [`Encoder`].
 #[derive(Debug, Clone)]
 pub struct EncodeOptions {
-    /// How input and output become one text. Conversations need [`Format::Chat`].
+    /// How input and output become one text: [`Format::Chat`], which conversations need, or as [`Format::Plain`] does. What
+    /// [`Format::Auto`] means depends on all rows and on the model, so it is decided before.
     pub format: Format,
     /// Most tokens of an example.
     pub max_seq_length: usize,
@@ -316,7 +308,7 @@ impl<'a> Encoder<'a> {
             }
         };
         let mut labelled = Labelled::default();
-        if self.options.format == Format::Plain {
+        if self.options.format != Format::Chat {
             labelled.prompt(self.bos().map_err(|e| at_row(record, e))?);
         }
         let extended = marked.and_then(|marked| labelled.extend(self, &marked));
@@ -327,8 +319,8 @@ impl<'a> Encoder<'a> {
         let mut notes = self.notes(record);
         let (labelled, truncated) = match &record.body {
             Body::InputOutput { input, output, form } => match self.options.format {
-                Format::Plain => self.fit_plain(&[input, form.separator()], &[output], &mut notes),
                 Format::Chat => self.fit_conversation(&chat::pair(input, output), &mut notes),
+                _ => self.fit_plain(&[input, form.separator()], &[output], &mut notes),
             },
             Body::Messages(conversation) => self.fit_conversation(conversation, &mut notes),
             Body::Text(text) => self.fit_plain(&[], &[text], &mut notes),
