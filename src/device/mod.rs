@@ -13,6 +13,7 @@ pub mod primitives;
 pub mod self_test;
 
 mod arena;
+mod buffers;
 mod class;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -24,6 +25,7 @@ mod host;
 mod launch;
 mod ledger;
 mod mailbox;
+mod open;
 mod pool;
 mod recording;
 mod table;
@@ -51,7 +53,6 @@ use self::gpu::Gpu;
 use self::kernels::DevicePtr;
 use self::pool::Pool;
 use crate::error::{Error, Result};
-use crate::tensor::Element;
 
 /// What a device does with an op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,94 +100,6 @@ pub struct Device {
 }
 
 impl Device {
-    /// The CPU with `threads` threads; 0 means all of them. Results do not depend on the number.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the system gives no threads.
-    pub fn cpu(threads: usize) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("tanren-{i}"))
-            .build()
-            .map_err(|e| Error::Device {
-                what: format!("cannot start {threads} threads: {e}"),
-                fix: "pass a smaller --threads".into(),
-            })?;
-        Ok(Self { threads: Some(Arc::new(pool)), ..Self::new(Kind::Cpu, None) })
-    }
-
-    /// The GPU with this index, with the kernels of this build. Every tensor has memory of its own until [`Device::reserve`].
-    ///
-    /// # Errors
-    /// [`Error::Device`]: no driver, one that is too old, no such GPU, kernels that do not run on it, or an error of the driver.
-    pub fn cuda(index: usize) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        return Ok(Self::new(Kind::Cuda, Some(Gpu::cuda(cuda::Cuda::open(index)?))));
-        #[cfg(not(feature = "cuda"))]
-        {
-            let _ = index;
-            Err(gpus::without_cuda())
-        }
-    }
-
-    /// A device that records what the CPU would do, and computes nothing.
-    pub fn dry() -> Self {
-        Self::dry_for(Machine::Cpu)
-    }
-
-    /// The kernels on the processor, under checks if `options` ask for them. Plans are those of an RTX 3080.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the system gives no memory or threads.
-    #[cfg(feature = "emulated")]
-    pub fn emulated(options: EmulatorOptions) -> Result<Self> {
-        let emulator = emulated::Emulator::new(options)?;
-        Ok(Self::new(Kind::Emulated, Some(Gpu::emulated(emulator, Chip::RTX_3080))))
-    }
-
-    /// Changes how later launches run, if this is an emulated device.
-    #[cfg(feature = "emulated")]
-    pub fn set_emulator_options(&self, options: EmulatorOptions) {
-        if let Some(emulator) = self.gpu.as_ref().and_then(|gpu| gpu.emulator()) {
-            emulator.set_options(options);
-        }
-    }
-
-    /// What the launches under [`EmulatorOptions::stats`] asked of memory since the last call; nothing on other devices.
-    #[cfg(feature = "emulated")]
-    pub fn take_counters(&self) -> Counters {
-        self.gpu.as_ref().and_then(|gpu| gpu.emulator()).map(|e| e.take_counters()).unwrap_or_default()
-    }
-
-    /// A device that records what `machine` would do, and computes nothing. A GPU is the smallest that is planned for.
-    pub fn dry_for(machine: Machine) -> Self {
-        match machine {
-            Machine::Cpu => Self::new(Kind::Dry, None),
-            Machine::Gpu => Self::dry_gpu(Chip::RTX_3080),
-        }
-    }
-
-    /// A device that records what a GPU of this architecture would do: ops plan their kernels, launches are counted, and
-    /// tensors get addresses in an arena without end, whose high-water mark is what [`Device::reserve`] needs.
-    pub fn dry_gpu(chip: Chip) -> Self {
-        Self::new(Kind::Dry, Some(Gpu::dry(chip)))
-    }
-
-    fn new(kind: Kind, gpu: Option<Gpu>) -> Self {
-        let machine = if gpu.is_some() { Machine::Gpu } else { Machine::Cpu };
-        let pool = Arc::new(Pool::new(machine.granularity()));
-        let gpu = gpu.map(Arc::new);
-        Self {
-            kind,
-            class: Class::Temporary,
-            pool,
-            ledger: Arc::default(),
-            threads: None,
-            gpu,
-            live_rows: DevicePtr(0),
-        }
-    }
-
     /// A handle of this device whose buffers are for `class`.
     pub fn class(&self, class: Class) -> Self {
         Self { class, ..self.clone() }
@@ -265,127 +178,6 @@ impl Device {
         }
     }
 
-    /// A tensor `[rows, cols]` with unspecified content (all bits set, which is NaN for real numbers, in builds with debug
-    /// assertions), to be overwritten whole.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if there is not so much memory, with what is needed and what is free.
-    pub fn empty<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
-        let mut tensor = Tensor::new(self, rows, cols)?;
-        if cfg!(debug_assertions) {
-            // Nothing on a GPU, where a block comes with its bits set.
-            bytemuck::cast_slice_mut::<T, u8>(tensor.data_mut()).fill(0xff);
-        }
-        Ok(tensor)
-    }
-
-    /// A tensor `[rows, cols]` of zeros.
-    ///
-    /// # Errors
-    /// As [`Device::empty`].
-    pub fn zeros<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
-        let mut tensor = Tensor::new(self, rows, cols)?;
-        match tensor.block() {
-            Some(block) => block.gpu().fill(block.ptr(), 0, tensor.bytes())?,
-            None => tensor.data_mut().fill(T::zeroed()),
-        }
-        Ok(tensor)
-    }
-
-    /// A tensor `[rows, cols]` with the content of `values`.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if the number of values is not rows times cols; else as [`Device::empty`].
-    pub fn tensor<T: Element>(&self, rows: usize, cols: usize, values: &[T]) -> Result<Tensor<T>> {
-        let mut tensor = Tensor::new(self, rows, cols)?;
-        self.write(&mut tensor, values)?;
-        Ok(tensor)
-    }
-
-    /// A read-only tensor over memory that somebody else keeps (weights as they were read). A GPU copies it from there.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if the number of values is not rows times cols; else as [`Device::empty`].
-    pub fn borrowed<T: Element>(&self, rows: usize, cols: usize, data: HostData<T>) -> Result<Tensor<T>> {
-        let values = data.as_ref().as_ref();
-        if self.gpu.is_some() {
-            return self.tensor(rows, cols, values);
-        }
-        if values.len() != rows * cols {
-            return Err(Error::shape("device.borrowed", "data", rows * cols, values.len()));
-        }
-        Ok(Tensor::borrowed(self, rows, cols, data))
-    }
-
-    /// The content of a tensor of this device, on the host: after everything that was started before. Zeros of a dry device.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the copy or something before it failed.
-    pub fn read<T: Element>(&self, tensor: &Tensor<T>) -> Result<Vec<T>> {
-        match tensor.block() {
-            None if !self.is_dry() => Ok(tensor.data().to_vec()),
-            _ => {
-                let mut values = vec![T::zeroed(); tensor.len()];
-                self.read_into(tensor, &mut values)?;
-                Ok(values)
-            }
-        }
-    }
-
-    /// As [`Device::read`], into memory of the caller's. A dry device leaves it alone.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if there is more or less room than elements; else as [`Device::read`].
-    pub fn read_into<T: Element>(&self, tensor: &Tensor<T>, values: &mut [T]) -> Result<()> {
-        if values.len() != tensor.len() {
-            return Err(Error::shape("device.read", "values", tensor.len(), values.len()));
-        }
-        match tensor.block() {
-            Some(block) => block.gpu().read(block.ptr(), bytemuck::cast_slice_mut(values)),
-            None if self.is_dry() => Ok(()),
-            None => {
-                values.copy_from_slice(tensor.data());
-                Ok(())
-            }
-        }
-    }
-
-    /// Overwrites a tensor of this device with `values`, after everything that was started before.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if there are more or fewer values than elements; [`Error::Device`] if the copy failed.
-    pub fn write<T: Element>(&self, tensor: &mut Tensor<T>, values: &[T]) -> Result<()> {
-        if values.len() != tensor.len() {
-            return Err(Error::shape("device.write", "values", tensor.len(), values.len()));
-        }
-        match tensor.block() {
-            Some(block) => block.gpu().write(block.ptr(), bytemuck::cast_slice(values)),
-            None if self.is_dry() => Ok(()),
-            None => {
-                tensor.data_mut().copy_from_slice(values);
-                Ok(())
-            }
-        }
-    }
-
-    /// Overwrites the first elements of a tensor of this device, after everything that was started before.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if there are more values than elements; [`Error::Device`] if the copy failed.
-    pub fn write_start<T: Element>(&self, tensor: &mut Tensor<T>, values: &[T]) -> Result<()> {
-        if values.len() > tensor.len() {
-            return Err(Error::shape("device.write", "values", tensor.len(), values.len()));
-        }
-        match tensor.block() {
-            Some(block) => block.gpu().write(block.ptr(), bytemuck::cast_slice(values)),
-            None if self.is_dry() => Ok(()),
-            None => {
-                tensor.data_mut()[..values.len()].copy_from_slice(values);
-                Ok(())
-            }
-        }
-    }
-
     /// Takes one block of `bytes` bytes for all tensors from here on, if this is a GPU: no allocation in a step, and the same
     /// addresses in every run. How much a run needs is the [`ArenaUse::high_water_bytes`] of its plan. Tensors that are there
     /// stay where they are. 0 gives the block back.
@@ -441,6 +233,20 @@ impl Device {
     /// Starts a new maximum from what is in use now.
     pub fn reset_peak(&self) {
         self.pool.reset_peak();
+    }
+
+    /// Changes how later launches run, if this is an emulated device.
+    #[cfg(feature = "emulated")]
+    pub fn set_emulator_options(&self, options: EmulatorOptions) {
+        if let Some(emulator) = self.gpu.as_ref().and_then(|gpu| gpu.emulator()) {
+            emulator.set_options(options);
+        }
+    }
+
+    /// What the launches under [`EmulatorOptions::stats`] asked of memory since the last call; nothing on other devices.
+    #[cfg(feature = "emulated")]
+    pub fn take_counters(&self) -> Counters {
+        self.gpu.as_ref().and_then(|gpu| gpu.emulator()).map(|e| e.take_counters()).unwrap_or_default()
     }
 
     /// Notes that `op` runs with this cost; the launches that follow are its own.
