@@ -5,8 +5,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::event::Event;
+use super::passes::packed;
 use super::prepare::Row;
-use super::step::packed;
 use crate::config::TrainConfig;
 use crate::data::packing::passes_in_order;
 use crate::device::Device;

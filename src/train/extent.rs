@@ -3,8 +3,8 @@
 
 use super::evaluate::eval_passes;
 use super::itinerary::Itinerary;
+use super::passes::{packed, passes_of};
 use super::prepare::Row;
-use super::step::{packed, passes_of};
 use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::error::Result;

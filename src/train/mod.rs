@@ -13,6 +13,7 @@ mod identity;
 mod itinerary;
 mod log;
 mod output;
+mod passes;
 mod plan;
 #[cfg(feature = "plot")]
 mod plot;

@@ -1,0 +1,148 @@
+//! The start of a run: at its first step, or where the checkpoint to resume from left it.
+
+use std::time::Instant;
+
+use super::Training;
+use super::due::patience_is_over;
+use crate::config::TrainConfig;
+use crate::device::Class;
+use crate::error::Result;
+use crate::formats::atomic::write_file;
+use crate::formats::checkpoint::{self, RunLock};
+use crate::model::ModelFlops;
+use crate::optim::{Optimizer, Schedule};
+use crate::session::{Context, Notice, Peak, text_settings};
+use crate::tensor::Real;
+use crate::train::ahead::Rooms;
+use crate::train::checkpoint as state_files;
+use crate::train::event::Event;
+use crate::train::identity::identity;
+use crate::train::itinerary::Itinerary;
+use crate::train::log::Log;
+use crate::train::output::{checkpoint_to_resume, remove_old_run};
+use crate::train::plan::Plan;
+use crate::train::prepare::{Prepared, first_adapter};
+use crate::train::state::TrainerState;
+use crate::train::step::{Spare, Stepper};
+use crate::train::sums::Sums;
+
+impl<'a, T: Real<Stat = f32>> Training<'a, T> {
+    /// A run at its first step, or where the checkpoint to resume from left it.
+    pub(super) fn start(
+        (config, lock): (&'a TrainConfig, &'a RunLock),
+        context: &'a Context,
+        prepared: &'a Prepared<T>,
+        (itinerary, planned, rooms): (Itinerary<'a>, &Plan, Rooms),
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        let device = &prepared.device;
+        let place = device.class(Class::Master);
+        let mut notices = Vec::new();
+        let mut notify = |notice| notices.push(notice);
+        let master = device.run(|| first_adapter(config, &place, &prepared.decoder, &mut notify))?;
+        notices.into_iter().for_each(|notice| watch(Event::Notice(notice)));
+        let (optimizer, adapter) = Optimizer::with_master(device, master)?;
+        let total_steps = itinerary.total_steps();
+        let mut stepper = Stepper {
+            config,
+            device,
+            decoder: &prepared.decoder,
+            policies: planned.activation_policy.clone(),
+            model_flops: ModelFlops::of(&prepared.model.config, Some(&config.lora()))?,
+            recorded: None,
+            spare: Spare::default(),
+            room: rooms.cuts.then_some(rooms.training),
+            grads: vec![adapter.zeros_like(&device.class(Class::Gradient))?],
+            optimizer,
+            adapters: vec![adapter],
+        };
+        let identity = identity(config, prepared)?;
+        let mut state = TrainerState::new(config, total_steps, itinerary.steps_per_epoch());
+        let mut saved = None;
+        checkpoint::clean_stale(&config.output_dir)?;
+        match checkpoint_to_resume(config, watch)? {
+            Some(found) => {
+                let restored = state_files::restore(&found, &mut stepper, &identity)?;
+                watch(Event::Notice(Notice::Note(format!(
+                    "going on from {} (step {})",
+                    found.path().display(),
+                    restored.global_step
+                ))));
+                saved = (found.path().parent() == Some(&config.output_dir)).then_some(restored.global_step);
+                if let Some(change) =
+                    changed_schedule(config, restored.max_steps, total_steps, restored.global_step)
+                {
+                    watch(Event::Notice(Notice::Warning(change)));
+                }
+                state = TrainerState {
+                    max_steps: total_steps,
+                    num_train_epochs: state.num_train_epochs,
+                    eval_steps: state.eval_steps,
+                    logging_steps: state.logging_steps,
+                    save_steps: state.save_steps,
+                    ..restored
+                };
+            }
+            None => remove_old_run(config)?,
+        }
+        let scorer = stepper.record(rooms)?;
+        write_file(&config.output_dir.join("training_config.toml"), config.to_toml().as_bytes())?;
+        write_file(&config.output_dir.join(text_settings::NAME), &prepared.text.to_json())?;
+        let log = Log::open(&config.output_dir, state.global_step)?;
+        let peak = Peak::of(device, &mut |notice| watch(notice.into()));
+        watch(Event::Started {
+            done: state.global_step,
+            total: total_steps,
+            steps_per_epoch: itinerary.steps_per_epoch(),
+            trainable: stepper.adapters[0].num_params(),
+        });
+        let schedule = schedule(config, total_steps);
+        let stopped_early = patience_is_over(config, &state);
+        device.reset_peak();
+        device.take_ledger();
+        Ok(Self {
+            config,
+            lock,
+            context,
+            prepared,
+            itinerary,
+            schedule,
+            stepper,
+            scorer,
+            state,
+            identity,
+            log,
+            saved,
+            last_eval: None,
+            stopped_early,
+            flops_per_token: planned.step_flops as f64 / planned.step_tokens.max(1) as f64,
+            peak,
+            start: Instant::now(),
+            all: Sums::default(),
+            since_log: Sums::default(),
+        })
+    }
+}
+
+/// The learning rates of a run of `total_steps` steps.
+fn schedule(config: &TrainConfig, total_steps: u64) -> Schedule {
+    Schedule {
+        kind: config.lr_scheduler,
+        peak: config.learning_rate,
+        warmup_steps: config.num_warmup_steps(total_steps),
+        total_steps,
+    }
+}
+
+/// What another length does to the learning rate of a run that goes on behind step `done`; none if nothing.
+fn changed_schedule(config: &TrainConfig, before: u64, now: u64, done: u64) -> Option<String> {
+    let [old, new] = [before, now].map(|total| schedule(config, total).learning_rate(done));
+    let last = schedule(config, before).learning_rate(done.saturating_sub(1));
+    (before != now && old != new).then(|| {
+        format!(
+            "the run was to have {before} steps and now has {now}, so its schedule is another one: the learning rate goes from {last:e} \
+             at step {done} to {new:e} at step {} (instead of {old:e})",
+            done + 1
+        )
+    })
+}
