@@ -6,6 +6,7 @@
 
 mod args;
 mod plan;
+mod rows;
 mod score;
 mod train;
 
@@ -20,6 +21,7 @@ use toml::Table;
 
 pub use args::normalise_args;
 pub use plan::PlanArgs;
+use rows::{DATA, RowArgs};
 pub use score::ScoreArgs;
 pub use train::TrainArgs;
 

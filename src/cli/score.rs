@@ -6,9 +6,9 @@ use super::console::{Console, Progress};
 use super::options::ScoreArgs;
 use super::signals::Stop;
 use super::train::{files, routed};
-use super::units::{bytes, count, harmless, seconds, sol};
+use super::units::{batch, bytes, count, harmless, seconds, sol};
 use super::{table, template};
-use crate::config::{Batching, DeviceChoice, ScoreConfig};
+use crate::config::{DeviceChoice, ScoreConfig};
 use crate::error::Result;
 use crate::score::{self, Accuracy, ChoiceReport, Context, Event, Findings, LogprobReport, Summary};
 
@@ -44,10 +44,7 @@ pub(super) fn run(args: &ScoreArgs, console: &Arc<Console>) -> Result<()> {
 }
 
 fn settings(config: &ScoreConfig) -> Vec<(&'static str, String)> {
-    let batch = match config.batching() {
-        Batching::Samples(rows) => format!("{rows} rows"),
-        Batching::Tokens(tokens) => format!("{} tokens", count(tokens as u64)),
-    };
+    let batch = batch(config.batching());
     let adapter = config.adapter.as_ref();
     vec![
         ("model", config.model.clone()),

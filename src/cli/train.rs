@@ -7,9 +7,9 @@ use std::time::Instant;
 use super::console::{Console, Progress};
 use super::options::TrainArgs;
 use super::signals::Stop;
-use super::units::{bytes, count, seconds, shell_word, sol};
+use super::units::{batch, bytes, count, seconds, shell_word, sol};
 use super::{inspect, plan, table, template};
-use crate::config::{Batching, DeviceChoice, Format, Resume, TrainConfig};
+use crate::config::{DeviceChoice, Format, Resume, TrainConfig};
 use crate::data::routing::Routing;
 use crate::error::Result;
 use crate::train::{self, Context, EvalMetrics, Event, StepLog, Summary};
@@ -76,10 +76,7 @@ fn surroundings(console: &Arc<Console>) -> Result<(Stop, Context)> {
 pub(super) fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
     let lora = config.lora();
     let modules = lora.describe_layers();
-    let batch = match config.batching() {
-        Batching::Samples(rows) => format!("{rows} rows"),
-        Batching::Tokens(tokens) => format!("{} tokens", count(tokens as u64)),
-    };
+    let batch = batch(config.batching());
     let kind = [(lora.use_rslora, ", rsLoRA"), (lora.use_dora, ", DoRA")];
     let kind: String = kind.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
     let length = match config.max_steps {

@@ -1,5 +1,7 @@
 //! Numbers as people read them: bytes, counts, operations, times.
 
+use crate::config::Batching;
+
 /// Bytes as B, KiB, MiB, GiB or TiB.
 pub(super) fn bytes(count: u64) -> String {
     scaled(count as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB"])
@@ -21,6 +23,14 @@ pub(super) fn count(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// What a batch is filled with, as `8 rows` or `4,096 tokens`.
+pub(super) fn batch(batching: Batching) -> String {
+    match batching {
+        Batching::Samples(rows) => format!("{rows} rows"),
+        Batching::Tokens(tokens) => format!("{} tokens", count(tokens as u64)),
+    }
 }
 
 /// Seconds as `1.2 s`, `3m 05s` or `2h 03m`.

@@ -55,6 +55,15 @@ impl Layers {
         Ok(Self { table, ..Self::default() })
     }
 
+    /// What was given: `flags` over `file`.
+    pub(super) fn given<T: Keyed>(flags: Options, file: Option<&Path>) -> Result<Self> {
+        let flags = Self::from_flags::<T>(flags)?;
+        Ok(match file {
+            Some(path) => flags.over::<T>(Self::from_file::<T>(path)?),
+            None => flags,
+        })
+    }
+
     /// The layer of the command line, or of a program.
     pub(super) fn from_flags<T: Keyed>(flags: Options) -> Result<Self> {
         let mut layer = Self::default();

@@ -140,8 +140,7 @@ impl ScoreConfig {
     /// # Errors
     /// An input error of class `CONFIG` with file, line and option, or an I/O error if the file cannot be read.
     pub fn resolve(flags: Options, file: Option<&Path>) -> Result<Self> {
-        let file = file.map(Layers::from_file::<Self>).transpose()?.unwrap_or_default();
-        Self::of_layers(Layers::from_flags::<Self>(flags)?.over::<Self>(file))
+        Self::of_layers(Layers::given::<Self>(flags, file)?)
     }
 
     /// The same from the text of a file alone; `path` is its name in messages.

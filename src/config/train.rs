@@ -303,7 +303,7 @@ impl TrainConfig {
     /// # Errors
     /// An input error of class `CONFIG` with file, line and option, or an I/O error if the file cannot be read.
     pub fn resolve(flags: Options, file: Option<&Path>) -> Result<Self> {
-        let (config, layers) = Self::laid_over(flags, file)?;
+        let (config, layers) = Self::of_layers(Layers::given::<Self>(flags, file)?)?;
         config.check(&layers)?;
         Ok(config)
     }
@@ -316,7 +316,7 @@ impl TrainConfig {
         // Said or not, in any spelling: it is a plan.
         let is_other = |(name, _): &(String, Value)| name.replace('-', "_") != "dry_run";
         let flags: Options = flags.into_iter().filter(is_other).collect();
-        let (config, layers) = Self::laid_over(flags.set("dry_run", true), file)?;
+        let (config, layers) = Self::of_layers(Layers::given::<Self>(flags.set("dry_run", true), file)?)?;
         config.check_plan(&layers)?;
         Ok(config)
     }
@@ -329,14 +329,6 @@ impl TrainConfig {
         let (config, layers) = Self::of_layers(Layers::from_text::<Self>(path, text)?)?;
         config.check(&layers)?;
         Ok(config)
-    }
-
-    fn laid_over(flags: Options, file: Option<&Path>) -> Result<(Self, Layers)> {
-        let flags = Layers::from_flags::<Self>(flags)?;
-        Self::of_layers(match file {
-            Some(path) => flags.over::<Self>(Layers::from_file::<Self>(path)?),
-            None => flags,
-        })
     }
 
     /// What was given, over defaults and presets.

@@ -17,10 +17,9 @@ use crate::data::routing::{Routing, select};
 use crate::data::texts::any_chat;
 use crate::device::{Device, Machine};
 use crate::error::{Error, InputError, Result};
-use crate::formats::adapter::read_adapter;
 use crate::model::{Adapter, Decoder, ModelFlops, Room, Scorer};
 use crate::ops::linear_cross_entropy::TargetScore;
-use crate::session::room::{held_bytes, peak_bytes, weights_bytes};
+use crate::session::room::{held_bytes, peak_bytes, size, weights_bytes};
 use crate::session::{self, Context, Limit, Notice, Opened, Peak, Progress, TextOptions, TextSettings};
 use crate::tensor::Real;
 
@@ -135,10 +134,7 @@ impl<'a> Session<'a> {
         let decoder = opened.load(device, &mut |notice| watch(notice.into()))?;
         let mut adapters = Vec::new();
         if let Some(dir) = &self.config.adapter {
-            let peft = read_adapter(dir)?;
-            if !peft.config.unknown_keys.is_empty() {
-                watch(Event::Notice(session::unknown_keys(&peft.config.unknown_keys)));
-            }
+            let peft = session::open_adapter(dir, &mut |notice| watch(notice.into()))?;
             adapters.push(Adapter::from_peft(device, &decoder.config, &peft.config, &peft.tensors, dir)?);
         }
         Ok(Loaded { decoder, adapters })
@@ -253,11 +249,10 @@ fn plan_weights<T: Real>(device: &Device, opened: &Opened, watch: &mut dyn FnMut
 
 fn check_fits(bytes: u64, limit: Option<&Limit>) -> Result<()> {
     let Some(limit) = limit.filter(|limit| bytes > limit.bytes) else { return Ok(()) };
-    let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
     Error::input("CONFIG", "the weights do not fit into the memory")
         .field("model")
-        .got(gib(bytes))
-        .expected(format!("at most {} ({})", gib(limit.bytes), limit.source))
+        .got(size(bytes))
+        .expected(format!("at most {} ({})", size(limit.bytes), limit.source))
         .fix("take a smaller model, or a device with more memory")
         .into()
 }

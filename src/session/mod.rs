@@ -13,6 +13,7 @@ pub use text_settings::TextSettings;
 
 use std::cell::RefCell;
 use std::io::{BufRead, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -25,6 +26,7 @@ use crate::data::template::sandbox::{HelperCommand, serve_template};
 use crate::data::texts::Texts;
 use crate::device::{Class, Device};
 use crate::error::{Error, Result, shorten};
+use crate::formats::adapter::{Adapter as PeftAdapter, read_adapter};
 use crate::formats::hub::{self, Watch};
 use crate::model::open::{self, OpenModel};
 use crate::model::{Decoder, load};
@@ -238,12 +240,20 @@ impl Opened {
     }
 }
 
-/// The notice of keys of an `adapter_config.json` that are not known here.
-pub fn unknown_keys(keys: &[String]) -> Notice {
-    Notice::Warning(format!(
-        "keys of adapter_config.json that are not known and have no effect: {}",
-        some_of(keys)
-    ))
+/// Reads the adapter in the folder `dir`, and says which keys of its `adapter_config.json` are not known here.
+///
+/// # Errors
+/// As [`read_adapter`].
+pub fn open_adapter(dir: &Path, notify: &mut dyn FnMut(Notice)) -> Result<PeftAdapter> {
+    let adapter = read_adapter(dir)?;
+    let keys = &adapter.config.unknown_keys;
+    if !keys.is_empty() {
+        notify(Notice::Warning(format!(
+            "keys of adapter_config.json that are not known and have no effect: {}",
+            some_of(keys)
+        )));
+    }
+    Ok(adapter)
 }
 
 /// Names in a message: the first ones, and how many more there are.

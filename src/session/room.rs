@@ -26,6 +26,14 @@ pub struct Limit {
     pub source: String,
 }
 
+/// Bytes of memory as messages have them.
+pub(crate) fn size(bytes: u64) -> String {
+    match bytes as f64 / f64::from(1 << 20) {
+        mib if mib < 1024.0 => format!("{mib:.1} MiB"),
+        mib => format!("{:.2} GiB", mib / 1024.0),
+    }
+}
+
 impl Limit {
     /// What is free on a GPU, with what the run has taken there already; none if the device does not know.
     ///

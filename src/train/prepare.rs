@@ -12,7 +12,6 @@ use crate::data::routing::select;
 use crate::data::texts::any_chat;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::formats::adapter::read_adapter;
 use crate::model::open::OpenModel;
 use crate::model::{Adapter, Decoder};
 use crate::session::{self, Context, Notice, Opened, TextOptions, TextSettings};
@@ -185,10 +184,7 @@ pub(super) fn first_adapter<T: Real<Stat = f32>>(
     let Some(dir) = &config.init_adapter else {
         return Adapter::new(device, &config.lora(), &decoder.config, &decoder.weights, config.seed);
     };
-    let peft = read_adapter(dir)?;
-    if !peft.config.unknown_keys.is_empty() {
-        notify(session::unknown_keys(&peft.config.unknown_keys));
-    }
+    let peft = session::open_adapter(dir, notify)?;
     let mut adapter = Adapter::from_peft(device, &decoder.config, &peft.config, &peft.tensors, dir)?;
     let model = &decoder.config;
     let (has, wanted) = (adapter.config().clone(), config.lora().without_unused(model)?);

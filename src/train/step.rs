@@ -162,14 +162,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
                 }
             }
         }
-        let update = Update {
-            learning_rate,
-            beta1: self.config.adam_beta1,
-            beta2: self.config.adam_beta2,
-            epsilon: self.config.adam_epsilon,
-            weight_decay: self.config.weight_decay,
-            max_grad_norm: Some(self.config.max_grad_norm).filter(|&norm| norm > 0.0),
-        };
+        let update = update(self.config, learning_rate);
         let (optimizer, adapter, grads) = (&mut self.optimizer, &mut self.adapters[0], &self.grads[0]);
         let device = self.device;
         if self.recorded.is_some() {
@@ -226,6 +219,18 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
             return Err(not_finite("the gradient", started.step, &started.places));
         }
         Ok(started.result)
+    }
+}
+
+/// The numbers of the optimizer for a step.
+pub(super) fn update(config: &TrainConfig, learning_rate: f64) -> Update {
+    Update {
+        learning_rate,
+        beta1: config.adam_beta1,
+        beta2: config.adam_beta2,
+        epsilon: config.adam_epsilon,
+        weight_decay: config.weight_decay,
+        max_grad_norm: Some(config.max_grad_norm).filter(|&norm| norm > 0.0),
     }
 }
 

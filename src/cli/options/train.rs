@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::{typed_options, words};
-use crate::config::{Format, Loss, LrScheduler, Options, Quant, TargetShift, Task, TrainMode, Truncation};
+use super::{DATA, RowArgs, typed_options, words};
+use crate::config::{Format, Loss, LrScheduler, Options, Quant, TargetShift, Task, TrainMode};
 use crate::error::Result;
 
 const MODEL: &str = "Model and adapter";
-const DATA: &str = "Data";
 const STEPS: &str = "Steps and batches";
 const OPTIMIZER: &str = "Optimizer";
 const OUTPUT: &str = "Output and evaluation";
@@ -114,21 +113,9 @@ pub struct TrainArgs {
     /// Which rows take part, by meta.mode: direct answers, reasoning, or all.
     #[arg(long, value_parser = words(TrainMode::WORDS), help_heading = DATA)]
     train_mode: Option<String>,
-    /// Longest row in tokens.
-    #[arg(long, value_name = "TOKENS", help_heading = DATA)]
-    max_seq_length: Option<usize>,
-    /// What happens to longer rows: an error, the start of the prompt is cut, or the row is left out.
-    #[arg(long, value_parser = words(Truncation::WORDS), help_heading = DATA)]
-    truncation: Option<String>,
-    /// Keep text that looks like a special token as text.
-    #[arg(long, value_name = "true|false", help_heading = DATA)]
-    escape_special: Option<bool>,
-    /// Leave out rows with nothing to learn, and those whose answers are all empty.
-    #[arg(long, value_name = "true|false", help_heading = DATA)]
-    skip_empty: Option<bool>,
-    /// Learn the last answer of a conversation only.
-    #[arg(long, value_name = "true|false", help_heading = DATA)]
-    mask_history: Option<bool>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    rows: RowArgs,
     /// Bring rows into a new random order every epoch.
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     shuffle: Option<bool>,

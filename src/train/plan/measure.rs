@@ -12,6 +12,7 @@ use crate::optim::{Optimizer, Update};
 use crate::tensor::{DType, Real};
 use crate::train::ahead::{Rooms, record};
 use crate::train::extent::Extent;
+use crate::train::step::update;
 
 /// Whose step is planned, and where it would run.
 #[derive(Debug, Clone, Copy)]
@@ -134,7 +135,9 @@ impl Setup<'_> {
         for batch in &job.passes {
             decoder.score_and_backward(&device, batch, &adapters, &mut grads, options)?;
         }
-        optimizer.update(&device, &update(config), &mut adapters[0], &grads[0])?;
+        // Its numbers cost nothing.
+        let update = Update { max_grad_norm: None, ..update(config, 0.0) };
+        optimizer.update(&device, &update, &mut adapters[0], &grads[0])?;
         let ledger = device.take_ledger();
         if recorded.is_none() {
             job.evaluated.iter().try_for_each(|batch| decoder.score(&device, batch, &adapters).map(drop))?;
@@ -154,17 +157,5 @@ impl Setup<'_> {
             model_flops: job.passes.iter().map(|batch| model_flops.forward_and_backward(batch)).sum(),
             ledger,
         })
-    }
-}
-
-/// An update; its numbers cost nothing.
-fn update(config: &TrainConfig) -> Update {
-    Update {
-        learning_rate: 0.0,
-        beta1: config.adam_beta1,
-        beta2: config.adam_beta2,
-        epsilon: config.adam_epsilon,
-        weight_decay: config.weight_decay,
-        max_grad_norm: None,
     }
 }

@@ -30,6 +30,7 @@ use crate::device::card::CARDS;
 use crate::device::{Card, Class, Device, Machine};
 use crate::error::{Error, Result};
 use crate::model::{Policies, Policy};
+use crate::session::room::size;
 use crate::session::{Context, Limit, Peak};
 use crate::tensor::Real;
 
@@ -259,10 +260,6 @@ impl Plan {
             None => "compute fewer tokens at once (max_tokens_per_pass, shorter rows)".to_owned(),
         };
         let more = if self.device == "cpu" { "; or raise memory_limit, if there is more" } else { "" };
-        let size = |bytes: u64| match bytes as f64 / f64::from(1 << 20) {
-            mib if mib < 1024.0 => format!("{mib:.1} MiB"),
-            mib => format!("{:.2} GiB", mib / 1024.0),
-        };
         Error::input("CONFIG", "the training does not fit into the memory")
             .field("memory_limit")
             .got(format!(

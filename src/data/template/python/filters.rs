@@ -9,7 +9,7 @@ use super::convert::{Arguments, Given, Number, items, number, type_name};
 use super::format::percent_filter;
 use super::json::tojson;
 use super::methods::{Method, capitalize, center, has_method, lines, replace, strip};
-use super::text::{is_namespace, str};
+use super::text::{capitalized, is_namespace, str};
 use super::{check_len, fail, operators};
 
 pub(super) fn install(environment: &mut Environment<'static>) {
@@ -84,17 +84,12 @@ fn texts(environment: &mut Environment<'static>) {
 
 /// Words begin after white space, hyphens and opening brackets.
 fn title(text: &str) -> Result<String, Error> {
-    let mut result = String::with_capacity(text.len());
-    let mut inside = false;
-    for c in text.chars() {
-        if inside {
-            result.extend(c.to_lowercase());
-        } else {
-            result.extend(c.to_uppercase());
-        }
-        inside = !(c.is_whitespace() || matches!(c, '-' | '(' | '{' | '[' | '<' | '\u{1c}'..='\u{1f}'));
-    }
-    Ok(result)
+    let is_between = |c: char| c.is_whitespace() || "-({[<".contains(c) || ('\u{1c}'..='\u{1f}').contains(&c);
+    let begin = |c: char, result: &mut String| {
+        result.extend(c.to_uppercase());
+        Ok(())
+    };
+    capitalized(text, begin, |c| !is_between(c))
 }
 
 fn indent(value: &Value, arguments: Given) -> Result<String, Error> {

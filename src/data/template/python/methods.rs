@@ -209,17 +209,7 @@ fn push_title_case(c: char, result: &mut String) -> Result<(), Error> {
 
 /// `str.title`: upper case after anything that is no letter, lower case otherwise.
 fn title(text: &str) -> Result<String, Error> {
-    let mut result = String::with_capacity(text.len());
-    let mut inside = false;
-    for c in text.chars() {
-        if inside {
-            result.extend(c.to_lowercase());
-        } else {
-            push_title_case(c, &mut result)?;
-        }
-        inside = c.is_lowercase() || c.is_uppercase();
-    }
-    Ok(result)
+    text::capitalized(text, push_title_case, |c| c.is_lowercase() || c.is_uppercase())
 }
 
 fn swapped(c: char) -> char {

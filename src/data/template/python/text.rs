@@ -21,6 +21,24 @@ pub(super) fn str(value: &Value) -> Result<String, Error> {
     }
 }
 
+/// `text` in lower case but for the first character of every word, which `begin` writes; `is_inside` tells what a word is of.
+pub(super) fn capitalized(
+    text: &str,
+    begin: impl Fn(char, &mut String) -> Result<(), Error>,
+    is_inside: impl Fn(char) -> bool,
+) -> Result<String, Error> {
+    let mut result = String::with_capacity(text.len());
+    let mut inside = false;
+    for c in text.chars() {
+        match inside {
+            true => result.extend(c.to_lowercase()),
+            false => begin(c, &mut result)?,
+        }
+        inside = is_inside(c);
+    }
+    Ok(result)
+}
+
 /// `repr(value)`.
 pub(super) fn repr(value: &Value) -> Result<String, Error> {
     let mut result = String::new();
