@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, SamplingMode, Throughput};
 use half::bf16;
 use tanren::batch::{Batch, Target};
-use tanren::config::{LoraConfig, ModelConfig, TargetModules, variant};
+use tanren::config::{LoraConfig, ModelConfig, variant};
 use tanren::device::{Card, Class, Device, Mailbox};
 use tanren::error::{Error, Result};
 use tanren::model::weights::Role;
