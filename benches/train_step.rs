@@ -23,7 +23,7 @@ use criterion::{Criterion, SamplingMode, Throughput};
 use half::bf16;
 use tanren::batch::{Batch, Target};
 use tanren::config::{LoraConfig, ModelConfig, variant};
-use tanren::device::{Card, Class, Device, Mailbox};
+use tanren::device::{Card, Class, Device, PendingCopy};
 use tanren::error::{Error, Result};
 use tanren::model::weights::Role;
 use tanren::model::{
@@ -308,7 +308,7 @@ impl<'a, T: Real<Stat = f32>> Step<'a, T> {
 
     /// Steps as training takes them: the next one is on its way before the results of this one are there.
     fn replayed(&mut self, batch: &Batch, steps: u64) -> Result<()> {
-        let mut boxes = [(); 2].map(|()| (Mailbox::new(self.device), Mailbox::new(self.device)));
+        let mut boxes = [(); 2].map(|()| (PendingCopy::new(self.device), PendingCopy::new(self.device)));
         for step in 0..=steps {
             if step < steps {
                 let (options, update) = (self.options(batch), self.update());

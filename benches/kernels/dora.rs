@@ -7,11 +7,11 @@ use tanren::batch::{AdapterRows, Segment};
 use tanren::device::kernels::params::DropoutKey;
 use tanren::device::{Device, Table, Tensor};
 use tanren::error::Result;
-use tanren::ops::lora_matmul::RowKeys;
 use tanren::ops::lora_matmul::gpu::dora::{
-    Dropped, Gain, Magnitude, Magnitudes, Merged, Scale, dropout, magnitude_gradient, norm, scale,
+    Dropped, Gain, Magnitude, MagnitudeGradient, Magnitudes, Scale, dropout, magnitude_gradient, scale,
 };
-use tanren::ops::lora_matmul::gpu::{DropoutRate, Rows, dropout_keys};
+use tanren::ops::lora_matmul::gpu::dropout_keys;
+use tanren::ops::lora_matmul::{Dropout, Merged, RowKeys, Rows, dora_norm};
 
 use super::common::LORA_R;
 use super::harness::{Bench, Cost, random};
@@ -25,24 +25,27 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
         let outputs = 4 * (rows * out) as u64;
         let cost = Cost { flops: outputs / 2, bytes: outputs };
         bench.run(&name("scale"), cost, &[], make, |device, set| {
-            let args = Scale { input: Some(&set.z), gain: Gain::Whole, addend: None, bias: None };
-            scale(device, &set.rows, &set.gains, args, &mut set.y)
+            let (magnitudes, input) = (&set.gains, Some(&set.z));
+            let args = Scale { magnitudes, input, gain: Gain::Whole, addend: None, bias: None };
+            scale(device, &set.rows, args, &mut set.y)
         })?;
         bench.run(&name("magnitude"), cost, &[], make, |device, set| {
-            magnitude_gradient(device, &set.rows, &set.gains, &set.dy, &set.z)
+            let args = MagnitudeGradient { magnitudes: &set.gains, dy: &set.dy, z: &set.z };
+            magnitude_gradient(device, &set.rows, args)
         })?;
         let numbers = (rows * inputs) as u64;
         let cost = Cost { flops: numbers, bytes: 4 * numbers };
         bench.run(&name("dropout"), cost, &[], make, |device, set| {
-            let mask = (DropoutRate { threshold: 6554 }, set.key.ptr());
-            let to = Dropped { out: Some(&mut set.dropped), rest: None, addend: None };
-            dropout(device, &set.rows, mask, &set.x, to)
+            let Some(mask) = Dropout::new(0.1, 0, 0, 0) else { return Ok(()) };
+            let mask = mask.with_key_at(set.key.ptr());
+            let to = Dropped { mask, out: Some(&mut set.dropped), rest: None, addend: None };
+            dropout(device, &set.rows, &set.x, to)
         })?;
         let matrix = out * inputs;
         let cost = Cost { flops: 2 * (matrix * (LORA_R + 1)) as u64, bytes: 2 * matrix as u64 };
         bench.run(&name("norm"), cost, &[], make, |device, set| {
-            let merged = Merged { weight: &set.weight, a: &set.a, b_t: &set.b_t, scaling: 2.0 };
-            norm(device, merged, &mut set.norms)
+            let merged = Merged { weight: &set.weight, a: &set.a, b: &set.b_t, scaling: 2.0 };
+            dora_norm(device, merged, &mut set.norms)
         })?;
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use tanren::device::Device;
 use tanren::error::Result;
-use tanren::ops::embedding;
+use tanren::ops::{LiveRows, embedding};
 
 use super::harness::{Bench, Cost, random};
 
@@ -24,8 +24,10 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
                 let ids: Vec<u32> = (0..rows).map(id).collect();
                 Ok((device.tensor(rows, 1, &ids)?, device.empty(rows, hidden)?))
             };
-            bench
-                .run(&name, cost, &[], make, |device, (ids, y)| embedding::forward(device, &table, ids, y))?;
+            bench.run(&name, cost, &[], make, |device, (ids, y)| {
+                let live_rows = LiveRows::ALL;
+                embedding::forward(device, embedding::Forward { table: &table, ids, y, live_rows })
+            })?;
         }
     }
     Ok(())

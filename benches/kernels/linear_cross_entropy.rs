@@ -7,7 +7,7 @@ use half::bf16;
 use tanren::batch::Target;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
-use tanren::ops::linear_cross_entropy::{Scores, Targets, forward_into};
+use tanren::ops::linear_cross_entropy::{Forward, Scores, Targets, forward};
 
 use super::cublaslt::Product;
 use super::harness::{Bench, Cost, random};
@@ -55,11 +55,11 @@ fn run(bench: &mut Bench<'_>, model: &str, rows: usize, [hidden, vocab_size]: [u
     let name = |what: &str| format!("linear_cross_entropy/{what} {model} {rows}");
     bench.run(&name("gradient"), cost, &[of_logits, of_dx], make, |device, set| {
         let Set { x, weight, dx, targets, scores } = set;
-        forward_into(device, x, weight, (targets, scores), Some(dx))
+        forward(device, Forward { x, weight, targets, scores, dx: Some(dx) })
     })?;
     let cost = Cost { flops: product, bytes };
     bench.run(&name("scores"), cost, &[of_logits], make, |device, set| {
         let Set { x, weight, targets, scores, .. } = set;
-        forward_into(device, x, weight, (targets, scores), None)
+        forward(device, Forward { x, weight, targets, scores, dx: None })
     })
 }

@@ -5,11 +5,11 @@
 
 use half::bf16;
 use tanren::batch::AdapterRows;
-use tanren::device::kernels::DevicePtr;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
-use tanren::ops::lora_matmul::gpu::{
-    Backward, Factors, Group, Layer, LayerAdapters, Rows, backward, forward,
+use tanren::ops::lora_matmul::gpu::{FactorGrads, Factors, LayerAdapters};
+use tanren::ops::lora_matmul::{
+    Backward, Forward, Group, Layer, LayerBackward, Lora, LoraGrad, Rows, backward, forward,
 };
 
 use super::common::LORA_R;
@@ -47,6 +47,8 @@ struct Inputs {
     layers: Vec<LayerInputs>,
     tables: Vec<LayerAdapters>,
     rows: Rows,
+    /// Of `A` and of `B` transposed, which the tables name too.
+    grads: Vec<[Tensor<f32>; 2]>,
 }
 
 struct LayerInputs {
@@ -54,8 +56,6 @@ struct LayerInputs {
     dy: Tensor<bf16>,
     a: Tensor<bf16>,
     b_t: Tensor<bf16>,
-    da: Tensor<f32>,
-    db_t: Tensor<f32>,
 }
 
 /// What they write.
@@ -75,33 +75,69 @@ impl Inputs {
                 dy: random(device, case.rows, out, 1.0, index + 2)?,
                 a: random(device, LORA_R, case.inputs, 0.02, index + 3)?,
                 b_t: random(device, LORA_R, out, 0.02, index + 4)?,
-                da: device.zeros(LORA_R, case.inputs)?,
-                db_t: device.zeros(LORA_R, out)?,
             })
         };
         let layers: Vec<LayerInputs> = case.outputs.iter().enumerate().map(layer).collect::<Result<_>>()?;
-        let table = |(l, &out): (&LayerInputs, &usize)| {
-            let factors = Factors { a: &l.a, b_t: &l.b_t, grads: Some((&l.da, &l.db_t)), scaling: 1.0 };
+        let grads = |&out: &usize| Ok([device.zeros(LORA_R, case.inputs)?, device.zeros(LORA_R, out)?]);
+        let grads: Vec<[Tensor<f32>; 2]> = case.outputs.iter().map(grads).collect::<Result<_>>()?;
+        let table = |((l, [da, db_t]), &out): ((&LayerInputs, &[Tensor<f32>; 2]), &usize)| {
+            let factors =
+                Factors { a: &l.a, b_t: &l.b_t, grads: Some(FactorGrads { a: da, b_t: db_t }), scaling: 1.0 };
             LayerAdapters::new(device, [out, case.inputs], &[Some(factors)])
         };
         let run = [AdapterRows { adapter: 0, rows: 0..case.rows }];
         Ok(Self {
             x: random(device, case.rows, case.inputs, 1.0, 0)?,
-            tables: layers.iter().zip(&case.outputs).map(table).collect::<Result<_>>()?,
+            tables: layers.iter().zip(&grads).zip(&case.outputs).map(table).collect::<Result<_>>()?,
             layers,
+            grads,
             rows: Rows::new(device, case.rows, &run, None)?,
         })
     }
 
-    fn with_group<R>(&self, is_adapted: bool, f: impl FnOnce(&Group<'_, bf16>) -> R) -> R {
-        let layers = self.layers.iter().zip(&self.tables).map(|(l, table)| Layer {
-            weight: &l.weight,
-            bias: None,
-            adapters: is_adapted.then_some(table),
-            key: DevicePtr(0),
-        });
-        f(&Group { layers: &layers.collect::<Vec<_>>(), rows: &self.rows, dropout: None, tile: None })
+    fn forward(&self, device: &Device, y: &mut [Tensor<bf16>], xa: &mut [Tensor<bf16>]) -> Result<()> {
+        // Without columns for the adapters there are none.
+        let is_adapted = xa.iter().all(|xa| xa.cols() > 0);
+        let loras = adapters(&self.layers);
+        let layers = layers(&self.layers, is_adapted.then_some((&self.tables, &loras)));
+        let mut outputs: Vec<_> = y.iter_mut().zip(xa).map(|(y, xa)| Forward { y, xa }).collect();
+        forward(device, &Group::new(&layers, &self.rows), &self.x, &mut outputs)
     }
+
+    fn backward(&mut self, device: &Device, xa: &[Tensor<bf16>], dx: &mut Tensor<bf16>) -> Result<()> {
+        let loras = adapters(&self.layers);
+        let layers = layers(&self.layers, Some((&self.tables, &loras)));
+        let views = self.grads.iter_mut().map(|[a, b]| [Some(LoraGrad { a, b, magnitude: None })]);
+        let mut grads: Vec<_> = views.collect();
+        let of_layers = grads.iter_mut().zip(&self.layers).zip(xa);
+        let mut of_layers: Vec<_> =
+            of_layers.map(|((grads, l), xa)| LayerBackward { dy: &l.dy, xa, grads }).collect();
+        let args = Backward { x: &self.x, dx: Some(dx), layers: &mut of_layers };
+        backward(device, &Group::new(&layers, &self.rows), args)
+    }
+}
+
+/// The one adapter of a layer.
+type Adapter<'a> = [Option<Lora<'a, bf16>>; 1];
+
+fn adapters(layers: &[LayerInputs]) -> Vec<Adapter<'_>> {
+    layers.iter().map(|l| [Some(Lora { a: &l.a, b: &l.b_t, scaling: 1.0, dora: None })]).collect()
+}
+
+/// The layers as the op takes them, with adapters or without.
+fn layers<'a>(
+    layers: &'a [LayerInputs],
+    adapters: Option<(&'a Vec<LayerAdapters>, &'a Vec<Adapter<'a>>)>,
+) -> Vec<Layer<'a, bf16>> {
+    let layer = |(i, l): (usize, &'a LayerInputs)| Layer {
+        weight: &l.weight,
+        bias: None,
+        loras: adapters.map_or(&[], |(_, loras)| &loras[i]),
+        adapters: adapters.map(|(tables, _)| &tables[i]),
+        magnitudes: None,
+        dropout: None,
+    };
+    layers.iter().enumerate().map(layer).collect()
 }
 
 impl Outputs {
@@ -130,24 +166,17 @@ impl Case {
         let bar: Vec<Product> = self.outputs.iter().map(product).collect();
         let name_of = |what: &str| format!("lora_matmul/{what} {name}");
         bench.run(&name_of("backward lora"), all, &bar, make, |device, (from, to)| {
-            let dy: Vec<&Tensor<bf16>> = from.layers.iter().map(|l| &l.dy).collect();
-            let xa: Vec<&Tensor<bf16>> = to.xa.iter().collect();
-            let args = Backward { dy: &dy, x: &from.x, xa: &xa, dx: Some(&mut to.dx) };
-            from.with_group(true, |group| backward(device, group, args))
+            from.backward(device, &to.xa, &mut to.dx)
         })?;
 
         let product = |&outputs: &usize| Product::Forward { rows, inputs, outputs };
         let bar: Vec<Product> = self.outputs.iter().map(product).collect();
         let with_lora = Cost { flops: base.flops + lora_flops, ..base };
         bench.run(&name_of("forward lora"), with_lora, &bar, make, |device, (from, to)| {
-            let Outputs { y, xa, .. } = to;
-            let (mut y, mut xa) = (y.iter_mut().collect::<Vec<_>>(), xa.iter_mut().collect::<Vec<_>>());
-            from.with_group(true, |group| forward(device, group, &from.x, &mut y, &mut xa))
+            from.forward(device, &mut to.y, &mut to.xa)
         })?;
         bench.run(&name_of("forward plain"), base, &bar, make, |device, (from, to)| {
-            let Outputs { y, none, .. } = to;
-            let (mut y, mut none) = (y.iter_mut().collect::<Vec<_>>(), none.iter_mut().collect::<Vec<_>>());
-            from.with_group(false, |group| forward(device, group, &from.x, &mut y, &mut none))
+            from.forward(device, &mut to.y, &mut to.none)
         })
     }
 }

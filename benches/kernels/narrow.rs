@@ -2,10 +2,11 @@
 
 use half::bf16;
 use tanren::batch::AdapterRows;
-use tanren::device::kernels::DevicePtr;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
-use tanren::ops::lora_matmul::gpu::{Factors, Group, Layer, LayerAdapters, Project, Rows};
+use tanren::ops::lora_matmul::gpu::{Factors, LayerAdapters};
+use tanren::ops::lora_matmul::{Group, Layer, Lora, Rows, projection, projection_back};
+use tanren::ops::projection::FusedProjection;
 
 use super::common::LORA_R;
 use super::harness::{Cost, random};
@@ -16,7 +17,7 @@ pub(crate) struct Narrow {
     tables: Vec<LayerAdapters>,
     rows: Rows,
     pub(crate) outputs: Vec<Tensor<bf16>>,
-    _factors: Vec<(Tensor<bf16>, Tensor<bf16>)>,
+    factors: Vec<(Tensor<bf16>, Tensor<bf16>)>,
 }
 
 /// What narrow products add to the kernel that makes them.
@@ -43,7 +44,7 @@ impl Narrow {
         }
         let run = [AdapterRows { adapter: 0, rows: 0..rows }];
         let rows = Rows::new(device, rows, &run, None)?;
-        Ok(Self { weights, tables, rows, outputs, _factors: factors })
+        Ok(Self { weights, tables, rows, outputs, factors })
     }
 
     /// What the products of [`Narrow::new`] cost.
@@ -57,21 +58,25 @@ impl Narrow {
 
     /// Calls `f` with the group of the layers.
     pub(crate) fn with_group<R>(&self, f: impl FnOnce(&Group<'_, bf16>) -> R) -> R {
-        let layers = self.weights.iter().zip(&self.tables);
-        let layers = layers.map(|(weight, table)| Layer {
+        let lora = |(a, b)| [Some(Lora { a, b, scaling: 1.0, dora: None })];
+        let loras: Vec<_> = self.factors.iter().map(|(a, b)| lora((a, b))).collect();
+        let layers = self.weights.iter().zip(&self.tables).zip(&loras);
+        let layers = layers.map(|((weight, table), loras)| Layer {
             weight,
             bias: None,
+            loras,
             adapters: Some(table),
-            key: DevicePtr(0),
+            magnitudes: None,
+            dropout: None,
         });
-        f(&Group { layers: &layers.collect::<Vec<_>>(), rows: &self.rows, dropout: None, tile: None })
+        f(&Group::new(&layers.collect::<Vec<_>>(), &self.rows))
     }
 
     /// For the kernel that makes the input, or with `back` the gradient of the output.
-    pub(crate) fn project(&self, back: bool) -> Result<Option<Project>> {
+    pub(crate) fn project(&self, device: &Device, back: bool) -> Result<Option<FusedProjection>> {
         let outputs: Vec<_> = self.outputs.iter().collect();
         self.with_group(|group| {
-            if back { Project::backward(group, &outputs) } else { Project::forward(group, &outputs) }
+            if back { projection_back(device, group, &outputs) } else { projection(device, group, &outputs) }
         })
     }
 }

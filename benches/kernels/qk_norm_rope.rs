@@ -3,7 +3,7 @@
 use half::bf16;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
-use tanren::ops::qk_norm_rope::{self, QkNormRope, RopeBackwardJob, RopeJob, RopeTable};
+use tanren::ops::qk_norm_rope::{self, Backward, HeadNorm, QkNormRope, RopeBackwardJob, RopeJob, RopeTable};
 
 use super::harness::{Bench, Cost, random};
 use super::narrow::Narrow;
@@ -64,18 +64,16 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
                 // In place: the gradients go on from call to call, at the same cost.
                 bench.run(&name(what), cost, &[], make, |device, set| {
                     let Set { table, weight, q, k, dq, dk, dv, narrow, .. } = set;
-                    let op = QkNormRope { norm: Some((weight, 1e-6)), table, head_dim };
+                    let op = QkNormRope { norm: Some(HeadNorm { weight, eps: 1e-6 }), table, head_dim };
                     let jobs =
                         &mut [RopeBackwardJob { x: q, op, dy: dq }, RopeBackwardJob { x: k, op, dy: dk }];
-                    let project = if is_fused { narrow.project(true)? } else { None };
-                    let further = [&*dv];
-                    let project = project.as_ref().map(|project| (project, &further[..]));
-                    qk_norm_rope::backward_with(device, jobs, project)
+                    let projection = if is_fused { narrow.project(device, true)? } else { None };
+                    qk_norm_rope::backward(device, Backward { jobs, projection, complete: &[dv] })
                 })?;
             }
             bench.run(&name("forward"), cost(2, 0), &[], make, |device, set| {
                 let Set { table, weight, q, k, rotated: [q_rotated, k_rotated], .. } = set;
-                let op = QkNormRope { norm: Some((weight, 1e-6)), table, head_dim };
+                let op = QkNormRope { norm: Some(HeadNorm { weight, eps: 1e-6 }), table, head_dim };
                 let jobs = &mut [RopeJob { x: q, op, y: q_rotated }, RopeJob { x: k, op, y: k_rotated }];
                 qk_norm_rope::forward(device, jobs)
             })?;

@@ -3,7 +3,8 @@
 use half::bf16;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
-use tanren::ops::rms_norm::{self, Backward, Norm};
+use tanren::ops::LiveRows;
+use tanren::ops::rms_norm::{self, Apply, Backward, Forward, Norm};
 
 use super::harness::{Bench, Cost, random};
 use super::narrow::Narrow;
@@ -39,7 +40,16 @@ impl Set {
         };
         // `apply` and backward read what forward made.
         let norm = Norm { weight: &set.weight, eps: 1e-6 };
-        rms_norm::forward(device, &mut set.x, Some(&set.residual), &norm, &mut set.y, &mut set.rstd)?;
+        let args = Forward {
+            x: &mut set.x,
+            residual: Some(&set.residual),
+            norm,
+            y: &mut set.y,
+            rstd: &mut set.rstd,
+            live_rows: LiveRows::ALL,
+            projection: None,
+        };
+        rms_norm::forward(device, args)?;
         Ok(set)
     }
 }
@@ -62,40 +72,44 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
                 [("forward with xa of qkv", true, with_qkv), ("forward", false, tensors(4))]
             {
                 bench.run(&name(what), cost, &[], make, |device, set| {
-                    let project = if is_fused { set.narrow[0].project(false)? } else { None };
+                    let projection = if is_fused { set.narrow[0].project(device, false)? } else { None };
                     let norm = Norm { weight: &set.weight, eps: 1e-6 };
-                    let to = (&mut set.y, &mut set.rstd);
-                    rms_norm::forward_with(
-                        device,
-                        &mut set.x,
-                        Some(&set.residual),
-                        &norm,
-                        to,
-                        project.as_ref(),
-                    )
+                    let args = Forward {
+                        x: &mut set.x,
+                        residual: Some(&set.residual),
+                        norm,
+                        y: &mut set.y,
+                        rstd: &mut set.rstd,
+                        live_rows: LiveRows::ALL,
+                        projection,
+                    };
+                    rms_norm::forward(device, args)
                 })?;
             }
             for (what, is_fused, cost) in
                 [("backward with dxa of o", true, with_o), ("backward", false, tensors(5))]
             {
                 bench.run(&name(what), cost, &[], make, |device, set| {
-                    let project = if is_fused { set.narrow[1].project(true)? } else { None };
+                    let projection = if is_fused { set.narrow[1].project(device, true)? } else { None };
                     let norm = Norm { weight: &set.weight, eps: 1e-6 };
                     let args = Backward {
                         dy: &set.dy,
                         s: &set.x,
-                        norm: &norm,
+                        norm,
                         rstd: &set.rstd,
                         d_in: Some(&set.residual),
                         ds: &mut set.ds,
                         normed: Some(&mut set.y),
+                        live_rows: LiveRows::ALL,
+                        projection,
                     };
-                    rms_norm::backward_with(device, args, project.as_ref())
+                    rms_norm::backward(device, args)
                 })?;
             }
             bench.run(&name("apply"), tensors(2), &[], make, |device, set| {
                 let norm = Norm { weight: &set.weight, eps: 1e-6 };
-                rms_norm::apply(device, &set.x, &norm, &set.rstd, &mut set.y)
+                let (s, rstd, y, live_rows) = (&set.x, &set.rstd, &mut set.y, LiveRows::ALL);
+                rms_norm::apply(device, Apply { s, norm, rstd, y, live_rows })
             })?;
         }
     }

@@ -3,7 +3,7 @@
 use half::bf16;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
-use tanren::ops::swiglu;
+use tanren::ops::{LiveRows, swiglu};
 
 use super::harness::{Bench, Cost, random};
 use super::narrow::Narrow;
@@ -42,8 +42,9 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
                 // In place: the gradients go on from call to call, at the same cost.
                 bench.run(&name(what), cost, &[], make, |device, set| {
                     let Set { gate, up, h, narrow } = set;
-                    let project = if is_fused { narrow[1].project(true)? } else { None };
-                    swiglu::backward_with(device, h, gate, up, project.as_ref())
+                    let projection = if is_fused { narrow[1].project(device, true)? } else { None };
+                    let live_rows = LiveRows::ALL;
+                    swiglu::backward(device, swiglu::Backward { dh: h, gate, up, live_rows, projection })
                 })?;
             }
             let fused = Narrow::cost(rows, &down, false).on_top_of(tensors(3));
@@ -52,8 +53,9 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
             {
                 bench.run(&name(what), cost, &[], make, |device, set| {
                     let Set { gate, up, h, narrow } = set;
-                    let project = if is_fused { narrow[0].project(false)? } else { None };
-                    swiglu::forward_with(device, gate, up, h, project.as_ref())
+                    let projection = if is_fused { narrow[0].project(device, false)? } else { None };
+                    let live_rows = LiveRows::ALL;
+                    swiglu::forward(device, swiglu::Forward { gate, up, h, live_rows, projection })
                 })?;
             }
         }

@@ -3,7 +3,7 @@
 use criterion::Criterion;
 use tanren::device::Device;
 use tanren::error::Result;
-use tanren::ops::embedding;
+use tanren::ops::{LiveRows, embedding};
 use tanren::rng::{Purpose, Stream};
 
 use crate::common::ROW;
@@ -22,7 +22,9 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let ids = device.tensor(tokens, 1, &ids)?;
         let mut y = random(device, tokens, HIDDEN_SIZE)?;
         bench.bytes(&format!("forward {tokens}x{HIDDEN_SIZE}"), || {
-            embedding::forward(device, &table, &ids, &mut y)
+            let live_rows = LiveRows::ALL;
+            let args = embedding::Forward { table: &table, ids: &ids, y: &mut y, live_rows };
+            embedding::forward(device, args)
         })?;
     }
     Ok(())

@@ -4,7 +4,7 @@ use criterion::Criterion;
 use tanren::batch::Target;
 use tanren::device::Device;
 use tanren::error::Result;
-use tanren::ops::linear_cross_entropy::{self, Targets};
+use tanren::ops::linear_cross_entropy::{Forward, Scores, Targets, forward};
 
 use crate::common::ROW;
 use crate::harness::{Bench, HIDDEN_SIZE, random};
@@ -22,11 +22,15 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let targets = Targets::new(device, &targets, rows, 0.01)?;
         let shape = format!("{rows}x{cols}x{vocab_size}");
         bench.flops(&format!("scores {shape}"), || {
-            linear_cross_entropy::forward(device, &x, &weight, &targets, None).map(drop)
+            let mut scores = Scores::with_capacity(device, rows)?;
+            let (x, weight, targets) = (&x, &weight, &targets);
+            forward(device, Forward { x, weight, targets, scores: &mut scores, dx: None })
         })?;
         let mut dx = random(device, rows, cols)?;
         bench.flops(&format!("gradient {shape}"), || {
-            linear_cross_entropy::forward(device, &x, &weight, &targets, Some(&mut dx)).map(drop)
+            let mut scores = Scores::with_capacity(device, rows)?;
+            let (x, weight, targets, dx) = (&x, &weight, &targets, Some(&mut dx));
+            forward(device, Forward { x, weight, targets, scores: &mut scores, dx })
         })?;
     }
     Ok(())

@@ -3,7 +3,7 @@
 use criterion::Criterion;
 use tanren::device::Device;
 use tanren::error::Result;
-use tanren::ops::qk_norm_rope::{self, QkNormRope, RopeBackwardJob, RopeJob, RopeTable};
+use tanren::ops::qk_norm_rope::{self, Backward, HeadNorm, QkNormRope, RopeBackwardJob, RopeJob, RopeTable};
 
 use crate::common::ROW;
 use crate::harness::{Bench, HEAD_DIM, NUM_ATTENTION_HEADS, random};
@@ -18,7 +18,7 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let positions: Vec<usize> = (0..tokens).map(|i| i % ROW).collect();
         let table = RopeTable::new(device, &positions, head_dim, 1e6)?;
         let weight = random(device, 1, head_dim)?;
-        let op = QkNormRope { norm: Some((&weight, 1e-6)), table: &table, head_dim };
+        let op = QkNormRope { norm: Some(HeadNorm { weight: &weight, eps: 1e-6 }), table: &table, head_dim };
         let x = random(device, tokens, cols)?;
         let mut y = random(device, tokens, cols)?;
         let shape = format!("{tokens}x{cols}");
@@ -30,7 +30,10 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
             &format!("backward {shape}"),
             y,
             |dx| dx.data_mut().copy_from_slice(dy.data()),
-            |dx| qk_norm_rope::backward(device, &mut [RopeBackwardJob { x: &x, op, dy: dx }]),
+            |dx| {
+                let jobs = &mut [RopeBackwardJob { x: &x, op, dy: dx }];
+                qk_norm_rope::backward(device, Backward { jobs, projection: None, complete: &[] })
+            },
         )?;
         let table_bytes = criterion::Throughput::BytesDecimal((4 * tokens * head_dim) as u64);
         bench.measure(&format!("table {tokens}x{head_dim}"), table_bytes, || {

@@ -3,6 +3,7 @@
 use criterion::Criterion;
 use tanren::device::Device;
 use tanren::error::Result;
+use tanren::ops::LiveRows;
 use tanren::ops::rms_norm::{self, Norm};
 
 use crate::common::ROW;
@@ -20,13 +21,41 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let mut rstd = random(device, tokens, 1)?;
         let shape = format!("{tokens}x{cols}");
         bench.bytes(&format!("forward {shape}"), || {
-            rms_norm::forward(device, &mut x, Some(&residual), &norm, &mut y, &mut rstd)
+            rms_norm::forward(
+                device,
+                rms_norm::Forward {
+                    x: &mut x,
+                    residual: Some(&residual),
+                    norm,
+                    y: &mut y,
+                    rstd: &mut rstd,
+                    live_rows: LiveRows::ALL,
+                    projection: None,
+                },
+            )
         })?;
-        bench
-            .bytes(&format!("apply {shape}"), || rms_norm::apply(device, &residual, &norm, &rstd, &mut y))?;
+        bench.bytes(&format!("apply {shape}"), || {
+            rms_norm::apply(
+                device,
+                rms_norm::Apply { s: &residual, norm, rstd: &rstd, y: &mut y, live_rows: LiveRows::ALL },
+            )
+        })?;
         let dy = random(device, tokens, cols)?;
         bench.bytes(&format!("backward {shape}"), || {
-            rms_norm::backward(device, &dy, &residual, &norm, &rstd, Some(&dy), &mut x, None)
+            rms_norm::backward(
+                device,
+                rms_norm::Backward {
+                    dy: &dy,
+                    s: &residual,
+                    norm,
+                    rstd: &rstd,
+                    d_in: Some(&dy),
+                    ds: &mut x,
+                    normed: None,
+                    live_rows: LiveRows::ALL,
+                    projection: None,
+                },
+            )
         })?;
     }
     Ok(())

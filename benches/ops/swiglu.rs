@@ -3,7 +3,7 @@
 use criterion::Criterion;
 use tanren::device::Device;
 use tanren::error::Result;
-use tanren::ops::swiglu;
+use tanren::ops::{LiveRows, swiglu};
 
 use crate::common::ROW;
 use crate::harness::{Bench, INTERMEDIATE_SIZE, random};
@@ -15,7 +15,18 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let (gate, up) = (random(device, tokens, cols)?, random(device, tokens, cols)?);
         let mut h = random(device, tokens, cols)?;
         let shape = format!("{tokens}x{cols}");
-        bench.bytes(&format!("forward {shape}"), || swiglu::forward(device, &gate, &up, &mut h))?;
+        bench.bytes(&format!("forward {shape}"), || {
+            swiglu::forward(
+                device,
+                swiglu::Forward {
+                    gate: &gate,
+                    up: &up,
+                    h: &mut h,
+                    live_rows: LiveRows::ALL,
+                    projection: None,
+                },
+            )
+        })?;
         bench.bytes_in_place(
             &format!("backward {shape}"),
             (random(device, tokens, cols)?, random(device, tokens, cols)?, random(device, tokens, cols)?),
@@ -24,7 +35,12 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
                 dgate.data_mut().copy_from_slice(gate.data());
                 dup.data_mut().copy_from_slice(up.data());
             },
-            |(dh, dgate, dup)| swiglu::backward(device, dh, dgate, dup),
+            |(dh, dgate, dup)| {
+                swiglu::backward(
+                    device,
+                    swiglu::Backward { dh, gate: dgate, up: dup, live_rows: LiveRows::ALL, projection: None },
+                )
+            },
         )?;
     }
     Ok(())

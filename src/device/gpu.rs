@@ -1,4 +1,4 @@
-//! What stands behind a GPU device: a driver (CUDA, the emulator, or nobody) and the memory that its tensors live in.
+//! What stands behind a GPU device: a driver (CUDA, the emulator, or none in a plan) and the memory that its tensors live in.
 //!
 //! Memory comes in two ways. By default every tensor has an allocation of its own, which the emulator and compute-sanitizer can
 //! guard. After [`Gpu::reserve`] tensors lie in one block whose size a dry run has found: no allocation inside a step, and the
@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 /// Where addresses of a dry device begin: none of them is null.
 const DRY_BASE: u64 = 1 << 40;
 
-/// Who does the work.
+/// What runs launches and copies.
 #[derive(Debug)]
 pub(super) enum Driver {
     /// A GPU.
@@ -35,7 +35,7 @@ pub(super) enum Driver {
     /// The kernels on the processor, with checks.
     #[cfg(feature = "emulated")]
     Emulated(Emulator),
-    /// Nobody: memory has addresses and no content, launches are counted.
+    /// Nothing: memory has addresses and no content, launches are counted.
     Dry,
 }
 
@@ -106,7 +106,7 @@ impl Gpu {
         }
     }
 
-    /// Nobody, with as much memory as it takes.
+    /// A plan, with as much memory as it takes.
     pub(super) fn dry(chip: Chip) -> Self {
         let region = Region { base: DevicePtr(DRY_BASE), arena: Arena::without_end() };
         let (limits, label) = (chip.arch.limits(), format!("plan of {}", chip.arch));
@@ -135,6 +135,22 @@ impl Gpu {
         &self.label
     }
 
+    /// True of a card, which works on while the host does something else.
+    pub(super) fn is_card(&self) -> bool {
+        match self.driver {
+            #[cfg(feature = "cuda")]
+            Driver::Cuda(_) => true,
+            #[cfg(feature = "emulated")]
+            Driver::Emulated(_) => false,
+            Driver::Dry => false,
+        }
+    }
+
+    /// True of a plan: memory has addresses and no content, launches are counted.
+    pub(super) fn is_dry(&self) -> bool {
+        matches!(self.driver, Driver::Dry)
+    }
+
     /// The emulator, if it is one.
     #[cfg(feature = "emulated")]
     pub(super) fn emulator(&self) -> Option<&Emulator> {
@@ -147,7 +163,7 @@ impl Gpu {
     /// Takes `bytes` for all tensors from here on; 0 gives back what was taken.
     ///
     /// # Errors
-    /// If there is not so much, or tensors lie in what was reserved before.
+    /// If memory runs out, or tensors lie in what was reserved before.
     pub(super) fn reserve(&self, bytes: u64) -> Result<()> {
         let mut region = self.region();
         if let Some(old) = region.as_ref().filter(|old| !old.arena.is_empty()) {
@@ -161,7 +177,7 @@ impl Gpu {
             });
         }
         if let Some(old) = region.take()
-            && !matches!(self.driver, Driver::Dry)
+            && !self.is_dry()
         {
             self.free(old.base)?;
         }

@@ -2,7 +2,7 @@
 //!
 //! [`Device::capture`] runs code whose launches and fills are noted instead of started; [`Device::replay`] starts them all, in their
 //! order. Addresses and grids are those of the recording, so whatever changes between runs stands in the memory of the device:
-//! tables ([`super::Table`]) and numbers of rows ([`Device::with_live_rows`]). On a card this is a CUDA graph; the emulator repeats
+//! tables ([`super::Table`]), and how many entries these have. On a card this is a CUDA graph; the emulator repeats
 //! the calls, so that everything about it but the driver is tested without one.
 //!
 //! Temporary tensors of the recorded code lie in the reserved memory ([`Device::reserve`]) at the places they had. Tensors that were
@@ -44,7 +44,7 @@ impl Device {
     /// # Errors
     /// The error of `work`; [`Error::Device`] of a CPU, without reserved memory, or if the driver failed.
     pub fn capture<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<(Graph, R)> {
-        let Some(gpu) = &self.gpu else { return Err(self.mistake("only a GPU records launches")) };
+        let Some(gpu) = self.gpu() else { return Err(self.mistake("only a GPU records launches")) };
         if gpu.arena().is_none() {
             return Err(self.mistake("launches are recorded only where memory is reserved"));
         }
@@ -65,7 +65,7 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] if the graph is another device's, if a tensor that was made since lies in its memory, or if the driver failed.
     pub fn replay(&self, graph: &Graph) -> Result<()> {
-        let gpu = match &self.gpu {
+        let gpu = match self.gpu() {
             Some(gpu) if Arc::ptr_eq(gpu, &graph.gpu) => gpu,
             _ => return Err(self.mistake("the launches were recorded on another device")),
         };

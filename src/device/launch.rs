@@ -81,7 +81,7 @@ impl Device {
             what: format!("{}: cannot launch {launch}: {what}", self.label()),
             fix: "this is a mistake in tanren: please report the message and the command".into(),
         };
-        let Some(gpu) = &self.gpu else { return Err(refused("the device runs no kernels".into())) };
+        let Some(gpu) = self.gpu() else { return Err(refused("the device runs no kernels".into())) };
         if let Some(fault) = launch.fault(P::NAME, size_of::<P>(), gpu.limits()) {
             return Err(refused(fault));
         }

@@ -3,6 +3,11 @@
 //! A `cpu` computes with the code of the ops; a GPU runs kernels, on the card (`cuda`) or on the processor under checks
 //! (`emulated`). A dry device does everything but compute, in place of a CPU or of a GPU: its buffers have sizes and no memory,
 //! and ops and launches are recorded instead of run. So the plan of a step comes from the code that runs it.
+//!
+//! Whoever has a device asks two questions, and need not know more: which [`Machine`] it is, which decides what code an op takes,
+//! what tables there are and how buffers are rounded; and whether it [is dry](Device::is_dry), which decides whether numbers come of
+//! it. What stands behind a GPU (the driver, the emulator, or none in a plan) is known in `gpu.rs` alone; outside of it only clocks
+//! and messages differ ([`Device::is_card`], [`Device::label`]).
 
 pub mod arch;
 pub mod card;
@@ -13,8 +18,8 @@ pub mod primitives;
 pub mod self_test;
 
 mod arena;
-mod buffers;
 mod class;
+mod content;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "emulated")]
@@ -24,8 +29,8 @@ mod graph;
 mod host;
 mod launch;
 mod ledger;
-mod mailbox;
 mod open;
+mod pending_copy;
 mod pool;
 mod recording;
 mod table;
@@ -41,33 +46,19 @@ pub use graph::Graph;
 pub use host::available_memory;
 pub use launch::Launch;
 pub use ledger::{Ledger, Work};
-pub use mailbox::Mailbox;
+pub use pending_copy::PendingCopy;
 pub use pool::MemoryUse;
 pub use table::Table;
 pub use tensor::{HostData, Tensor};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::arch::{Arch, Chip};
+use self::arch::Chip;
 use self::gpu::Gpu;
-use self::kernels::DevicePtr;
 use self::pool::Pool;
 use crate::error::{Error, Result};
 
-/// What a device does with an op.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Computes on the threads of this process.
-    Cpu,
-    /// Runs kernels on a GPU.
-    Cuda,
-    /// Runs kernels on the processor, and checks what they do.
-    Emulated,
-    /// Records, and computes nothing.
-    Dry,
-}
-
-/// Whose memory and work are counted, and whose code an op runs or plans.
+/// Whose code ops take, and whose memory and work are counted. A dry device stands in for one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Machine {
     /// The processor: buffers of any size, no launches.
@@ -89,14 +80,30 @@ impl Machine {
 /// A device: who computes, the memory its tensors come from, and the ledger. Clones are handles of the same device.
 #[derive(Debug, Clone)]
 pub struct Device {
-    kind: Kind,
+    backend: Backend,
     class: Class,
     pool: Arc<Pool>,
     ledger: Arc<Mutex<Ledger>>,
-    threads: Option<Arc<rayon::ThreadPool>>,
-    /// Of devices that run kernels, and of their dry double.
-    gpu: Option<Arc<Gpu>>,
-    live_rows: DevicePtr,
+}
+
+/// What stands behind a device.
+#[derive(Debug, Clone)]
+enum Backend {
+    /// Threads of this process.
+    Cpu(Arc<rayon::ThreadPool>),
+    /// Nothing, in place of them.
+    DryCpu,
+    /// A driver, the emulator, or nothing in place of them.
+    Gpu(Arc<Gpu>),
+}
+
+impl Backend {
+    fn machine(&self) -> Machine {
+        match self {
+            Self::Cpu(_) | Self::DryCpu => Machine::Cpu,
+            Self::Gpu(_) => Machine::Gpu,
+        }
+    }
 }
 
 impl Device {
@@ -105,35 +112,28 @@ impl Device {
         Self { class, ..self.clone() }
     }
 
-    /// A handle of this device for ops on tensors that are not full: how many of their rows there are stands at this address (an
-    /// i32) in the memory of the GPU, where a graph of launches finds another number every time it runs. Null: all rows.
-    pub fn with_live_rows(&self, live_rows: DevicePtr) -> Self {
-        Self { live_rows, ..self.clone() }
-    }
-
-    /// For params of kernels; see [`Device::with_live_rows`].
-    pub fn live_rows(&self) -> DevicePtr {
-        self.live_rows
-    }
-
-    /// Whose memory and work are counted, and whose code an op runs or plans.
+    /// Whose code an op takes, and whose memory and work are counted.
     pub fn machine(&self) -> Machine {
-        if self.gpu.is_some() { Machine::Gpu } else { Machine::Cpu }
+        self.backend.machine()
     }
 
-    /// What this device does with an op.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// True where ops are recorded but not run.
+    /// True where ops and launches are recorded and not run.
     pub fn is_dry(&self) -> bool {
-        self.kind == Kind::Dry
+        match &self.backend {
+            Backend::Cpu(_) => false,
+            Backend::DryCpu => true,
+            Backend::Gpu(gpu) => gpu.is_dry(),
+        }
     }
 
-    /// The architecture that kernels are planned for; `None` of a CPU.
-    pub fn arch(&self) -> Option<Arch> {
-        self.gpu.as_ref().map(|gpu| gpu.chip().arch)
+    /// True of a card: it works on while the host does something else, and has a clock and memory of its own.
+    pub fn is_card(&self) -> bool {
+        self.gpu().is_some_and(|gpu| gpu.is_card())
+    }
+
+    /// True where launches run and have results: on the emulator, and on a card in a build with kernels.
+    pub fn runs_kernels(&self) -> bool {
+        self.machine() == Machine::Gpu && !self.is_dry() && !(self.is_card() && kernels::IMAGES.is_empty())
     }
 
     /// What plans of kernels go by.
@@ -141,40 +141,34 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] of a CPU, which runs none.
     pub fn chip(&self) -> Result<Chip> {
-        self.gpu.as_ref().map(|gpu| gpu.chip()).ok_or_else(|| Error::Device {
+        self.gpu().map(|gpu| gpu.chip()).ok_or_else(|| Error::Device {
             what: format!("{}: the device runs no kernels", self.label()),
             fix: "this is a mistake in tanren: please report the message and the command".into(),
         })
     }
 
-    /// True where launches run and have results: on the emulator, and on a GPU in a build with kernels.
-    pub fn runs_kernels(&self) -> bool {
-        match self.kind {
-            Kind::Cpu | Kind::Dry => false,
-            Kind::Cuda => !kernels::IMAGES.is_empty(),
-            Kind::Emulated => true,
-        }
-    }
-
     /// What messages call it: `cpu`, `cuda:0 (NVIDIA GeForce RTX 3080)`.
     pub fn label(&self) -> &str {
-        match (&self.gpu, self.kind) {
-            (Some(gpu), _) => gpu.label(),
-            (None, Kind::Dry) => "plan of the cpu",
-            (None, _) => "cpu",
+        match &self.backend {
+            Backend::Cpu(_) => "cpu",
+            Backend::DryCpu => "plan of the cpu",
+            Backend::Gpu(gpu) => gpu.label(),
         }
     }
 
-    /// Number of threads that compute.
+    /// Number of threads that compute; 0 where the processor does not.
     pub fn num_threads(&self) -> usize {
-        self.threads.as_ref().map_or(0, |t| t.current_num_threads())
+        match &self.backend {
+            Backend::Cpu(threads) => threads.current_num_threads(),
+            Backend::DryCpu | Backend::Gpu(_) => 0,
+        }
     }
 
     /// Runs `work` on the device's threads: every parallel loop inside uses them and no others.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.threads {
-            Some(threads) => threads.install(work),
-            None => work(),
+        match &self.backend {
+            Backend::Cpu(threads) => threads.install(work),
+            Backend::DryCpu | Backend::Gpu(_) => work(),
         }
     }
 
@@ -183,14 +177,14 @@ impl Device {
     /// stay where they are. 0 gives the block back.
     ///
     /// # Errors
-    /// [`Error::Device`] if there is not so much memory, or if tensors lie in what was reserved before.
+    /// [`Error::Device`] if memory runs out, or if tensors lie in what was reserved before.
     pub fn reserve(&self, bytes: u64) -> Result<()> {
-        self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.reserve(bytes))
+        self.gpu().map_or(Ok(()), |gpu| gpu.reserve(bytes))
     }
 
     /// How full the reserved block is; `None` without one.
     pub fn arena(&self) -> Option<ArenaUse> {
-        self.gpu.as_ref().and_then(|gpu| gpu.arena())
+        self.gpu().and_then(|gpu| gpu.arena())
     }
 
     /// Free and total memory of the card; `None` where there is no card.
@@ -198,7 +192,7 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] if the driver failed.
     pub fn card_memory(&self) -> Result<Option<GpuMemory>> {
-        self.gpu.as_ref().map_or(Ok(None), |gpu| gpu.memory())
+        self.gpu().map_or(Ok(None), |gpu| gpu.memory())
     }
 
     /// Waits until everything that was started is done.
@@ -206,50 +200,36 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] if something of it failed.
     pub fn synchronize(&self) -> Result<()> {
-        self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.synchronize())
+        self.gpu().map_or(Ok(()), |gpu| gpu.synchronize())
     }
 
-    /// Runs `work` and gives its result with the seconds that the GPU took for it, by the GPU's clock; `None` on other devices.
+    /// Runs `work` and gives its result with the seconds that the card took for it, by its clock; `None` on other devices.
     ///
     /// # Errors
     /// [`Error::Device`] if something of it, or before it, failed.
     pub fn time<R>(&self, work: impl FnOnce() -> R) -> Result<(R, Option<f64>)> {
-        match &self.gpu {
+        match self.gpu() {
             Some(gpu) => gpu.time(work),
             None => Ok((work(), None)),
         }
     }
 
-    /// Bytes in use now and at most since [`Device::reset_peak`].
+    /// Bytes in use now, and at the peak since [`Device::reset_peak`].
     pub fn memory(&self) -> MemoryUse {
         self.pool.memory()
     }
 
-    /// What was in use by class when the most was in use.
+    /// Bytes by class at the peak.
     pub fn peak_by_class(&self) -> ByClass {
         self.pool.peak_by_class()
     }
 
-    /// Starts a new maximum from what is in use now.
+    /// Starts a new peak from what is in use now.
     pub fn reset_peak(&self) {
         self.pool.reset_peak();
     }
 
-    /// Changes how later launches run, if this is an emulated device.
-    #[cfg(feature = "emulated")]
-    pub fn set_emulator_options(&self, options: EmulatorOptions) {
-        if let Some(emulator) = self.gpu.as_ref().and_then(|gpu| gpu.emulator()) {
-            emulator.set_options(options);
-        }
-    }
-
-    /// What the launches under [`EmulatorOptions::stats`] asked of memory since the last call; nothing on other devices.
-    #[cfg(feature = "emulated")]
-    pub fn take_counters(&self) -> Counters {
-        self.gpu.as_ref().and_then(|gpu| gpu.emulator()).map(|e| e.take_counters()).unwrap_or_default()
-    }
-
-    /// Notes that `op` runs with this cost; the launches that follow are its own.
+    /// Records that `op` runs with this cost; the launches that follow are its own.
     pub fn record(&self, op: &'static str, work: Work) {
         self.lock().add(op, work);
     }
@@ -257,6 +237,13 @@ impl Device {
     /// The ledger so far, and an empty one from here on.
     pub fn take_ledger(&self) -> Ledger {
         std::mem::take(&mut *self.lock())
+    }
+
+    fn gpu(&self) -> Option<&Arc<Gpu>> {
+        match &self.backend {
+            Backend::Cpu(_) | Backend::DryCpu => None,
+            Backend::Gpu(gpu) => Some(gpu),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {

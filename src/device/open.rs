@@ -1,18 +1,14 @@
-//! The devices there are: the processor, a GPU, the emulator, and the dry doubles that plan for them.
+//! How devices are made: the processor, a card, the emulator, and dry ones in place of them.
 
 use std::sync::Arc;
 
 use super::arch::Chip;
-#[cfg(feature = "cuda")]
-use super::cuda;
+use super::class::Class;
 use super::gpu::Gpu;
-#[cfg(not(feature = "cuda"))]
-use super::gpus;
-use super::kernels::DevicePtr;
 use super::pool::Pool;
-use super::{Class, Device, Kind, Machine};
+use super::{Backend, Device};
 #[cfg(feature = "emulated")]
-use super::{EmulatorOptions, emulated};
+use super::{Counters, EmulatorOptions};
 use crate::error::{Error, Result};
 
 impl Device {
@@ -29,7 +25,12 @@ impl Device {
                 what: format!("cannot start {threads} threads: {e}"),
                 fix: "pass a smaller --threads".into(),
             })?;
-        Ok(Self { threads: Some(Arc::new(pool)), ..Self::new(Kind::Cpu, None) })
+        Ok(Self::new(Backend::Cpu(Arc::new(pool))))
+    }
+
+    /// A device that records what the CPU would do, and computes nothing.
+    pub fn dry() -> Self {
+        Self::new(Backend::DryCpu)
     }
 
     /// The GPU with this index, with the kernels of this build. Every tensor has memory of its own until [`Device::reserve`].
@@ -38,17 +39,18 @@ impl Device {
     /// [`Error::Device`]: no driver, one that is too old, no such GPU, kernels that do not run on it, or an error of the driver.
     pub fn cuda(index: usize) -> Result<Self> {
         #[cfg(feature = "cuda")]
-        return Ok(Self::new(Kind::Cuda, Some(Gpu::cuda(cuda::Cuda::open(index)?))));
+        return Ok(Self::of_gpu(Gpu::cuda(super::cuda::Cuda::open(index)?)));
         #[cfg(not(feature = "cuda"))]
         {
             let _ = index;
-            Err(gpus::without_cuda())
+            Err(super::gpus::without_cuda())
         }
     }
 
-    /// A device that records what the CPU would do, and computes nothing.
-    pub fn dry() -> Self {
-        Self::dry_for(Machine::Cpu)
+    /// A device that records what a GPU of this architecture would do: ops plan their kernels, launches are counted, and
+    /// tensors get addresses in an arena without end, whose high-water mark is what [`Device::reserve`] needs.
+    pub fn dry_gpu(chip: Chip) -> Self {
+        Self::of_gpu(Gpu::dry(chip))
     }
 
     /// The kernels on the processor, under checks if `options` ask for them. Plans are those of an RTX 3080.
@@ -57,36 +59,30 @@ impl Device {
     /// [`Error::Device`] if the system gives no memory or threads.
     #[cfg(feature = "emulated")]
     pub fn emulated(options: EmulatorOptions) -> Result<Self> {
-        let emulator = emulated::Emulator::new(options)?;
-        Ok(Self::new(Kind::Emulated, Some(Gpu::emulated(emulator, Chip::RTX_3080))))
+        let emulator = super::emulated::Emulator::new(options)?;
+        Ok(Self::of_gpu(Gpu::emulated(emulator, Chip::RTX_3080)))
     }
 
-    /// A device that records what `machine` would do, and computes nothing. A GPU is the smallest that is planned for.
-    pub fn dry_for(machine: Machine) -> Self {
-        match machine {
-            Machine::Cpu => Self::new(Kind::Dry, None),
-            Machine::Gpu => Self::dry_gpu(Chip::RTX_3080),
+    /// Changes how later launches run, if this is an emulated device.
+    #[cfg(feature = "emulated")]
+    pub fn set_emulator_options(&self, options: EmulatorOptions) {
+        if let Some(emulator) = self.gpu().and_then(|gpu| gpu.emulator()) {
+            emulator.set_options(options);
         }
     }
 
-    /// A device that records what a GPU of this architecture would do: ops plan their kernels, launches are counted, and
-    /// tensors get addresses in an arena without end, whose high-water mark is what [`Device::reserve`] needs.
-    pub fn dry_gpu(chip: Chip) -> Self {
-        Self::new(Kind::Dry, Some(Gpu::dry(chip)))
+    /// What the launches under [`EmulatorOptions::stats`] asked of memory since the last call; nothing on other devices.
+    #[cfg(feature = "emulated")]
+    pub fn take_counters(&self) -> Counters {
+        self.gpu().and_then(|gpu| gpu.emulator()).map(|e| e.take_counters()).unwrap_or_default()
     }
 
-    fn new(kind: Kind, gpu: Option<Gpu>) -> Self {
-        let machine = if gpu.is_some() { Machine::Gpu } else { Machine::Cpu };
-        let pool = Arc::new(Pool::new(machine.granularity()));
-        let gpu = gpu.map(Arc::new);
-        Self {
-            kind,
-            class: Class::Temporary,
-            pool,
-            ledger: Arc::default(),
-            threads: None,
-            gpu,
-            live_rows: DevicePtr(0),
-        }
+    fn of_gpu(gpu: Gpu) -> Self {
+        Self::new(Backend::Gpu(Arc::new(gpu)))
+    }
+
+    fn new(backend: Backend) -> Self {
+        let pool = Arc::new(Pool::new(backend.machine().granularity()));
+        Self { backend, class: Class::Temporary, pool, ledger: Arc::default() }
     }
 }

@@ -13,7 +13,7 @@ use super::class::{ByClass, Class};
 pub struct MemoryUse {
     /// In use now.
     pub live_bytes: u64,
-    /// The most that was in use at once.
+    /// In use at the peak.
     pub peak_bytes: u64,
     /// Memory that belongs to others (weights as they were read), in use now.
     pub borrowed_bytes: u64,
@@ -30,7 +30,7 @@ pub(super) struct Pool {
 #[derive(Debug, Default)]
 struct State {
     memory: MemoryUse,
-    /// What is in use now, and what was when the most was in use.
+    /// Bytes in use by class, now and at the peak.
     live: ByClass,
     peak: ByClass,
     /// Capacity (words) of everything handed out or free.
@@ -124,7 +124,7 @@ impl Pool {
         self.lock().memory
     }
 
-    /// What was in use by class when the most was in use.
+    /// Bytes by class at the peak.
     pub(super) fn peak_by_class(&self) -> ByClass {
         self.lock().peak
     }

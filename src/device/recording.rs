@@ -161,45 +161,39 @@ impl Gpu {
         self.recording.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True of a card, which goes on while the host does something else.
-    #[cfg(feature = "cuda")]
-    pub(super) fn is_card(&self) -> bool {
-        matches!(self.driver, Driver::Cuda(_))
-    }
-
-    /// Starts a copy to the host, in the buffer of a letter that was received, or in a new one for `room` bytes.
+    /// Starts a copy to the host, into the buffer of one that was received, or into a new one for `room` bytes.
     ///
     /// # Errors
     /// If the driver failed.
     #[cfg(feature = "cuda")]
     pub(super) fn post(
         self: &Arc<Self>,
-        old: Option<Letter>,
+        old: Option<InFlight>,
         from: DevicePtr,
         bytes: usize,
         room: usize,
-    ) -> Result<Letter> {
+    ) -> Result<InFlight> {
         self.refuse_in_recording("a copy to the host")?;
-        let mut letter = old.unwrap_or_else(|| Letter { gpu: self.clone(), buffer: None, bytes: 0 });
-        letter.bytes = bytes;
+        let mut in_flight = old.unwrap_or_else(|| InFlight { gpu: self.clone(), buffer: None, bytes: 0 });
+        in_flight.bytes = bytes;
         if let Driver::Cuda(cuda) = &self.driver {
-            cuda.post(&mut letter.buffer, from, bytes, room)?;
+            cuda.post(&mut in_flight.buffer, from, bytes, room)?;
         }
-        Ok(letter)
+        Ok(in_flight)
     }
 }
 
 /// A copy to the host that is on its way, or has been taken.
 #[cfg(feature = "cuda")]
 #[derive(Debug)]
-pub(super) struct Letter {
+pub(super) struct InFlight {
     gpu: Arc<Gpu>,
     buffer: Option<super::cuda::Buffer>,
     bytes: usize,
 }
 
 #[cfg(feature = "cuda")]
-impl Letter {
+impl InFlight {
     /// Waits for it.
     ///
     /// # Errors
@@ -213,7 +207,7 @@ impl Letter {
 }
 
 #[cfg(feature = "cuda")]
-impl Drop for Letter {
+impl Drop for InFlight {
     fn drop(&mut self) {
         if let (Driver::Cuda(cuda), Some(buffer)) = (&self.gpu.driver, self.buffer.take()) {
             let _ = cuda.free_buffer(buffer);

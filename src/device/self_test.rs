@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::kernels::params::SelfTestParams;
 use super::kernels::{Kernel, NVCC};
-use super::{Device, Kind, Launch, Tensor};
+use super::{Device, Launch, Tensor};
 use crate::error::{Error, Result};
 use crate::rng::philox;
 
@@ -91,7 +91,7 @@ fn copies(device: &Device) -> Result<Finding> {
 
 /// Bytes per second of a large copy each way.
 fn speed(device: &Device) -> Result<Finding> {
-    let len: usize = if device.kind() == Kind::Cuda { 16 << 20 } else { 4 << 20 };
+    let len: usize = if device.is_card() { 16 << 20 } else { 4 << 20 };
     let data = words(101, len);
     let mut tensor = device.empty(1, len)?;
     let rate = |copy: &mut dyn FnMut() -> Result<()>| -> Result<f64> {
@@ -175,10 +175,10 @@ fn too_much(device: &Device) -> Result<Finding> {
 /// The kernel `self_test` over grids of one, two and three dimensions, with little and with much shared memory.
 fn kernel(device: &Device) -> Result<Finding> {
     let skipped = |detail: String| Finding { check: "kernel", detail, outcome: Outcome::Skipped };
-    match device.kind() {
-        _ if device.runs_kernels() => {}
-        Kind::Cuda => return Ok(skipped(format!("this build has none: {NVCC}"))),
-        _ => return Ok(skipped(format!("the {} runs no kernels", device.label()))),
+    match device.runs_kernels() {
+        true => {}
+        false if device.is_card() => return Ok(skipped(format!("this build has none: {NVCC}"))),
+        false => return Ok(skipped(format!("the {} runs no kernels", device.label()))),
     }
     let mut wrong = None;
     let mut launches = 0;

@@ -1,4 +1,4 @@
-//! A list in the memory of a GPU that changes from batch to batch: room for so many entries, and how many there are.
+//! A list in the memory of a GPU that changes from batch to batch: a capacity, and how many entries there are.
 //!
 //! A graph of launches is recorded once, with the addresses of its tables and with grids for their capacity; what differs
 //! between batches is the content of the tables. So kernels read the number of entries from memory ([`Table::count_ptr`]), and
@@ -36,7 +36,7 @@ impl<S: bytemuck::Pod> Table<S> {
         Ok(table)
     }
 
-    /// An empty table with room for `capacity` entries. Its content is unspecified until the first [`Table::write`].
+    /// An empty table with capacity for `capacity` entries. Its content is unspecified until the first [`Table::write`].
     ///
     /// # Errors
     /// Those of the device.
@@ -88,7 +88,7 @@ impl<S: bytemuck::Pod> Table<S> {
         self.len == 0
     }
 
-    /// Entries that there is room for: what grids are made for.
+    /// Entries that it has capacity for: what grids are made for.
     pub fn capacity(&self) -> usize {
         self.capacity
     }

@@ -37,7 +37,7 @@ impl<T: Element> Tensor<T> {
         let Some(bytes) = size.filter(|&bytes| isize::try_from(bytes).is_ok()) else {
             return Err(too_large(device, &format!("[{rows}, {cols}] of {}", T::DTYPE)));
         };
-        let storage = match &device.gpu {
+        let storage = match device.gpu() {
             Some(gpu) => Storage::Device(gpu.block(bytes as u64)?),
             None if device.is_dry() => Storage::Dry,
             None => Storage::Pooled(

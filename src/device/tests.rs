@@ -42,7 +42,7 @@ fn borrowed_tensors_are_copied_before_they_change() {
 
 #[test]
 fn the_peak_is_known_by_class_and_a_gpu_rounds_up() {
-    let dry = Device::dry_for(Machine::Gpu);
+    let dry = Device::dry_gpu(Chip::RTX_3080);
     let weights = dry.class(Class::Weights).empty::<half::bf16>(3, 50).unwrap();
     let first = dry.zeros::<u32>(1, 64).unwrap();
     let more = dry.class(Class::Qkv).empty::<u8>(1, 257).unwrap();
@@ -60,7 +60,7 @@ fn the_peak_is_known_by_class_and_a_gpu_rounds_up() {
 
 #[test]
 fn launches_count_to_the_op_that_was_noted_before_them() {
-    let device = Device::dry_for(Machine::Gpu);
+    let device = Device::dry_gpu(Chip::RTX_3080);
     let launch = Launch { kernel: kernels::Kernel::SelfTest, grid: [1, 1, 1], dynamic_smem: 0 };
     let params = <kernels::params::SelfTestParams as bytemuck::Zeroable>::zeroed();
     let work = Work::new(8, 2);
@@ -84,7 +84,7 @@ fn the_cpu_passes_its_self_test() {
 
 #[test]
 fn sizes_that_no_machine_has_are_errors() {
-    for device in [Device::cpu(1).unwrap(), Device::dry(), Device::dry_for(Machine::Gpu)] {
+    for device in [Device::cpu(1).unwrap(), Device::dry(), Device::dry_gpu(Chip::RTX_3080)] {
         for (rows, cols) in [(usize::MAX, 2), (1 << 40, 1 << 30), (usize::MAX, usize::MAX)] {
             let error = device.empty::<f32>(rows, cols).unwrap_err().to_string();
             assert!(error.contains(device.label()) && error.contains("out of memory"), "{error}");
@@ -107,7 +107,7 @@ fn contents_go_up_and_down_on_the_cpu_and_nowhere_on_a_dry_device() {
     assert!(matches!(cpu.write(&mut tensor, &[1]), Err(Error::Shape { .. })));
     assert!(matches!(cpu.read_into(&tensor, &mut [1]), Err(Error::Shape { .. })));
     assert!(matches!(cpu.tensor(2, 3, &[1u32]), Err(Error::Shape { .. })));
-    for dry in [Device::dry(), Device::dry_for(Machine::Gpu)] {
+    for dry in [Device::dry(), Device::dry_gpu(Chip::RTX_3080)] {
         let tensor = dry.tensor(2, 2, &[1u32, 2, 3, 4]).unwrap();
         assert_eq!((dry.read(&tensor).unwrap(), tensor.data().len()), (vec![0; 4], 0));
     }
@@ -115,7 +115,7 @@ fn contents_go_up_and_down_on_the_cpu_and_nowhere_on_a_dry_device() {
 
 #[test]
 fn a_plan_has_the_addresses_and_the_size_of_the_arena() {
-    let dry = Device::dry_for(Machine::Gpu);
+    let dry = Device::dry_gpu(Chip::RTX_3080);
     let [a, b] = [300, 1].map(|cols| dry.empty::<u8>(1, cols).unwrap());
     assert_eq!((a.ptr().0 % 256, b.ptr().0 - a.ptr().0), (0, 512));
     drop(a);
@@ -146,7 +146,7 @@ fn launch() -> (Launch, kernels::params::SelfTestParams) {
 
 #[test]
 fn launches_are_recorded_on_a_dry_gpu() {
-    let dry = Device::dry_for(Machine::Gpu);
+    let dry = Device::dry_gpu(Chip::RTX_3080);
     let (launch, params) = launch();
     for grid in [[3, 2, 1], [1, 1, 1], [3, 2, 1]] {
         dry.launch(&Launch { grid, ..launch }, &params).unwrap();
@@ -166,7 +166,7 @@ fn a_wrong_launch_is_refused_with_kernel_grid_and_device() {
         assert_eq!(device.take_ledger(), Ledger::default());
         error.to_string()
     };
-    let dry = Device::dry_for(Machine::Gpu);
+    let dry = Device::dry_gpu(Chip::RTX_3080);
     for (grid, part) in [
         ([0, 1, 1], "0 blocks in x"),
         ([1 << 31, 1, 1], "2147483648 blocks in x, expected 1 to 2147483647"),
@@ -196,7 +196,7 @@ fn params_of_another_kernel_are_refused() {
     impl kernels::Params for Other {
         const NAME: &'static str = "OtherParams";
     }
-    let error = Device::dry_for(Machine::Gpu).launch(&launch().0, &Other([0; 5])).unwrap_err().to_string();
+    let error = Device::dry_gpu(Chip::RTX_3080).launch(&launch().0, &Other([0; 5])).unwrap_err().to_string();
     assert!(error.contains("got OtherParams of 40 bytes, expected SelfTestParams of 40 bytes"), "{error}");
 }
 
@@ -246,7 +246,7 @@ mod emulated {
 
     #[test]
     fn the_addresses_of_a_run_are_those_of_its_plan() {
-        let (dry, run) = (Device::dry_for(Machine::Gpu), device());
+        let (dry, run) = (Device::dry_gpu(Chip::RTX_3080), device());
         let addresses = |device: &Device| -> Vec<u64> {
             let make = |cols| device.empty::<u8>(1, cols).unwrap();
             let (a, b, c) = (make(1000), make(10), make(5000));

@@ -11,7 +11,7 @@ use crate::config::{LoraConfig, ModelConfig, PerSite, Site, SiteLora, Sites};
 use crate::device::{Device, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::formats::adapter::{AdapterConfig, AdapterTensor};
-use crate::ops::lora_matmul;
+use crate::ops::lora_matmul::{self, Merged};
 use crate::rng::{Purpose, Stream};
 use crate::tensor::Real;
 
@@ -315,7 +315,7 @@ fn row_norms<T: Real, W: Real>(device: &Device, weight: &Tensor<W>, r: usize) ->
     let [rows, cols] = lora_matmul::b_shape(device, weight.rows(), r);
     let (a, b) = (device.zeros(r, weight.cols())?, device.zeros(rows, cols)?);
     let mut norms = device.empty(1, weight.rows())?;
-    lora_matmul::dora_norm(device, weight, (&a, &b), W::Stat::ZERO, &mut norms)?;
+    lora_matmul::dora_norm(device, Merged { weight, a: &a, b: &b, scaling: W::Stat::ZERO }, &mut norms)?;
     if device.is_dry() {
         return device.empty(norms.rows(), norms.cols());
     }

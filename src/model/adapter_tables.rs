@@ -10,8 +10,8 @@ use crate::device::kernels::params::DropoutKey;
 use crate::device::{Class, Device, Machine, Table, Tensor};
 use crate::error::Result;
 use crate::ops::lora_matmul::gpu::dora::{Magnitude, Magnitudes};
-use crate::ops::lora_matmul::gpu::{Factors, LayerAdapters};
-use crate::ops::lora_matmul::{self, RowKeys};
+use crate::ops::lora_matmul::gpu::{FactorGrads, Factors, LayerAdapters, LayerFactors};
+use crate::ops::lora_matmul::{self, Merged};
 use crate::tensor::Real;
 
 /// What DoRA divides by in one adapter.
@@ -81,9 +81,9 @@ impl<T: Real> AdapterTables<T> {
         for (adapter, norms) in adapters.iter().zip(&mut self.dora_norms) {
             for (number, norm) in norms.iter_mut().enumerate() {
                 let (Some(params), Some(norm)) = (adapter.params(number), norm) else { continue };
-                let weight = &weights.linears[number].weight;
-                let scaling = T::Stat::from_f64(params.scaling);
-                lora_matmul::dora_norm(device, weight, (&params.a, &params.b), scaling, norm)?;
+                let (weight, scaling) = (&weights.linears[number].weight, T::Stat::from_f64(params.scaling));
+                let merged = Merged { weight, a: &params.a, b: &params.b, scaling };
+                lora_matmul::dora_norm(device, merged, norm)?;
             }
         }
         Ok(())
@@ -114,8 +114,7 @@ impl<T: Real> AdapterTables<T> {
 
 /// The keys of all layers in one step; none without dropout.
 fn keys_of<T: Real>(sites: &Sites, adapters: &[Adapter<T>], step: DropoutStep) -> Vec<DropoutKey> {
-    let nobody = RowKeys::default();
-    let key = |number| Some(DropoutKey { word: dropout_of(adapters, step, number, &nobody)?.key() });
+    let key = |number| Some(DropoutKey { word: dropout_of(adapters, step, number)?.key() });
     (0..sites.len()).filter_map(key).collect()
 }
 
@@ -168,11 +167,12 @@ fn layer_adapters<T: Real>(
     let is_adapted = |number: usize| adapters.iter().any(|a| a.params(number).is_some());
     let of_site = |number: usize| {
         let factors = adapters.iter().enumerate().map(|(i, adapter)| {
-            let grads = grads.get(i).and_then(|g| g.params(number)).map(|g| (&g.a, &g.b));
+            let grads = grads.get(i).and_then(|g| g.params(number));
+            let grads = grads.map(|g| FactorGrads { a: &g.a, b_t: &g.b });
             let params = adapter.params(number)?;
             Some(Factors { a: &params.a, b_t: &params.b, grads, scaling: params.scaling as f32 })
         });
-        (sites[number].shape, factors.collect::<Vec<_>>())
+        LayerFactors { shape: sites[number].shape, adapters: factors.collect() }
     };
     let layers: Vec<_> = (0..sites.len()).filter(|&number| is_adapted(number)).map(of_site).collect();
     let mut made = LayerAdapters::of_layers(device, &layers)?.into_iter();

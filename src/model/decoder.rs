@@ -11,7 +11,7 @@ use super::tables::{BatchTables, Room};
 use super::weights::Weights;
 use crate::batch::Batch;
 use crate::config::ModelConfig;
-use crate::device::{Device, Kind, Tensor};
+use crate::device::{Device, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::embedding;
 use crate::ops::linear_cross_entropy::{self, Scores, TargetScore};
@@ -117,9 +117,12 @@ impl<T: Real> Decoder<T> {
 
     /// Forward over the batch in the tables of `pass`.
     pub(super) fn only_forward(&self, pass: &Pass<'_, T>, scores: &mut Scores) -> Result<()> {
-        let (device, targets) = (&pass.tables.supervised.device, &pass.tables.targets);
         let normed = self.forward(pass)?.normed;
-        linear_cross_entropy::forward_into(device, &normed, self.weights.head(), (targets, scores), None)
+        let (x, weight, targets) = (&normed, self.weights.head(), &pass.tables.targets);
+        linear_cross_entropy::forward(
+            pass.device,
+            linear_cross_entropy::Forward { x, weight, targets, scores, dx: None },
+        )
     }
 
     /// Forward and backward over the batch in the tables of `pass`: adds to `grads`.
@@ -130,11 +133,14 @@ impl<T: Real> Decoder<T> {
         grads: &mut [Adapter<T::Stat>],
         scores: &mut Scores,
     ) -> Result<()> {
-        let (device, tables) = (&pass.tables.supervised.device, pass.tables);
+        let (device, targets) = (pass.device, &pass.tables.targets);
         let Forward { mut saved, junction, normed } = self.forward(pass)?;
         let mut d_normed = device.empty(normed.rows(), normed.cols())?;
-        let (head, dx) = (self.weights.head(), Some(&mut d_normed));
-        linear_cross_entropy::forward_into(device, &normed, head, (&tables.targets, scores), dx)?;
+        let (x, weight, dx) = (&normed, self.weights.head(), Some(&mut d_normed));
+        linear_cross_entropy::forward(
+            device,
+            linear_cross_entropy::Forward { x, weight, targets, scores, dx },
+        )?;
         drop(normed);
         let mut layer = self.weights.blocks.len();
         let mut gradient = pass.leave(junction, d_normed)?;
@@ -149,7 +155,7 @@ impl<T: Real> Decoder<T> {
     }
 
     pub(super) fn validate(&self, device: &Device, batch: &Batch, adapters: &[Adapter<T>]) -> Result<()> {
-        if T::DTYPE == DType::Bf16 && device.kind() == Kind::Cpu {
+        if T::DTYPE == DType::Bf16 && device.machine() == Machine::Cpu && !device.is_dry() {
             return Err(Error::Device {
                 what: "the cpu computes in f32, and this model is in bf16".into(),
                 fix: "load it as f32, or use another device".into(),
@@ -208,7 +214,11 @@ impl<T: Real> Decoder<T> {
     fn forward(&self, pass: &Pass<'_, T>) -> Result<Forward<T>> {
         let tables = pass.tables;
         let mut x = pass.place_of_input(0).empty(tables.ids.rows(), self.config.hidden_size)?;
-        embedding::forward(&tables.all.device, &self.weights.embed_tokens, &tables.ids, &mut x)?;
+        let (table, live_rows) = (&self.weights.embed_tokens, tables.all.live_rows);
+        embedding::forward(
+            pass.device,
+            embedding::Forward { table, ids: &tables.ids, y: &mut x, live_rows },
+        )?;
         let (mut stream, mut all) = (Stream::start(x), Vec::new());
         for layer in 0..self.weights.blocks.len() {
             let (saved, next) = pass.forward(layer, stream)?;

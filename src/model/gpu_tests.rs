@@ -13,7 +13,7 @@ use super::weights::{Role, Weights};
 use crate::batch::{Batch, Target};
 use crate::config::{LoraConfig, ModelConfig, Slot, TargetModules, variant};
 use crate::device::arch::Chip;
-use crate::device::{Device, Mailbox};
+use crate::device::{Device, PendingCopy};
 use crate::ops::attention::PlanCapacity;
 use crate::ops::linear_cross_entropy::TargetScore;
 use crate::ops::testing::{cpu, kernel_device, relative_rms, unchecked_kernel_device};
@@ -163,10 +163,10 @@ fn recorded_passes_have_the_bits_of_direct_ones() {
         // Once more, after larger batches were there.
         batches.iter().zip(&expected).enumerate(),
     ) {
-        let mut mailbox = Mailbox::new(&device);
+        let mut copy = PendingCopy::new(&device);
         let args = (&adapters[..], dropout(step as u64));
-        recorded.start(&model, &device, batch, args, &mut mailbox).unwrap();
-        assert_eq!(&recorded::finish(&mut mailbox).unwrap(), scores, "step {step}");
+        recorded.start(&model, &device, batch, args, &mut copy).unwrap();
+        assert_eq!(&recorded::finish(&mut copy).unwrap(), scores, "step {step}");
         let after = numbers(&device, &grads);
         // Gradients accumulate, so only the first one has the bits; the others agree to rounding.
         let added: Vec<f32> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
@@ -177,8 +177,8 @@ fn recorded_passes_have_the_bits_of_direct_ones() {
         before = after;
     }
     let larger = batch(&[(room.tokens() + 1, 0, None)], 0);
-    let mut mailbox = Mailbox::new(&device);
-    assert!(recorded.start(&model, &device, &larger, (&adapters, dropout(0)), &mut mailbox).is_err());
+    let mut copy = PendingCopy::new(&device);
+    assert!(recorded.start(&model, &device, &larger, (&adapters, dropout(0)), &mut copy).is_err());
 }
 
 #[test]
@@ -209,9 +209,9 @@ fn recorded_passes_with_dora_measure_the_norms_anew() {
                 device.write(tensor, &zeros).unwrap();
             }
             let (expected, gradient) = pass(&device, &model, &adapters, &batch, options);
-            let mut mailbox = Mailbox::new(&device);
-            recorded.start(&model, &device, &batch, (&adapters, options), &mut mailbox).unwrap();
-            assert_eq!(recorded::finish(&mut mailbox).unwrap(), expected, "dropout {p}, round {round}");
+            let mut copy = PendingCopy::new(&device);
+            recorded.start(&model, &device, &batch, (&adapters, options), &mut copy).unwrap();
+            assert_eq!(recorded::finish(&mut copy).unwrap(), expected, "dropout {p}, round {round}");
             assert_eq!(numbers(&device, &grads), gradient, "dropout {p}, round {round}");
         }
     }

@@ -14,7 +14,7 @@ use super::init;
 use super::tables::{BatchTables, Room};
 use crate::batch::Batch;
 use crate::device::arch::Chip;
-use crate::device::{Device, Graph, Mailbox};
+use crate::device::{Device, Graph, PendingCopy};
 use crate::error::{Error, Result};
 use crate::ops::linear_cross_entropy::{Scores, TargetScore};
 use crate::tensor::Real;
@@ -145,7 +145,7 @@ impl<T: Real> RecordedPass<T> {
         device: &Device,
         batch: &Batch,
         (adapters, options): (&[Adapter<T>], PassOptions<'_>),
-        scores: &mut Mailbox,
+        scores: &mut PendingCopy,
     ) -> Result<()> {
         decoder.validate(device, batch, adapters)?;
         let (needed, tables) = (Room::of(batch), &mut self.tables);
@@ -165,7 +165,7 @@ impl<T: Real> RecordedPass<T> {
 ///
 /// # Errors
 /// [`Error::Device`] if something of it failed.
-pub fn finish(scores: &mut Mailbox) -> Result<Vec<TargetScore>> {
+pub fn finish(scores: &mut PendingCopy) -> Result<Vec<TargetScore>> {
     Scores::take(scores)
 }
 
@@ -174,13 +174,13 @@ pub fn finish(scores: &mut Mailbox) -> Result<Vec<TargetScore>> {
 #[derive(Debug)]
 pub struct Scorer<T: Real> {
     recorded: Option<RecordedPass<T>>,
-    spare: Vec<Mailbox>,
+    spare: Vec<PendingCopy>,
 }
 
 /// A batch that was started.
 enum Started {
     Done(Vec<TargetScore>),
-    Sent(Mailbox),
+    Sent(PendingCopy),
 }
 
 impl<T: Real> Scorer<T> {
@@ -226,18 +226,18 @@ impl<T: Real> Scorer<T> {
         let Some(recorded) = self.recorded.as_mut().filter(|_| !batch.targets.is_empty()) else {
             return device.run(|| decoder.score(device, batch, adapters)).map(Started::Done);
         };
-        let mut mailbox = self.spare.pop().unwrap_or_else(|| Mailbox::new(device));
+        let mut copy = self.spare.pop().unwrap_or_else(|| PendingCopy::new(device));
         let options = PassOptions { scale: 0.0, dropout: None, policies: &[] };
-        recorded.start(decoder, device, batch, (adapters, options), &mut mailbox)?;
-        Ok(Started::Sent(mailbox))
+        recorded.start(decoder, device, batch, (adapters, options), &mut copy)?;
+        Ok(Started::Sent(copy))
     }
 
     fn finish(&mut self, started: Started) -> Result<Vec<TargetScore>> {
         match started {
             Started::Done(scores) => Ok(scores),
-            Started::Sent(mut mailbox) => {
-                let scores = finish(&mut mailbox)?;
-                self.spare.push(mailbox);
+            Started::Sent(mut copy) => {
+                let scores = finish(&mut copy)?;
+                self.spare.push(copy);
                 Ok(scores)
             }
         }

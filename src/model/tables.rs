@@ -5,11 +5,12 @@
 use super::weights::BlockWeights;
 use crate::batch::{AdapterRows, Batch, Segment, Target};
 use crate::config::block::Wiring;
-use crate::device::{Class, Device, Machine, Tensor};
+use crate::device::{Class, Device, Tensor};
 use crate::error::{Error, Result};
+use crate::ops::LiveRows;
 use crate::ops::attention::{AttentionPlan, PlanCapacity};
 use crate::ops::linear_cross_entropy::Targets;
-use crate::ops::lora_matmul::{RowKeys, gpu};
+use crate::ops::lora_matmul::{RowKeys, Rows};
 use crate::ops::qk_norm_rope::RopeTable;
 use crate::ops::rows::RowIndex;
 use crate::tensor::Real;
@@ -61,16 +62,13 @@ impl Room {
 
 /// What the ops need to know about some rows of the batch.
 pub(super) struct RowSet<T: Real> {
-    /// A handle that knows how many of the rows there are.
-    pub(super) device: Device,
-    pub(super) adapter_rows: Vec<AdapterRows>,
-    pub(super) keys: RowKeys,
+    /// How many of the rows there are.
+    pub(super) live_rows: LiveRows,
+    pub(super) rows: Rows,
     pub(super) rope: RopeTable<T::Stat>,
     pub(super) plan: AttentionPlan,
     /// All of them by number, where a gradient that came along the stream is added to another one; none in wirings without that.
     pub(super) own: Option<RowIndex>,
-    /// The first two for kernels.
-    pub(super) gpu: Option<gpu::Rows>,
 }
 
 impl<T: Real> RowSet<T> {
@@ -82,38 +80,28 @@ impl<T: Real> RowSet<T> {
         (dropout, adds_gradients): (bool, bool),
     ) -> Result<Self> {
         let tables = device.class(Class::Tables);
-        let rows = rope.capacity();
-        let capacity = PlanCapacity { query_rows: rows, ..room.plan };
-        let gpu = match device.machine() {
-            Machine::Gpu => Some(gpu::Rows::with_capacity(&tables, rows, room.plan.segments, dropout)?),
-            Machine::Cpu => None,
-        };
+        let capacity = PlanCapacity { query_rows: rope.capacity(), ..room.plan };
+        let rows = Rows::with_capacity(&tables, rope.capacity(), room.plan.segments, dropout)?;
         Ok(Self {
-            device: device.with_live_rows(rope.live_rows()),
-            adapter_rows: Vec::new(),
-            keys: RowKeys::default(),
+            live_rows: rope.live_rows(),
+            rows: rows.counted(rope.live_rows()),
             plan: AttentionPlan::with_capacity(&tables, capacity)?,
-            own: adds_gradients.then(|| RowIndex::with_capacity(&tables, rows)).transpose()?,
+            own: adds_gradients.then(|| RowIndex::with_capacity(&tables, rope.capacity())).transpose()?,
             rope,
-            gpu,
         })
     }
 
     /// Takes the rows `rows` (ascending) of a batch with these segments.
     fn write(&mut self, device: &Device, segments: &[Segment], rows: &[usize], keys: RowKeys) -> Result<()> {
         let of = |&row: &usize| &segments[segments.partition_point(|s| s.start + s.len <= row)];
-        self.adapter_rows = runs(rows.iter().map(|row| of(row).adapter));
         let position = |row: &usize| of(row).position_offset + row - of(row).start;
         self.rope.write(device, &rows.iter().map(position).collect::<Vec<_>>())?;
         self.plan.replace(device, AttentionPlan::for_rows(segments, rows))?;
         if let Some(own) = &mut self.own {
             own.write(device, &(0..rows.len()).collect::<Vec<_>>())?;
         }
-        if let Some(gpu) = &mut self.gpu {
-            gpu.write(device, rows.len(), &self.adapter_rows, Some(&keys))?;
-        }
-        self.keys = keys;
-        Ok(())
+        let runs = runs(rows.iter().map(|row| of(row).adapter));
+        self.rows.write(device, rows.len(), runs, Some(keys))
     }
 }
 

@@ -12,7 +12,9 @@ pub mod gemm;
 mod gemm_rate;
 pub mod grad_norm;
 pub mod linear_cross_entropy;
+mod live_rows;
 pub mod lora_matmul;
+pub mod projection;
 pub mod qk_norm_rope;
 pub mod rms_norm;
 pub mod rows;
@@ -23,8 +25,9 @@ pub(crate) mod testing;
 mod tiles;
 
 pub use gemm_rate::measured_gemm_rate;
+pub use live_rows::LiveRows;
 
-use crate::device::{Device, Kind, Machine, Tensor};
+use crate::device::{Device, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Element};
 
@@ -48,27 +51,27 @@ fn check_pieces<T: Element>(op: &'static str, arg: &'static str, tensor: &Tensor
     }
 }
 
-/// Who does the work of an op.
+/// What follows from the device for one call of an op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Runner {
-    /// `cpu.rs`.
+    /// `cpu.rs` computes.
     Cpu,
-    /// `gpu.rs`: allocates and launches, on a GPU, on the emulator, or on the dry double of a GPU, which only counts.
+    /// `gpu.rs` allocates and launches, on a GPU, on the emulator, or on the dry double of a GPU, which only counts.
     Gpu,
-    /// Nobody: the call was recorded, and that is all.
-    Nobody,
+    /// Nothing is computed: the call is in the ledger, and what `cpu.rs` would allocate is counted by ops with temporary tensors.
+    Skip,
 }
 
-/// Who does the work of `op` on numbers of type `T` on this device.
+/// What runs of `op` on numbers of type `T` on this device.
 ///
 /// # Errors
 /// [`Error::Device`] on a device that runs kernels, for numbers other than bf16.
 fn runner<T: Element>(device: &Device, op: &'static str) -> Result<Runner> {
-    match (device.kind(), device.machine()) {
-        (Kind::Cpu, _) => Ok(Runner::Cpu),
-        (_, Machine::Gpu) if T::DTYPE == DType::Bf16 => Ok(Runner::Gpu),
-        (Kind::Dry, _) => Ok(Runner::Nobody),
-        (Kind::Cuda | Kind::Emulated, _) => Err(Error::Device {
+    match (device.machine(), device.is_dry()) {
+        (Machine::Cpu, false) => Ok(Runner::Cpu),
+        (Machine::Gpu, _) if T::DTYPE == DType::Bf16 => Ok(Runner::Gpu),
+        (_, true) => Ok(Runner::Skip),
+        (Machine::Gpu, false) => Err(Error::Device {
             what: format!("{}: {op} computes in bf16 there, and this is {}", device.label(), T::DTYPE),
             fix: "load the model as bf16, or compute on the cpu".into(),
         }),
@@ -80,27 +83,45 @@ mod tests {
     #[cfg(feature = "emulated")]
     #[test]
     fn numbers_that_kernels_do_not_know_are_refused_and_not_skipped() {
-        use super::swiglu;
+        use super::{LiveRows, swiglu};
         use crate::device::{Device, EmulatorOptions};
 
         let device = Device::emulated(EmulatorOptions::default()).unwrap();
         let tensor = || device.zeros::<f32>(4, 16).unwrap();
         let (mut gate, mut up, mut h) = (tensor(), tensor(), tensor());
-        let error = swiglu::forward(&device, &gate, &up, &mut h).unwrap_err();
+        let error = swiglu::forward(
+            &device,
+            swiglu::Forward { gate: &gate, up: &up, h: &mut h, live_rows: LiveRows::ALL, projection: None },
+        )
+        .unwrap_err();
         assert!(error.exit_code() == 5 && error.to_string().contains("swiglu computes in bf16"), "{error}");
-        assert!(swiglu::backward(&device, &mut h, &mut gate, &mut up).is_err());
+        assert!(
+            swiglu::backward(
+                &device,
+                swiglu::Backward {
+                    dh: &mut h,
+                    gate: &mut gate,
+                    up: &mut up,
+                    live_rows: LiveRows::ALL,
+                    projection: None
+                }
+            )
+            .is_err()
+        );
     }
 
     #[test]
     fn the_device_and_the_numbers_decide_who_works() {
         use super::{Runner, runner};
-        use crate::device::{Device, Machine};
+        use crate::device::Device;
+        use crate::device::arch::Chip;
         use half::bf16;
 
-        let (cpu, dry, gpu) = (Device::cpu(1).unwrap(), Device::dry(), Device::dry_for(Machine::Gpu));
+        let (cpu, dry) = (Device::cpu(1).unwrap(), Device::dry());
+        let gpu = Device::dry_gpu(Chip::RTX_3080);
         assert_eq!(runner::<f32>(&cpu, "swiglu").unwrap(), Runner::Cpu);
-        assert_eq!(runner::<bf16>(&dry, "swiglu").unwrap(), Runner::Nobody);
+        assert_eq!(runner::<bf16>(&dry, "swiglu").unwrap(), Runner::Skip);
         assert_eq!(runner::<bf16>(&gpu, "swiglu").unwrap(), Runner::Gpu);
-        assert_eq!(runner::<f32>(&gpu, "swiglu").unwrap(), Runner::Nobody);
+        assert_eq!(runner::<f32>(&gpu, "swiglu").unwrap(), Runner::Skip);
     }
 }

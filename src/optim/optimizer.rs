@@ -6,7 +6,7 @@
 use std::any::Any;
 
 use crate::device::kernels::DevicePtr;
-use crate::device::{Class, Device, Graph, Machine, Mailbox, Tensor};
+use crate::device::{Class, Device, Graph, Machine, PendingCopy, Tensor};
 use crate::error::{Error, Result};
 use crate::formats::adapter::AdapterTensor;
 use crate::model::Adapter;
@@ -156,9 +156,9 @@ impl<T: Real> Optimizer<T> {
         grads: &Adapter<T::Stat>,
     ) -> Result<f64> {
         if device.machine() == Machine::Gpu && self.master.is_some() {
-            let mut mailbox = Mailbox::new(device);
-            self.start_update(device, update, adapter, grads, &mut mailbox)?;
-            return self.finish_update(&mut mailbox);
+            let mut copy = PendingCopy::new(device);
+            self.start_update(device, update, adapter, grads, &mut copy)?;
+            return self.finish_update(&mut copy);
         }
         let mut adamw = update.adamw(self.step + 1);
         let mut trained = self.trained(adapter, grads)?;
@@ -213,7 +213,7 @@ impl<T: Real> Optimizer<T> {
         update: &Update,
         adapter: &mut Adapter<T>,
         grads: &Adapter<T::Stat>,
-        norm: &mut Mailbox,
+        norm: &mut PendingCopy,
     ) -> Result<()> {
         self.prepare(device, adapter, grads)?;
         let Some(on_gpu) = &mut self.on_gpu else {
@@ -236,7 +236,7 @@ impl<T: Real> Optimizer<T> {
     ///
     /// # Errors
     /// Errors of the device.
-    pub fn finish_update(&mut self, norm: &mut Mailbox) -> Result<f64> {
+    pub fn finish_update(&mut self, norm: &mut PendingCopy) -> Result<f64> {
         let step = adamw::gpu::Outcome::take(norm)?;
         self.step -= u64::from(!step.norm.is_finite());
         Ok(step.norm)

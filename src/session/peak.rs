@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Notice;
-use crate::device::{Card, Device, Kind};
+use crate::device::{Card, Device, Machine};
 use crate::ops::measured_gemm_rate;
 
 /// The rate that `sol` is a share of. Defined once for steps, results, scores and plans:
@@ -31,12 +31,12 @@ impl Peak {
     /// The peak of the device of a run, which is measured on the processor, in a few milliseconds. None of a card that is not
     /// known, which is said, and of a device that stands in for another one.
     pub fn of(device: &Device, notify: &mut dyn FnMut(Notice)) -> Option<Self> {
-        let peak = match device.kind() {
-            Kind::Cpu => {
+        let peak = match device.machine() {
+            _ if device.is_card() => Card::of_label(device.label()).map(Self::of_card),
+            Machine::Cpu if !device.is_dry() => {
                 Some(Self { flops_per_second: device.run(measured_gemm_rate), source: Source::Measured })
             }
-            Kind::Cuda => Card::of_label(device.label()).map(Self::of_card),
-            Kind::Emulated | Kind::Dry => return None,
+            Machine::Cpu | Machine::Gpu => return None,
         };
         notify(Notice::Note(match peak {
             Some(peak) => format!("sol is a share of {peak}"),

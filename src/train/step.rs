@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
-use crate::device::{Device, Kind, Machine, Mailbox};
+use crate::device::{Device, Machine, PendingCopy};
 use crate::error::{Error, Result};
 use crate::model::{
     Adapter, Decoder, DropoutStep, ModelFlops, PassOptions, Policies, RecordedPass, Room, Scorer, recorded,
@@ -42,17 +42,17 @@ pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
     pub(super) optimizer: Optimizer<T>,
     /// The pass as recorded launches; on a GPU only.
     pub(super) recorded: Option<RecordedPass<T>>,
-    /// Mailboxes of steps that are finished, for those to come.
+    /// Pending copies of steps that are finished, for those to come.
     pub(super) spare: Spare,
     /// Room that passes are cut to, where not all of them were looked at before.
     pub(super) room: Option<Room>,
 }
 
-/// Mailboxes of scores and of norms.
+/// Pending copies of scores and of norms.
 #[derive(Default)]
 pub(super) struct Spare {
-    scores: Vec<Mailbox>,
-    norms: Vec<Mailbox>,
+    scores: Vec<PendingCopy>,
+    norms: Vec<PendingCopy>,
 }
 
 /// A step that was started. On a CPU it is done, on a GPU its results are on their way.
@@ -65,7 +65,7 @@ pub(super) struct Started {
     /// Tokens that were computed: shared starts once.
     pub(super) packed_tokens: usize,
     passes: Vec<Pass>,
-    norm: Option<Mailbox>,
+    norm: Option<PendingCopy>,
     /// Where its rows come from, for messages.
     places: Vec<String>,
     begin: Instant,
@@ -75,7 +75,7 @@ pub(super) struct Started {
 
 /// A pass whose scores are on their way.
 struct Pass {
-    scores: Mailbox,
+    scores: PendingCopy,
     weights: Vec<f64>,
     places: Vec<String>,
 }
@@ -83,10 +83,10 @@ struct Pass {
 impl Started {
     /// When the time of the step began, if the step before it ended at `last_end`: a card works on one after the other, other
     /// devices have done the work while it was started.
-    pub(super) fn begin(&self, kind: Kind, last_end: Instant) -> Instant {
-        match kind {
-            Kind::Cuda => self.begin.max(last_end),
-            _ => Instant::now().checked_sub(self.start_time).unwrap_or(self.begin),
+    pub(super) fn begin(&self, device: &Device, last_end: Instant) -> Instant {
+        match device.is_card() {
+            true => self.begin.max(last_end),
+            false => Instant::now().checked_sub(self.start_time).unwrap_or(self.begin),
         }
     }
 }
@@ -166,7 +166,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let (optimizer, adapter, grads) = (&mut self.optimizer, &mut self.adapters[0], &self.grads[0]);
         let device = self.device;
         if self.recorded.is_some() {
-            let mut norm = self.spare.norms.pop().unwrap_or_else(|| Mailbox::new(device));
+            let mut norm = self.spare.norms.pop().unwrap_or_else(|| PendingCopy::new(device));
             optimizer.start_update(device, &update, adapter, grads, &mut norm)?;
             started.norm = Some(norm);
         } else {
@@ -189,7 +189,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let weights = batch.targets.iter().map(|t| f64::from(t.weight)).collect();
         if let Some(recorded) = &mut self.recorded {
             if !batch.targets.is_empty() {
-                let mut scores = self.spare.scores.pop().unwrap_or_else(|| Mailbox::new(device));
+                let mut scores = self.spare.scores.pop().unwrap_or_else(|| PendingCopy::new(device));
                 recorded.start(self.decoder, device, batch, (adapters, options), &mut scores)?;
                 started.passes.push(Pass { scores, weights, places: places(rows) });
             }

@@ -151,7 +151,7 @@ fn a_training_records_its_step_once_and_replays_it() {
     // Nothing waits but for scores and norms of the steps that were finished by then: two are under way at once.
     let waits = calls[first..last].iter().filter(|call| **call == "cuEventSynchronize").count();
     assert_eq!(waits, 2 * 3, "{calls:?}");
-    // Two steps are under way at once; from the third one on their mailboxes are used again.
+    // Two steps are under way at once; from the third one on their pending copies are used again.
     let third = calls.iter().enumerate().filter(|(_, call)| **call == "cuGraphLaunch").nth(6).unwrap().0;
     assert!(!calls[third..last].contains(&"cuMemHostAlloc"), "pinned memory in a step: {calls:?}");
     let left = "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0 graphs 0";

@@ -34,6 +34,7 @@ mod tidy;
 mod tidy_gpu_tests;
 mod tidy_kernels;
 mod tidy_licences;
+mod tidy_ops;
 mod tidy_surface;
 mod train;
 #[cfg(feature = "cli")]

@@ -143,7 +143,7 @@ fn layers(source: &Source) -> Vec<String> {
         return vec![format!("{}:1: the room `{room}` has no level in tests/it/tidy.rs", source.path)];
     };
     let mut faults = Vec::new();
-    for (line, other) in imports(&source.shipped) {
+    for (line, other) in imports(&source.shipped, "crate::") {
         let good = other == room
             || level(&other).is_some_and(|other| other < own || (own, other) == (0, 0))
                 && !REFUSED.contains(&(room, other.as_str()));
@@ -154,10 +154,11 @@ fn layers(source: &Source) -> Vec<String> {
     faults
 }
 
-/// The rooms named by `crate::room` and `crate::{room, ...}`, with their lines. Macros and items of the root are none.
-fn imports(code: &str) -> Vec<(usize, String)> {
+/// The modules named below `prefix` (`crate::`), as `crate::room` and `crate::{room, ...}`, with their lines. Macros and items are
+/// none.
+pub(crate) fn imports(code: &str, prefix: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
-    for (start, path) in code.match_indices("crate::") {
+    for (start, path) in code.match_indices(prefix) {
         if code[..start].chars().next_back().is_some_and(is_name) {
             continue;
         }
@@ -266,37 +267,6 @@ fn panics(source: &Source) -> Vec<String> {
         })
         .map(|(index, word)| format!("{}:{}: `{word}`: return an error instead", source.path, index + 1))
         .collect()
-}
-
-#[test]
-fn every_op_has_its_three_files() {
-    let all = files("src/ops", &[".rs"]);
-    assert!(all.iter().any(|path| path == "src/ops/attention/cpu.rs"), "the ops are not where they were");
-    demand(incomplete_ops(&all));
-    let names = ["mod.rs", "cpu.rs", "gpu/mod.rs"].map(|name| format!("src/ops/softmax/{name}"));
-    let [fault] = incomplete_ops(&names).try_into().unwrap();
-    assert!(fault.starts_with("src/ops/softmax/tests.rs:1: this file is missing"), "{fault}");
-}
-
-fn incomplete_ops(all: &[String]) -> Vec<String> {
-    let mut faults = Vec::new();
-    let mut ops: Vec<&str> = all
-        .iter()
-        .filter_map(|path| path.trim_start_matches("src/ops/").split_once('/').map(|(op, _)| op))
-        .collect();
-    ops.sort_unstable();
-    ops.dedup();
-    for op in ops {
-        for name in ["mod.rs", "cpu.rs", "tests.rs"] {
-            let path = format!("src/ops/{op}/{name}");
-            if !all.contains(&path) {
-                faults.push(format!(
-                    "{path}:1: this file is missing; every op has a contract, a CPU part, tests"
-                ));
-            }
-        }
-    }
-    faults
 }
 
 #[test]

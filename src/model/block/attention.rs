@@ -14,7 +14,7 @@ use crate::config::Slot;
 use crate::device::{Class, Tensor};
 use crate::error::Result;
 use crate::ops::attention::{self, Heads};
-use crate::ops::qk_norm_rope::{self, QkNormRope, RopeBackwardJob, RopeJob};
+use crate::ops::qk_norm_rope::{self, HeadNorm, QkNormRope, RopeBackwardJob, RopeJob};
 use crate::ops::rows;
 use crate::tensor::Real;
 
@@ -74,7 +74,7 @@ impl<T: Real> Pass<'_, T> {
         let args = attention::Attention { q: &q_rotated, k: &k_rotated, v: &v, heads, plan: &set.plan };
         let mut o = self.place(keep, Class::OLse).empty(q.rows(), q.cols())?;
         let mut lse = self.place(keep, Class::OLse).empty(q.rows(), heads.num_attention_heads)?;
-        attention::forward(&set.device, &args, &mut o, &mut lse)?;
+        attention::forward(self.device, &args, &mut o, &mut lse)?;
         drop((q_rotated, k_rotated));
 
         let group = self.group(layer, &[Slot::O], set)?;
@@ -109,7 +109,7 @@ impl<T: Real> Pass<'_, T> {
         let args = attention::Attention { q: &q_rotated, k: &k_rotated, v: &v, heads, plan: &set.plan };
         let (mut dq, mut dk, mut dv) = (self.like(&q)?, self.like(&k)?, self.like(&v)?);
         let to = attention::Backward { d_o: &d_o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
-        attention::backward(&set.device, &args, to)?;
+        attention::backward(self.device, &args, to)?;
         drop((q_rotated, k_rotated, v, lse, d_o));
         let (q_op, k_op) = self.qk_ops(layer);
         let (rows, cols) = (self.tables.ids.rows(), self.config.hidden_size);
@@ -118,16 +118,18 @@ impl<T: Real> Pass<'_, T> {
             // The order of the jobs and what follows them.
             let group = self.group(layer, &[Slot::Q, Slot::K, Slot::V], set)?;
             let dxa = self.dxa(&group, rows)?;
-            let further = [&dv];
-            let project = dxa.fused().map(|project| (project, &further[..]));
             let q_job = RopeBackwardJob { x: &q, op: q_op, dy: &mut dq };
             let k_job = RopeBackwardJob { x: &k, op: k_op, dy: &mut dk };
-            qk_norm_rope::backward_with(self.device, &mut [q_job, k_job], project)?;
+            let jobs = &mut [q_job, k_job];
+            let args = qk_norm_rope::Backward { jobs, projection: dxa.fused(), complete: &[&dv] };
+            qk_norm_rope::backward(self.device, args)?;
             exactly(self.linears_back(&group, &[&dq, &dk, &dv], dxa, d_normed.as_mut())?)?
         } else {
             let q_job = RopeBackwardJob { x: &q, op: q_op, dy: &mut dq };
             let k_job = RopeBackwardJob { x: &k, op: k_op, dy: &mut dk };
-            qk_norm_rope::backward(self.device, &mut [q_job, k_job])?;
+            let jobs = &mut [q_job, k_job];
+            let args = qk_norm_rope::Backward { jobs, projection: None, complete: &[] };
+            qk_norm_rope::backward(self.device, args)?;
             let group = self.group(layer, &[Slot::K, Slot::V], all)?;
             let dxa = self.dxa(&group, rows)?.apart();
             let [dxa_k, dxa_v] = exactly(self.linears_back(&group, &[&dk, &dv], dxa, d_normed.as_mut())?)?;
@@ -173,10 +175,11 @@ impl<T: Real> Pass<'_, T> {
         let eps = T::Stat::from_f64(spec.norm.eps);
         let norms = self.weights.blocks[layer].qk_norm.as_ref();
         let q = QkNormRope {
-            norm: norms.map(|n| (&n.0, eps)),
+            norm: norms.map(|n| HeadNorm { weight: &n.0, eps }),
             table: &self.queries(layer).rope,
             head_dim: spec.attn.head_dim,
         };
-        (q, QkNormRope { norm: norms.map(|n| (&n.1, eps)), table: &self.tables.all.rope, ..q })
+        let norm = norms.map(|n| HeadNorm { weight: &n.1, eps });
+        (q, QkNormRope { norm, table: &self.tables.all.rope, ..q })
     }
 }

@@ -8,8 +8,8 @@ use super::Pass;
 use crate::config::Slot;
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::lora_matmul::gpu::Project;
-use crate::ops::lora_matmul::{self, Apply, Frozen, GradJob, Lora, LoraGrad, LoraMatmul, OnGpu, xa_cols};
+use crate::ops::lora_matmul::{self, Apply, Dora, GradJob, InputGradient, Layer, Lora, LoraGrad};
+use crate::ops::projection::FusedProjection;
 use crate::tensor::Real;
 
 /// Some linear layers of a block by their numbers, and the rows that go through them.
@@ -25,7 +25,7 @@ type Loras<'s, T> = Vec<Option<Lora<'s, T>>>;
 pub(in crate::model) struct Projection<T: Real> {
     products: Vec<Tensor<T>>,
     /// For the kernel that makes the tensor; none where the product is a launch of its own.
-    fused: Option<Project>,
+    fused: Option<FusedProjection>,
 }
 
 impl<T: Real> Projection<T> {
@@ -40,8 +40,8 @@ impl<T: Real> Projection<T> {
     }
 
     /// What the kernel that makes the tensor multiplies along the way.
-    pub(super) fn fused(&self) -> Option<&Project> {
-        self.fused.as_ref()
+    pub(super) fn fused(&self) -> Option<FusedProjection> {
+        self.fused
     }
 }
 
@@ -90,9 +90,10 @@ impl<T: Real> Pass<'_, T> {
     pub(super) fn xa(&self, group: &Group<'_, T>, rows: usize, place: &Device) -> Result<Projection<T>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let products = empty_each(&layers, |i| place.empty(rows, xa_cols(self.device, &layers, i)))?;
+        let op = lora_matmul::Group::new(&layers, &group.set.rows);
+        let products = empty_each(&layers, |i| place.empty(rows, op.xa_cols(i)))?;
         let refs: Vec<_> = products.iter().collect();
-        let fused = lora_matmul::projection(&group.set.device, &layers, &refs)?;
+        let fused = lora_matmul::projection(self.device, &op, &refs)?;
         Ok(Projection { products, fused })
     }
 
@@ -100,9 +101,10 @@ impl<T: Real> Pass<'_, T> {
     pub(super) fn dxa(&self, group: &Group<'_, T>, rows: usize) -> Result<Projection<T>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let products = empty_each(&layers, |i| self.device.empty(rows, xa_cols(self.device, &layers, i)))?;
+        let op = lora_matmul::Group::new(&layers, &group.set.rows);
+        let products = empty_each(&layers, |i| self.device.empty(rows, op.xa_cols(i)))?;
         let refs: Vec<_> = products.iter().collect();
-        let fused = lora_matmul::projection_back(&group.set.device, &layers, &refs)?;
+        let fused = lora_matmul::projection_back(self.device, &op, &refs)?;
         Ok(Projection { products, fused })
     }
 
@@ -116,14 +118,15 @@ impl<T: Real> Pass<'_, T> {
     ) -> Result<Vec<(Tensor<T>, Tensor<T>)>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
+        let op = lora_matmul::Group::new(&layers, &group.set.rows);
         let Projection { products: mut xa, fused } = xa;
         if fused.is_none() {
             let mut refs: Vec<_> = xa.iter_mut().collect();
-            lora_matmul::project(&group.set.device, x, &layers, &mut refs)?;
+            lora_matmul::project(self.device, &op, x, &mut refs)?;
         }
-        let mut y = empty_each(&layers, |i| place.empty(x.rows(), layers[i].frozen.weight.rows()))?;
+        let mut y = empty_each(&layers, |i| place.empty(x.rows(), layers[i].weight.rows()))?;
         let args = y.iter_mut().zip(&xa).map(|(y, xa)| Apply { y, xa });
-        lora_matmul::apply(&group.set.device, x, &layers, &mut args.collect::<Vec<_>>())?;
+        lora_matmul::apply(self.device, &op, x, &mut args.collect::<Vec<_>>())?;
         Ok(y.into_iter().zip(xa).collect())
     }
 
@@ -136,10 +139,10 @@ impl<T: Real> Pass<'_, T> {
     ) -> Result<Vec<Tensor<T>>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let mut outputs =
-            empty_each(&layers, |i| self.device.empty(x.rows(), layers[i].frozen.weight.rows()))?;
+        let op = lora_matmul::Group::new(&layers, &group.set.rows);
+        let mut outputs = empty_each(&layers, |i| self.device.empty(x.rows(), layers[i].weight.rows()))?;
         let args = outputs.iter_mut().zip(xa).map(|(y, xa)| Apply { y, xa });
-        lora_matmul::recompute(&group.set.device, x, &layers, &mut args.collect::<Vec<_>>())?;
+        lora_matmul::recompute(self.device, &op, x, &mut args.collect::<Vec<_>>())?;
         Ok(outputs)
     }
 
@@ -147,8 +150,9 @@ impl<T: Real> Pass<'_, T> {
     pub(super) fn projected(&self, group: &Group<'_, T>, x: &Tensor<T>) -> Result<Tensor<T>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
-        let mut xa = self.device.empty(x.rows(), xa_cols(self.device, &layers, 0))?;
-        lora_matmul::project(&group.set.device, x, &layers, &mut [&mut xa])?;
+        let op = lora_matmul::Group::new(&layers, &group.set.rows);
+        let mut xa = self.device.empty(x.rows(), op.xa_cols(0))?;
+        lora_matmul::project(self.device, &op, x, &mut [&mut xa])?;
         Ok(xa)
     }
 
@@ -163,14 +167,15 @@ impl<T: Real> Pass<'_, T> {
     ) -> Result<Vec<Tensor<T>>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
+        let op = lora_matmul::Group::new(&layers, &group.set.rows);
         let Projection { products: mut dxa, fused } = dxa;
         if fused.is_none() {
             let mut refs: Vec<_> = dxa.iter_mut().collect();
-            lora_matmul::project_back(&group.set.device, &layers, dy, &mut refs)?;
+            lora_matmul::project_back(self.device, &op, dy, &mut refs)?;
         }
         if let Some(dx) = dx {
             let refs: Vec<_> = dxa.iter().collect();
-            lora_matmul::backward_input(&group.set.device, &layers, dy, &refs, dx)?;
+            lora_matmul::backward_input(self.device, &op, InputGradient { dy, dxa: &refs, dx })?;
         }
         Ok(dxa)
     }
@@ -213,7 +218,7 @@ impl<T: Real> Pass<'_, T> {
         for (((job, group), loras), grads) in jobs.iter().zip(&groups).zip(&loras).zip(&mut of_layers) {
             let Waiting { dy, xa, dxa, .. } = &job.of;
             let [layer] = exactly(self.layers(group, loras))?;
-            all.push(GradJob { layer, x: &job.x, dy, xa, dxa, grads });
+            all.push(GradJob { layer, rows: &job.of.set.rows, x: &job.x, dy, xa, dxa, grads });
         }
         lora_matmul::gradients(self.device, &mut all)
     }
@@ -227,7 +232,8 @@ impl<T: Real> Pass<'_, T> {
                     a: &params.a,
                     b: &params.b,
                     scaling: T::Stat::from_f64(params.scaling),
-                    dora: params.magnitude.as_ref().zip(norm),
+                    dora:
+                        params.magnitude.as_ref().zip(norm).map(|(magnitude, norm)| Dora { magnitude, norm }),
                 }));
             }
             loras
@@ -235,21 +241,16 @@ impl<T: Real> Pass<'_, T> {
         group.numbers.iter().map(of_layer).collect()
     }
 
-    fn layers<'s>(&'s self, group: &'s Group<'s, T>, loras: &'s [Loras<'s, T>]) -> Vec<LoraMatmul<'s, T>> {
+    fn layers<'s>(&'s self, group: &'s Group<'s, T>, loras: &'s [Loras<'s, T>]) -> Vec<Layer<'s, T>> {
         let of_layer = |(&number, loras): (&usize, &'s Loras<'s, T>)| {
             let linear = &self.weights.linears[number];
-            LoraMatmul {
-                frozen: Frozen { weight: &linear.weight, bias: linear.bias.as_ref() },
+            Layer {
+                weight: &linear.weight,
+                bias: linear.bias.as_ref(),
                 loras,
-                rows: &group.set.adapter_rows,
-                dropout: self.dropout(number, &group.set.keys),
-                gpu: group.set.gpu.as_ref().map(|rows| OnGpu {
-                    adapters: self.of_adapters.on_gpu(number),
-                    magnitudes: self.of_adapters.magnitudes(number),
-                    rows,
-                    key: self.of_adapters.dropout_key(number),
-                    live_rows: group.set.device.live_rows(),
-                }),
+                adapters: self.of_adapters.on_gpu(number),
+                magnitudes: self.of_adapters.magnitudes(number),
+                dropout: self.dropout(number),
             }
         };
         group.numbers.iter().zip(loras).map(of_layer).collect()
@@ -258,7 +259,7 @@ impl<T: Real> Pass<'_, T> {
 
 /// A tensor for each of some layers.
 fn empty_each<T: Real>(
-    layers: &[LoraMatmul<'_, T>],
+    layers: &[Layer<'_, T>],
     make: impl Fn(usize) -> Result<Tensor<T>>,
 ) -> Result<Vec<Tensor<T>>> {
     (0..layers.len()).map(make).collect()

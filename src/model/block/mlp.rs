@@ -51,7 +51,14 @@ impl<T: Real> Pass<'_, T> {
         let group = self.group(layer, &[Slot::Down], set)?;
         let xa = self.xa(&group, gate.rows(), &self.place(keep, Class::Xa))?;
         let mut h = self.like(&gate)?;
-        swiglu::forward_with(&set.device, &gate, &up, &mut h, xa.fused())?;
+        let args = swiglu::Forward {
+            gate: &gate,
+            up: &up,
+            h: &mut h,
+            live_rows: set.live_rows,
+            projection: xa.fused(),
+        };
+        swiglu::forward(self.device, args)?;
         mlp.gate_up = keeps.then_some([gate, up]);
         let [(out, xa_down)] = exactly(self.linears(&group, &h, xa, &self.place_of_input(layer + 1))?)?;
         mlp.xa_down = Some(xa_down);
@@ -83,7 +90,14 @@ impl<T: Real> Pass<'_, T> {
         let [dxa_down] = exactly(self.linears_back(&down, &[&d_out], dxa, Some(&mut h))?)?;
         let dxa = self.dxa(&readers, h.rows())?;
         // From here on h holds h, and not its gradient.
-        swiglu::backward_with(&set.device, &mut h, &mut d_gate, &mut d_up, dxa.fused())?;
+        let args = swiglu::Backward {
+            dh: &mut h,
+            gate: &mut d_gate,
+            up: &mut d_up,
+            live_rows: set.live_rows,
+            projection: dxa.fused(),
+        };
+        swiglu::backward(self.device, args)?;
         let xa_down = match xa_down {
             Some(xa_down) => xa_down,
             None => self.projected(&down, &h)?,

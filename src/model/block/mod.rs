@@ -25,7 +25,7 @@ use crate::config::ModelConfig;
 use crate::config::block::BlockSpec;
 use crate::device::{Class, Device, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::lora_matmul::{Dropout, RowKeys};
+use crate::ops::lora_matmul::Dropout;
 use crate::ops::rows;
 use crate::tensor::Real;
 
@@ -67,14 +67,13 @@ struct Rest<T: Real> {
 }
 
 /// Dropout of a layer, by its number in the model; none if the adapters have none.
-pub(super) fn dropout_of<'k, T: Real>(
+pub(super) fn dropout_of<T: Real>(
     adapters: &[Adapter<T>],
     DropoutStep { seed, step }: DropoutStep,
     number: usize,
-    keys: &'k RowKeys,
-) -> Option<Dropout<'k>> {
+) -> Option<Dropout> {
     let p = adapters.first().map_or(0.0, |a| a.config().dropout);
-    Dropout::new(p, seed, step, number as u32, keys)
+    Dropout::new(p, seed, step, number as u32)
 }
 
 /// The lowest block that backward reaches, and the policies from there on; none without a backward pass.
@@ -183,8 +182,9 @@ impl<'a, T: Real> Pass<'a, T> {
     }
 
     /// The dropout of a layer, by its number in the model.
-    fn dropout<'k>(&self, number: usize, keys: &'k RowKeys) -> Option<Dropout<'k>> {
-        dropout_of(self.adapters, self.dropout?, number, keys)
+    fn dropout(&self, number: usize) -> Option<Dropout> {
+        let dropout = dropout_of(self.adapters, self.dropout?, number)?;
+        Some(dropout.with_key_at(self.of_adapters.dropout_key(number)))
     }
 
     /// What block `layer` keeps for the backward pass; none where that does not come.

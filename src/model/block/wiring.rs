@@ -81,7 +81,6 @@ impl<T: Real> Pass<'_, T> {
         keep: Option<Policy>,
     ) -> Result<Joined<T>> {
         let Stream { out: mut sum, residual } = stream;
-        let device = &self.rows_at(index).device;
         let mut rstd = self.place(keep, Class::Rstd).empty(sum.rows(), 1)?;
         let mut normed = self.like(&sum)?;
         let picked = match &residual {
@@ -94,9 +93,16 @@ impl<T: Real> Pass<'_, T> {
             Some(readers) => self.xa(readers, sum.rows(), &self.place(keep, Class::Xa))?,
             None => Projection::none(),
         };
-        let added = picked.as_ref().or(residual.as_deref());
-        let made = (&mut normed, &mut rstd);
-        rms_norm::forward_with(device, &mut sum, added, &self.norm_at(index), made, xa.fused())?;
+        let args = rms_norm::Forward {
+            x: &mut sum,
+            residual: picked.as_ref().or(residual.as_deref()),
+            norm: self.norm_at(index),
+            y: &mut normed,
+            rstd: &mut rstd,
+            live_rows: self.rows_at(index).live_rows,
+            projection: xa.fused(),
+        };
+        rms_norm::forward(self.device, args)?;
         let (sum, normed) = (Rc::new(sum), Rc::new(normed));
         let residual = match self.wiring(index) {
             Wiring::PreNorm => sum.clone(),
@@ -108,8 +114,14 @@ impl<T: Real> Pass<'_, T> {
     /// What a norm made, again.
     pub(super) fn normed_again(&self, index: usize, junction: &Junction<T>) -> Result<Tensor<T>> {
         let mut normed = self.like(&junction.sum)?;
-        let device = &self.rows_at(index).device;
-        rms_norm::apply(device, &junction.sum, &self.norm_at(index), &junction.rstd, &mut normed)?;
+        let args = rms_norm::Apply {
+            s: &junction.sum,
+            norm: self.norm_at(index),
+            rstd: &junction.rstd,
+            y: &mut normed,
+            live_rows: self.rows_at(index).live_rows,
+        };
+        rms_norm::apply(self.device, args)?;
         Ok(normed)
     }
 
@@ -124,7 +136,7 @@ impl<T: Real> Pass<'_, T> {
         wants_normed: bool,
     ) -> Result<(Gradient<T>, Option<Rc<Tensor<T>>>)> {
         let Junction { sum, rstd } = junction;
-        let (device, producer) = (&self.rows_at(index).device, self.producer(index)?);
+        let producer = self.producer(index)?;
         let mut normed = wants_normed.then(|| self.like(&sum)).transpose()?;
         // The residual that a norm before narrowed has all rows.
         let is_narrow = self.is_narrowed_at(index + 1);
@@ -150,13 +162,15 @@ impl<T: Real> Pass<'_, T> {
         let args = rms_norm::Backward {
             dy: &d_normed,
             s: &sum,
-            norm: &self.norm_at(index),
+            norm: self.norm_at(index),
             rstd: &rstd,
             d_in,
             ds: &mut d_out,
             normed: normed.as_mut(),
+            live_rows: self.rows_at(index).live_rows,
+            projection: dxa.fused(),
         };
-        rms_norm::backward_with(device, args, dxa.fused())?;
+        rms_norm::backward(self.device, args)?;
         Ok((Gradient { d_out: Rc::new(d_out), dxa }, normed.map(Rc::new)))
     }
 

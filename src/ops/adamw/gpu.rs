@@ -10,7 +10,7 @@ use half::bf16;
 use super::{AdamW, OP, Trained};
 use crate::device::kernels::Kernel;
 use crate::device::kernels::params::{AdamWBlock, AdamWParams, AdamWScalars, AdamWTensor};
-use crate::device::{Device, Launch, Mailbox, Table, Tensor, Work};
+use crate::device::{Device, Launch, PendingCopy, Table, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::ops::{Runner, runner};
 use crate::tensor::Real;
@@ -81,7 +81,7 @@ pub struct StepScalars {
 }
 
 impl StepScalars {
-    /// Room for them. Write before the first step.
+    /// Empty. Write before the first step.
     ///
     /// # Errors
     /// Those of the device.
@@ -152,16 +152,16 @@ impl Outcome {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn send(&self, mailbox: &mut Mailbox) -> Result<()> {
-        mailbox.send(&self.numbers, self.numbers.len())
+    pub fn send(&self, copy: &mut PendingCopy) -> Result<()> {
+        copy.send(&self.numbers, self.numbers.len())
     }
 
     /// Waits for what [`Outcome::send`] has sent.
     ///
     /// # Errors
     /// Those of the device.
-    pub fn take(mailbox: &mut Mailbox) -> Result<Step> {
-        let numbers = mailbox.take::<f64>()?;
+    pub fn take(copy: &mut PendingCopy) -> Result<Step> {
+        let numbers = copy.take::<f64>()?;
         let numbers: Result<[f64; 3], _> = numbers.try_into();
         numbers.map(Step::from).map_err(|other: Vec<f64>| Error::shape(OP, "outcome", 3, other.len()))
     }

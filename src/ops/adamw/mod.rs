@@ -14,7 +14,7 @@ mod gpu_tests;
 mod tests;
 
 use super::check_shape;
-use crate::device::{Device, Kind, Tensor, Work};
+use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
@@ -107,10 +107,10 @@ pub fn update<T: Real>(device: &Device, adamw: &AdamW, trained: &mut [Trained<'_
     }
     let bytes = 7 * numbers * size_of::<T::Stat>() + rounded * size_of::<T>();
     device.record(OP, Work::new(14 * numbers as u64, bytes as u64));
-    match device.kind() {
-        Kind::Cpu => trained.iter_mut().for_each(|one| cpu::update(adamw, one)),
-        Kind::Dry => {}
-        Kind::Cuda | Kind::Emulated => {
+    match device.machine() {
+        _ if device.is_dry() => {}
+        Machine::Cpu => trained.iter_mut().for_each(|one| cpu::update(adamw, one)),
+        Machine::Gpu => {
             return Err(Error::Device {
                 what: format!("{}: adamw updates all tensors in one call there", device.label()),
                 fix: "call adamw::gpu::clip_and_update".into(),

@@ -89,7 +89,7 @@ impl<T: Real> Attention<'_, T> {
         check_shape(OP, "v", self.v, self.k.shape())
     }
 
-    /// Notes `products` products of all pairs, and tensors like `q` and like `k` that are read or written once.
+    /// Records `products` products of all pairs, and tensors like `q` and like `k` that are read or written once.
     fn record(&self, device: &Device, op: &'static str, products: u64, [like_q, like_k]: [usize; 2]) {
         let pairs = self.plan.num_pairs() * self.heads.num_attention_heads as u64;
         let numbers = like_q * self.q.len() + like_k * self.k.len();
@@ -118,7 +118,7 @@ pub fn forward<T: Real>(
     match runner::<T>(device, OP)? {
         Runner::Cpu => cpu::forward(args, o, lse),
         Runner::Gpu => gpu::forward(device, args, o, lse)?,
-        Runner::Nobody => {}
+        Runner::Skip => {}
     }
     Ok(())
 }
@@ -158,8 +158,8 @@ pub fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backwa
         Runner::Cpu => cpu::backward(device, args, grads)?,
         Runner::Gpu => gpu::backward(device, args, grads)?,
         // Its buffers count where a CPU is planned.
-        Runner::Nobody if device.machine() == Machine::Cpu => cpu::backward(device, args, grads)?,
-        Runner::Nobody => {}
+        Runner::Skip if device.machine() == Machine::Cpu => cpu::backward(device, args, grads)?,
+        Runner::Skip => {}
     }
     Ok(())
 }

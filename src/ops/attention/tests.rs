@@ -236,7 +236,7 @@ proptest! {
 fn a_gpu_needs_one_launch_forward_and_two_backward() {
     use half::bf16;
 
-    let device = Device::dry_for(Machine::Gpu);
+    let device = Device::dry_gpu(crate::device::arch::Chip::RTX_3080);
     let heads = Heads { head_dim: 64, ..HEADS };
     let mut plan = AttentionPlan::causal(&segments(&[(300, None), (17, None)]));
     plan.upload(&device).unwrap();

@@ -1,20 +1,16 @@
 //! Embedding lookup on a GPU: a block copies a row.
 
-use super::OP;
+use super::{Forward, OP};
 use crate::device::kernels::Kernel;
 use crate::device::kernels::params::EmbeddingParams;
-use crate::device::{Device, Launch, Tensor};
+use crate::device::{Device, Launch};
 use crate::error::Result;
 use crate::ops::check_pieces;
 use crate::tensor::Real;
 
 /// See [`super::forward`].
-pub(super) fn forward<T: Real>(
-    device: &Device,
-    table: &Tensor<T>,
-    ids: &Tensor<u32>,
-    y: &mut Tensor<T>,
-) -> Result<()> {
+pub(super) fn forward<T: Real>(device: &Device, args: Forward<'_, T>) -> Result<()> {
+    let Forward { table, ids, y, live_rows } = args;
     check_pieces(OP, "table", table)?;
     if y.is_empty() {
         return Ok(());
@@ -23,7 +19,7 @@ pub(super) fn forward<T: Real>(
         table: table.ptr(),
         ids: ids.ptr(),
         y: y.ptr(),
-        live_rows: device.live_rows(),
+        live_rows: live_rows.ptr(),
         rows: y.rows() as i32,
         cols: y.cols() as i32,
     };

@@ -2,8 +2,9 @@
 
 #![cfg(feature = "emulated")]
 
-use super::forward;
+use super::{Forward, forward};
 use crate::device::Device;
+use crate::ops::LiveRows;
 use crate::ops::testing::{RAGGED_ROWS, at_scale, bf16_numbers, kernel_device, live, live_count, with_room};
 
 /// `rows` of `rows + 2` ids, which are all over the table.
@@ -14,7 +15,11 @@ fn compare(device: &Device, vocab_size: usize, rows: usize, cols: usize) {
     let ids_there = device.tensor(rows + 2, 1, &ids).unwrap();
     let mut y = with_room(device, rows + 2, cols, &[]);
     let count = live_count(device, rows);
-    forward(&device.with_live_rows(count.ptr()), &table, &ids_there, &mut y).unwrap();
+    forward(
+        device,
+        Forward { table: &table, ids: &ids_there, y: &mut y, live_rows: LiveRows::at(count.ptr()) },
+    )
+    .unwrap();
     let expected: Vec<f64> = ids[..rows]
         .iter()
         .flat_map(|&id| numbers[id as usize * cols..(id as usize + 1) * cols].to_vec())
@@ -47,5 +52,16 @@ fn rows_of_half_pieces_are_refused() {
     let device = kernel_device(0);
     let table = with_room(&device, 5, 12, &[]);
     let ids = device.tensor(1, 1, &[0u32]).unwrap();
-    assert!(forward(&device, &table, &ids, &mut with_room(&device, 1, 12, &[])).is_err());
+    assert!(
+        forward(
+            &device,
+            Forward {
+                table: &table,
+                ids: &ids,
+                y: &mut with_room(&device, 1, 12, &[]),
+                live_rows: LiveRows::ALL
+            }
+        )
+        .is_err()
+    );
 }

@@ -16,33 +16,45 @@ mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-use super::{Runner, check_shape, runner};
+use super::{LiveRows, Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::{Error, Result};
 use crate::tensor::Real;
 
 const OP: &str = "embedding";
 
+/// What [`forward`] reads and writes.
+#[derive(Debug)]
+pub struct Forward<'a, T: Real> {
+    /// `[vocab_size, hidden_size]`.
+    pub table: &'a Tensor<T>,
+    /// `[total_tokens, 1]`.
+    pub ids: &'a Tensor<u32>,
+    /// `[total_tokens, hidden_size]`, overwritten.
+    pub y: &'a mut Tensor<T>,
+    /// How many of the tokens there are.
+    pub live_rows: LiveRows,
+}
+
 /// Copies the rows that `ids` name.
 ///
 /// ```
+/// use tanren::ops::{LiveRows, embedding};
+///
 /// let device = tanren::device::Device::cpu(1)?;
 /// let table = device.tensor(3, 2, &[0.0, 0.1, 1.0, 1.1, 2.0, 2.1f32])?;
 /// let ids = device.tensor(2, 1, &[2u32, 0])?;
 /// let mut y = device.empty(2, 2)?;
-/// tanren::ops::embedding::forward(&device, &table, &ids, &mut y)?;
+/// let live_rows = LiveRows::ALL;
+/// embedding::forward(&device, embedding::Forward { table: &table, ids: &ids, y: &mut y, live_rows })?;
 /// assert_eq!(y.data(), [2.0, 2.1, 0.0, 0.1]);
 /// # Ok::<(), tanren::error::Error>(())
 /// ```
 ///
 /// # Errors
 /// [`Error::Shape`] on a wrong shape or, on a CPU, an id that is not in the table; errors of the device.
-pub fn forward<T: Real>(
-    device: &Device,
-    table: &Tensor<T>,
-    ids: &Tensor<u32>,
-    y: &mut Tensor<T>,
-) -> Result<()> {
+pub fn forward<T: Real>(device: &Device, args: Forward<'_, T>) -> Result<()> {
+    let Forward { table, ids, y, .. } = &args;
     check_shape(OP, "ids", ids, [y.rows(), 1])?;
     check_shape(OP, "y", y, [ids.rows(), table.cols()])?;
     if let Some(id) = ids.data().iter().find(|&&id| id as usize >= table.rows()) {
@@ -50,9 +62,9 @@ pub fn forward<T: Real>(
     }
     device.record(OP, Work::new(0, 2 * (y.len() * size_of::<T>()) as u64));
     match runner::<T>(device, OP)? {
-        Runner::Cpu => cpu::forward(table, ids.data(), y),
-        Runner::Gpu => gpu::forward(device, table, ids, y)?,
-        Runner::Nobody => {}
+        Runner::Cpu => cpu::forward(args.table, args.ids.data(), args.y),
+        Runner::Gpu => gpu::forward(device, args)?,
+        Runner::Skip => {}
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::device::{Device, Kind, Tensor, Work};
+use crate::device::{Device, Machine, Tensor, Work};
 use crate::tensor::Real;
 
 /// The norm; not finite if some gradient is not. Zero on a dry device, and not a number on one that runs kernels, where the norm
@@ -15,10 +15,10 @@ use crate::tensor::Real;
 pub fn grad_norm<T: Real>(device: &Device, grads: &[&Tensor<T>]) -> f64 {
     let elements: usize = grads.iter().map(|g| g.len()).sum();
     device.record("grad_norm", Work::new(2 * elements as u64, (elements * size_of::<T>()) as u64));
-    match device.kind() {
-        Kind::Cpu => cpu::grad_norm(grads),
-        Kind::Dry => 0.0,
-        Kind::Cuda | Kind::Emulated => f64::NAN,
+    match device.machine() {
+        _ if device.is_dry() => 0.0,
+        Machine::Cpu => cpu::grad_norm(grads),
+        Machine::Gpu => f64::NAN,
     }
 }
 

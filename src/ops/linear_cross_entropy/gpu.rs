@@ -9,29 +9,29 @@ use crate::device::kernels::params::{
 use crate::device::kernels::{DevicePtr, Kernel};
 use crate::device::{Class, Device, Launch, Tensor};
 use crate::error::{Error, Result};
+use crate::ops::LiveRows;
 use crate::tensor::Real;
 
-/// See [`super::forward`]; `scores` are `[room for targets, 2]`, log-probability and whether no token has a larger logit.
-pub(super) fn forward<T: Real>(
-    device: &Device,
-    x: &Tensor<T>,
-    weight: &Tensor<T>,
-    targets_and_scores: (&Targets, &mut Tensor<f32>),
-    dx: Option<&mut Tensor<T>>,
-) -> Result<()> {
-    let problem = problem(x, weight)?;
-    let plan = plan::plan(&problem, Wanted::default(), device.chip()?);
-    run(device, &plan, [x, weight], targets_and_scores, dx)
+/// What the kernels read and write; see [`super::Forward`].
+pub(super) struct Operands<'a, T: Real> {
+    pub(super) x: &'a Tensor<T>,
+    pub(super) weight: &'a Tensor<T>,
+    pub(super) targets: &'a Targets,
+    /// `[room for targets, 2]`: log-probability, and whether no token has a larger logit.
+    pub(super) scores: &'a mut Tensor<f32>,
+    pub(super) dx: Option<&'a mut Tensor<T>>,
 }
 
-/// The same by a given plan; `x` and `weight`.
-pub(super) fn run<T: Real>(
-    device: &Device,
-    plan: &Plan,
-    [x, weight]: [&Tensor<T>; 2],
-    (targets, scores): (&Targets, &mut Tensor<f32>),
-    dx: Option<&mut Tensor<T>>,
-) -> Result<()> {
+/// See [`super::forward`].
+pub(super) fn forward<T: Real>(device: &Device, operands: Operands<'_, T>) -> Result<()> {
+    let problem = problem(operands.x, operands.weight)?;
+    let plan = plan::plan(&problem, Wanted::default(), device.chip()?);
+    run(device, &plan, operands)
+}
+
+/// The same by a given plan.
+pub(super) fn run<T: Real>(device: &Device, plan: &Plan, operands: Operands<'_, T>) -> Result<()> {
+    let Operands { x, weight, targets, scores, dx } = operands;
     let tables = targets.tables()?;
     if x.rows() == 0 {
         return Ok(());
@@ -126,7 +126,7 @@ pub(super) fn logits<T: Real>(
     };
     let mut params = logits_params(&plan, x, weight);
     params.logits = padded.as_ref().unwrap_or(z).ptr();
-    params.live_rows = device.live_rows();
+    params.live_rows = LiveRows::ALL.ptr();
     device.launch(&logits_launch(&plan), &params)?;
     let Some(padded) = padded else { return Ok(()) };
     let (values, cols) = (device.read(&padded)?, z.cols());

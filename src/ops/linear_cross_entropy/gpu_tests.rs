@@ -6,6 +6,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::plan::{Plan, Problem, Wanted, plan};
+use super::tests::scored;
 use super::*;
 use crate::batch::Target;
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
@@ -91,7 +92,9 @@ fn run(case: &Case, device: &Device, has_gradient: bool) -> Outcome {
     let plan = case.plan(device);
     let dx_or_none = has_gradient.then_some(&mut dx);
     let mut scores = device.empty(targets.max_targets(), 2).unwrap();
-    gpu::run(device, &plan, [&x, &weight], (&targets, &mut scores), dx_or_none).unwrap();
+    let (targets_of, to) = (&targets, &mut scores);
+    let operands = gpu::Operands { x: &x, weight: &weight, targets: targets_of, scores: to, dx: dx_or_none };
+    gpu::run(device, &plan, operands).unwrap();
     let scores = Scores { place: Place::Device(scores, case.targets.len()) }.read(device).unwrap();
     Outcome { scores, dx: device.read(&dx).unwrap().into_iter().map(bf16::to_f64).collect() }
 }
@@ -270,7 +273,7 @@ fn tables_are_written_again_and_the_door_is_the_same() {
         };
         targets.write(&device, &case.targets, rows, case.scale).unwrap();
         let mut dx = upload(&device, 40, &vec![UNTOUCHED; 40 * 24]);
-        let scores = forward(&device, &x, &weight, &targets, Some(&mut dx)).unwrap();
+        let scores = scored(&device, [&x, &weight], &targets, Some(&mut dx)).unwrap();
         let dx = device.read(&dx).unwrap().into_iter().map(bf16::to_f64).collect();
         assert_eq!(Outcome { scores: scores.read(&device).unwrap(), dx }, run(&case, &device, true));
     }
@@ -304,7 +307,7 @@ fn launches_are_counted() {
     let targets = Targets::with_capacity(&device, 2176, 2176).unwrap();
     for (gradient, expected) in [(None, 10), (Some(&mut dx), 20)] {
         device.take_ledger();
-        forward(&device, &x, &weight, &targets, gradient).unwrap();
+        scored(&device, [&x, &weight], &targets, gradient).unwrap();
         let launches: u64 = device.take_ledger().launches().map(|(_, count)| count).sum();
         assert_eq!(launches, expected);
     }

@@ -50,33 +50,28 @@ pub struct TargetScore {
     pub is_argmax: bool,
 }
 
+/// What [`forward`] reads and writes.
+#[derive(Debug)]
+pub struct Forward<'a, T: Real> {
+    /// Final hidden states, `[rows, hidden_size]`.
+    pub x: &'a Tensor<T>,
+    /// The head, `[vocab_size, hidden_size]`.
+    pub weight: &'a Tensor<T>,
+    /// Targets of the rows.
+    pub targets: &'a Targets,
+    /// Overwritten; with room for the targets.
+    pub scores: &'a mut Scores,
+    /// `[rows, hidden_size]`, overwritten; none where nobody needs it.
+    pub dx: Option<&'a mut Tensor<T>>,
+}
+
 /// Log-probabilities of the targets, and `dx` where it is asked for.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module or a token is out of range; those of the device.
-pub fn forward<T: Real>(
-    device: &Device,
-    x: &Tensor<T>,
-    weight: &Tensor<T>,
-    targets: &Targets,
-    dx: Option<&mut Tensor<T>>,
-) -> Result<Scores> {
-    let mut scores = Scores::with_capacity(device, targets.max_targets())?;
-    forward_into(device, x, weight, (targets, &mut scores), dx)?;
-    Ok(scores)
-}
-
-/// As [`forward`], into `scores`, which have room for the targets: for launches that are recorded.
-///
-/// # Errors
-/// As [`forward`]; [`Error::Shape`] if there is no room.
-pub fn forward_into<T: Real>(
-    device: &Device,
-    x: &Tensor<T>,
-    weight: &Tensor<T>,
-    (targets, scores): (&Targets, &mut Scores),
-    dx: Option<&mut Tensor<T>>,
-) -> Result<()> {
+/// [`Error::Shape`] if the shapes do not follow the table of the module, a token is out of range or there is no room for the scores;
+/// those of the device.
+pub fn forward<T: Real>(device: &Device, args: Forward<'_, T>) -> Result<()> {
+    let Forward { x, weight, targets, scores, dx } = args;
     check_shape(OP, "weight", weight, [weight.rows(), x.cols()])?;
     if let Some(dx) = &dx {
         check_shape(OP, "dx", dx, x.shape())?;
@@ -92,14 +87,14 @@ pub fn forward_into<T: Real>(
         (Runner::Gpu, Place::Device(tensor, count)) => {
             check_shape(OP, "scores", tensor, [tensor.rows().max(targets.max_targets()), 2])?;
             *count = targets.list().len();
-            gpu::forward(device, x, weight, (targets, tensor), dx)
+            gpu::forward(device, gpu::Operands { x, weight, targets, scores: tensor, dx })
         }
         (Runner::Cpu, Place::Host(found)) => {
             *found = cpu::forward(device, x, weight, targets, dx)?;
             Ok(())
         }
         // It allocates what it would, and no more.
-        (Runner::Nobody, place) => {
+        (Runner::Skip, place) => {
             let zeros = cpu::forward(device, x, weight, targets, dx)?;
             if let Place::Host(found) = place {
                 *found = zeros;
@@ -131,7 +126,7 @@ pub fn logits<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>) -> Re
     match runner::<T>(device, OP)? {
         Runner::Cpu => cpu::logits(x, weight, &mut z),
         Runner::Gpu => gpu::logits(device, x, weight, &mut z)?,
-        Runner::Nobody => {}
+        Runner::Skip => {}
     }
     Ok(z)
 }

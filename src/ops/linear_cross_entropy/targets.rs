@@ -4,7 +4,7 @@
 
 use crate::batch::Target;
 use crate::device::kernels::params::{CrossEntropyRow, CrossEntropyTarget};
-use crate::device::{Device, Machine, Mailbox, Table, Tensor};
+use crate::device::{Device, Machine, PendingCopy, Table, Tensor};
 use crate::error::{Error, Result};
 
 use super::{OP, TargetScore};
@@ -38,7 +38,7 @@ impl Targets {
         Ok(new)
     }
 
-    /// Room for so many rows and targets, and none there. Write before the first use.
+    /// Empty, with capacity for so many rows and targets. Write before the first use.
     ///
     /// # Errors
     /// Those of the device.
@@ -91,12 +91,12 @@ impl Targets {
         self.num_rows
     }
 
-    /// Rows of `x` that there is room for.
+    /// Rows of `x` that it has capacity for.
     pub fn max_rows(&self) -> usize {
         self.max_rows
     }
 
-    /// Targets that there is room for.
+    /// Targets that it has capacity for.
     pub fn max_targets(&self) -> usize {
         self.max_targets
     }
@@ -152,7 +152,7 @@ pub(super) enum Place {
 }
 
 impl Scores {
-    /// Room for those of so many targets, and none there.
+    /// Empty, with capacity for the scores of so many targets.
     ///
     /// # Errors
     /// Those of the device.
@@ -168,9 +168,9 @@ impl Scores {
     ///
     /// # Errors
     /// [`Error::Shape`] if there is no room for so many, or they are on the host already; those of the device.
-    pub fn send(&self, mailbox: &mut Mailbox, count: usize) -> Result<()> {
+    pub fn send(&self, copy: &mut PendingCopy, count: usize) -> Result<()> {
         match &self.place {
-            Place::Device(tensor, _) => mailbox.send(tensor, 2 * count),
+            Place::Device(tensor, _) => copy.send(tensor, 2 * count),
             Place::Host(_) => Err(Error::shape(OP, "scores", "on a GPU", "on the host")),
         }
     }
@@ -179,8 +179,8 @@ impl Scores {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn take(mailbox: &mut Mailbox) -> Result<Vec<TargetScore>> {
-        Ok(mailbox.take::<f32>()?.chunks_exact(2).map(score).collect())
+    pub fn take(copy: &mut PendingCopy) -> Result<Vec<TargetScore>> {
+        Ok(copy.take::<f32>()?.chunks_exact(2).map(score).collect())
     }
 
     /// The scores of the targets, in their order; on a dry device zeros.

@@ -28,7 +28,19 @@ fn scores<T: Real>(
 ) -> Vec<TargetScore> {
     let scale = gradient.as_ref().map_or(1.0, |g| g.1);
     let targets = Targets::new(device, targets, x.rows(), scale).unwrap();
-    forward(device, x, w, &targets, gradient.map(|g| g.0)).unwrap().read(device).unwrap()
+    scored(device, [x, w], &targets, gradient.map(|g| g.0)).unwrap().read(device).unwrap()
+}
+
+/// The op with scores of its own.
+pub(super) fn scored<T: Real>(
+    device: &Device,
+    [x, weight]: [&Tensor<T>; 2],
+    targets: &Targets,
+    dx: Option<&mut Tensor<T>>,
+) -> Result<Scores> {
+    let mut scores = Scores::with_capacity(device, targets.max_targets())?;
+    forward(device, Forward { x, weight, targets, scores: &mut scores, dx })?;
+    Ok(scores)
 }
 
 #[test]
@@ -91,9 +103,9 @@ fn no_rows_and_bad_targets() {
         assert!(Targets::new(&device, &bad, 2, 1.0).is_err(), "{bad:?}");
     }
     let too_large = Targets::new(&device, &[target(0, 4)], 2, 1.0).unwrap();
-    assert!(forward(&device, &x, &w, &too_large, None).is_err());
+    assert!(scored(&device, [&x, &w], &too_large, None).is_err());
     let too_many = Targets::with_capacity(&device, 3, 1).unwrap();
-    assert!(forward(&device, &x, &w, &too_many, None).is_err());
+    assert!(scored(&device, [&x, &w], &too_many, None).is_err());
 }
 
 #[test]
@@ -105,7 +117,7 @@ fn rows_beyond_those_of_the_targets_are_left_alone() {
     for rows in [3, 0, 2] {
         let list: Vec<Target> = (0..rows).map(|row| Target { row, token: 1, weight: 1.0 }).collect();
         targets.write(&device, &list, rows, 0.5).unwrap();
-        let got = forward(&device, &x, &w, &targets, Some(&mut dx)).unwrap();
+        let got = scored(&device, [&x, &w], &targets, Some(&mut dx)).unwrap();
         assert_eq!(got.read(&device).unwrap(), scores(&device, &x, &w, &list, None));
         assert!(got.read_first(&device, rows + 1).is_err());
     }

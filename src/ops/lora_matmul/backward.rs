@@ -1,9 +1,10 @@
 //! The way back through linear layers, step by step: `dxa`, `dx`, the gradients of the adapters.
 
-use super::{LoraGrad, LoraMatmul, OP, check_count, cpu, dispatch, gpu, work, xa_cols};
+use super::group::LayerRows;
+use super::{Group, Layer, LoraGrad, OP, Rows, cpu, gpu, work};
 use crate::device::{Device, Tensor};
 use crate::error::Result;
-use crate::ops::gemm::Write;
+use crate::ops::projection::FusedProjection;
 use crate::ops::{Runner, check_shape, runner};
 use crate::tensor::Real;
 
@@ -13,65 +14,61 @@ use crate::tensor::Real;
 /// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
 pub fn projection_back<T: Real>(
     device: &Device,
-    layers: &[LoraMatmul<'_, T>],
+    group: &Group<'_, T>,
     dxa: &[&Tensor<T>],
-) -> Result<Option<gpu::Project>> {
-    check_count("dxa", layers, dxa.len())?;
-    if layers.iter().any(LoraMatmul::has_dora) || runner::<T>(device, OP)? != Runner::Gpu {
+) -> Result<Option<FusedProjection>> {
+    group.check_count("dxa", dxa.len())?;
+    if group.has_dora() || runner::<T>(device, OP)? != Runner::Gpu {
         return Ok(None);
     }
-    work::record_project_back(device, layers, &[]);
-    dispatch::projection_back(layers, dxa)
+    work::record_project_back(device, group, false);
+    gpu::projection_back(group, dxa)
 }
 
 /// Writes `dxa` of every layer of a group.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module; errors of the device.
 pub fn project_back<T: Real>(
     device: &Device,
-    layers: &[LoraMatmul<'_, T>],
+    group: &Group<'_, T>,
     dy: &[&Tensor<T>],
     dxa: &mut [&mut Tensor<T>],
 ) -> Result<()> {
-    check_back(device, layers, dy, dxa.iter().map(|dxa| &**dxa))?;
-    work::record_project_back(device, layers, dy);
+    check_back(group, dy, dxa.iter().map(|dxa| &**dxa))?;
+    work::record_project_back(device, group, true);
     match runner::<T>(device, OP)? {
-        Runner::Gpu => dispatch::project_back(device, layers, dy, dxa),
-        Runner::Cpu | Runner::Nobody => layers
-            .iter()
-            .zip(dy)
-            .zip(dxa)
-            .try_for_each(|((layer, dy), dxa)| cpu::project_back(device, layer, dy, dxa)),
+        Runner::Gpu => gpu::project_back(device, group, dy, dxa),
+        Runner::Cpu | Runner::Skip => cpu::project_back(device, group, dy, dxa),
     }
+}
+
+/// The gradient of a group's input and what it is made of, by layer where it is a list.
+#[derive(Debug)]
+pub struct InputGradient<'a, T: Real> {
+    /// Gradients of the outputs, `[rows, out_features]` each.
+    pub dy: &'a [&'a Tensor<T>],
+    /// Of [`project_back`].
+    pub dxa: &'a [&'a Tensor<T>],
+    /// `[rows, in_features]`, overwritten.
+    pub dx: &'a mut Tensor<T>,
 }
 
 /// Writes `dx`, the sum over the layers of a group, given `dxa`.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module; errors of the device.
 pub fn backward_input<T: Real>(
     device: &Device,
-    layers: &[LoraMatmul<'_, T>],
-    dy: &[&Tensor<T>],
-    dxa: &[&Tensor<T>],
-    dx: &mut Tensor<T>,
+    group: &Group<'_, T>,
+    args: InputGradient<'_, T>,
 ) -> Result<()> {
-    check_back(device, layers, dy, dxa.iter().copied())?;
-    for (layer, dy) in layers.iter().zip(dy) {
-        check_shape(OP, "dx", dx, [dy.rows(), layer.frozen.weight.cols()])?;
-    }
-    work::record_backward_input(device, layers, dx.rows());
+    check_back(group, args.dy, args.dxa.iter().copied())?;
+    check_shape(OP, "dx", args.dx, [group.rows.capacity(), group.in_features()])?;
+    work::record_backward_input(device, group);
     match runner::<T>(device, OP)? {
-        Runner::Gpu => dispatch::backward_input(device, layers, dy, dxa, dx),
-        Runner::Cpu | Runner::Nobody => {
-            for (i, (layer, (dy, dxa))) in layers.iter().zip(dy.iter().zip(dxa)).enumerate() {
-                // The layers after the first one add to what it left.
-                let write = if i == 0 { Write::Overwrite } else { Write::Add };
-                cpu::backward_input(device, layer, dy, dxa, (dx, write))?;
-            }
-            Ok(())
-        }
+        Runner::Gpu => gpu::backward_input(device, group, args),
+        Runner::Cpu | Runner::Skip => cpu::backward_input(device, group, args),
     }
 }
 
@@ -79,7 +76,9 @@ pub fn backward_input<T: Real>(
 #[derive(Debug)]
 pub struct GradJob<'a, 'g, T: Real> {
     /// The layer.
-    pub layer: LoraMatmul<'a, T>,
+    pub layer: Layer<'a, T>,
+    /// The rows that go through it.
+    pub rows: &'a Rows,
     /// Input of the forward pass, `[rows, in_features]`.
     pub x: &'a Tensor<T>,
     /// Gradient of the output, `[rows, out_features]`.
@@ -88,26 +87,32 @@ pub struct GradJob<'a, 'g, T: Real> {
     pub xa: &'a Tensor<T>,
     /// Of [`project_back`].
     pub dxa: &'a Tensor<T>,
-    /// Gradients by adapter index, as long as `loras`. A GPU finds them through [`OnGpu::adapters`](super::OnGpu::adapters).
+    /// Gradients by adapter index, as long as `loras`. A GPU finds them through [`Layer::adapters`].
     pub grads: &'a mut [Option<LoraGrad<'g, T::Stat>>],
+}
+
+impl<T: Real> GradJob<'_, '_, T> {
+    pub(super) fn layer_rows(&self) -> LayerRows<'_, T> {
+        LayerRows { layer: &self.layer, rows: self.rows }
+    }
 }
 
 /// Adds to the gradients of the adapters of several layers.
 ///
 /// # Errors
-/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module; errors of the device.
 pub fn gradients<T: Real>(device: &Device, jobs: &mut [GradJob<'_, '_, T>]) -> Result<()> {
     for job in &*jobs {
-        let [out_features, in_features] = job.layer.frozen.weight.shape();
-        check_shape(OP, "x", job.x, [job.x.rows(), in_features])?;
-        check_shape(OP, "dy", job.dy, [job.x.rows(), out_features])?;
+        let rows = job.rows.capacity();
+        check_shape(OP, "x", job.x, [rows, job.layer.in_features()])?;
+        check_shape(OP, "dy", job.dy, [rows, job.layer.out_features()])?;
         check_shape(OP, "dxa", job.dxa, job.xa.shape())?;
-        job.layer.check_grads(device, job.grads)?;
+        job.layer_rows().check_grads(job.grads)?;
     }
     work::record_gradients(device, jobs);
     match runner::<T>(device, OP)? {
-        Runner::Gpu => dispatch::gradients(device, jobs),
-        Runner::Cpu | Runner::Nobody => jobs.iter_mut().try_for_each(|job| cpu::gradients(device, job)),
+        Runner::Gpu => gpu::gradients(device, jobs),
+        Runner::Cpu | Runner::Skip => cpu::gradients(device, jobs),
     }
 }
 
@@ -136,24 +141,22 @@ pub struct Backward<'a, 'g, T: Real> {
 /// Adds to the adapters' gradients of a group and writes `dx`: [`project_back`], [`backward_input`] and [`gradients`].
 ///
 /// # Errors
-/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
-pub fn backward<T: Real>(
-    device: &Device,
-    layers: &[LoraMatmul<'_, T>],
-    args: Backward<'_, '_, T>,
-) -> Result<()> {
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module; errors of the device.
+pub fn backward<T: Real>(device: &Device, group: &Group<'_, T>, args: Backward<'_, '_, T>) -> Result<()> {
     let Backward { x, dx, layers: of_layers } = args;
-    check_count("layers", layers, of_layers.len())?;
+    group.check_count("layers", of_layers.len())?;
     let dy: Vec<&Tensor<T>> = of_layers.iter().map(|args| args.dy).collect();
     let dxa: Result<Vec<_>> =
-        (0..layers.len()).map(|i| device.empty(x.rows(), xa_cols(device, layers, i))).collect();
+        (0..group.layers.len()).map(|i| device.empty(x.rows(), group.xa_cols(i))).collect();
     let mut dxa: Vec<Tensor<T>> = dxa?;
-    project_back(device, layers, &dy, &mut dxa.iter_mut().collect::<Vec<_>>())?;
+    project_back(device, group, &dy, &mut dxa.iter_mut().collect::<Vec<_>>())?;
     if let Some(dx) = dx {
-        backward_input(device, layers, &dy, &dxa.iter().collect::<Vec<_>>(), dx)?;
+        let dxa = dxa.iter().collect::<Vec<_>>();
+        backward_input(device, group, InputGradient { dy: &dy, dxa: &dxa, dx })?;
     }
-    let jobs = layers.iter().zip(of_layers).zip(&dxa).map(|((layer, args), dxa)| GradJob {
+    let jobs = group.layers.iter().zip(of_layers).zip(&dxa).map(|((layer, args), dxa)| GradJob {
         layer: *layer,
+        rows: group.rows,
         x,
         dy: args.dy,
         xa: args.xa,
@@ -164,16 +167,14 @@ pub fn backward<T: Real>(
 }
 
 fn check_back<'t, T: Real>(
-    device: &Device,
-    layers: &[LoraMatmul<'_, T>],
+    group: &Group<'_, T>,
     dy: &[&Tensor<T>],
     dxa: impl ExactSizeIterator<Item = &'t Tensor<T>>,
 ) -> Result<()> {
-    check_count("dy", layers, dy.len())?;
-    check_count("dxa", layers, dxa.len())?;
-    for (i, ((layer, dy), dxa)) in layers.iter().zip(dy).zip(dxa).enumerate() {
-        check_shape(OP, "dy", dy, [dy.rows(), layer.frozen.weight.rows()])?;
-        layer.check(device, dy.rows(), dxa, xa_cols(device, layers, i))?;
+    group.check_count("dy", dy.len())?;
+    group.check_count("dxa", dxa.len())?;
+    for (layer, dy) in group.layers.iter().zip(dy) {
+        check_shape(OP, "dy", dy, [group.rows.capacity(), layer.out_features()])?;
     }
-    Ok(())
+    group.check(dxa)
 }

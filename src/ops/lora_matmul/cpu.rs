@@ -7,18 +7,28 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{GradJob, Lora, LoraGrad, LoraMatmul};
+use super::group::LayerRows;
+use super::{Apply, Dora, GradJob, Group, InputGradient, Lora, LoraGrad, Merged};
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
 use crate::ops::simd;
 use crate::tensor::Real;
 
-/// Writes `xa`.
+/// See [`super::project`].
 pub(super) fn project<T: Real>(
     device: &Device,
+    group: &Group<'_, T>,
     x: &Tensor<T>,
-    layer: &LoraMatmul<'_, T>,
+    xa: &mut [&mut Tensor<T>],
+) -> Result<()> {
+    group.each().zip(xa).try_for_each(|(one, xa)| project_one(device, one, x, xa))
+}
+
+fn project_one<T: Real>(
+    device: &Device,
+    one: LayerRows<'_, T>,
+    x: &Tensor<T>,
     xa: &mut Tensor<T>,
 ) -> Result<()> {
     let rank = xa.cols();
@@ -26,8 +36,8 @@ pub(super) fn project<T: Real>(
         // Rows without an adapter, and columns beyond an adapter's rank, are read by nobody but must be defined.
         xa.data_mut().fill(T::ZERO);
     }
-    for (_, lora, rows) in layer.runs() {
-        let dropped = dropped_input(device, layer, x, &rows)?;
+    for (_, lora, rows) in one.runs() {
+        let dropped = dropped_input(device, one, x, &rows)?;
         if device.is_dry() {
             continue;
         }
@@ -40,23 +50,31 @@ pub(super) fn project<T: Real>(
     Ok(())
 }
 
-/// Writes `y`, given `xa`.
+/// See [`super::apply`].
 pub(super) fn apply<T: Real>(
     device: &Device,
+    group: &Group<'_, T>,
     x: &Tensor<T>,
-    layer: &LoraMatmul<'_, T>,
-    xa: &Tensor<T>,
-    y: &mut Tensor<T>,
+    outputs: &mut [Apply<'_, T>],
 ) -> Result<()> {
-    let weight = layer.frozen.weight;
+    group.each().zip(outputs).try_for_each(|(one, out)| apply_one(device, one, x, out))
+}
+
+fn apply_one<T: Real>(
+    device: &Device,
+    one: LayerRows<'_, T>,
+    x: &Tensor<T>,
+    Apply { y, xa }: &mut Apply<'_, T>,
+) -> Result<()> {
+    let weight = one.layer.weight;
     let (rank, out_features) = (xa.cols(), y.cols());
     if !device.is_dry() {
         par_gemm(whole_mut(y), Write::Overwrite, T::ONE, whole(x), whole(weight).t());
     }
-    for (_, lora, rows) in layer.runs() {
+    for (_, lora, rows) in one.runs() {
         // Only DoRA multiplies the dropped-out input with the frozen weight.
         let dropped = match lora.dora {
-            Some(_) => dropped_input(device, layer, x, &rows)?,
+            Some(_) => dropped_input(device, one, x, &rows)?,
             None => None,
         };
         let base = dropped.as_ref().map(|_| device.empty::<T>(rows.len(), out_features)).transpose()?;
@@ -90,16 +108,26 @@ pub(super) fn apply<T: Real>(
             }
         }
     }
-    if let (Some(bias), false) = (layer.frozen.bias, device.is_dry()) {
+    if let (Some(bias), false) = (one.layer.bias, device.is_dry()) {
         each_row(y.data_mut(), bias.data(), |y, bias| *y += bias);
     }
     Ok(())
 }
 
-/// Writes `dxa`.
+/// See [`super::project_back`].
 pub(super) fn project_back<T: Real>(
     device: &Device,
-    layer: &LoraMatmul<'_, T>,
+    group: &Group<'_, T>,
+    dy: &[&Tensor<T>],
+    dxa: &mut [&mut Tensor<T>],
+) -> Result<()> {
+    let tensors = dy.iter().zip(dxa);
+    group.each().zip(tensors).try_for_each(|(one, (dy, dxa))| project_back_one(device, one, dy, dxa))
+}
+
+fn project_back_one<T: Real>(
+    device: &Device,
+    one: LayerRows<'_, T>,
     dy: &Tensor<T>,
     dxa: &mut Tensor<T>,
 ) -> Result<()> {
@@ -107,7 +135,7 @@ pub(super) fn project_back<T: Real>(
     if !device.is_dry() {
         dxa.data_mut().fill(T::ZERO);
     }
-    for (_, lora, rows) in layer.runs() {
+    for (_, lora, rows) in one.runs() {
         let scaled = scaled_dy(device, lora, dy, &rows, &|g| g)?;
         if device.is_dry() {
             continue;
@@ -121,55 +149,79 @@ pub(super) fn project_back<T: Real>(
     Ok(())
 }
 
-/// Writes or adds the part of one layer in `dx`, given `dxa`.
+/// See [`super::backward_input`].
 pub(super) fn backward_input<T: Real>(
     device: &Device,
-    layer: &LoraMatmul<'_, T>,
-    dy: &Tensor<T>,
-    dxa: &Tensor<T>,
-    (dx, write): (&mut Tensor<T>, Write),
+    group: &Group<'_, T>,
+    args: InputGradient<'_, T>,
 ) -> Result<()> {
-    let weight = layer.frozen.weight;
-    let (cols, rank) = (weight.cols(), dxa.cols());
-    if !device.is_dry() {
-        par_gemm(whole_mut(dx), write, T::ONE, whole(dy), whole(weight));
-    }
-    for (_, lora, rows) in layer.runs() {
-        // The gradient of x~ goes straight into dx, unless the mask has to be applied to it.
-        let masked = layer.dropout.is_some();
-        let mut dx_dropped = masked.then(|| device.zeros::<T>(rows.len(), cols)).transpose()?;
-        let less_one = match lora.dora {
-            Some(_) => scaled_dy(device, lora, dy, &rows, &|g| g - T::ONE)?,
-            None => None,
-        };
-        if device.is_dry() {
-            continue;
-        }
-        let r = lora.a.rows();
-        let dxa = Mat::strided(&dxa.data()[rows.start * rank..rows.end * rank], rows.len(), r, rank);
-        let dx_rows = match &mut dx_dropped {
-            Some(dropped) => dropped.data_mut(),
-            None => &mut dx.data_mut()[rows.start * cols..rows.end * cols],
-        };
-        if let Some(less_one) = &less_one {
-            add(dx_rows, rows.len(), T::ONE, whole(less_one), whole(weight));
-        }
-        add(dx_rows, rows.len(), T::ONE, dxa, whole(lora.a));
-        if let (Some(dropped), Some(dropout)) = (&dx_dropped, &layer.dropout) {
-            let dx = &mut dx.data_mut()[rows.start * cols..rows.end * cols];
-            dropout.apply(rows.start, cols, dropped.data(), dx, true);
-        }
+    let InputGradient { dy, dxa, dx } = args;
+    for (i, (one, (dy, dxa))) in group.each().zip(dy.iter().zip(dxa)).enumerate() {
+        // The layers after the first one add to what it left.
+        let write = if i == 0 { Write::Overwrite } else { Write::Add };
+        Share { one, dy, dxa, write }.write_to(device, dx)?;
     }
     Ok(())
 }
 
-/// Adds to the gradients of the adapters of one layer.
-pub(super) fn gradients<T: Real>(device: &Device, job: &mut GradJob<'_, '_, T>) -> Result<()> {
-    let GradJob { layer, x, dy, xa, dxa, grads } = job;
-    let weight = layer.frozen.weight;
-    for (adapter, lora, rows) in layer.runs() {
+/// The share of one layer in `dx`.
+struct Share<'a, T: Real> {
+    one: LayerRows<'a, T>,
+    dy: &'a Tensor<T>,
+    dxa: &'a Tensor<T>,
+    write: Write,
+}
+
+impl<T: Real> Share<'_, T> {
+    fn write_to(self, device: &Device, dx: &mut Tensor<T>) -> Result<()> {
+        let Self { one, dy, dxa, write } = self;
+        let weight = one.layer.weight;
+        let (cols, rank) = (weight.cols(), dxa.cols());
+        if !device.is_dry() {
+            par_gemm(whole_mut(dx), write, T::ONE, whole(dy), whole(weight));
+        }
+        for (_, lora, rows) in one.runs() {
+            // The gradient of x~ goes straight into dx, unless the mask has to be applied to it.
+            let masked = one.layer.dropout.is_some();
+            let mut dx_dropped = masked.then(|| device.zeros::<T>(rows.len(), cols)).transpose()?;
+            let less_one = match lora.dora {
+                Some(_) => scaled_dy(device, lora, dy, &rows, &|g| g - T::ONE)?,
+                None => None,
+            };
+            if device.is_dry() {
+                continue;
+            }
+            let r = lora.a.rows();
+            let dxa = Mat::strided(&dxa.data()[rows.start * rank..rows.end * rank], rows.len(), r, rank);
+            let dx_rows = match &mut dx_dropped {
+                Some(dropped) => dropped.data_mut(),
+                None => &mut dx.data_mut()[rows.start * cols..rows.end * cols],
+            };
+            if let Some(less_one) = &less_one {
+                add(dx_rows, rows.len(), T::ONE, whole(less_one), whole(weight));
+            }
+            add(dx_rows, rows.len(), T::ONE, dxa, whole(lora.a));
+            if let (Some(dropped), Some(dropout)) = (&dx_dropped, &one.layer.dropout) {
+                let dx = &mut dx.data_mut()[rows.start * cols..rows.end * cols];
+                let keys = &one.rows.keys().as_slice()[rows];
+                dropout.apply(keys, dropped.data(), dx, Write::Add);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// See [`super::gradients`].
+pub(super) fn gradients<T: Real>(device: &Device, jobs: &mut [GradJob<'_, '_, T>]) -> Result<()> {
+    jobs.iter_mut().try_for_each(|job| gradients_of_one(device, job))
+}
+
+fn gradients_of_one<T: Real>(device: &Device, job: &mut GradJob<'_, '_, T>) -> Result<()> {
+    let GradJob { layer, rows, x, dy, xa, dxa, grads } = job;
+    let (one, weight) = (LayerRows { layer, rows }, layer.weight);
+    for (adapter, lora, rows) in one.runs() {
         let Some(grad) = &mut grads[adapter] else { continue };
-        let dropped = dropped_input(device, layer, x, &rows)?;
+        let dropped = dropped_input(device, one, x, &rows)?;
         let mut db = device.empty::<T>(lora.a.rows(), weight.rows())?;
         let z = lora.dora.map(|_| device.empty::<T>(rows.len(), weight.rows())).transpose()?;
         let scaled = scaled_dy(device, lora, dy, &rows, &|g| g)?;
@@ -182,7 +234,8 @@ pub(super) fn gradients<T: Real>(device: &Device, job: &mut GradJob<'_, '_, T>) 
         let xa_rows = Mat::strided(&xa.data()[narrow(xa)], rows.len(), r, xa.cols());
         let dxa_rows = Mat::strided(&dxa.data()[narrow(dxa)], rows.len(), r, dxa.cols());
         if let Some(z) = z {
-            magnitude_gradient(lora, weight, [input_rows, xa_rows], (dy, &rows), grad, z);
+            let parts = OfMagnitude { lora, weight, input: input_rows, xa: xa_rows, dy, rows: &rows, z };
+            parts.add_to(grad);
         }
         // dB^T = xa^T dy, then transposed: the long side of the product lies in columns, which is several times faster.
         let adapter_dy = input(dy, scaled.as_ref(), &rows);
@@ -197,24 +250,32 @@ pub(super) fn gradients<T: Real>(device: &Device, job: &mut GradJob<'_, '_, T>) 
     Ok(())
 }
 
-/// Adds the gradient of the magnitude: sum over rows of `dy * z / c`, with `z = (W + scaling B A) x~`, which was never stored.
-fn magnitude_gradient<T: Real>(
-    lora: &Lora<'_, T>,
-    weight: &Tensor<T>,
-    [input, xa]: [Mat<'_, T>; 2],
-    (dy, rows): (&Tensor<T>, &Range<usize>),
-    grad: &mut LoraGrad<'_, T::Stat>,
-    mut z: Tensor<T>,
-) {
-    let (Some((_, norm)), Some(dmagnitude)) = (lora.dora, grad.magnitude.as_deref_mut()) else { return };
-    par_gemm(whole_mut(&mut z), Write::Overwrite, T::ONE, input, whole(weight).t());
-    add(z.data_mut(), rows.len(), T::from_stat(lora.scaling), xa, whole(lora.b).t());
-    let (z, cols) = (z.data(), dy.cols());
-    let dy = &dy.data()[rows.start * cols..rows.end * cols];
-    dmagnitude.data_mut().par_iter_mut().enumerate().for_each(|(j, dm)| {
-        let sum: T = (0..rows.len()).map(|t| dy[t * cols + j] * z[t * cols + j]).sum();
-        *dm += (sum / T::from_stat(norm.data()[j])).to_stat();
-    });
+/// What the gradient of a magnitude is made of.
+struct OfMagnitude<'a, T: Real> {
+    lora: &'a Lora<'a, T>,
+    weight: &'a Tensor<T>,
+    input: Mat<'a, T>,
+    xa: Mat<'a, T>,
+    dy: &'a Tensor<T>,
+    rows: &'a Range<usize>,
+    /// Room for `(W + scaling B A) x~`, which was never stored.
+    z: Tensor<T>,
+}
+
+impl<T: Real> OfMagnitude<'_, T> {
+    /// Adds the sum over rows of `dy * z / c`.
+    fn add_to(mut self, grad: &mut LoraGrad<'_, T::Stat>) {
+        let (Some(dora), Some(dmagnitude)) = (self.lora.dora, grad.magnitude.as_deref_mut()) else { return };
+        par_gemm(whole_mut(&mut self.z), Write::Overwrite, T::ONE, self.input, whole(self.weight).t());
+        let scaling = T::from_stat(self.lora.scaling);
+        add(self.z.data_mut(), self.rows.len(), scaling, self.xa, whole(self.lora.b).t());
+        let (z, cols) = (self.z.data(), self.dy.cols());
+        let dy = &self.dy.data()[self.rows.start * cols..self.rows.end * cols];
+        dmagnitude.data_mut().par_iter_mut().enumerate().for_each(|(j, dm)| {
+            let sum: T = (0..self.rows.len()).map(|t| dy[t * cols + j] * z[t * cols + j]).sum();
+            *dm += (sum / T::from_stat(dora.norm.data()[j])).to_stat();
+        });
+    }
 }
 
 /// `f(g) * dy` of some rows with DoRA; none without, where that is `dy`.
@@ -238,15 +299,10 @@ fn scaled_dy<T: Real>(
 }
 
 /// See [`super::dora_norm`].
-pub(super) fn dora_norm<T: Real>(
-    weight: &Tensor<T>,
-    a: &Tensor<T>,
-    b: &Tensor<T>,
-    scaling: T::Stat,
-    norm: &mut Tensor<T::Stat>,
-) {
+pub(super) fn dora_norm<T: Real>(merged: Merged<'_, T>, norm: &mut Tensor<T::Stat>) {
     /// Rows of `W + s B A` that exist at once.
     const PIECE: usize = 64;
+    let Merged { weight, a, b, scaling } = merged;
     let (cols, r) = (weight.cols(), a.rows());
     norm.data_mut().par_chunks_mut(PIECE).enumerate().for_each(|(i, norms)| {
         let rows = i * PIECE..i * PIECE + norms.len();
@@ -267,7 +323,7 @@ pub(super) fn dora_norm<T: Real>(
 
 /// `g = magnitude / c` over the output features.
 fn gains<T: Real>(lora: &Lora<'_, T>) -> Vec<T> {
-    lora.dora.map_or_else(Vec::new, |(magnitude, norm)| {
+    lora.dora.map_or_else(Vec::new, |Dora { magnitude, norm }| {
         magnitude.data().iter().zip(norm.data()).map(|(&m, &c)| m / T::from_stat(c)).collect()
     })
 }
@@ -275,15 +331,16 @@ fn gains<T: Real>(lora: &Lora<'_, T>) -> Vec<T> {
 /// The input of the adapter where dropout changes it.
 fn dropped_input<T: Real>(
     device: &Device,
-    layer: &LoraMatmul<'_, T>,
+    one: LayerRows<'_, T>,
     x: &Tensor<T>,
     rows: &Range<usize>,
 ) -> Result<Option<Tensor<T>>> {
-    let Some(dropout) = &layer.dropout else { return Ok(None) };
+    let Some(dropout) = &one.layer.dropout else { return Ok(None) };
     let mut dropped = device.empty(rows.len(), x.cols())?;
     if !device.is_dry() {
         let x_rows = &x.data()[rows.start * x.cols()..rows.end * x.cols()];
-        dropout.apply(rows.start, x.cols(), x_rows, dropped.data_mut(), false);
+        let keys = &one.rows.keys().as_slice()[rows.clone()];
+        dropout.apply(keys, x_rows, dropped.data_mut(), Write::Overwrite);
     }
     Ok(Some(dropped))
 }

@@ -3,11 +3,13 @@
 use rayon::prelude::*;
 
 use crate::batch::Segment;
+use crate::device::kernels::DevicePtr;
+use crate::ops::gemm::Write;
 use crate::ops::simd;
 use crate::rng::{Purpose, philox};
 use crate::tensor::Real;
 
-/// Who a row is, independent of where it lies in a batch: sample and position, one pair per row.
+/// What a row is independent of its place in a batch: sample and position, one pair per row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowKeys {
     keys: Vec<[u32; 2]>,
@@ -43,23 +45,28 @@ impl RowKeys {
     }
 }
 
-/// Dropout of one layer in one step.
-#[derive(Debug, Clone, Copy)]
-pub struct Dropout<'a> {
+/// Dropout of one layer in one step. [`Rows`](super::Rows) has the keys of the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dropout {
     /// Probability to drop an element, in units of 1/65536.
     threshold: u16,
     key: [u32; 2],
-    /// Who the rows are.
-    pub rows: &'a RowKeys,
+    key_ptr: DevicePtr,
 }
 
-impl<'a> Dropout<'a> {
+impl Dropout {
     /// Dropout with probability `p` for layer number `layer` at optimizer step `step`; none if `p` rounds to 0.
-    pub fn new(p: f64, seed: u64, step: u64, layer: u32, rows: &'a RowKeys) -> Option<Self> {
+    pub fn new(p: f64, seed: u64, step: u64, layer: u32) -> Option<Self> {
         let threshold = (p * 65536.0).round().clamp(0.0, 65535.0) as u16;
         let seed = [seed as u32, (seed >> 32) as u32];
         let words = philox(seed, [step as u32, (step >> 32) as u32, layer, Purpose::Dropout as u32]);
-        (threshold > 0).then_some(Self { threshold, key: [words[0], words[1]], rows })
+        (threshold > 0).then_some(Self { threshold, key: [words[0], words[1]], key_ptr: DevicePtr(0) })
+    }
+
+    /// The same for kernels, which find the key at this address ([`gpu::dropout_keys`](super::gpu::dropout_keys)): there it changes
+    /// from step to step.
+    pub fn with_key_at(self, key_ptr: DevicePtr) -> Self {
+        Self { key_ptr, ..self }
     }
 
     /// Drop probability in units of 1/65536.
@@ -72,21 +79,31 @@ impl<'a> Dropout<'a> {
         self.key
     }
 
-    /// `out[row - first, :] (+)= mask[row, :] * x[row - first, :] / (1 - p)` for the rows from `first` on.
-    pub(super) fn apply<T: Real>(&self, first: usize, cols: usize, x: &[T], out: &mut [T], add: bool) {
-        let keep = T::from_f64(1.0 / (1.0 - f64::from(self.threshold) / 65536.0));
-        out.par_chunks_mut(cols).zip(x.par_chunks(cols)).enumerate().for_each(|(i, (out, x))| {
-            let [sample, position] = self.rows.keys[first + i];
+    /// Where kernels find the key; null on a CPU.
+    pub(super) fn key_ptr(&self) -> DevicePtr {
+        self.key_ptr
+    }
+
+    /// `1 / (1 - p)`.
+    pub(super) fn keep(&self) -> f64 {
+        1.0 / (1.0 - f64::from(self.threshold) / 65536.0)
+    }
+
+    /// `out[i, :] (+)= mask[i, :] * x[i, :] / (1 - p)` for rows with these keys.
+    pub(super) fn apply<T: Real>(&self, keys: &[[u32; 2]], x: &[T], out: &mut [T], write: Write) {
+        let (keep, cols) = (T::from_f64(self.keep()), out.len() / keys.len().max(1));
+        let rows = out.par_chunks_mut(cols.max(1)).zip(x.par_chunks(cols.max(1))).zip(keys);
+        rows.for_each(|((out, x), &key)| {
             simd::run(
                 #[inline(always)]
-                || self.apply_row([sample, position], keep, x, out, add),
+                || self.apply_row(key, keep, x, out, write),
             );
         });
     }
 
     /// One row. A Philox call gives 8 masks of 16 bits; 16 calls side by side fill the vectors.
     #[inline(always)]
-    fn apply_row<T: Real>(&self, row: [u32; 2], keep: T, x: &[T], out: &mut [T], add: bool) {
+    fn apply_row<T: Real>(&self, row: [u32; 2], keep: T, x: &[T], out: &mut [T], write: Write) {
         const CALLS: usize = 16;
         let mut block = 0u32;
         for (out, x) in out.chunks_mut(8 * CALLS).zip(x.chunks(8 * CALLS)) {
@@ -106,7 +123,7 @@ impl<'a> Dropout<'a> {
                 }
             }
             for ((out, &x), &factor) in out.iter_mut().zip(x).zip(&factors) {
-                *out = if add { *out + x * factor } else { x * factor };
+                *out = if write == Write::Add { *out + x * factor } else { x * factor };
             }
         }
     }
@@ -127,7 +144,8 @@ mod tests {
 
     fn mask(p: f64, step: u64, layer: u32, keys: &RowKeys, cols: usize) -> Vec<f32> {
         let (x, mut out) = (vec![1.0; keys.len() * cols], vec![f32::NAN; keys.len() * cols]);
-        Dropout::new(p, 42, step, layer, keys).unwrap().apply(0, cols, &x, &mut out, false);
+        let dropout = Dropout::new(p, 42, step, layer).unwrap();
+        dropout.apply(keys.as_slice(), &x, &mut out, Write::Overwrite);
         out
     }
 
@@ -165,6 +183,6 @@ mod tests {
 
     #[test]
     fn no_dropout_is_none() {
-        assert!(Dropout::new(0.0, 1, 1, 1, &keys(&[1])).is_none());
+        assert!(Dropout::new(0.0, 1, 1, 1).is_none());
     }
 }

@@ -6,9 +6,12 @@
 use half::bf16;
 
 use super::gpu::dora::{Magnitude, Magnitudes};
-use super::gpu::{Factors, LayerAdapters, Rows, dropout_keys};
+use super::gpu::{FactorGrads, Factors, LayerAdapters, dropout_keys};
 use super::*;
-use crate::batch::Batch;
+use crate::batch::{AdapterRows, Batch};
+use crate::device::Machine;
+use crate::device::kernels::DevicePtr;
+use crate::ops::LiveRows;
 use crate::ops::testing::{bf16_numbers, cpu, kernel_device, live_count, relative_rms};
 
 const IN: usize = 72;
@@ -80,7 +83,8 @@ fn adapter<T: Real>(device: &Device, weight: &Tensor<T>, l: usize, i: usize) -> 
         let magnitude = bf16_numbers(out, 0.3, 300 + number).into_iter();
         let magnitude: Vec<f64> = magnitude.map(|m| bf16::from_f64(1.0 + m).to_f64()).collect();
         let mut norm = device.empty(1, out).unwrap();
-        dora_norm(device, weight, (&a, &b), Real::from_f64(SCALING[i]), &mut norm).unwrap();
+        let merged = Merged { weight, a: &a, b: &b, scaling: Real::from_f64(SCALING[i]) };
+        dora_norm(device, merged, &mut norm).unwrap();
         (tensor(device, 1, out, &magnitude), norm)
     });
     (r > 0).then_some(One { a, b, dora })
@@ -104,7 +108,7 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
     batch.push_segment(&vec![0; live.div_ceil(2)], None, 0);
     batch.push_segment(&vec![0; live / 2], None, 0);
     let keys = RowKeys::new(&batch.segments);
-    let dropout = |l: usize| Dropout::new(case.p, 5, 9, l as u32, &keys);
+    let dropout = |l: usize| Dropout::new(case.p, 5, 9, l as u32);
 
     let (x, dy) =
         (rows_of(IN, 1), case.layers.iter().map(|&l| rows_of(OUT[l], 2 + l as u32)).collect::<Vec<_>>());
@@ -130,12 +134,12 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
 
     // What kernels read.
     let count = on_gpu.then(|| live_count(device, live));
-    let live_device = device.with_live_rows(count.as_ref().map_or(DevicePtr(0), Tensor::ptr));
+    let live_rows = count.as_ref().map_or(LiveRows::ALL, |count| LiveRows::at(count.ptr()));
     let words: Vec<[u32; 2]> = case.layers.iter().filter_map(|&l| Some(dropout(l)?.key())).collect();
     let key_table = (!words.is_empty()).then(|| dropout_keys(device, &words).unwrap());
+    let mut rows = Rows::with_capacity(device, room, 4, case.p > 0.0).unwrap().counted(live_rows);
+    rows.write(device, live, runs.to_vec(), (case.p > 0.0).then_some(keys)).unwrap();
     let tables = on_gpu.then(|| {
-        let mut rows = Rows::with_capacity(device, room, 4, case.p > 0.0).unwrap();
-        rows.write(device, live, &runs, (case.p > 0.0).then_some(&keys)).unwrap();
         let of_layer = |l: usize, ones: &Each<One<T>>, grads: &Each<OneGrad<T>>| {
             let (mut factors, mut magnitudes) = (Vec::new(), Vec::new());
             for (i, (one, grad)) in ones.iter().zip(grads).enumerate() {
@@ -143,7 +147,7 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
                 factors.push(both.map(|(one, grad)| Factors {
                     a: &one.a,
                     b_t: &one.b,
-                    grads: Some((&grad.a, &grad.b)),
+                    grads: Some(FactorGrads { a: &grad.a, b_t: &grad.b }),
                     scaling: SCALING[i] as f32,
                 }));
                 magnitudes.push(both.and_then(|(one, grad)| {
@@ -155,8 +159,7 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
             (adapters, Magnitudes::new(device, OUT[l], &magnitudes).unwrap())
         };
         let all = case.layers.iter().zip(&adapters).zip(&grads);
-        let of_layers: Vec<_> = all.map(|((l, ones), grads)| of_layer(*l, ones, grads)).collect();
-        (rows, of_layers)
+        all.map(|((l, ones), grads)| of_layer(*l, ones, grads)).collect::<Vec<_>>()
     });
 
     let loras: Vec<Vec<Option<Lora<'_, T>>>> = adapters
@@ -168,39 +171,36 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
                     a: &one.a,
                     b: &one.b,
                     scaling: Real::from_f64(scaling),
-                    dora: one.dora.as_ref().map(|(m, c)| (m, c)),
+                    dora: one.dora.as_ref().map(|(magnitude, norm)| Dora { magnitude, norm }),
                 }));
             }
             loras
         })
         .collect();
-    let layers: Vec<LoraMatmul<'_, T>> = (0..case.layers.len())
-        .map(|at| LoraMatmul {
-            frozen: Frozen { weight: &frozen[at].0, bias: Some(&frozen[at].1) },
+    let key = |at: usize| key_table.as_ref().map_or(DevicePtr(0), |t| DevicePtr(t.ptr().0 + 8 * at as u64));
+    let layers: Vec<Layer<'_, T>> = (0..case.layers.len())
+        .map(|at| Layer {
+            weight: &frozen[at].0,
+            bias: Some(&frozen[at].1),
             loras: &loras[at],
-            rows: &runs,
-            dropout: dropout(case.layers[at]),
-            gpu: tables.as_ref().map(|(rows, of_layers)| OnGpu {
-                adapters: Some(&of_layers[at].0),
-                magnitudes: Some(&of_layers[at].1),
-                rows,
-                key: key_table.as_ref().map_or(DevicePtr(0), |t| DevicePtr(t.ptr().0 + 8 * at as u64)),
-                live_rows: live_device.live_rows(),
-            }),
+            adapters: tables.as_ref().map(|of_layers| &of_layers[at].0),
+            magnitudes: tables.as_ref().map(|of_layers| &of_layers[at].1),
+            dropout: dropout(case.layers[at]).map(|dropout| dropout.with_key_at(key(at))),
         })
         .collect();
+    let group = Group::new(&layers, &rows);
     for (layer, &l) in layers.iter().zip(case.layers) {
         assert_eq!(layer.has_dora(), ADAPTERS[l].iter().any(|(_, has_magnitude)| *has_magnitude));
     }
 
-    let mut xa: Vec<_> = (0..layers.len()).map(|i| untouched(xa_cols(device, &layers, i))).collect();
+    let mut xa: Vec<_> = (0..layers.len()).map(|i| untouched(group.xa_cols(i))).collect();
     let mut y: Vec<_> = case.layers.iter().map(|&l| untouched(OUT[l])).collect();
     let mut again: Vec<_> = case.layers.iter().map(|&l| untouched(OUT[l])).collect();
     let mut dx = untouched(IN);
     let outputs = y.iter_mut().zip(&mut xa).map(|(y, xa)| Forward { y, xa });
-    forward(&live_device, &x, &layers, &mut outputs.collect::<Vec<_>>()).unwrap();
+    forward(device, &group, &x, &mut outputs.collect::<Vec<_>>()).unwrap();
     let outputs = again.iter_mut().zip(&xa).map(|(y, xa)| Apply { y, xa });
-    recompute(&live_device, &x, &layers, &mut outputs.collect::<Vec<_>>()).unwrap();
+    recompute(device, &group, &x, &mut outputs.collect::<Vec<_>>()).unwrap();
     let mut views: Vec<Vec<Option<LoraGrad<'_, T::Stat>>>> = Vec::new();
     for of_layer in &mut grads {
         let mut of_one = Vec::new();
@@ -215,7 +215,7 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
     }
     let args = views.iter_mut().zip(&dy).zip(&xa).map(|((grads, dy), xa)| LayerBackward { dy, xa, grads });
     let args = Backward { x: &x, dx: Some(&mut dx), layers: &mut args.collect::<Vec<_>>() };
-    backward(&live_device, &layers, args).unwrap();
+    backward(device, &group, args).unwrap();
 
     let there = |tensor: &Tensor<T>| {
         let mut values = read(device, tensor);

@@ -28,263 +28,98 @@
 
 mod backward;
 mod cpu;
-mod dispatch;
 mod dropout;
 pub mod gpu;
 #[cfg(test)]
 mod gpu_dora_tests;
+mod group;
 pub mod plan;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod work;
 
 pub use backward::{
-    Backward, GradJob, LayerBackward, backward, backward_input, gradients, project_back, projection_back,
+    Backward, GradJob, InputGradient, LayerBackward, backward, backward_input, gradients, project_back,
+    projection_back,
 };
 pub use dropout::{Dropout, RowKeys};
+pub use group::{Dora, Group, Layer, Lora, LoraGrad, b_shape};
+pub use rows::Rows;
 
+use super::projection::FusedProjection;
 use super::{Runner, check_shape, runner};
-use crate::batch::AdapterRows;
-use crate::device::kernels::DevicePtr;
-use crate::device::{Device, Machine, Tensor, Work};
-use crate::error::{Error, Result};
+use crate::device::{Device, Tensor, Work};
+use crate::error::Result;
 use crate::tensor::Real;
 
 const OP: &str = "lora_matmul";
-
-/// The frozen part.
-#[derive(Debug, Clone, Copy)]
-pub struct Frozen<'a, T: Real> {
-    /// `[out_features, in_features]`.
-    pub weight: &'a Tensor<T>,
-    /// `[1, out_features]`.
-    pub bias: Option<&'a Tensor<T>>,
-}
-
-/// One adapter of the layer.
-#[derive(Debug, Clone, Copy)]
-pub struct Lora<'a, T: Real> {
-    /// `[r, in_features]`.
-    pub a: &'a Tensor<T>,
-    /// `[out_features, r]`.
-    pub b: &'a Tensor<T>,
-    /// `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
-    pub scaling: T::Stat,
-    /// Magnitude and the norms of [`dora_norm`], `[1, out_features]` each.
-    pub dora: Option<(&'a Tensor<T>, &'a Tensor<T::Stat>)>,
-}
-
-/// Gradients of one adapter; they accumulate.
-#[derive(Debug)]
-pub struct LoraGrad<'a, T: Real> {
-    /// `[r, in_features]`.
-    pub a: &'a mut Tensor<T>,
-    /// `[out_features, r]`.
-    pub b: &'a mut Tensor<T>,
-    /// `[1, out_features]`, where the adapter has a magnitude.
-    pub magnitude: Option<&'a mut Tensor<T>>,
-}
-
-/// One layer as both directions see it.
-#[derive(Debug, Clone, Copy)]
-pub struct LoraMatmul<'a, T: Real> {
-    /// The frozen part.
-    pub frozen: Frozen<'a, T>,
-    /// Adapters by index; none where the layer is not a target.
-    pub loras: &'a [Option<Lora<'a, T>>],
-    /// Which rows go through which adapter; may leave rows out.
-    pub rows: &'a [AdapterRows],
-    /// Dropout on the adapters' input; none in evaluation.
-    pub dropout: Option<Dropout<'a>>,
-    /// What kernels read of all this; none on a CPU.
-    pub gpu: Option<OnGpu<'a>>,
-}
-
-/// The tables of a layer in the memory of a GPU.
-#[derive(Debug, Clone, Copy)]
-pub struct OnGpu<'a> {
-    /// The adapters of the layer, with their gradients.
-    pub adapters: Option<&'a gpu::LayerAdapters>,
-    /// The magnitudes of those that have one, with the norms of [`dora_norm`] and their gradients.
-    pub magnitudes: Option<&'a gpu::dora::Magnitudes>,
-    /// Which rows go through which adapter.
-    pub rows: &'a gpu::Rows,
-    /// Address of the key of the dropout masks; null without dropout.
-    pub key: DevicePtr,
-    /// Address of the number of rows there are, for [`gradients`], whose jobs have rows of their own; null: all.
-    pub live_rows: DevicePtr,
-}
-
-/// Columns of `xa` and `dxa` of layer `i` of a group. On a GPU: the largest rank of the group, rounded up to whole fragments of the
-/// tensor cores; none where the layer has no adapter.
-pub fn xa_cols<T: Real>(device: &Device, layers: &[LoraMatmul<'_, T>], i: usize) -> usize {
-    let own = layers[i].max_rank();
-    match device.machine() {
-        Machine::Gpu if own > 0 => {
-            let ranks = layers.iter().map(LoraMatmul::max_rank);
-            ranks.max().unwrap_or(0).next_multiple_of(plan::RANK_UNIT)
-        }
-        _ => own,
-    }
-}
-
-/// Shape of `B`, which a GPU keeps transposed.
-pub fn b_shape(device: &Device, out_features: usize, r: usize) -> [usize; 2] {
-    match device.machine() {
-        Machine::Cpu => [out_features, r],
-        Machine::Gpu => [r, out_features],
-    }
-}
-
-impl<T: Real> LoraMatmul<'_, T> {
-    /// The largest rank of any adapter.
-    pub fn max_rank(&self) -> usize {
-        self.loras.iter().flatten().map(|l| l.a.rows()).max().unwrap_or(0)
-    }
-
-    /// True if any adapter has a magnitude: `dxa` is then not a product with `dy` itself.
-    pub fn has_dora(&self) -> bool {
-        self.loras.iter().flatten().any(|lora| lora.dora.is_some())
-    }
-
-    fn check(&self, device: &Device, rows: usize, xa: &Tensor<T>, xa_cols: usize) -> Result<()> {
-        let [out_features, in_features] = self.frozen.weight.shape();
-        if let Some(bias) = self.frozen.bias {
-            check_shape(OP, "bias", bias, [1, out_features])?;
-        }
-        check_shape(OP, "xa", xa, [rows, xa_cols])?;
-        for lora in self.loras.iter().flatten() {
-            check_shape(OP, "lora_a", lora.a, [lora.a.rows(), in_features])?;
-            check_shape(OP, "lora_b", lora.b, b_shape(device, out_features, lora.a.rows()))?;
-            if let Some((magnitude, norm)) = lora.dora {
-                check_shape(OP, "magnitude", magnitude, [1, out_features])?;
-                check_shape(OP, "dora_norm", norm, [1, out_features])?;
-            }
-        }
-        let mut next = 0;
-        for run in self.rows {
-            if run.rows.start < next || run.rows.end > rows || run.rows.start > run.rows.end {
-                return Err(Error::shape(OP, "rows", format!("ascending, below {rows}"), &run.rows));
-            }
-            if run.adapter >= self.loras.len() && !self.loras.is_empty() {
-                return Err(Error::shape(OP, "adapter", format!("below {}", self.loras.len()), run.adapter));
-            }
-            next = run.rows.end;
-        }
-        match &self.dropout {
-            Some(dropout)
-                if dropout.rows.len() > rows || (self.gpu.is_none() && dropout.rows.len() < rows) =>
-            {
-                Err(Error::shape(OP, "dropout.rows", rows, dropout.rows.len()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn check_grads(&self, device: &Device, grads: &[Option<LoraGrad<'_, T::Stat>>]) -> Result<()> {
-        if grads.len() != self.loras.len() {
-            return Err(Error::shape(OP, "grads", self.loras.len(), grads.len()));
-        }
-        for (lora, grad) in self.loras.iter().zip(grads) {
-            match (lora, grad) {
-                (Some(lora), Some(grad)) => {
-                    check_shape(OP, "d lora_a", grad.a, lora.a.shape())?;
-                    check_shape(
-                        OP,
-                        "d lora_b",
-                        grad.b,
-                        b_shape(device, self.frozen.weight.rows(), lora.a.rows()),
-                    )?;
-                    if let (Some((m, _)), Some(dm)) = (lora.dora, grad.magnitude.as_deref()) {
-                        check_shape(OP, "d magnitude", dm, m.shape())?;
-                    }
-                }
-                (None, None) => {}
-                _ => return Err(Error::shape(OP, "grads", "one per adapter of the layer", "others")),
-            }
-        }
-        Ok(())
-    }
-
-    /// The adapter and rows of every run that has one.
-    fn runs(&self) -> impl Iterator<Item = (usize, &Lora<'_, T>, std::ops::Range<usize>)> {
-        self.rows.iter().filter_map(|run| {
-            let lora = self.loras.get(run.adapter)?.as_ref()?;
-            (!run.rows.is_empty()).then(|| (run.adapter, lora, run.rows.clone()))
-        })
-    }
-}
 
 /// Outputs of one layer of a group.
 #[derive(Debug)]
 pub struct Forward<'a, T: Real> {
     /// `[rows, out_features]`, overwritten.
     pub y: &'a mut Tensor<T>,
-    /// `[rows, r]`, overwritten.
+    /// `[rows, r]` ([`Group::xa_cols`]), overwritten.
     pub xa: &'a mut Tensor<T>,
 }
 
 /// Writes `xa` and `y` of every layer of a group: [`project`] and [`apply`].
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module; errors of the device.
 pub fn forward<T: Real>(
     device: &Device,
+    group: &Group<'_, T>,
     x: &Tensor<T>,
-    layers: &[LoraMatmul<'_, T>],
     outputs: &mut [Forward<'_, T>],
 ) -> Result<()> {
-    check_count("outputs", layers, outputs.len())?;
-    project(device, x, layers, &mut outputs.iter_mut().map(|out| &mut *out.xa).collect::<Vec<_>>())?;
+    group.check_count("outputs", outputs.len())?;
+    project(device, group, x, &mut outputs.iter_mut().map(|out| &mut *out.xa).collect::<Vec<_>>())?;
     let outputs = outputs.iter_mut().map(|out| Apply { y: &mut *out.y, xa: &*out.xa });
-    apply(device, x, layers, &mut outputs.collect::<Vec<_>>())
+    apply(device, group, x, &mut outputs.collect::<Vec<_>>())
 }
 
 /// The products that give `xa` of a group, for the kernel of another op that makes the group's input and multiplies along the way.
-/// None where [`project`] has to do it: on a CPU, and with DoRA.
+/// None where [`project`] has to do it: on a CPU, with DoRA, and without adapters.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
 pub fn projection<T: Real>(
     device: &Device,
-    layers: &[LoraMatmul<'_, T>],
+    group: &Group<'_, T>,
     xa: &[&Tensor<T>],
-) -> Result<Option<gpu::Project>> {
-    check_count("xa", layers, xa.len())?;
-    if layers.iter().any(LoraMatmul::has_dora) || runner::<T>(device, OP)? != Runner::Gpu {
+) -> Result<Option<FusedProjection>> {
+    group.check_count("xa", xa.len())?;
+    if group.has_dora() || runner::<T>(device, OP)? != Runner::Gpu {
         return Ok(None);
     }
-    let rows = xa.first().map_or(0, |xa| xa.rows());
-    work::record_project(device, rows, layers, false);
-    dispatch::projection(layers, xa)
+    work::record_project(device, group, false);
+    gpu::projection(group, xa)
 }
 
 /// Writes `xa` of every layer of a group.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module; errors of the device.
 pub fn project<T: Real>(
     device: &Device,
+    group: &Group<'_, T>,
     x: &Tensor<T>,
-    layers: &[LoraMatmul<'_, T>],
     xa: &mut [&mut Tensor<T>],
 ) -> Result<()> {
-    check_count("xa", layers, xa.len())?;
-    for (i, (layer, xa)) in layers.iter().zip(&*xa).enumerate() {
-        check_shape(OP, "x", x, [x.rows(), layer.frozen.weight.cols()])?;
-        layer.check(device, x.rows(), xa, xa_cols(device, layers, i))?;
-    }
-    work::record_project(device, x.rows(), layers, true);
+    group.check_count("xa", xa.len())?;
+    check_shape(OP, "x", x, [group.rows.capacity(), group.in_features()])?;
+    group.check(xa.iter().map(|xa| &**xa))?;
+    work::record_project(device, group, true);
     match runner::<T>(device, OP)? {
-        Runner::Gpu => dispatch::project(device, x, layers, xa),
+        Runner::Gpu => gpu::project(device, group, x, xa),
         // Temporary tensors of the CPU belong into its plan.
-        Runner::Cpu | Runner::Nobody => {
-            layers.iter().zip(xa).try_for_each(|(layer, xa)| cpu::project(device, x, layer, xa))
-        }
+        Runner::Cpu | Runner::Skip => cpu::project(device, group, x, xa),
     }
 }
 
-/// One layer of a group with its saved `xa`, and where its output goes.
+/// The output of one layer of a group, and its saved `xa`.
 #[derive(Debug)]
 pub struct Apply<'a, T: Real> {
     /// `[rows, out_features]`, overwritten.
@@ -296,72 +131,74 @@ pub struct Apply<'a, T: Real> {
 /// Writes `y` of every layer of a group, given `xa`.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module; errors of the device.
 pub fn apply<T: Real>(
     device: &Device,
+    group: &Group<'_, T>,
     x: &Tensor<T>,
-    layers: &[LoraMatmul<'_, T>],
     outputs: &mut [Apply<'_, T>],
 ) -> Result<()> {
-    apply_as(["lora_matmul.forward", "lora_matmul.forward.lora"], device, x, layers, outputs)
+    check_apply(group, x, outputs)?;
+    work::record_apply(device, ["lora_matmul.forward", "lora_matmul.forward.lora"], group);
+    run_apply(device, group, x, outputs)
 }
 
 /// Writes `y` of every layer of a group again, with the bits that [`forward`] gave.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module.
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module; errors of the device.
 pub fn recompute<T: Real>(
     device: &Device,
+    group: &Group<'_, T>,
     x: &Tensor<T>,
-    layers: &[LoraMatmul<'_, T>],
     outputs: &mut [Apply<'_, T>],
 ) -> Result<()> {
-    apply_as(["lora_matmul.recompute", "lora_matmul.recompute.lora"], device, x, layers, outputs)
+    check_apply(group, x, outputs)?;
+    work::record_apply(device, ["lora_matmul.recompute", "lora_matmul.recompute.lora"], group);
+    run_apply(device, group, x, outputs)
 }
 
-fn apply_as<T: Real>(
-    names: [&'static str; 2],
+fn check_apply<T: Real>(group: &Group<'_, T>, x: &Tensor<T>, outputs: &[Apply<'_, T>]) -> Result<()> {
+    let rows = group.rows.capacity();
+    group.check_count("outputs", outputs.len())?;
+    check_shape(OP, "x", x, [rows, group.in_features()])?;
+    for (layer, out) in group.layers.iter().zip(outputs) {
+        check_shape(OP, "y", out.y, [rows, layer.out_features()])?;
+    }
+    group.check(outputs.iter().map(|out| out.xa))
+}
+
+fn run_apply<T: Real>(
     device: &Device,
+    group: &Group<'_, T>,
     x: &Tensor<T>,
-    layers: &[LoraMatmul<'_, T>],
     outputs: &mut [Apply<'_, T>],
 ) -> Result<()> {
-    check_count("outputs", layers, outputs.len())?;
-    for (i, (layer, out)) in layers.iter().zip(&*outputs).enumerate() {
-        let [out_features, in_features] = layer.frozen.weight.shape();
-        check_shape(OP, "x", x, [x.rows(), in_features])?;
-        check_shape(OP, "y", out.y, [x.rows(), out_features])?;
-        layer.check(device, x.rows(), out.xa, xa_cols(device, layers, i))?;
-    }
-    work::record_apply(device, names, x.rows(), layers);
     match runner::<T>(device, OP)? {
-        Runner::Gpu => dispatch::apply(device, x, layers, outputs),
-        Runner::Cpu | Runner::Nobody => layers
-            .iter()
-            .zip(outputs)
-            .try_for_each(|(layer, out)| cpu::apply(device, x, layer, out.xa, out.y)),
+        Runner::Gpu => gpu::apply(device, group, x, outputs),
+        Runner::Cpu | Runner::Skip => cpu::apply(device, group, x, outputs),
     }
 }
 
-/// A group has at least one layer, and as many arguments as layers.
-fn check_count<T: Real>(arg: &'static str, layers: &[LoraMatmul<'_, T>], count: usize) -> Result<()> {
-    match layers.len() == count && count > 0 {
-        true => Ok(()),
-        false => Err(Error::shape(OP, arg, layers.len().max(1), count)),
-    }
+/// A weight with an adapter added to it: `W + scaling * B A`.
+#[derive(Debug, Clone, Copy)]
+pub struct Merged<'a, T: Real> {
+    /// `[out_features, in_features]`; on a GPU multiples of 8.
+    pub weight: &'a Tensor<T>,
+    /// `[r, in_features]`.
+    pub a: &'a Tensor<T>,
+    /// As in [`Lora`].
+    pub b: &'a Tensor<T>,
+    /// `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
+    pub scaling: T::Stat,
 }
 
-/// Writes the norms of the rows of `W + scaling * B A`, `[1, out_features]`: the divisor of DoRA. `B` is as in [`Lora`].
+/// Writes the norms of the rows of a merged weight, `[1, out_features]`: the divisor of DoRA.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not fit each other; errors of the device.
-pub fn dora_norm<T: Real>(
-    device: &Device,
-    weight: &Tensor<T>,
-    (a, b): (&Tensor<T>, &Tensor<T>),
-    scaling: T::Stat,
-    norm: &mut Tensor<T::Stat>,
-) -> Result<()> {
+/// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not fit each other; errors of the device.
+pub fn dora_norm<T: Real>(device: &Device, merged: Merged<'_, T>, norm: &mut Tensor<T::Stat>) -> Result<()> {
+    let Merged { weight, a, b, .. } = merged;
     check_shape(OP, "lora_a", a, [a.rows(), weight.cols()])?;
     check_shape(OP, "lora_b", b, b_shape(device, weight.rows(), a.rows()))?;
     check_shape(OP, "dora_norm", norm, [1, weight.rows()])?;
@@ -370,12 +207,9 @@ pub fn dora_norm<T: Real>(
         Work::new(2 * (weight.len() * (a.rows() + 1)) as u64, (weight.len() * size_of::<T>()) as u64),
     );
     match runner::<T>(device, OP)? {
-        Runner::Cpu => cpu::dora_norm(weight, a, b, scaling, norm),
-        Runner::Gpu => {
-            let merged = gpu::dora::Merged { weight, a, b_t: b, scaling: scaling.to_f64() as f32 };
-            gpu::dora::norm(device, merged, norm)?;
-        }
-        Runner::Nobody => {}
+        Runner::Cpu => cpu::dora_norm(merged, norm),
+        Runner::Gpu => gpu::dora::norm(device, merged, norm)?,
+        Runner::Skip => {}
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! LoRA linear against its formula and against central differences: ranks, ragged rows, several adapters, dropout, DoRA.
 
+use super::group::LayerRows;
 use super::*;
-use crate::batch::Batch;
+use crate::batch::{AdapterRows, Batch};
 use crate::ops::testing::{cast, check_gradient, cpu, inner, random, relative_rms};
 
 const IN: usize = 19;
@@ -10,12 +11,13 @@ const OUT: usize = 23;
 /// A group of one layer.
 fn forward_one<T: Real>(
     device: &Device,
+    one: &LayerRows<'_, T>,
     x: &Tensor<T>,
-    layer: &LoraMatmul<'_, T>,
     y: &mut Tensor<T>,
     xa: &mut Tensor<T>,
 ) -> Result<()> {
-    forward(device, x, &[*layer], &mut [Forward { y, xa }])
+    let layers = [*one.layer];
+    forward(device, &Group::new(&layers, one.rows), x, &mut [Forward { y, xa }])
 }
 
 /// Tensors of one adapter; rank 0 stands for "no adapter".
@@ -67,13 +69,14 @@ impl Case {
     fn norms(&self) -> Vec<Option<Tensor<f64>>> {
         let norm = |l: &Adapter| {
             let mut norm = self.device.empty(1, OUT).unwrap();
-            dora_norm(&self.device, &self.weight, (&l.a, &l.b), 0.7, &mut norm).unwrap();
+            let merged = Merged { weight: &self.weight, a: &l.a, b: &l.b, scaling: 0.7 };
+            dora_norm(&self.device, merged, &mut norm).unwrap();
             norm
         };
         self.adapters.iter().map(|l| l.as_ref().filter(|l| l.magnitude.is_some()).map(norm)).collect()
     }
 
-    fn with_layer<R>(&self, norms: &[Option<Tensor<f64>>], f: impl FnOnce(&LoraMatmul<'_, f64>) -> R) -> R {
+    fn with_layer<R>(&self, norms: &[Option<Tensor<f64>>], f: impl FnOnce(&LayerRows<'_, f64>) -> R) -> R {
         let loras: Vec<Option<Lora<'_, f64>>> = self
             .adapters
             .iter()
@@ -83,24 +86,35 @@ impl Case {
                     a: &l.a,
                     b: &l.b,
                     scaling: 0.7,
-                    dora: l.magnitude.as_ref().zip(norm.as_ref()),
+                    dora: l
+                        .magnitude
+                        .as_ref()
+                        .zip(norm.as_ref())
+                        .map(|(magnitude, norm)| Dora { magnitude, norm }),
                 })
             })
             .collect();
-        f(&LoraMatmul {
-            frozen: Frozen { weight: &self.weight, bias: Some(&self.bias) },
+        let layer = Layer {
+            weight: &self.weight,
+            bias: Some(&self.bias),
             loras: &loras,
-            rows: &self.rows,
-            dropout: Dropout::new(self.p, 1, 2, 3, &self.keys),
-            gpu: None,
-        })
+            adapters: None,
+            magnitudes: None,
+            dropout: Dropout::new(self.p, 1, 2, 3),
+        };
+        let rows = self.rows_of(&self.rows).unwrap();
+        f(&LayerRows { layer: &layer, rows: &rows })
+    }
+
+    fn rows_of(&self, runs: &[AdapterRows]) -> Result<Rows> {
+        Rows::new(&self.device, self.x.rows(), runs, Some(&self.keys))
     }
 
     fn forward(&self, norms: &[Option<Tensor<f64>>]) -> (Tensor<f64>, Tensor<f64>) {
-        self.with_layer(norms, |layer| {
+        self.with_layer(norms, |one| {
             let mut y = self.device.empty(self.x.rows(), OUT).unwrap();
-            let mut xa = self.device.empty(self.x.rows(), layer.max_rank()).unwrap();
-            forward_one(&self.device, &self.x, layer, &mut y, &mut xa).unwrap();
+            let mut xa = self.device.empty(self.x.rows(), one.layer.max_rank()).unwrap();
+            forward_one(&self.device, one, &self.x, &mut y, &mut xa).unwrap();
             (y, xa)
         })
     }
@@ -110,12 +124,12 @@ impl Case {
         let mut grads = zero_grads(self);
         let xa = self.forward(norms).1;
         let mut dx = self.device.empty(self.x.rows(), IN).unwrap();
-        self.with_layer(norms, |layer| {
+        self.with_layer(norms, |one| {
             let mut views: Vec<_> = grads.iter_mut().map(view).collect();
-            let one = LayerBackward { dy: &self.dy, xa: &xa, grads: &mut views };
-            let dx = Some(&mut dx);
-            let args = Backward { x: &self.x, dx, layers: &mut [one] };
-            backward(&self.device, &[*layer], args).unwrap();
+            let (layers, dx) = ([*one.layer], Some(&mut dx));
+            let of_layer = LayerBackward { dy: &self.dy, xa: &xa, grads: &mut views };
+            let args = Backward { x: &self.x, dx, layers: &mut [of_layer] };
+            backward(&self.device, &Group::new(&layers, one.rows), args).unwrap();
         });
         (dx, grads)
     }
@@ -207,19 +221,21 @@ fn adapters_in_one_batch_equal_adapters_one_by_one() {
         let zeros = |t: &Tensor<f64>| case.device.zeros(t.rows(), t.cols()).unwrap();
         let adapter = case.adapters[run.adapter].as_ref().unwrap();
         let (mut da, mut db) = (zeros(&adapter.a), zeros(&adapter.b));
-        case.with_layer(&norms, |layer| {
-            let layer = LoraMatmul { rows: only, ..*layer };
+        let rows = &case.rows_of(only).unwrap();
+        case.with_layer(&norms, |&LayerRows { layer, .. }| {
             let mut xa = case.device.empty(11, layer.max_rank()).unwrap();
-            forward_one(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
+            let one = LayerRows { layer, rows };
+            forward_one(&case.device, &one, &case.x, &mut y1, &mut xa).unwrap();
             let mut views: Vec<_> = (0..3).map(|_| None).collect();
             views[run.adapter] = Some(LoraGrad { a: &mut da, b: &mut db, magnitude: None });
             let loras: Vec<_> = (0..3).map(|i| layer.loras[i].filter(|_| i == run.adapter)).collect();
-            let layer = LoraMatmul { loras: &loras, ..layer };
+            let layer = Layer { loras: &loras, ..*layer };
             let mut xa = case.device.empty(11, layer.max_rank()).unwrap();
-            forward_one(&case.device, &case.x, &layer, &mut y1, &mut xa).unwrap();
-            let one = LayerBackward { dy: &case.dy, xa: &xa, grads: &mut views };
-            let dx = Some(&mut dx1);
-            backward(&case.device, &[layer], Backward { x: &case.x, dx, layers: &mut [one] }).unwrap();
+            let one = LayerRows { layer: &layer, rows };
+            forward_one(&case.device, &one, &case.x, &mut y1, &mut xa).unwrap();
+            let of_layer = LayerBackward { dy: &case.dy, xa: &xa, grads: &mut views };
+            let args = Backward { x: &case.x, dx: Some(&mut dx1), layers: &mut [of_layer] };
+            backward(&case.device, &Group::new(&[layer], rows), args).unwrap();
         });
         for t in run.rows.clone() {
             assert_eq!(y.row(t), y1.row(t));
@@ -245,14 +261,11 @@ fn f32_stays_near_f64() {
     ) -> Tensor<T> {
         let (mut y, mut xa) = (device.empty(65, 300).unwrap(), device.empty(65, 16).unwrap());
         let loras = [Some(Lora { a, b, scaling: T::Stat::from_f64(0.5), dora: None })];
-        let layer = LoraMatmul {
-            frozen: Frozen { weight: w, bias: None },
-            loras: &loras,
-            rows: &[AdapterRows { adapter: 0, rows: 0..65 }],
-            dropout: None,
-            gpu: None,
-        };
-        forward_one(device, x, &layer, &mut y, &mut xa).unwrap();
+        let layer =
+            Layer { weight: w, bias: None, loras: &loras, adapters: None, magnitudes: None, dropout: None };
+        let rows = Rows::new(device, 65, &[AdapterRows { adapter: 0, rows: 0..65 }], None).unwrap();
+        let one = LayerRows { layer: &layer, rows: &rows };
+        forward_one(device, &one, x, &mut y, &mut xa).unwrap();
         y
     }
     let y = run(&device, &x, &w, &a, &b);
@@ -264,14 +277,40 @@ fn f32_stays_near_f64() {
 #[test]
 fn wrong_ranks_and_rows_are_refused() {
     let case = case([4, 2, 3], false, 0.0);
-    case.with_layer(&case.norms(), |layer| {
+    case.with_layer(&case.norms(), |one| {
         let mut y = case.device.empty(11, OUT).unwrap();
         let mut narrow = case.device.empty(11, 3).unwrap();
-        assert!(forward_one(&case.device, &case.x, layer, &mut y, &mut narrow).is_err());
-        let beyond = [AdapterRows { adapter: 0, rows: 0..12 }];
+        assert!(forward_one(&case.device, one, &case.x, &mut y, &mut narrow).is_err());
         let mut xa = case.device.empty(11, 4).unwrap();
-        let layer = LoraMatmul { rows: &beyond, ..*layer };
-        assert!(forward_one(&case.device, &case.x, &layer, &mut y, &mut xa).is_err());
+        let unknown = case.rows_of(&[AdapterRows { adapter: 3, rows: 0..11 }]).unwrap();
+        let one = LayerRows { rows: &unknown, ..*one };
+        let error = forward_one(&case.device, &one, &case.x, &mut y, &mut xa).unwrap_err().to_string();
+        assert!(error.contains("argument \"adapter\": got 3, expected \"below 3\""), "{error}");
+    });
+    assert!(case.rows_of(&[AdapterRows { adapter: 0, rows: 0..12 }]).is_err());
+    let run = |rows| AdapterRows { adapter: 0, rows };
+    assert!(case.rows_of(&[run(4..6), run(5..7)]).is_err());
+    let few = RowKeys::new(&[]);
+    assert!(Rows::new(&case.device, 11, &[run(0..11)], Some(&few)).is_err());
+}
+
+#[test]
+fn dropout_needs_keys_and_is_on_all_layers_of_a_group() {
+    let case = case([4, 2, 3], false, 0.5);
+    let without_keys = Rows::new(&case.device, 11, &case.rows, None).unwrap();
+    case.with_layer(&case.norms(), |one| {
+        let error = |layers: &[Layer<'_, f64>], rows: &Rows| {
+            let group = Group::new(layers, rows);
+            let tensors = |cols: usize| -> Vec<_> {
+                layers.iter().map(|_| case.device.empty(11, cols).unwrap()).collect()
+            };
+            let (mut y, mut xa) = (tensors(OUT), tensors(4));
+            let outputs = y.iter_mut().zip(&mut xa).map(|(y, xa)| Forward { y, xa });
+            forward(&case.device, &group, &case.x, &mut outputs.collect::<Vec<_>>()).unwrap_err().to_string()
+        };
+        assert!(error(&[*one.layer], &without_keys).contains("keys of rows"));
+        let plain = Layer { dropout: None, ..*one.layer };
+        assert!(error(&[*one.layer, plain], one.rows).contains("on all layers or none"));
     });
 }
 
@@ -287,7 +326,8 @@ fn a_group_is_its_layers_one_after_the_other() {
         let [(dx, grads), (other_dx, other_grads)] = [first.backward(&norms), second.backward(&other_norms)];
         first.with_layer(&norms, |one| {
             second.with_layer(&other_norms, |two| {
-                let layers = [*one, *two];
+                let layers = [*one.layer, *two.layer];
+                let group = Group::new(&layers, one.rows);
                 let outputs = || {
                     layers
                         .each_ref()
@@ -296,7 +336,7 @@ fn a_group_is_its_layers_one_after_the_other() {
                 let (mut got, mut again) = (outputs(), outputs());
                 let mut args = got.each_mut().map(|(y, xa)| Forward { y, xa });
                 device.take_ledger();
-                forward(device, &first.x, &layers, &mut args).unwrap();
+                forward(device, &group, &first.x, &mut args).unwrap();
                 let ledger = device.take_ledger();
                 // One call, and the input counts once.
                 let numbers = 11 * IN + 2 * (11 * OUT + OUT * IN + OUT);
@@ -304,11 +344,12 @@ fn a_group_is_its_layers_one_after_the_other() {
                 assert_eq!((calls, work.bytes), (1, 8 * numbers as u64));
 
                 let saved = again.iter_mut().zip(&got).map(|((y, _), (_, xa))| Apply { y, xa });
-                recompute(device, &first.x, &layers, &mut saved.collect::<Vec<_>>()).unwrap();
+                recompute(device, &group, &first.x, &mut saved.collect::<Vec<_>>()).unwrap();
                 for ((layer, (y, xa)), ((y2, xa2), (y1, xa1))) in
                     layers.iter().zip(&got).zip(again.iter_mut().zip(&alone))
                 {
-                    project(device, &first.x, &[*layer], &mut [xa2]).unwrap();
+                    let alone = [*layer];
+                    project(device, &Group::new(&alone, one.rows), &first.x, &mut [xa2]).unwrap();
                     assert!(y.data() == y1.data() && y.data() == y2.data(), "{dora} {p}");
                     assert!(xa.data() == xa1.data() && xa.data() == xa2.data(), "{dora} {p}");
                 }
@@ -322,7 +363,7 @@ fn a_group_is_its_layers_one_after_the_other() {
                 ];
                 let mut sum = device.empty(11, IN).unwrap();
                 let to = Some(&mut sum);
-                backward(device, &layers, Backward { x: &first.x, dx: to, layers: &mut of_layers }).unwrap();
+                backward(device, &group, Backward { x: &first.x, dx: to, layers: &mut of_layers }).unwrap();
                 let expected: Vec<f64> = dx.data().iter().zip(other_dx.data()).map(|(a, b)| a + b).collect();
                 assert!(relative_rms(sum.data(), &expected) < 1e-14);
                 for (got, expected) in views.iter().flatten().zip(grads.iter().chain(&other_grads)) {
@@ -350,9 +391,11 @@ fn view(grad: &mut Option<Adapter>) -> Option<LoraGrad<'_, f64>> {
 #[test]
 fn groups_of_other_counts_are_refused() {
     let case = case([4, 2, 3], false, 0.0);
-    case.with_layer(&case.norms(), |layer| {
-        let error = forward(&case.device, &case.x, &[*layer], &mut []).unwrap_err().to_string();
+    case.with_layer(&case.norms(), |one| {
+        let layers = [*one.layer];
+        let group = Group::new(&layers, one.rows);
+        let error = forward(&case.device, &group, &case.x, &mut []).unwrap_err().to_string();
         assert!(error.contains("argument \"outputs\": got 0, expected 1"), "{error}");
-        assert!(forward::<f64>(&case.device, &case.x, &[], &mut []).is_err());
+        assert!(forward::<f64>(&case.device, &Group::new(&[], one.rows), &case.x, &mut []).is_err());
     });
 }

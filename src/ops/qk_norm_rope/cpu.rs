@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::QkNormRope;
+use super::{HeadNorm, QkNormRope};
 use crate::device::Tensor;
 use crate::ops::simd;
 use crate::tensor::Real;
@@ -16,7 +16,7 @@ pub(super) fn forward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, y: &mut Te
             || {
                 for (x, y) in x.row(t).chunks_exact(op.head_dim).zip(y.chunks_exact_mut(op.head_dim)) {
                     y.copy_from_slice(x);
-                    if let Some((weight, eps)) = op.norm {
+                    if let Some(HeadNorm { weight, eps }) = op.norm {
                         let rstd = rstd(x, T::from_stat(eps));
                         for (y, &w) in y.iter_mut().zip(weight.data()) {
                             *y = *y * rstd * w;
@@ -38,7 +38,7 @@ pub(super) fn backward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, dy: &mut 
             || {
                 for (x, dy) in x.row(t).chunks_exact(op.head_dim).zip(dy.chunks_exact_mut(op.head_dim)) {
                     rotate(dy, cos, sin, -T::ONE);
-                    let Some((weight, eps)) = op.norm else { continue };
+                    let Some(HeadNorm { weight, eps }) = op.norm else { continue };
                     let (weight, rstd) = (&weight.data()[..x.len()], rstd(x, T::from_stat(eps)));
                     let inner = simd::dot3(dy, weight, x);
                     let pull = rstd * rstd * inner / T::from_f64(x.len() as f64);

@@ -1,12 +1,12 @@
 //! QK-norm and rotation on a GPU: queries and keys in one launch, 128 columns of a row in a quad of lanes.
 
-use super::{OP, QkNormRope, RopeBackwardJob, RopeJob};
+use super::{Backward, OP, QkNormRope, RopeJob};
 use crate::device::kernels::params::{QkNormRopeBwdLoraParams, QkNormRopeJob, QkNormRopeParams};
 use crate::device::kernels::{DevicePtr, Kernel};
 use crate::device::{Device, Launch, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::check_pieces;
-use crate::ops::lora_matmul::gpu::{BLOCK_ROWS, Project};
+use crate::ops::projection::BLOCK_ROWS;
+use crate::ops::{LiveRows, check_pieces};
 use crate::tensor::Real;
 
 /// Columns of a quad.
@@ -25,26 +25,23 @@ pub(super) fn forward<T: Real>(device: &Device, jobs: &[RopeJob<'_, T>]) -> Resu
     launch(device, Kernel::QkNormRopeFwdBf16, &params, blocks)
 }
 
-/// See [`super::backward_with`].
-pub(super) fn backward<T: Real>(
-    device: &Device,
-    jobs: &[RopeBackwardJob<'_, T>],
-    project: Option<(&Project, &[&Tensor<T>])>,
-) -> Result<()> {
+/// See [`super::backward`].
+pub(super) fn backward<T: Real>(device: &Device, args: Backward<'_, '_, T>) -> Result<()> {
+    let Backward { jobs, projection, complete } = args;
     let jobs: Vec<_> = jobs.iter().map(|job| (job.x, &job.op, &*job.dy)).collect();
     let (params, blocks) = params(&jobs)?;
-    let Some((project, further)) = project else {
+    let Some(projection) = projection else {
         return launch(device, Kernel::QkNormRopeBwdBf16, &params, blocks);
     };
-    let outputs: Vec<&Tensor<T>> = jobs.iter().map(|job| job.2).chain(further.iter().copied()).collect();
+    let outputs: Vec<&Tensor<T>> = jobs.iter().map(|job| job.2).chain(complete.iter().copied()).collect();
     let rows = outputs.first().map_or(0, |output| output.rows());
     if rows == 0 {
         return Ok(());
     }
     let params = QkNormRopeBwdLoraParams {
         jobs: params.jobs,
-        project: project.of_each(&outputs)?,
-        live_rows: jobs.last().map_or(device.live_rows(), |job| job.1.table.live_rows()),
+        project: projection.of_each(&outputs)?,
+        live_rows: jobs.last().map_or(LiveRows::ALL, |job| job.1.table.live_rows()).ptr(),
         rows: rows as i32,
         num_jobs: jobs.len() as i32,
         head_dim: params.head_dim,
@@ -81,14 +78,14 @@ fn params<T: Real>(jobs: &[Job<'_, T>]) -> Result<(QkNormRopeParams, usize)> {
         params.jobs[params.num_jobs as usize] = QkNormRopeJob {
             x: x.ptr(),
             y: y.ptr(),
-            weight: op.norm.map_or(DevicePtr(0), |(weight, _)| weight.ptr()),
+            weight: op.norm.map_or(DevicePtr(0), |norm| norm.weight.ptr()),
             positions,
-            live_rows: op.table.live_rows(),
+            live_rows: op.table.live_rows().ptr(),
             cos,
             sin,
             rows: x.rows() as i32,
             cols: x.cols() as i32,
-            eps: op.norm.map_or(0.0, |(_, eps)| eps.to_f64() as f32),
+            eps: op.norm.map_or(0.0, |norm| norm.eps.to_f64() as f32),
             first_block: first_block as i32,
         };
         params.num_jobs += 1;

@@ -5,7 +5,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{QkNormRope, RopeBackwardJob, RopeJob, RopeTable, backward, forward};
+use super::{Backward, HeadNorm, QkNormRope, RopeBackwardJob, RopeJob, RopeTable, backward, forward};
 use crate::device::Device;
 use crate::ops::testing::{
     RAGGED_ROWS, assert_as_good, assert_repeats, at_scale, bf16_numbers, kernel_device, live, with_room,
@@ -84,7 +84,7 @@ impl Case {
         });
         let weights = [0, 1].map(|job| with_room(device, 1, self.head_dim, &self.weight(job)));
         let op = |job: usize| QkNormRope {
-            norm: self.norm.then_some((&weights[job], EPS)),
+            norm: self.norm.then_some(HeadNorm { weight: &weights[job], eps: EPS }),
             table: &tables[job],
             head_dim: self.head_dim,
         };
@@ -96,7 +96,7 @@ impl Case {
         forward(device, &mut { jobs }).unwrap();
         let [dy_q, dy_k] = &mut dy;
         let jobs = [(0, dy_q), (1, dy_k)].map(|(job, dy)| RopeBackwardJob { x: &x[job], op: op(job), dy });
-        backward(device, &mut { jobs }).unwrap();
+        backward(device, Backward { jobs: &mut { jobs }, projection: None, complete: &[] }).unwrap();
         [0, 1].map(|job: usize| [&y[job], &dy[job]].map(|t| live(device, t, self.shapes[job].0)))
     }
 

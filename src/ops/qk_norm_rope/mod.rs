@@ -26,7 +26,7 @@ pub use table::RopeTable;
 use super::{Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::{Error, Result};
-use crate::ops::lora_matmul::gpu::Project;
+use crate::ops::projection::FusedProjection;
 use crate::tensor::Real;
 
 const OP: &str = "qk_norm_rope";
@@ -34,12 +34,21 @@ const OP: &str = "qk_norm_rope";
 /// The parameters of one call.
 #[derive(Debug, Clone, Copy)]
 pub struct QkNormRope<'a, T: Real> {
-    /// Norm weight and eps; none for models without QK-norm.
-    pub norm: Option<(&'a Tensor<T>, T::Stat)>,
+    /// None for models without QK-norm.
+    pub norm: Option<HeadNorm<'a, T>>,
     /// Angles of the rows.
     pub table: &'a RopeTable<T::Stat>,
     /// Elements of one head.
     pub head_dim: usize,
+}
+
+/// The frozen parameters of QK-norm.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorm<'a, T: Real> {
+    /// `[1, head_dim]`.
+    pub weight: &'a Tensor<T>,
+    /// Added to the mean square.
+    pub eps: T::Stat,
 }
 
 impl<T: Real> QkNormRope<'_, T> {
@@ -53,7 +62,7 @@ impl<T: Real> QkNormRope<'_, T> {
             return Err(Error::shape(OP, "table", [x.rows(), self.head_dim], table));
         }
         match self.norm {
-            Some((weight, _)) => check_shape(OP, "weight", weight, [1, self.head_dim]),
+            Some(norm) => check_shape(OP, "weight", norm.weight, [1, self.head_dim]),
             None => Ok(()),
         }
     }
@@ -81,7 +90,7 @@ pub struct RopeBackwardJob<'a, T: Real> {
     pub dy: &'a mut Tensor<T>,
 }
 
-/// Writes `y` of one or two jobs, in one launch. How many rows of a job there are is said by its table.
+/// Writes `y` of one or two jobs, in one launch. The table of a job holds its number of rows.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
@@ -93,37 +102,35 @@ pub fn forward<T: Real>(device: &Device, jobs: &mut [RopeJob<'_, T>]) -> Result<
     match runner::<T>(device, OP)? {
         Runner::Cpu => jobs.iter_mut().for_each(|job| cpu::forward(job.x, &job.op, job.y)),
         Runner::Gpu => gpu::forward(device, jobs)?,
-        Runner::Nobody => {}
+        Runner::Skip => {}
     }
     Ok(())
+}
+
+/// What [`backward`] reads and writes.
+#[derive(Debug)]
+pub struct Backward<'a, 'j, T: Real> {
+    /// One or two.
+    pub jobs: &'a mut [RopeBackwardJob<'j, T>],
+    /// Of the layers whose output gradients these are: those of the jobs, and then those of `complete`. None on a CPU.
+    pub projection: Option<FusedProjection>,
+    /// Gradients that are complete already (that of the values): read for the projection alone.
+    pub complete: &'a [&'a Tensor<T>],
 }
 
 /// Replaces `dy` by `dx` in one or two jobs, in one launch.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
-pub fn backward<T: Real>(device: &Device, jobs: &mut [RopeBackwardJob<'_, T>]) -> Result<()> {
-    backward_with(device, jobs, None)
-}
-
-/// As [`backward`], and on a GPU the narrow products of the layers whose output gradients these are, in the same launch: those of
-/// the jobs, and then those of `further` gradients, which are complete already (that of the values).
-///
-/// # Errors
-/// As [`backward`]; on a CPU there is no [`Project`].
-pub fn backward_with<T: Real>(
-    device: &Device,
-    jobs: &mut [RopeBackwardJob<'_, T>],
-    project: Option<(&Project, &[&Tensor<T>])>,
-) -> Result<()> {
-    for job in &*jobs {
+pub fn backward<T: Real>(device: &Device, args: Backward<'_, '_, T>) -> Result<()> {
+    for job in &*args.jobs {
         job.op.check(job.x, job.dy)?;
     }
-    record(device, "qk_norm_rope.backward", jobs.iter().map(|job| job.x), 3);
+    record(device, "qk_norm_rope.backward", args.jobs.iter().map(|job| job.x), 3);
     match runner::<T>(device, OP)? {
-        Runner::Cpu => jobs.iter_mut().for_each(|job| cpu::backward(job.x, &job.op, job.dy)),
-        Runner::Gpu => gpu::backward(device, jobs, project)?,
-        Runner::Nobody => {}
+        Runner::Cpu => args.jobs.iter_mut().for_each(|job| cpu::backward(job.x, &job.op, job.dy)),
+        Runner::Gpu => gpu::backward(device, args)?,
+        Runner::Skip => {}
     }
     Ok(())
 }

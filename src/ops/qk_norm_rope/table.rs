@@ -6,6 +6,7 @@ use super::OP;
 use crate::device::kernels::DevicePtr;
 use crate::device::{Device, Table, Tensor};
 use crate::error::{Error, Result};
+use crate::ops::LiveRows;
 use crate::tensor::{DType, Real};
 
 /// Positions by row, and cosines and sines by position, `[num_positions, head_dim / 2]` each. The angles are shared by the tables
@@ -38,7 +39,7 @@ impl<T: Real> RopeTable<T> {
         Ok(table)
     }
 
-    /// A table without rows, with room for `capacity` of them, at positions below `num_positions`.
+    /// An empty table, with capacity for `capacity` rows at positions below `num_positions`.
     ///
     /// # Errors
     /// As [`RopeTable::new`].
@@ -58,7 +59,7 @@ impl<T: Real> RopeTable<T> {
         Ok(Self { positions: Vec::new(), by_row, angles })
     }
 
-    /// A table without rows, with room for `capacity` of them, at the positions of this one.
+    /// An empty table, with capacity for `capacity` rows at the positions of this one.
     ///
     /// # Errors
     /// Those of the device.
@@ -95,12 +96,12 @@ impl<T: Real> RopeTable<T> {
         Ok(Self { positions, by_row, angles: self.angles.clone() })
     }
 
-    /// Address of the number of rows, an i32.
-    pub fn live_rows(&self) -> DevicePtr {
-        self.by_row.count_ptr()
+    /// How many of the rows there are.
+    pub fn live_rows(&self) -> LiveRows {
+        LiveRows::at(self.by_row.count_ptr())
     }
 
-    /// Rows that there is room for.
+    /// Rows that it has capacity for.
     pub fn capacity(&self) -> usize {
         self.by_row.capacity()
     }

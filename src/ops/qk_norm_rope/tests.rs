@@ -1,6 +1,6 @@
 //! RoPE is a rotation by position; gradients with and without QK-norm against central differences.
 
-use super::{QkNormRope, RopeBackwardJob, RopeJob, RopeTable, backward, forward};
+use super::{Backward, HeadNorm, QkNormRope, RopeBackwardJob, RopeJob, RopeTable, backward, forward};
 use crate::device::Tensor;
 use crate::ops::testing::{cast, check_gradient, cpu, inner, random};
 
@@ -27,10 +27,11 @@ fn backward_is_the_gradient() {
     let (x, dy) = (random::<f64>(&device, 3, 12, 0), random(&device, 3, 12, 1));
     let weight = random(&device, 1, 6, 2);
     let table = RopeTable::new(&device, &[0, 5, 1000], 6, 100.0).unwrap();
-    for norm in [None, Some((&weight, 1e-6))] {
+    for norm in [None, Some(HeadNorm { weight: &weight, eps: 1e-6 })] {
         let op = QkNormRope { norm, table: &table, head_dim: 6 };
         let mut dx = cast(&device, &dy);
-        backward(&device, &mut [RopeBackwardJob { x: &x, op, dy: &mut dx }]).unwrap();
+        let jobs = &mut [RopeBackwardJob { x: &x, op, dy: &mut dx }];
+        backward(&device, Backward { jobs, projection: None, complete: &[] }).unwrap();
         check_gradient(&device, "x", &x, dx.data(), |x: &Tensor<f64>| {
             let mut y = device.empty(3, 12).unwrap();
             forward(&device, &mut [RopeJob { x, op, y: &mut y }]).unwrap();

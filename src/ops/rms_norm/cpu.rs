@@ -2,19 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::{Backward, Norm};
-use crate::device::Tensor;
+use super::{Apply, Backward, Forward};
 use crate::ops::simd;
 use crate::tensor::Real;
 
 /// See [`super::forward`].
-pub(super) fn forward<T: Real>(
-    x: &mut Tensor<T>,
-    residual: Option<&Tensor<T>>,
-    norm: &Norm<'_, T>,
-    y: &mut Tensor<T>,
-    rstd: &mut Tensor<T::Stat>,
-) {
+pub(super) fn forward<T: Real>(args: Forward<'_, T>) {
+    let Forward { x, residual, norm, y, rstd, .. } = args;
     let cols = x.cols();
     let weight = norm.weight.data();
     let rows = x.data_mut().par_chunks_mut(cols).zip(y.data_mut().par_chunks_mut(cols));
@@ -37,7 +31,8 @@ pub(super) fn forward<T: Real>(
 }
 
 /// See [`super::apply`].
-pub(super) fn apply<T: Real>(s: &Tensor<T>, norm: &Norm<'_, T>, rstd: &Tensor<T::Stat>, y: &mut Tensor<T>) {
+pub(super) fn apply<T: Real>(args: Apply<'_, T>) {
+    let Apply { s, norm, rstd, y, .. } = args;
     let weight = norm.weight.data();
     y.data_mut().par_chunks_mut(s.cols()).enumerate().for_each(|(t, y)| {
         simd::run(
@@ -49,7 +44,7 @@ pub(super) fn apply<T: Real>(s: &Tensor<T>, norm: &Norm<'_, T>, rstd: &Tensor<T:
 
 /// See [`super::backward`].
 pub(super) fn backward<T: Real>(args: Backward<'_, T>) {
-    let Backward { dy, s, norm, rstd, d_in, ds, normed } = args;
+    let Backward { dy, s, norm, rstd, d_in, ds, normed, live_rows, .. } = args;
     let cols = s.cols();
     let weight = &norm.weight.data()[..cols];
     ds.data_mut().par_chunks_mut(cols).enumerate().for_each(|(t, ds)| {
@@ -71,7 +66,7 @@ pub(super) fn backward<T: Real>(args: Backward<'_, T>) {
         );
     });
     if let Some(normed) = normed {
-        apply(s, norm, rstd, normed);
+        apply(Apply { s, norm, rstd, y: normed, live_rows });
     }
 }
 

@@ -1,6 +1,6 @@
 //! RMSNorm on a GPU: a row in the registers of one to eight warps.
 
-use super::{Backward, Norm, OP};
+use super::{Apply, Backward, Forward, OP};
 use crate::device::kernels::params::{
     RmsNormApplyParams, RmsNormBwdLoraParams, RmsNormBwdParams, RmsNormFwdLoraParams, RmsNormFwdParams,
 };
@@ -8,7 +8,7 @@ use crate::device::kernels::{DevicePtr, Kernel};
 use crate::device::{Device, Launch, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::check_pieces;
-use crate::ops::lora_matmul::gpu::{BLOCK_ROWS, Project};
+use crate::ops::projection::BLOCK_ROWS;
 use crate::tensor::Real;
 
 /// Columns that a warp holds.
@@ -34,14 +34,8 @@ pub(super) fn plan(rows: usize, cols: usize) -> (u32, bool) {
 }
 
 /// See [`super::forward`].
-pub(super) fn forward<T: Real>(
-    device: &Device,
-    x: &mut Tensor<T>,
-    residual: Option<&Tensor<T>>,
-    norm: &Norm<'_, T>,
-    (y, rstd): (&mut Tensor<T>, &mut Tensor<T::Stat>),
-    project: Option<&Project>,
-) -> Result<()> {
+pub(super) fn forward<T: Real>(device: &Device, args: Forward<'_, T>) -> Result<()> {
+    let Forward { x, residual, norm, y, rstd, live_rows, projection } = args;
     let kernels = [Kernel::RmsNormFwdBf16, Kernel::RmsNormFwdBf16Wide];
     let Some(launch) = launch(x, kernels)? else { return Ok(()) };
     let params = RmsNormFwdParams {
@@ -50,28 +44,23 @@ pub(super) fn forward<T: Real>(
         weight: norm.weight.ptr(),
         y: y.ptr(),
         rstd: rstd.ptr(),
-        live_rows: device.live_rows(),
+        live_rows: live_rows.ptr(),
         rows: x.rows() as i32,
         cols: x.cols() as i32,
         eps: norm.eps.to_f64() as f32,
         reserved: 0,
     };
-    let Some(project) = project else { return device.launch(&launch, &params) };
-    let masked = project.is_masked();
+    let Some(projection) = projection else { return device.launch(&launch, &params) };
+    let masked = projection.is_masked();
     let kernel = if masked { Kernel::RmsNormFwdBf16LoraDropout } else { Kernel::RmsNormFwdBf16Lora };
     let (launch, slots) = fused(kernel, x.rows(), x.cols(), 1);
-    let project = project.of_one(y)?;
+    let project = projection.of_one(y)?;
     device.launch(&launch, &RmsNormFwdLoraParams { norm: params, project, slots, reserved: 0 })
 }
 
 /// See [`super::apply`].
-pub(super) fn apply<T: Real>(
-    device: &Device,
-    s: &Tensor<T>,
-    norm: &Norm<'_, T>,
-    rstd: &Tensor<T::Stat>,
-    y: &mut Tensor<T>,
-) -> Result<()> {
+pub(super) fn apply<T: Real>(device: &Device, args: Apply<'_, T>) -> Result<()> {
+    let Apply { s, norm, rstd, y, live_rows } = args;
     let kernels = [Kernel::RmsNormApplyBf16, Kernel::RmsNormApplyBf16Wide];
     let Some(launch) = launch(s, kernels)? else { return Ok(()) };
     let params = RmsNormApplyParams {
@@ -79,7 +68,7 @@ pub(super) fn apply<T: Real>(
         weight: norm.weight.ptr(),
         rstd: rstd.ptr(),
         y: y.ptr(),
-        live_rows: device.live_rows(),
+        live_rows: live_rows.ptr(),
         rows: s.rows() as i32,
         cols: s.cols() as i32,
     };
@@ -87,12 +76,8 @@ pub(super) fn apply<T: Real>(
 }
 
 /// See [`super::backward`].
-pub(super) fn backward<T: Real>(
-    device: &Device,
-    args: Backward<'_, T>,
-    project: Option<&Project>,
-) -> Result<()> {
-    let Backward { dy, s, norm, rstd, d_in, ds, normed } = args;
+pub(super) fn backward<T: Real>(device: &Device, args: Backward<'_, T>) -> Result<()> {
+    let Backward { dy, s, norm, rstd, d_in, ds, normed, live_rows, projection } = args;
     let kernels = [Kernel::RmsNormBwdBf16, Kernel::RmsNormBwdBf16Wide];
     let Some(launch) = launch(s, kernels)? else { return Ok(()) };
     let params = RmsNormBwdParams {
@@ -103,13 +88,13 @@ pub(super) fn backward<T: Real>(
         d_in: address(d_in),
         ds: ds.ptr(),
         normed: address(normed.as_deref()),
-        live_rows: device.live_rows(),
+        live_rows: live_rows.ptr(),
         rows: s.rows() as i32,
         cols: s.cols() as i32,
     };
-    let Some(project) = project else { return device.launch(&launch, &params) };
+    let Some(projection) = projection else { return device.launch(&launch, &params) };
     let (launch, slots) = fused(Kernel::RmsNormBwdBf16Lora, s.rows(), s.cols(), 2);
-    let project = project.of_one(ds)?;
+    let project = projection.of_one(ds)?;
     device.launch(&launch, &RmsNormBwdLoraParams { norm: params, project, slots, reserved: 0 })
 }
 

@@ -4,8 +4,9 @@
 
 use half::bf16;
 
-use super::{Norm, apply, backward, forward};
+use super::{Apply, Backward, Forward, Norm, apply, backward, forward};
 use crate::device::Device;
+use crate::ops::LiveRows;
 use crate::ops::testing::{
     RAGGED_ROWS, assert_as_good, assert_repeats, at_scale, bf16_numbers, kernel_device, live, live_count,
     rounded, with_room,
@@ -59,7 +60,7 @@ impl Case {
     fn run(&self, device: &Device) -> Outcome {
         let (rows, cols, room) = (self.rows, self.cols, self.rows + 2);
         let count = live_count(device, rows);
-        let live_device = device.with_live_rows(count.ptr());
+        let live_rows = LiveRows::at(count.ptr());
         let [mut x, residual, dy, d_in] =
             [0, 1, 2, 3].map(|i: usize| with_room(device, room, cols, &self.inputs[i]));
         let weight = with_room(device, 1, cols, &self.weight);
@@ -68,10 +69,50 @@ impl Case {
         let (mut y, mut again, mut normed) = (empty(), empty(), empty());
         let (mut ds, mut alone) = (empty(), empty());
         let mut rstd = device.tensor(room, 1, &vec![7.0f32; room]).unwrap();
-        forward(&live_device, &mut x, Some(&residual), &norm, &mut y, &mut rstd).unwrap();
-        apply(&live_device, &x, &norm, &rstd, &mut again).unwrap();
-        backward(&live_device, &dy, &x, &norm, &rstd, Some(&d_in), &mut ds, Some(&mut normed)).unwrap();
-        backward(&live_device, &dy, &x, &norm, &rstd, None, &mut alone, None).unwrap();
+        forward(
+            device,
+            Forward {
+                x: &mut x,
+                residual: Some(&residual),
+                norm,
+                y: &mut y,
+                rstd: &mut rstd,
+                live_rows,
+                projection: None,
+            },
+        )
+        .unwrap();
+        apply(device, Apply { s: &x, norm, rstd: &rstd, y: &mut again, live_rows }).unwrap();
+        backward(
+            device,
+            Backward {
+                dy: &dy,
+                s: &x,
+                norm,
+                rstd: &rstd,
+                d_in: Some(&d_in),
+                ds: &mut ds,
+                normed: Some(&mut normed),
+                live_rows,
+                projection: None,
+            },
+        )
+        .unwrap();
+        backward(
+            device,
+            Backward {
+                dy: &dy,
+                s: &x,
+                norm,
+                rstd: &rstd,
+                d_in: None,
+                ds: &mut alone,
+                normed: None,
+                live_rows,
+                projection: None,
+            },
+        )
+        .unwrap();
         let get = |tensor| live(device, tensor, rows);
         let rstd = device.read(&rstd).unwrap();
         assert!(rstd[rows..].iter().all(|&x| x == 7.0));
@@ -119,7 +160,19 @@ fn without_a_residual_x_is_not_written() {
     let mut y = with_room(&device, 3, 64, &[]);
     let mut rstd = device.zeros::<f32>(3, 1).unwrap();
     let norm = Norm { weight: &weight, eps: EPS };
-    forward(&device, &mut x, None, &norm, &mut y, &mut rstd).unwrap();
+    forward(
+        &device,
+        Forward {
+            x: &mut x,
+            residual: None,
+            norm,
+            y: &mut y,
+            rstd: &mut rstd,
+            live_rows: LiveRows::ALL,
+            projection: None,
+        },
+    )
+    .unwrap();
     assert_eq!(live(&device, &x, 3), values);
 }
 
@@ -131,7 +184,21 @@ fn widths_without_kernels_are_refused() {
         let (mut x, mut y) = (with_room(&device, 1, cols, &[]), with_room(&device, 1, cols, &[]));
         let mut rstd = device.zeros::<f32>(1, 1).unwrap();
         let norm = Norm { weight: &weight, eps: EPS };
-        assert!(forward(&device, &mut x, None, &norm, &mut y, &mut rstd).is_err());
+        assert!(
+            forward(
+                &device,
+                Forward {
+                    x: &mut x,
+                    residual: None,
+                    norm,
+                    y: &mut y,
+                    rstd: &mut rstd,
+                    live_rows: LiveRows::ALL,
+                    projection: None
+                }
+            )
+            .is_err()
+        );
     }
 }
 

@@ -21,96 +21,84 @@ mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-use super::{Runner, check_shape, runner};
+use super::{LiveRows, Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::Result;
-use crate::ops::lora_matmul::gpu::Project;
+use crate::ops::projection::FusedProjection;
 use crate::tensor::Real;
 
 const OP: &str = "rms_norm";
+
+/// What [`forward`] reads and writes.
+#[derive(Debug)]
+pub struct Forward<'a, T: Real> {
+    /// Output of the sublayer; becomes the stream `s`.
+    pub x: &'a mut Tensor<T>,
+    /// Added to it.
+    pub residual: Option<&'a Tensor<T>>,
+    /// The parameters.
+    pub norm: Norm<'a, T>,
+    /// Overwritten.
+    pub y: &'a mut Tensor<T>,
+    /// Overwritten.
+    pub rstd: &'a mut Tensor<T::Stat>,
+    /// How many of the rows there are.
+    pub live_rows: LiveRows,
+    /// Of the layers that read `y`; none on a CPU.
+    pub projection: Option<FusedProjection>,
+}
 
 /// Adds the residual, normalises, and keeps `rstd`.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
-pub fn forward<T: Real>(
-    device: &Device,
-    x: &mut Tensor<T>,
-    residual: Option<&Tensor<T>>,
-    norm: &Norm<'_, T>,
-    y: &mut Tensor<T>,
-    rstd: &mut Tensor<T::Stat>,
-) -> Result<()> {
-    forward_with(device, x, residual, norm, (y, rstd), None)
-}
-
-/// As [`forward`], and on a GPU the narrow products of the layers that read `y`, in the same launch.
-///
-/// # Errors
-/// As [`forward`]; on a CPU there is no [`Project`].
-pub fn forward_with<T: Real>(
-    device: &Device,
-    x: &mut Tensor<T>,
-    residual: Option<&Tensor<T>>,
-    norm: &Norm<'_, T>,
-    (y, rstd): (&mut Tensor<T>, &mut Tensor<T::Stat>),
-    project: Option<&Project>,
-) -> Result<()> {
-    norm.check(x, rstd)?;
-    check_shape(OP, "y", y, x.shape())?;
-    if let Some(residual) = residual {
-        check_shape(OP, "residual", residual, x.shape())?;
+pub fn forward<T: Real>(device: &Device, args: Forward<'_, T>) -> Result<()> {
+    args.norm.check(args.x, args.rstd)?;
+    check_shape(OP, "y", args.y, args.x.shape())?;
+    if let Some(residual) = args.residual {
+        check_shape(OP, "residual", residual, args.x.shape())?;
     }
-    record(device, "rms_norm.forward", x, if residual.is_some() { 4 } else { 2 });
+    record(device, "rms_norm.forward", args.x, if args.residual.is_some() { 4 } else { 2 });
     match runner::<T>(device, OP)? {
-        Runner::Cpu => cpu::forward(x, residual, norm, y, rstd),
-        Runner::Gpu => gpu::forward(device, x, residual, norm, (y, rstd), project)?,
-        Runner::Nobody => {}
+        Runner::Cpu => cpu::forward(args),
+        Runner::Gpu => gpu::forward(device, args)?,
+        Runner::Skip => {}
     }
     Ok(())
+}
+
+/// What [`apply`] reads and writes.
+#[derive(Debug)]
+pub struct Apply<'a, T: Real> {
+    /// The residual stream that the forward pass left.
+    pub s: &'a Tensor<T>,
+    /// The parameters.
+    pub norm: Norm<'a, T>,
+    /// As the forward pass made it.
+    pub rstd: &'a Tensor<T::Stat>,
+    /// Overwritten.
+    pub y: &'a mut Tensor<T>,
+    /// How many of the rows there are.
+    pub live_rows: LiveRows,
 }
 
 /// Computes `y` again from the saved stream and `rstd`.
 ///
 /// # Errors
-/// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module.
-pub fn apply<T: Real>(
-    device: &Device,
-    s: &Tensor<T>,
-    norm: &Norm<'_, T>,
-    rstd: &Tensor<T::Stat>,
-    y: &mut Tensor<T>,
-) -> Result<()> {
-    norm.check(s, rstd)?;
-    check_shape(OP, "y", y, s.shape())?;
-    record(device, "rms_norm.apply", s, 2);
+/// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
+pub fn apply<T: Real>(device: &Device, args: Apply<'_, T>) -> Result<()> {
+    args.norm.check(args.s, args.rstd)?;
+    check_shape(OP, "y", args.y, args.s.shape())?;
+    record(device, "rms_norm.apply", args.s, 2);
     match runner::<T>(device, OP)? {
-        Runner::Cpu => cpu::apply(s, norm, rstd, y),
-        Runner::Gpu => gpu::apply(device, s, norm, rstd, y)?,
-        Runner::Nobody => {}
+        Runner::Cpu => cpu::apply(args),
+        Runner::Gpu => gpu::apply(device, args)?,
+        Runner::Skip => {}
     }
     Ok(())
 }
 
-/// Writes `ds`, the gradient that flows through the norm plus `d_in`, and where asked `normed`, the `y` of the forward pass.
-///
-/// # Errors
-/// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
-#[allow(clippy::too_many_arguments, reason = "a gradient reads all that its forward pass did")]
-pub fn backward<T: Real>(
-    device: &Device,
-    dy: &Tensor<T>,
-    s: &Tensor<T>,
-    norm: &Norm<'_, T>,
-    rstd: &Tensor<T::Stat>,
-    d_in: Option<&Tensor<T>>,
-    ds: &mut Tensor<T>,
-    normed: Option<&mut Tensor<T>>,
-) -> Result<()> {
-    backward_with(device, Backward { dy, s, norm, rstd, d_in, ds, normed }, None)
-}
-
-/// The arguments of [`backward`], all `[rows, hidden_size]` but `rstd`, `[rows, 1]`.
+/// What [`backward`] reads and writes, all `[rows, hidden_size]` but `rstd`, `[rows, 1]`.
 #[derive(Debug)]
 pub struct Backward<'a, T: Real> {
     /// Gradient of `y`.
@@ -118,7 +106,7 @@ pub struct Backward<'a, T: Real> {
     /// The residual stream that the forward pass left.
     pub s: &'a Tensor<T>,
     /// The parameters.
-    pub norm: &'a Norm<'a, T>,
+    pub norm: Norm<'a, T>,
     /// As the forward pass made it.
     pub rstd: &'a Tensor<T::Stat>,
     /// Gradient along the residual stream; none: 0.
@@ -127,17 +115,17 @@ pub struct Backward<'a, T: Real> {
     pub ds: &'a mut Tensor<T>,
     /// Overwritten with the output of the forward pass, where somebody needs it.
     pub normed: Option<&'a mut Tensor<T>>,
+    /// How many of the rows there are.
+    pub live_rows: LiveRows,
+    /// Of the layer whose output gradient `ds` is; none on a CPU.
+    pub projection: Option<FusedProjection>,
 }
 
-/// As [`backward`], and on a GPU the narrow products of the layer whose output gradient `ds` is, in the same launch.
+/// Writes `ds`, the gradient that flows through the norm plus `d_in`, and where asked `normed`, the `y` of the forward pass.
 ///
 /// # Errors
-/// As [`backward`]; on a CPU there is no [`Project`].
-pub fn backward_with<T: Real>(
-    device: &Device,
-    args: Backward<'_, T>,
-    project: Option<&Project>,
-) -> Result<()> {
+/// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
+pub fn backward<T: Real>(device: &Device, args: Backward<'_, T>) -> Result<()> {
     let s = args.s;
     args.norm.check(s, args.rstd)?;
     check_shape(OP, "dy", args.dy, s.shape())?;
@@ -152,8 +140,8 @@ pub fn backward_with<T: Real>(
     record(device, "rms_norm.backward", s, passes);
     match runner::<T>(device, OP)? {
         Runner::Cpu => cpu::backward(args),
-        Runner::Gpu => gpu::backward(device, args, project)?,
-        Runner::Nobody => {}
+        Runner::Gpu => gpu::backward(device, args)?,
+        Runner::Skip => {}
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! RMSNorm against its formula, and its gradient against central differences.
 
-use super::{Norm, apply, backward, forward};
+use super::{Apply, Backward, Forward, Norm, apply, backward, forward};
 use crate::device::Tensor;
+use crate::ops::LiveRows;
 use crate::ops::testing::{cast, check_gradient, cpu, inner, random, relative_rms};
 
 #[test]
@@ -13,7 +14,19 @@ fn forward_follows_the_formula_and_apply_repeats_it() {
         let before = x.data().to_vec();
         let norm = Norm { weight: &weight, eps: 1e-6 };
         let (mut y, mut rstd) = (device.empty(rows, cols).unwrap(), device.empty(rows, 1).unwrap());
-        forward(&device, &mut x, Some(&residual), &norm, &mut y, &mut rstd).unwrap();
+        forward(
+            &device,
+            Forward {
+                x: &mut x,
+                residual: Some(&residual),
+                norm,
+                y: &mut y,
+                rstd: &mut rstd,
+                live_rows: LiveRows::ALL,
+                projection: None,
+            },
+        )
+        .unwrap();
         for t in 0..rows {
             let s: Vec<f64> = (0..cols).map(|i| before[t * cols + i] + residual.row(t)[i]).collect();
             let mean = s.iter().map(|x| x * x).sum::<f64>() / cols as f64;
@@ -23,7 +36,7 @@ fn forward_follows_the_formula_and_apply_repeats_it() {
             assert_eq!(x.row(t), s);
         }
         let mut again = device.empty(rows, cols).unwrap();
-        apply(&device, &x, &norm, &rstd, &mut again).unwrap();
+        apply(&device, Apply { s: &x, norm, rstd: &rstd, y: &mut again, live_rows: LiveRows::ALL }).unwrap();
         assert_eq!(again.data(), y.data());
     }
 }
@@ -37,17 +50,57 @@ fn backward_is_the_gradient_on_top_of_the_stream() {
     let run = |x: &Tensor<f64>| {
         let mut x = cast(&device, x);
         let (mut y, mut rstd) = (device.empty(3, 21).unwrap(), device.empty(3, 1).unwrap());
-        forward(&device, &mut x, None, &norm, &mut y, &mut rstd).unwrap();
+        forward(
+            &device,
+            Forward {
+                x: &mut x,
+                residual: None,
+                norm,
+                y: &mut y,
+                rstd: &mut rstd,
+                live_rows: LiveRows::ALL,
+                projection: None,
+            },
+        )
+        .unwrap();
         (y, rstd)
     };
     let (y, rstd) = run(&s);
     let (mut ds, mut normed) = (device.empty(3, 21).unwrap(), device.empty(3, 21).unwrap());
-    backward(&device, &dy, &s, &norm, &rstd, Some(&dy), &mut ds, Some(&mut normed)).unwrap();
+    backward(
+        &device,
+        Backward {
+            dy: &dy,
+            s: &s,
+            norm,
+            rstd: &rstd,
+            d_in: Some(&dy),
+            ds: &mut ds,
+            normed: Some(&mut normed),
+            live_rows: LiveRows::ALL,
+            projection: None,
+        },
+    )
+    .unwrap();
     assert_eq!(normed.data(), y.data());
     // As if the residual stream had carried dy.
     let through: Vec<f64> = ds.data().iter().zip(dy.data()).map(|(a, b)| a - b).collect();
     let mut alone = device.empty(3, 21).unwrap();
-    backward(&device, &dy, &s, &norm, &rstd, None, &mut alone, None).unwrap();
+    backward(
+        &device,
+        Backward {
+            dy: &dy,
+            s: &s,
+            norm,
+            rstd: &rstd,
+            d_in: None,
+            ds: &mut alone,
+            normed: None,
+            live_rows: LiveRows::ALL,
+            projection: None,
+        },
+    )
+    .unwrap();
     assert!(alone.data().iter().zip(&through).all(|(a, b)| (a - b).abs() < 1e-12));
     check_gradient(&device, "s", &s, &through, |x| inner(run(x).0.data(), dy.data()));
 }
@@ -59,11 +112,35 @@ fn f32_stays_near_f64() {
     let weight = random::<f32>(&device, 1, 2048, 1);
     let (mut y, mut rstd) = (device.empty(7, 2048).unwrap(), device.empty(7, 1).unwrap());
     let norm = Norm { weight: &weight, eps: 1e-6 };
-    forward(&device, &mut cast(&device, &x), None, &norm, &mut y, &mut rstd).unwrap();
+    forward(
+        &device,
+        Forward {
+            x: &mut cast(&device, &x),
+            residual: None,
+            norm,
+            y: &mut y,
+            rstd: &mut rstd,
+            live_rows: LiveRows::ALL,
+            projection: None,
+        },
+    )
+    .unwrap();
     let (wide, mut y64, mut rstd64) =
         (cast::<f32, f64>(&device, &weight), device.empty(7, 2048).unwrap(), device.empty(7, 1).unwrap());
     let norm = Norm { weight: &wide, eps: 1e-6 };
-    forward(&device, &mut cast(&device, &x), None, &norm, &mut y64, &mut rstd64).unwrap();
+    forward(
+        &device,
+        Forward {
+            x: &mut cast(&device, &x),
+            residual: None,
+            norm,
+            y: &mut y64,
+            rstd: &mut rstd64,
+            live_rows: LiveRows::ALL,
+            projection: None,
+        },
+    )
+    .unwrap();
     let error = relative_rms(y.data(), y64.data());
     assert!(error < 5e-7, "{error:e}");
 }
@@ -76,11 +153,15 @@ fn a_wrong_shape_names_the_argument() {
     let mut x = device.zeros(2, 5).unwrap();
     let error = forward(
         &device,
-        &mut x,
-        None,
-        &norm,
-        &mut device.empty(2, 5).unwrap(),
-        &mut device.empty(2, 1).unwrap(),
+        Forward {
+            x: &mut x,
+            residual: None,
+            norm,
+            y: &mut device.empty(2, 5).unwrap(),
+            rstd: &mut device.empty(2, 1).unwrap(),
+            live_rows: LiveRows::ALL,
+            projection: None,
+        },
     )
     .unwrap_err();
     assert!(

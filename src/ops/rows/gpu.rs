@@ -23,7 +23,7 @@ pub(super) fn gather<T: Real>(
         x: x.ptr(),
         index: index.ptr(),
         y: y.ptr(),
-        live_rows: index.live_rows(),
+        live_rows: index.live_rows().ptr(),
         rows: y.rows() as i32,
         cols: y.cols() as i32,
     };
@@ -45,7 +45,7 @@ pub(super) fn scatter_add<T: Real>(
         y: y.ptr(),
         index: index.ptr(),
         x: x.ptr(),
-        live_rows: index.live_rows(),
+        live_rows: index.live_rows().ptr(),
         rows: y.rows() as i32,
         cols: y.cols() as i32,
     };

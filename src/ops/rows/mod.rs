@@ -10,7 +10,7 @@ mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-use super::{Runner, check_shape, runner};
+use super::{LiveRows, Runner, check_shape, runner};
 use crate::device::kernels::DevicePtr;
 use crate::device::{Device, Table, Tensor, Work};
 use crate::error::{Error, Result};
@@ -36,7 +36,7 @@ impl RowIndex {
         Ok(index)
     }
 
-    /// An index without rows and with room for `capacity`.
+    /// Empty, with capacity for `capacity` rows.
     ///
     /// # Errors
     /// Those of the device.
@@ -67,12 +67,12 @@ impl RowIndex {
         &self.rows
     }
 
-    /// Address of the number of rows, for [`Device::with_live_rows`] of ops on what was picked.
-    pub fn live_rows(&self) -> DevicePtr {
-        self.table.count_ptr()
+    /// How many of the rows of what was picked there are.
+    pub fn live_rows(&self) -> LiveRows {
+        LiveRows::at(self.table.count_ptr())
     }
 
-    /// Rows that there is room for.
+    /// Rows that it has capacity for.
     pub fn capacity(&self) -> usize {
         self.table.capacity()
     }
@@ -101,7 +101,7 @@ pub fn gather<T: Real>(device: &Device, x: &Tensor<T>, index: &RowIndex) -> Resu
     match runner::<T>(device, OP)? {
         Runner::Cpu => cpu::gather(x, index.rows(), &mut y),
         Runner::Gpu => gpu::gather(device, x, index, &mut y)?,
-        Runner::Nobody => {}
+        Runner::Skip => {}
     }
     Ok(y)
 }
@@ -123,7 +123,7 @@ pub fn scatter_add<T: Real>(
     match runner::<T>(device, OP)? {
         Runner::Cpu => cpu::scatter_add(y, index.rows(), x),
         Runner::Gpu => gpu::scatter_add(device, y, index, x)?,
-        Runner::Nobody => {}
+        Runner::Skip => {}
     }
     Ok(())
 }

@@ -1,27 +1,22 @@
 //! SwiGLU on a GPU: two pieces of 16 bytes of every tensor a thread.
 
-use super::OP;
+use super::{Backward, Forward, OP};
 use crate::device::kernels::Kernel;
 use crate::device::kernels::params::{
     SwigluBwdLoraParams, SwigluBwdParams, SwigluFwdLoraParams, SwigluFwdParams,
 };
-use crate::device::{Device, Launch, Tensor};
+use crate::device::{Device, Launch};
 use crate::error::Result;
 use crate::ops::check_pieces;
-use crate::ops::lora_matmul::gpu::{BLOCK_ROWS, Project};
+use crate::ops::projection::BLOCK_ROWS;
 use crate::tensor::Real;
 
 /// Elements of a block: 256 threads with two pieces of eight.
 const BLOCK: usize = 256 * 2 * 8;
 
 /// See [`super::forward`].
-pub(super) fn forward<T: Real>(
-    device: &Device,
-    gate: &Tensor<T>,
-    up: &Tensor<T>,
-    h: &mut Tensor<T>,
-    project: Option<&Project>,
-) -> Result<()> {
+pub(super) fn forward<T: Real>(device: &Device, args: Forward<'_, T>) -> Result<()> {
+    let Forward { gate, up, h, live_rows, projection } = args;
     check_pieces(OP, "gate", gate)?;
     if gate.is_empty() {
         return Ok(());
@@ -30,27 +25,22 @@ pub(super) fn forward<T: Real>(
         gate: gate.ptr(),
         up: up.ptr(),
         h: h.ptr(),
-        live_rows: device.live_rows(),
+        live_rows: live_rows.ptr(),
         rows: gate.rows() as i32,
         cols: gate.cols() as i32,
     };
-    let Some(project) = project else {
+    let Some(projection) = projection else {
         return device.launch(&launch(Kernel::SwigluFwdBf16, gate.len()), &params);
     };
-    let masked = project.is_masked();
+    let masked = projection.is_masked();
     let kernel = if masked { Kernel::SwigluFwdBf16LoraDropout } else { Kernel::SwigluFwdBf16Lora };
-    let project = project.of_one(h)?;
+    let project = projection.of_one(h)?;
     device.launch(&fused(kernel, gate.rows()), &SwigluFwdLoraParams { swiglu: params, project })
 }
 
 /// See [`super::backward`].
-pub(super) fn backward<T: Real>(
-    device: &Device,
-    dh: &mut Tensor<T>,
-    gate: &mut Tensor<T>,
-    up: &mut Tensor<T>,
-    project: Option<&Project>,
-) -> Result<()> {
+pub(super) fn backward<T: Real>(device: &Device, args: Backward<'_, T>) -> Result<()> {
+    let Backward { dh, gate, up, live_rows, projection } = args;
     check_pieces(OP, "gate", gate)?;
     if gate.is_empty() {
         return Ok(());
@@ -59,14 +49,14 @@ pub(super) fn backward<T: Real>(
         dh: dh.ptr(),
         gate: gate.ptr(),
         up: up.ptr(),
-        live_rows: device.live_rows(),
+        live_rows: live_rows.ptr(),
         rows: gate.rows() as i32,
         cols: gate.cols() as i32,
     };
-    let Some(project) = project else {
+    let Some(projection) = projection else {
         return device.launch(&launch(Kernel::SwigluBwdBf16, gate.len()), &params);
     };
-    let project = project.of_each(&[&*gate, &*up])?;
+    let project = projection.of_each(&[&*gate, &*up])?;
     let launch = fused(Kernel::SwigluBwdBf16Lora, gate.rows());
     device.launch(&launch, &SwigluBwdLoraParams { swiglu: params, project })
 }

@@ -5,8 +5,9 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{backward, forward};
+use super::{Backward, Forward, backward, forward};
 use crate::device::Device;
+use crate::ops::LiveRows;
 use crate::ops::testing::{
     RAGGED_ROWS, assert_as_good, at_scale, bf16_numbers, kernel_device, live, live_count, with_room,
 };
@@ -23,11 +24,12 @@ fn expected([gate, up, dh]: [f64; 3], round: bool) -> [f64; 3] {
 fn run(device: &Device, [gate, up, dh]: [&[f64]; 3], rows: usize, cols: usize) -> [Vec<f64>; 4] {
     let room = rows + 2;
     let count = live_count(device, rows);
-    let live_device = device.with_live_rows(count.ptr());
+    let live_rows = LiveRows::at(count.ptr());
     let [mut gate, mut up, mut dh] = [gate, up, dh].map(|values| with_room(device, room, cols, values));
     let mut h = with_room(device, room, cols, &[]);
-    forward(&live_device, &gate, &up, &mut h).unwrap();
-    backward(&live_device, &mut dh, &mut gate, &mut up).unwrap();
+    forward(device, Forward { gate: &gate, up: &up, h: &mut h, live_rows, projection: None }).unwrap();
+    backward(device, Backward { dh: &mut dh, gate: &mut gate, up: &mut up, live_rows, projection: None })
+        .unwrap();
     [&h, &dh, &gate, &up].map(|tensor| live(device, tensor, rows))
 }
 

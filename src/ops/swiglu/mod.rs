@@ -11,75 +11,72 @@ mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
-use super::{Runner, check_shape, runner};
+use super::{LiveRows, Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::Result;
-use crate::ops::lora_matmul::gpu::Project;
+use crate::ops::projection::FusedProjection;
 use crate::tensor::Real;
 
 const OP: &str = "swiglu";
+
+/// What [`forward`] reads and writes.
+#[derive(Debug)]
+pub struct Forward<'a, T: Real> {
+    /// Through `silu`.
+    pub gate: &'a Tensor<T>,
+    /// Its factor.
+    pub up: &'a Tensor<T>,
+    /// Overwritten.
+    pub h: &'a mut Tensor<T>,
+    /// How many of the rows there are.
+    pub live_rows: LiveRows,
+    /// Of the layer that reads `h`; none on a CPU.
+    pub projection: Option<FusedProjection>,
+}
 
 /// Writes `h`.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] if the shapes differ; errors of the device.
-pub fn forward<T: Real>(device: &Device, gate: &Tensor<T>, up: &Tensor<T>, h: &mut Tensor<T>) -> Result<()> {
-    forward_with(device, gate, up, h, None)
-}
-
-/// As [`forward`], and on a GPU the narrow products of the layer that reads `h`, in the same launch.
-///
-/// # Errors
-/// As [`forward`]; on a CPU there is no [`Project`].
-pub fn forward_with<T: Real>(
-    device: &Device,
-    gate: &Tensor<T>,
-    up: &Tensor<T>,
-    h: &mut Tensor<T>,
-    project: Option<&Project>,
-) -> Result<()> {
-    check_shape(OP, "up", up, gate.shape())?;
-    check_shape(OP, "h", h, gate.shape())?;
-    record(device, "swiglu.forward", gate, 3);
+pub fn forward<T: Real>(device: &Device, args: Forward<'_, T>) -> Result<()> {
+    check_shape(OP, "up", args.up, args.gate.shape())?;
+    check_shape(OP, "h", args.h, args.gate.shape())?;
+    record(device, "swiglu.forward", args.gate, 3);
     match runner::<T>(device, OP)? {
-        Runner::Cpu => cpu::forward(gate, up, h),
-        Runner::Gpu => gpu::forward(device, gate, up, h, project)?,
-        Runner::Nobody => {}
+        Runner::Cpu => cpu::forward(args.gate, args.up, args.h),
+        Runner::Gpu => gpu::forward(device, args)?,
+        Runner::Skip => {}
     }
     Ok(())
+}
+
+/// What [`backward`] reads and writes.
+#[derive(Debug)]
+pub struct Backward<'a, T: Real> {
+    /// Gradient of `h`; becomes `h`.
+    pub dh: &'a mut Tensor<T>,
+    /// Becomes `dgate`.
+    pub gate: &'a mut Tensor<T>,
+    /// Becomes `dup`.
+    pub up: &'a mut Tensor<T>,
+    /// How many of the rows there are.
+    pub live_rows: LiveRows,
+    /// Of the two layers whose output gradients are made; none on a CPU.
+    pub projection: Option<FusedProjection>,
 }
 
 /// Replaces `gate` by `dgate`, `up` by `dup`, and `dh` by `h`.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] if the shapes differ; errors of the device.
-pub fn backward<T: Real>(
-    device: &Device,
-    dh: &mut Tensor<T>,
-    gate: &mut Tensor<T>,
-    up: &mut Tensor<T>,
-) -> Result<()> {
-    backward_with(device, dh, gate, up, None)
-}
-
-/// As [`backward`], and on a GPU the narrow products of the two layers whose output gradients are made, in the same launch.
-///
-/// # Errors
-/// As [`backward`]; on a CPU there is no [`Project`].
-pub fn backward_with<T: Real>(
-    device: &Device,
-    dh: &mut Tensor<T>,
-    gate: &mut Tensor<T>,
-    up: &mut Tensor<T>,
-    project: Option<&Project>,
-) -> Result<()> {
-    check_shape(OP, "up", up, gate.shape())?;
-    check_shape(OP, "dh", dh, gate.shape())?;
-    record(device, "swiglu.backward", gate, 6);
+pub fn backward<T: Real>(device: &Device, args: Backward<'_, T>) -> Result<()> {
+    check_shape(OP, "up", args.up, args.gate.shape())?;
+    check_shape(OP, "dh", args.dh, args.gate.shape())?;
+    record(device, "swiglu.backward", args.gate, 6);
     match runner::<T>(device, OP)? {
-        Runner::Cpu => cpu::backward(dh, gate, up),
-        Runner::Gpu => gpu::backward(device, dh, gate, up, project)?,
-        Runner::Nobody => {}
+        Runner::Cpu => cpu::backward(args.dh, args.gate, args.up),
+        Runner::Gpu => gpu::backward(device, args)?,
+        Runner::Skip => {}
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! SwiGLU against its formula, and its gradients against central differences.
 
-use super::{backward, forward};
+use super::{Backward, Forward, backward, forward};
 use crate::device::Tensor;
+use crate::ops::LiveRows;
 use crate::ops::testing::{cast, check_gradient, cpu, inner, random, relative_rms};
 
 #[test]
@@ -11,13 +12,25 @@ fn backward_is_the_gradient() {
         (random::<f64>(&device, 3, 11, 0), random(&device, 3, 11, 1), random(&device, 3, 11, 2));
     let (mut dgate, mut dup) = (cast(&device, &gate), cast(&device, &up));
     let mut h_again = cast(&device, &dh);
-    backward(&device, &mut h_again, &mut dgate, &mut dup).unwrap();
+    backward(
+        &device,
+        Backward {
+            dh: &mut h_again,
+            gate: &mut dgate,
+            up: &mut dup,
+            live_rows: LiveRows::ALL,
+            projection: None,
+        },
+    )
+    .unwrap();
     let mut h = device.empty(3, 11).unwrap();
-    forward(&device, &gate, &up, &mut h).unwrap();
+    forward(&device, Forward { gate: &gate, up: &up, h: &mut h, live_rows: LiveRows::ALL, projection: None })
+        .unwrap();
     assert_eq!(h_again.data(), h.data());
     let loss = |gate: &Tensor<f64>, up: &Tensor<f64>| {
         let mut h = device.empty(3, 11).unwrap();
-        forward(&device, gate, up, &mut h).unwrap();
+        forward(&device, Forward { gate, up, h: &mut h, live_rows: LiveRows::ALL, projection: None })
+            .unwrap();
         inner(h.data(), dh.data())
     };
     check_gradient(&device, "gate", &gate, dgate.data(), |x| loss(x, &up));
@@ -30,7 +43,8 @@ fn f32_stays_near_f64_and_far_values_stay_finite() {
     let (mut gate, up) = (random::<f32>(&device, 9, 5003, 0), random::<f32>(&device, 9, 5003, 1));
     gate.data_mut()[..4].copy_from_slice(&[-1e4, 1e4, -90.0, 90.0]);
     let mut h = device.empty(9, 5003).unwrap();
-    forward(&device, &gate, &up, &mut h).unwrap();
+    forward(&device, Forward { gate: &gate, up: &up, h: &mut h, live_rows: LiveRows::ALL, projection: None })
+        .unwrap();
     let expected: Vec<f64> = gate
         .data()
         .iter()

@@ -52,7 +52,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
                 }
             }
             let Some(step) = started.pop_front() else { break };
-            let begin = step.begin(self.prepared.device.kind(), last_end);
+            let begin = step.begin(&self.prepared.device, last_end);
             self.finish_step(step, begin, watch)?;
             last_end = Instant::now();
             if started.is_empty() {

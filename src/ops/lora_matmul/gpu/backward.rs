@@ -1,67 +1,91 @@
 //! The backward pass: dxa, dx, and the gradients of the factors.
 
-use super::{DropoutRate, Group, Layer, Rows, check_each, launch, tiled};
+use super::{Down, Group, adapted, key, lora_dropout, narrow, tiled, with_dora};
 use crate::device::kernels::DevicePtr;
-use crate::device::kernels::params::{
-    LoraDownLayer, LoraDxLayer, LoraGradJob, LoraMatmulDxParams, LoraMatmulGradParams,
-};
+use crate::device::kernels::params::{LoraDxLayer, LoraGradJob, LoraMatmulDxParams, LoraMatmulGradParams};
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::check_shape;
-use crate::ops::lora_matmul::OP;
 use crate::ops::lora_matmul::plan::{self, MAX_GRADIENTS, MAX_LAYERS};
+use crate::ops::lora_matmul::{GradJob, InputGradient, OP};
+use crate::ops::projection::FusedProjection;
 use crate::tensor::Real;
 
+/// See [`super::super::projection_back`].
+pub(in super::super) fn projection_back<T: Real>(
+    group: &Group<'_, T>,
+    dxa: &[&Tensor<T>],
+) -> Result<Option<FusedProjection>> {
+    group.check(dxa.iter().copied())?;
+    group.check_for_kernels()?;
+    let down = group.layers.iter().zip(dxa).map(|(layer, dxa)| {
+        let factors = adapted(layer).map(|adapters| adapters.b_t);
+        factors.map_or_else(bytemuck::Zeroable::zeroed, |factors| Down {
+            output: dxa.ptr(),
+            factors,
+            features: layer.out_features() as i64,
+            ..bytemuck::Zeroable::zeroed()
+        })
+    });
+    Ok(group.fused(&down.collect::<Vec<_>>(), false))
+}
+
 /// Writes `dxa = scaling * dy B` (`[rows, rank rounded up to 16]`) of every adapted layer.
-///
-/// # Errors
-/// [`Error::Shape`] if shapes do not fit; errors of the device.
-pub fn project_back<T: Real>(
+pub(in super::super) fn project_back<T: Real>(
     device: &Device,
     group: &Group<'_, T>,
     dy: &[&Tensor<T>],
     dxa: &mut [&mut Tensor<T>],
 ) -> Result<()> {
-    let problem = group.problem();
-    group.check(&problem)?;
-    check_each("dy", dy.iter().copied(), group, |layer| [problem.rows, layer.weight.rows()])?;
-    check_each("dxa", dxa.iter().map(|t| &**t), group, |layer| problem.xa_shape(layer))?;
-    let adapted = group.layers.iter().zip(dy).zip(&*dxa).filter_map(|((layer, dy), dxa)| {
-        let factors = layer.adapters.filter(|a| a.max_rank > 0)?.b_t;
-        let (input, output) = (dy.ptr(), dxa.ptr());
-        let down = LoraDownLayer { input, output, factors, key: DevicePtr(0), features: 0 };
-        Some((down, layer.weight.rows()))
+    group.check_for_kernels()?;
+    let scaled = with_dora::scaled_each(device, group, dy)?;
+    let dy = with_dora::or_plain(&scaled, dy);
+    let down = group.layers.iter().zip(&dy).zip(&*dxa).filter_map(|((layer, dy), dxa)| {
+        Some(Down {
+            input: dy.ptr(),
+            output: dxa.ptr(),
+            factors: adapted(layer)?.b_t,
+            key: DevicePtr(0),
+            features: layer.out_features() as i64,
+        })
     });
-    group.down(device, &problem, &adapted.collect::<Vec<_>>(), false)
+    group.down(device, &down.collect::<Vec<_>>(), false)
 }
 
 /// Writes `dx` (`[rows, in_features]`), the sum over the layers of `dy W + mask(dxa A)`.
-///
-/// # Errors
-/// [`Error::Shape`] if shapes do not fit; errors of the device.
-pub fn backward_input<T: Real>(
+pub(in super::super) fn backward_input<T: Real>(
     device: &Device,
     group: &Group<'_, T>,
-    dy: &[&Tensor<T>],
-    dxa: &[&Tensor<T>],
-    dx: &mut Tensor<T>,
+    args: InputGradient<'_, T>,
 ) -> Result<()> {
+    if group.has_dora() {
+        with_dora::backward_input(device, group, args)
+    } else {
+        launch_input(device, group, args)
+    }
+}
+
+/// As [`backward_input`], of `W`, `A` and the masks alone.
+pub(super) fn launch_input<T: Real>(
+    device: &Device,
+    group: &Group<'_, T>,
+    args: InputGradient<'_, T>,
+) -> Result<()> {
+    let InputGradient { dy, dxa, dx } = args;
+    group.check_for_kernels()?;
+    let xa_stride = group.xa_stride("dxa", dxa)?;
     let problem = group.problem();
-    group.check(&problem)?;
-    check_shape(OP, "dx", dx, [problem.rows, problem.in_features])?;
-    check_each("dy", dy.iter().copied(), group, |layer| [problem.rows, layer.weight.rows()])?;
-    let xa_stride = group.xa_stride(&problem, "dxa", dxa)?;
     if problem.rows == 0 {
         return Ok(());
     }
     let plan = plan::dx(&problem, device.chip()?);
+    let [runs, num_runs] = group.rows.run_ptrs();
     let mut params = LoraMatmulDxParams {
         layers: [bytemuck::Zeroable::zeroed(); MAX_LAYERS],
         dx: dx.ptr(),
-        runs: group.rows.runs.ptr(),
-        num_runs: group.rows.runs.count_ptr(),
-        live_rows: device.live_rows(),
-        dropout: group.dropout(),
+        runs,
+        num_runs,
+        live_rows: group.rows.live().ptr(),
+        dropout: lora_dropout(group.rows, group.dropout()),
         num_layers: group.layers.len() as i32,
         rows: problem.rows as i32,
         in_features: problem.in_features as i32,
@@ -78,72 +102,46 @@ pub fn backward_input<T: Real>(
             weight: layer.weight.ptr(),
             dxa: dxa.ptr(),
             factors: layer.adapters.map_or(DevicePtr(0), |a| a.a),
-            key: group.key(layer),
-            out_features: layer.weight.rows() as i64,
+            key: key(layer),
+            out_features: layer.out_features() as i64,
         };
     }
     device.launch(&tiled(&plan), &params)
 }
 
-/// What the gradients of one layer's factors are made of.
-#[derive(Debug, Clone, Copy)]
-pub struct GradJob<'a, T: Real> {
-    /// The layer.
-    pub layer: Layer<'a, T>,
-    /// Its rows.
-    pub rows: &'a Rows,
-    /// Input of the forward pass, `[rows, in_features]`.
-    pub x: &'a Tensor<T>,
-    /// Gradient of the output, `[rows, out_features]`.
-    pub dy: &'a Tensor<T>,
-    /// Saved by the forward pass.
-    pub xa: &'a Tensor<T>,
-    /// Of [`project_back`].
-    pub dxa: &'a Tensor<T>,
+/// Adds `dA += dxa^T dropout(x)` and `dB += dy^T xa` of up to seven layers to the gradients that their adapters name: in one launch for
+/// all layers without DoRA, and layer by layer with it.
+pub(in super::super) fn gradients<T: Real>(device: &Device, jobs: &[GradJob<'_, '_, T>]) -> Result<()> {
+    let (with, without): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| job.layer.has_dora());
+    launch_gradients(device, &without)?;
+    with.into_iter().try_for_each(|job| with_dora::gradients(device, job))
 }
 
-/// Adds `dA += dxa^T dropout(x)` and `dB += dy^T xa` of up to seven layers to the gradients that their adapters name, in one launch.
-///
-/// # Errors
-/// [`Error::Shape`] if shapes do not fit or there are more layers; errors of the device.
-pub fn gradients<T: Real>(
-    device: &Device,
-    dropout: Option<DropoutRate>,
-    of_layers: &[GradJob<'_, T>],
-) -> Result<()> {
-    let adapted = || {
-        let with = of_layers.iter().filter_map(|job| Some((job, job.layer.adapters?)));
-        with.filter(|(_, adapters)| adapters.max_rank > 0)
-    };
-    for job in of_layers {
-        check_shape(OP, "x", job.x, [job.rows.capacity, job.layer.weight.cols()])?;
-        check_shape(OP, "dy", job.dy, [job.rows.capacity, job.layer.weight.rows()])?;
-        check_shape(OP, "dxa", job.dxa, job.xa.shape())?;
-    }
-    let rank = adapted().map(|(_, adapters)| adapters.max_rank).max().unwrap_or(0);
-    if rank == 0 || of_layers.iter().all(|job| job.rows.capacity == 0) {
+/// As [`gradients`], of `A` and `B` alone.
+pub(super) fn launch_gradients<T: Real>(device: &Device, of_layers: &[&GradJob<'_, '_, T>]) -> Result<()> {
+    let all = || of_layers.iter().filter_map(|job| Some((*job, adapted(&job.layer)?)));
+    let rank = all().map(|(_, adapters)| adapters.max_rank).max().unwrap_or(0);
+    if rank == 0 || of_layers.iter().all(|job| job.rows.capacity() == 0) {
         return Ok(());
     }
-    let common = |job: &GradJob<'_, T>| LoraGradJob {
-        runs: job.rows.runs.ptr(),
-        num_runs: job.rows.runs.count_ptr(),
-        stride: job.xa.cols() as i32,
-        ..bytemuck::Zeroable::zeroed()
+    let common = |job: &GradJob<'_, '_, T>| {
+        let [runs, num_runs] = job.rows.run_ptrs();
+        LoraGradJob { runs, num_runs, stride: job.xa.cols() as i32, ..bytemuck::Zeroable::zeroed() }
     };
-    let db = adapted().map(|(job, adapters)| LoraGradJob {
+    let db = all().map(|(job, adapters)| LoraGradJob {
         wide: job.dy.ptr(),
         narrow: job.xa.ptr(),
         factors: adapters.b_t,
-        features: job.layer.weight.rows() as i32,
+        features: job.layer.out_features() as i32,
         ..common(job)
     });
-    let da = adapted().map(|(job, adapters)| LoraGradJob {
+    let da = all().map(|(job, adapters)| LoraGradJob {
         wide: job.x.ptr(),
         narrow: job.dxa.ptr(),
         factors: adapters.a,
-        key: if dropout.is_some() { job.layer.key } else { DevicePtr(0) },
-        row_keys: job.rows.row_keys(),
-        features: job.layer.weight.cols() as i32,
+        key: key(&job.layer),
+        row_keys: job.rows.key_ptr(),
+        features: job.layer.in_features() as i32,
         ..common(job)
     });
     // All dB first: then the dA that read the same x are neighbours.
@@ -157,51 +155,14 @@ pub fn gradients<T: Real>(
         job.first_block = first_block;
         first_block += features.div_ceil(plan::GRAD_FEATURES) as i32;
     }
+    let dropout = of_layers.iter().find_map(|job| job.layer.dropout);
     let mut params = LoraMatmulGradParams {
         jobs: [bytemuck::Zeroable::zeroed(); MAX_GRADIENTS],
-        threshold: dropout.map_or(0, |d| u32::from(d.threshold)),
-        keep: dropout.map_or(1.0, DropoutRate::keep),
+        threshold: dropout.map_or(0, |d| u32::from(d.threshold())),
+        keep: dropout.map_or(1.0, |d| d.keep() as f32),
         num_jobs: jobs.len() as i32,
         reserved: 0,
     };
     params.jobs[..jobs.len()].copy_from_slice(&jobs);
-    device.launch(&launch(&plan::grad(rank, &features, dropout.is_some())), &params)
-}
-
-/// What the backward pass of a group reads and writes.
-#[derive(Debug)]
-pub struct Backward<'a, T: Real> {
-    /// Gradient of the output by layer, `[rows, out_features]`.
-    pub dy: &'a [&'a Tensor<T>],
-    /// Input of the forward pass.
-    pub x: &'a Tensor<T>,
-    /// Saved by the forward pass, by layer.
-    pub xa: &'a [&'a Tensor<T>],
-    /// `[rows, in_features]`, overwritten with the sum over the layers; none where nobody needs it.
-    pub dx: Option<&'a mut Tensor<T>>,
-}
-
-/// Writes `dx` and adds to the gradients of a group's adapters: [`project_back`], [`backward_input`] and [`gradients`].
-///
-/// # Errors
-/// [`Error::Shape`] if shapes do not fit; errors of the device.
-pub fn backward<T: Real>(device: &Device, group: &Group<'_, T>, args: Backward<'_, T>) -> Result<()> {
-    let Backward { dy, x, xa, dx } = args;
-    check_each("xa", xa.iter().copied(), group, |layer| group.problem().xa_shape(layer))?;
-    let mut dxa: Vec<Tensor<T>> =
-        xa.iter().map(|xa| device.empty(xa.rows(), xa.cols())).collect::<Result<_>>()?;
-    project_back(device, group, dy, &mut dxa.iter_mut().collect::<Vec<_>>())?;
-    if let Some(dx) = dx {
-        backward_input(device, group, dy, &dxa.iter().collect::<Vec<_>>(), dx)?;
-    }
-    let tensors = dy.iter().zip(xa).zip(&dxa);
-    let jobs = group.layers.iter().zip(tensors).map(|(layer, ((dy, xa), dxa))| GradJob {
-        layer: *layer,
-        rows: group.rows,
-        x,
-        dy,
-        xa,
-        dxa,
-    });
-    gradients(device, group.dropout, &jobs.collect::<Vec<_>>())
+    device.launch(&narrow(&plan::grad(rank, &features, dropout.is_some())), &params)
 }

@@ -1,15 +1,17 @@
-//! A check of the kernels on a device that somebody does not trust yet: one group of layers against the CPU's f64.
+//! A check of the kernels on a device that is not trusted yet: one group of layers against the CPU's f64.
 
 use half::bf16;
 
-use super::{Backward, Factors, Group, Layer, LayerAdapters, Rows, backward, forward};
+use super::{FactorGrads, Factors, LayerAdapters};
 use crate::batch::AdapterRows;
-use crate::device::kernels::DevicePtr;
 use crate::device::self_test::{Finding, Outcome};
 use crate::device::{Device, Machine, Tensor};
 use crate::error::Result;
-use crate::ops::lora_matmul::{self, Forward, Frozen, LayerBackward, Lora, LoraGrad, LoraMatmul};
+use crate::ops::lora_matmul::{
+    Backward, Forward, Group, Layer, LayerBackward, Lora, LoraGrad, Rows, backward, forward,
+};
 use crate::rng::{Purpose, Stream};
+use crate::tensor::Real;
 
 const ROWS: usize = 300;
 const IN_FEATURES: usize = 264;
@@ -70,57 +72,69 @@ impl Operands {
 
     /// y, dx, dA and dB transposed.
     fn on_gpu(&self, device: &Device) -> Result<[Vec<f64>; 4]> {
-        let x = device.tensor(ROWS, IN_FEATURES, &self.x)?;
-        let weight = device.tensor(OUT_FEATURES, IN_FEATURES, &self.weight)?;
         let a = device.tensor(RANK, IN_FEATURES, &self.a)?;
-        let b_t = device.tensor(RANK, OUT_FEATURES, &self.b_t)?;
-        let dy = device.tensor(ROWS, OUT_FEATURES, &self.dy)?;
-        let da: Tensor<f32> = device.tensor(RANK, IN_FEATURES, &[0.0; RANK * IN_FEATURES])?;
-        let db_t: Tensor<f32> = device.tensor(RANK, OUT_FEATURES, &[0.0; RANK * OUT_FEATURES])?;
-        let factors = Factors { a: &a, b_t: &b_t, grads: Some((&da, &db_t)), scaling: 0.5 };
+        let b = device.tensor(RANK, OUT_FEATURES, &self.b_t)?;
+        let da: Tensor<f32> = device.zeros(RANK, IN_FEATURES)?;
+        let db: Tensor<f32> = device.zeros(RANK, OUT_FEATURES)?;
+        let factors = Factors { a: &a, b_t: &b, grads: Some(FactorGrads { a: &da, b_t: &db }), scaling: 0.5 };
         let adapters = LayerAdapters::new(device, [OUT_FEATURES, IN_FEATURES], &[Some(factors)])?;
-        let rows = Rows::new(device, ROWS, &[AdapterRows { adapter: 0, rows: 0..ROWS }], None)?;
-        let layers = [Layer { weight: &weight, bias: None, adapters: Some(&adapters), key: DevicePtr(0) }];
-        let group = Group { layers: &layers, rows: &rows, dropout: None, tile: None };
-        let mut y = device.tensor(ROWS, OUT_FEATURES, &vec![bf16::NAN; ROWS * OUT_FEATURES])?;
-        let stride = group.problem().rank_stride();
-        let mut xa = device.tensor(ROWS, stride, &vec![bf16::NAN; ROWS * stride])?;
-        let mut dx = device.tensor(ROWS, IN_FEATURES, &vec![bf16::NAN; ROWS * IN_FEATURES])?;
-        forward(device, &group, &x, &mut [&mut y], &mut [&mut xa])?;
-        backward(device, &group, Backward { dy: &[&dy], x: &x, xa: &[&xa], dx: Some(&mut dx) })?;
-        let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
-        Ok([
-            as_f64(&device.read(&y)?),
-            as_f64(&device.read(&dx)?),
-            wide(device.read(&da)?),
-            wide(device.read(&db_t)?),
-        ])
+        let lora = Lora { a: &a, b: &b, scaling: 0.5, dora: None };
+        let weight = device.tensor(OUT_FEATURES, IN_FEATURES, &self.weight)?;
+        let (x, dy) =
+            (device.tensor(ROWS, IN_FEATURES, &self.x)?, device.tensor(ROWS, OUT_FEATURES, &self.dy)?);
+        let one = One { x: &x, dy: &dy, weight: &weight, lora, adapters: Some(&adapters) };
+        one.run(device, [da, db])
     }
 
     /// The same in f64.
     fn on_cpu(&self) -> Result<[Vec<f64>; 4]> {
         let cpu = Device::cpu(0)?;
-        let x = cpu.tensor(ROWS, IN_FEATURES, &as_f64(&self.x))?;
-        let weight = cpu.tensor(OUT_FEATURES, IN_FEATURES, &as_f64(&self.weight))?;
         let a = cpu.tensor(RANK, IN_FEATURES, &as_f64(&self.a))?;
         let b = cpu.tensor(OUT_FEATURES, RANK, &transposed(&as_f64(&self.b_t), OUT_FEATURES))?;
+        let lora = Lora { a: &a, b: &b, scaling: 0.5, dora: None };
+        let weight = cpu.tensor(OUT_FEATURES, IN_FEATURES, &as_f64(&self.weight))?;
+        let x = cpu.tensor(ROWS, IN_FEATURES, &as_f64(&self.x))?;
         let dy = cpu.tensor(ROWS, OUT_FEATURES, &as_f64(&self.dy))?;
-        let loras = [Some(Lora { a: &a, b: &b, scaling: 0.5, dora: None })];
-        let rows = [AdapterRows { adapter: 0, rows: 0..ROWS }];
-        let frozen = Frozen { weight: &weight, bias: None };
-        let layers = [LoraMatmul { frozen, loras: &loras, rows: &rows, dropout: None, gpu: None }];
-        let (mut y, mut dx) = (cpu.zeros(ROWS, OUT_FEATURES)?, cpu.zeros(ROWS, IN_FEATURES)?);
-        let mut xa = cpu.zeros(ROWS, RANK)?;
-        let (mut da, mut db) = (cpu.zeros(RANK, IN_FEATURES)?, cpu.zeros(OUT_FEATURES, RANK)?);
-        lora_matmul::forward(&cpu, &x, &layers, &mut [Forward { y: &mut y, xa: &mut xa }])?;
+        let one = One { x: &x, dy: &dy, weight: &weight, lora, adapters: None };
+        let [y, dx, da, db] =
+            one.run(&cpu, [cpu.zeros(RANK, IN_FEATURES)?, cpu.zeros(OUT_FEATURES, RANK)?])?;
+        Ok([y, dx, da, transposed(&db, RANK)])
+    }
+}
+
+/// One layer with one adapter on a device.
+struct One<'a, T: Real> {
+    x: &'a Tensor<T>,
+    dy: &'a Tensor<T>,
+    weight: &'a Tensor<T>,
+    lora: Lora<'a, T>,
+    adapters: Option<&'a LayerAdapters>,
+}
+
+impl<T: Real> One<'_, T> {
+    /// y, dx, dA and dB as they are on the device; `grads` are where the last two go. What shall be overwritten is NaN before.
+    fn run(self, device: &Device, grads: [Tensor<T::Stat>; 2]) -> Result<[Vec<f64>; 4]> {
+        let rows = Rows::new(device, ROWS, &[AdapterRows { adapter: 0, rows: 0..ROWS }], None)?;
+        let Self { x, dy, weight, lora, adapters } = self;
+        let loras = [Some(lora)];
+        let layer = Layer { weight, bias: None, loras: &loras, adapters, magnitudes: None, dropout: None };
+        let layers = [layer];
+        let group = Group::new(&layers, &rows);
+        let nan = |cols: usize| device.tensor(ROWS, cols, &vec![T::from_f64(f64::NAN); ROWS * cols]);
+        let (mut y, mut dx, mut xa) = (nan(OUT_FEATURES)?, nan(IN_FEATURES)?, nan(group.xa_cols(0))?);
+        forward(device, &group, x, &mut [Forward { y: &mut y, xa: &mut xa }])?;
+        let [mut da, mut db] = grads;
         let mut grads = [Some(LoraGrad { a: &mut da, b: &mut db, magnitude: None })];
-        let args = lora_matmul::Backward {
-            x: &x,
-            dx: Some(&mut dx),
-            layers: &mut [LayerBackward { dy: &dy, xa: &xa, grads: &mut grads }],
-        };
-        lora_matmul::backward(&cpu, &layers, args)?;
-        Ok([y.data().to_vec(), dx.data().to_vec(), da.data().to_vec(), transposed(db.data(), RANK)])
+        let layers = &mut [LayerBackward { dy, xa: &xa, grads: &mut grads }];
+        backward(device, &group, Backward { x, dx: Some(&mut dx), layers })?;
+        let wide = |values: Vec<T>| values.into_iter().map(Real::to_f64).collect();
+        let wide_stat = |values: Vec<T::Stat>| values.into_iter().map(Real::to_f64).collect();
+        Ok([
+            wide(device.read(&y)?),
+            wide(device.read(&dx)?),
+            wide_stat(device.read(&da)?),
+            wide_stat(device.read(&db)?),
+        ])
     }
 }
 

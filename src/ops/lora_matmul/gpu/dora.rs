@@ -8,15 +8,15 @@
 //! [`magnitude_gradient`] takes `dy` and `z`. Rows go by [`Rows`], so one launch serves all adapters of a batch. The calls are
 //! recorded by whoever composes them.
 
-use super::{DropoutRate, Rows};
+use super::{Dropout, Rows, lora_dropout};
 use crate::device::kernels::params::{
-    DoraFactor, DoraMagnitudeParams, DoraNormParams, DoraScaleParams, DropoutApplyParams, LoraDropout,
+    DoraFactor, DoraMagnitudeParams, DoraNormParams, DoraScaleParams, DropoutApplyParams,
 };
 use crate::device::kernels::{DevicePtr, Kernel};
 use crate::device::{Device, Launch, Table, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::check_shape;
-use crate::ops::lora_matmul::OP;
+use crate::ops::lora_matmul::{Merged, OP};
 use crate::tensor::Real;
 
 /// Rows of W of one block of the norms.
@@ -30,19 +30,6 @@ const SLAB_ROWS: usize = 128;
 /// Threads of a block of dropout, and columns that two of them share.
 const DROPOUT: [usize; 2] = [128, 128];
 
-/// A weight with an adapter added to it.
-#[derive(Debug, Clone, Copy)]
-pub struct Merged<'a, T: Real> {
-    /// `[out_features, in_features]`, multiples of 8.
-    pub weight: &'a Tensor<T>,
-    /// `[r, in_features]`.
-    pub a: &'a Tensor<T>,
-    /// `B` transposed, `[r, out_features]`.
-    pub b_t: &'a Tensor<T>,
-    /// `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
-    pub scaling: f32,
-}
-
 /// Writes `norm[j] = || (W + scaling * B A)[j, :] ||`, `[1, out_features]`, f32.
 ///
 /// # Errors
@@ -53,17 +40,17 @@ pub fn norm<T: Real>(device: &Device, merged: Merged<'_, T>, norm: &mut Tensor<T
     check_multiple("weight", in_features)?;
     let r = merged.a.rows();
     check_shape(OP, "lora_a", merged.a, [r, in_features])?;
-    check_shape(OP, "lora_b transposed", merged.b_t, [r, out_features])?;
+    check_shape(OP, "lora_b transposed", merged.b, [r, out_features])?;
     check_shape(OP, "dora_norm", norm, [1, out_features])?;
     let params = DoraNormParams {
         weight: merged.weight.ptr(),
         a: merged.a.ptr(),
-        b_t: merged.b_t.ptr(),
+        b_t: merged.b.ptr(),
         norm: norm.ptr(),
         in_features: in_features as i32,
         out_features: out_features as i32,
         r: r as i32,
-        scaling: merged.scaling,
+        scaling: merged.scaling.to_f64() as f32,
     };
     let grid = [out_features.div_ceil(NORM_ROWS) as u32, 1, 1];
     device.launch(&Launch { kernel: Kernel::DoraNorm, grid, dynamic_smem: 0 }, &params)
@@ -119,9 +106,9 @@ impl Magnitudes {
     }
 
     fn check(&self, rows: &Rows) -> Result<()> {
-        if rows.adapters_named > self.table.capacity() {
+        if rows.adapters_named() > self.table.capacity() {
             let expected = format!("below {}", self.table.capacity());
-            return Err(Error::shape(OP, "adapter", expected, rows.adapters_named - 1));
+            return Err(Error::shape(OP, "adapter", expected, rows.adapters_named() - 1));
         }
         Ok(())
     }
@@ -139,6 +126,8 @@ pub enum Gain {
 /// What [`scale`] reads beside its output.
 #[derive(Debug, Clone, Copy)]
 pub struct Scale<'a, T: Real> {
+    /// The gains.
+    pub magnitudes: &'a Magnitudes,
     /// What is multiplied, `[rows, out_features]`; the output itself where there is none.
     pub input: Option<&'a Tensor<T>>,
     /// With what.
@@ -153,14 +142,9 @@ pub struct Scale<'a, T: Real> {
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit; errors of the device.
-pub fn scale<T: Real>(
-    device: &Device,
-    rows: &Rows,
-    magnitudes: &Magnitudes,
-    args: Scale<'_, T>,
-    out: &mut Tensor<T>,
-) -> Result<()> {
-    let shape = [rows.capacity, magnitudes.out_features];
+pub fn scale<T: Real>(device: &Device, rows: &Rows, args: Scale<'_, T>, out: &mut Tensor<T>) -> Result<()> {
+    let magnitudes = args.magnitudes;
+    let shape = [rows.capacity(), magnitudes.out_features];
     check_shape(OP, "y", out, shape)?;
     magnitudes.check(rows)?;
     for tensor in args.input.into_iter().chain(args.addend) {
@@ -169,9 +153,10 @@ pub fn scale<T: Real>(
     if let Some(bias) = args.bias {
         check_shape(OP, "bias", bias, [1, magnitudes.out_features])?;
     }
-    if rows.capacity == 0 {
+    if rows.capacity() == 0 {
         return Ok(());
     }
+    let [runs, num_runs] = rows.run_ptrs();
     let or_null = |tensor: Option<&Tensor<T>>| tensor.map_or(DevicePtr(0), Tensor::ptr);
     let params = DoraScaleParams {
         input: args.input.map_or(out.ptr(), Tensor::ptr),
@@ -179,17 +164,28 @@ pub fn scale<T: Real>(
         addend: or_null(args.addend),
         bias: or_null(args.bias),
         factors: magnitudes.table.ptr(),
-        runs: rows.runs.ptr(),
-        num_runs: rows.runs.count_ptr(),
-        live_rows: device.live_rows(),
-        rows: rows.capacity as i32,
+        runs,
+        num_runs,
+        live_rows: rows.live().ptr(),
+        rows: rows.capacity() as i32,
         columns: magnitudes.out_features as i32,
         less: if args.gain == Gain::LessOne { 1.0 } else { 0.0 },
         reserved: 0,
     };
-    let pieces = [rows.capacity.div_ceil(SCALE[0]), magnitudes.out_features.div_ceil(SCALE[1])];
+    let pieces = [rows.capacity().div_ceil(SCALE[0]), magnitudes.out_features.div_ceil(SCALE[1])];
     let grid = [pieces[0] as u32, pieces[1] as u32, 1];
     device.launch(&Launch { kernel: Kernel::DoraScale, grid, dynamic_smem: 0 }, &params)
+}
+
+/// What [`magnitude_gradient`] reads.
+#[derive(Debug, Clone, Copy)]
+pub struct MagnitudeGradient<'a, T: Real> {
+    /// The divisors, and where the gradients go.
+    pub magnitudes: &'a Magnitudes,
+    /// Gradient of the output, `[rows, out_features]`.
+    pub dy: &'a Tensor<T>,
+    /// See the module text, `[rows, out_features]`.
+    pub z: &'a Tensor<T>,
 }
 
 /// Adds `d magnitude[j] += sum over the adapter's rows of dy[t, j] * z[t, j] / c[j]` for every adapter with a gradient.
@@ -199,29 +195,29 @@ pub fn scale<T: Real>(
 pub fn magnitude_gradient<T: Real>(
     device: &Device,
     rows: &Rows,
-    magnitudes: &Magnitudes,
-    dy: &Tensor<T>,
-    z: &Tensor<T>,
+    args: MagnitudeGradient<'_, T>,
 ) -> Result<()> {
+    let MagnitudeGradient { magnitudes, dy, z } = args;
     let columns = magnitudes.out_features;
-    check_shape(OP, "dy", dy, [rows.capacity, columns])?;
-    check_shape(OP, "z", z, [rows.capacity, columns])?;
+    check_shape(OP, "dy", dy, [rows.capacity(), columns])?;
+    check_shape(OP, "z", z, [rows.capacity(), columns])?;
     magnitudes.check(rows)?;
     let adapters = magnitudes.table.capacity();
-    if rows.capacity == 0 || adapters == 0 {
+    if rows.capacity() == 0 || adapters == 0 {
         return Ok(());
     }
-    let num_slabs = rows.capacity.div_ceil(SLAB_ROWS);
+    let num_slabs = rows.capacity().div_ceil(SLAB_ROWS);
+    let [runs, num_runs] = rows.run_ptrs();
     let partial: Tensor<f32> = device.empty(adapters * num_slabs, columns)?;
     let params = DoraMagnitudeParams {
         dy: dy.ptr(),
         z: z.ptr(),
         partial: partial.ptr(),
         factors: magnitudes.table.ptr(),
-        runs: rows.runs.ptr(),
-        num_runs: rows.runs.count_ptr(),
-        live_rows: device.live_rows(),
-        rows: rows.capacity as i32,
+        runs,
+        num_runs,
+        live_rows: rows.live().ptr(),
+        rows: rows.capacity() as i32,
         columns: columns as i32,
         slab_rows: SLAB_ROWS as i32,
         num_slabs: num_slabs as i32,
@@ -236,6 +232,8 @@ pub fn magnitude_gradient<T: Real>(
 /// What [`dropout`] reads and writes beside its input.
 #[derive(Debug)]
 pub struct Dropped<'a, T: Real> {
+    /// The mask.
+    pub mask: Dropout,
     /// `dropout(input) + addend`, overwritten. With none, the addend is overwritten.
     pub out: Option<&'a mut Tensor<T>>,
     /// `input - out`, overwritten; with an output of its own and without addend only.
@@ -244,20 +242,13 @@ pub struct Dropped<'a, T: Real> {
     pub addend: Option<&'a mut Tensor<T>>,
 }
 
-/// Applies the mask of a layer to `input` `[rows, features]`: kept elements are divided by the probability to keep them. `key` is
-/// the address of the layer's key of the step.
+/// Applies the mask of a layer with dropout to `input` `[rows, features]`: kept elements are divided by the probability to keep them.
 ///
 /// # Errors
-/// [`Error::Shape`] if shapes do not fit or the rows have no keys; errors of the device.
-pub fn dropout<T: Real>(
-    device: &Device,
-    rows: &Rows,
-    (rate, key): (DropoutRate, DevicePtr),
-    input: &Tensor<T>,
-    args: Dropped<'_, T>,
-) -> Result<()> {
+/// [`Error::Shape`] if shapes do not fit or layer or rows have no keys; errors of the device.
+pub fn dropout<T: Real>(device: &Device, rows: &Rows, input: &Tensor<T>, args: Dropped<'_, T>) -> Result<()> {
     let shape = input.shape();
-    check_shape(OP, "x", input, [rows.capacity, shape[1]])?;
+    check_shape(OP, "x", input, [rows.capacity(), shape[1]])?;
     check_multiple("x", shape[1])?;
     for tensor in args.out.iter().chain(&args.rest).chain(&args.addend) {
         check_shape(OP, "dropout(x)", tensor, shape)?;
@@ -265,11 +256,11 @@ pub fn dropout<T: Real>(
     let Some(out) = args.out.as_deref().or(args.addend.as_deref()) else {
         return Err(Error::shape(OP, "dropout(x)", "a tensor", "none"));
     };
-    if rows.keys.is_none() {
-        return Err(Error::shape(OP, "dropout", "keys of rows", "none"));
+    if !rows.has_key_table() || args.mask.key_ptr() == DevicePtr(0) {
+        return Err(Error::shape(OP, "dropout", "keys of layer and rows", "none"));
     }
     let [threads, columns] = DROPOUT;
-    let blocks = (rows.capacity * shape[1].div_ceil(columns) * 2).div_ceil(threads);
+    let blocks = (rows.capacity() * shape[1].div_ceil(columns) * 2).div_ceil(threads);
     if blocks == 0 {
         return Ok(());
     }
@@ -278,14 +269,10 @@ pub fn dropout<T: Real>(
         output: out.ptr(),
         rest: args.rest.as_ref().map_or(DevicePtr(0), |t| t.ptr()),
         addend: args.addend.as_ref().map_or(DevicePtr(0), |t| t.ptr()),
-        key,
-        live_rows: device.live_rows(),
-        dropout: LoraDropout {
-            row_keys: rows.row_keys(),
-            threshold: u32::from(rate.threshold),
-            keep: rate.keep(),
-        },
-        rows: rows.capacity as i32,
+        key: args.mask.key_ptr(),
+        live_rows: rows.live().ptr(),
+        dropout: lora_dropout(rows, Some(args.mask)),
+        rows: rows.capacity() as i32,
         columns: shape[1] as i32,
     };
     let grid = [blocks as u32, 1, 1];

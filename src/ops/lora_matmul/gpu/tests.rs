@@ -9,7 +9,7 @@ use half::bf16;
 use super::*;
 use crate::batch::{AdapterRows, Batch};
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
-use crate::ops::lora_matmul::{Dropout, RowKeys};
+use crate::ops::lora_matmul::{Backward, Forward, LayerBackward, Lora, LoraGrad, RowKeys, backward, forward};
 use crate::ops::testing::{
     RAGGED_ROWS, assert_as_good, assert_repeats, at_scale, drawn, kernel_device, rounded,
 };
@@ -93,15 +93,15 @@ impl Case {
         }
     }
 
-    fn dropout(&self, layer: usize) -> Option<Dropout<'_>> {
-        Dropout::new(self.p, 5, 9, layer as u32, &self.keys)
+    fn dropout(&self, layer: usize) -> Option<Dropout> {
+        Dropout::new(self.p, 5, 9, layer as u32)
     }
 
-    /// `values` with the mask of a layer applied, rows `first..`.
-    fn masked(&self, layer: usize, values: &[f64], cols: usize) -> Vec<f64> {
+    /// `values` with the mask of a layer applied.
+    fn masked(&self, layer: usize, values: &[f64]) -> Vec<f64> {
         let mut out = vec![0.0; values.len()];
         match self.dropout(layer) {
-            Some(dropout) => dropout.apply(0, cols, values, &mut out, false),
+            Some(dropout) => dropout.apply(self.keys.as_slice(), values, &mut out, Write::Overwrite),
             None => out.copy_from_slice(values),
         }
         out
@@ -141,7 +141,7 @@ fn expected(case: &Case, round: bool) -> Outcome {
     let stride = case.ranks.iter().max().unwrap().next_multiple_of(plan::RANK_UNIT);
     for (l, (layer, &out)) in case.layers.iter().zip(&case.out_features).enumerate() {
         let weight = Mat::new(&layer.weight, out, cols);
-        let dropped = q(case.masked(l, &case.x, cols));
+        let dropped = q(case.masked(l, &case.x));
         let mut y = times(Mat::new(&case.x, rows, cols), weight.t(), [rows, out]);
         for row in y.chunks_mut(out) {
             row.iter_mut().zip(&layer.bias).for_each(|(y, b)| *y += b);
@@ -171,7 +171,7 @@ fn expected(case: &Case, round: bool) -> Outcome {
             let mut part = vec![0.0; rows * cols];
             let place = run.rows.start * cols..run.rows.end * cols;
             part[place.clone()].copy_from_slice(&q(times(Mat::new(&dxa, n, r), a, [n, cols])));
-            let part = q(case.masked(l, &part, cols));
+            let part = q(case.masked(l, &part));
             let new = q(sum(&dx[place.clone()], &part[place.clone()]));
             dx[place].copy_from_slice(&new);
             grads[run.adapter] = (
@@ -199,61 +199,61 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
     let ones = |rows: usize, cols: usize| device.tensor(rows, cols, &vec![1.0f32; rows * cols]);
     let keys = (case.p > 0.0).then_some(&case.keys);
     let rows = Rows::new(device, case.rows, &case.runs, keys)?;
-    let (mut weights, mut factors, mut tables, mut dy) = (vec![], vec![], vec![], vec![]);
+    let (mut weights, mut factors, mut grads, mut dy) = (vec![], vec![], vec![], vec![]);
+    let (mut tables, mut loras) = (vec![], vec![]);
     for (layer, &out) in case.layers.iter().zip(&case.out_features) {
         weights.push((upload(&layer.weight, out)?, upload(&layer.bias, 1)?));
         dy.push(upload(&layer.dy, case.rows)?);
         for ((a, b_t), r) in layer.factors.iter().zip(case.ranks) {
-            let grads = (ones(r, case.in_features)?, ones(r, out)?);
-            factors.push((upload(a, r)?, upload(b_t, r)?, grads));
+            factors.push((upload(a, r)?, upload(b_t, r)?));
+            grads.push((ones(r, case.in_features)?, ones(r, out)?));
         }
     }
     for (l, &out) in case.out_features.iter().enumerate() {
-        let adapters: Vec<Option<Factors<'_, bf16>>> = (0..3)
-            .map(|i| {
-                let (a, b_t, grads) = &factors[3 * l + i];
-                let grads = Some((&grads.0, &grads.1));
-                (case.ranks[i] > 0).then_some(Factors { a, b_t, grads, scaling: SCALING[i] })
-            })
-            .collect();
+        let (mut adapters, mut of_layer) = (vec![], vec![]);
+        for (i, scaling) in SCALING.into_iter().enumerate() {
+            let ((a, b), (da, db)) = (&factors[3 * l + i], &grads[3 * l + i]);
+            let is_there = case.ranks[i] > 0;
+            adapters.push(is_there.then_some(Factors {
+                a,
+                b_t: b,
+                grads: Some(FactorGrads { a: da, b_t: db }),
+                scaling,
+            }));
+            of_layer.push(is_there.then_some(Lora { a, b, scaling, dora: None }));
+        }
         tables.push(LayerAdapters::new(device, [out, case.in_features], &adapters)?);
+        loras.push(of_layer);
     }
     let keys: Vec<[u32; 2]> = (0..weights.len()).filter_map(|l| Some(case.dropout(l)?.key())).collect();
     let keys = dropout_keys(device, &keys)?;
-    let layers: Vec<Layer<'_, bf16>> = weights
-        .iter()
-        .zip(&tables)
-        .enumerate()
-        .map(|(l, ((weight, bias), table))| Layer {
-            weight,
-            bias: Some(bias),
-            adapters: Some(table),
-            key: if case.p > 0.0 { DevicePtr(keys.ptr().0 + 8 * l as u64) } else { DevicePtr(0) },
-        })
-        .collect();
-    let dropout = case.dropout(0).map(|d| DropoutRate { threshold: d.threshold() });
-    let group = Group { layers: &layers, rows: &rows, dropout, tile: case.tile };
+    let layer = |l: usize| Layer {
+        weight: &weights[l].0,
+        bias: Some(&weights[l].1),
+        loras: &loras[l],
+        adapters: Some(&tables[l]),
+        magnitudes: None,
+        dropout: case.dropout(l).map(|d| d.with_key_at(DevicePtr(keys.ptr().0 + 8 * l as u64))),
+    };
+    let layers: Vec<Layer<'_, bf16>> = (0..weights.len()).map(layer).collect();
+    let group = Group { tile: case.tile, ..Group::new(&layers, &rows) };
     let x = upload(&case.x, case.rows)?;
-    let stride = group.problem().rank_stride();
+    let stride = group.xa_cols(0);
     let mut y: Vec<Tensor<bf16>> =
         case.out_features.iter().map(|&out| device.empty(case.rows, out).unwrap()).collect();
     let mut xa: Vec<Tensor<bf16>> =
         case.out_features.iter().map(|_| device.empty(case.rows, stride).unwrap()).collect();
-    forward(
-        device,
-        &group,
-        &x,
-        &mut y.iter_mut().collect::<Vec<_>>(),
-        &mut xa.iter_mut().collect::<Vec<_>>(),
-    )?;
+    let outputs = y.iter_mut().zip(&mut xa).map(|(y, xa)| Forward { y, xa });
+    forward(device, &group, &x, &mut outputs.collect::<Vec<_>>())?;
     let mut dx = device.empty(case.rows, case.in_features).unwrap();
-    let args = Backward {
-        dy: &dy.iter().collect::<Vec<_>>(),
-        x: &x,
-        xa: &xa.iter().collect::<Vec<_>>(),
-        dx: Some(&mut dx),
-    };
-    backward(device, &group, args)?;
+    let mut views: Vec<_> = grads
+        .iter_mut()
+        .enumerate()
+        .map(|(i, (a, b))| (case.ranks[i % 3] > 0).then_some(LoraGrad { a, b, magnitude: None }))
+        .collect();
+    let of_layers = views.chunks_mut(3).zip(&dy).zip(&xa);
+    let mut of_layers: Vec<_> = of_layers.map(|((grads, dy), xa)| LayerBackward { dy, xa, grads }).collect();
+    backward(device, &group, Backward { x: &x, dx: Some(&mut dx), layers: &mut of_layers })?;
     let read = |t: &Tensor<bf16>| -> Result<Vec<f64>> {
         Ok(device.read(t)?.into_iter().map(|x| x.to_f64()).collect())
     };
@@ -264,8 +264,8 @@ fn run(case: &Case, device: &Device) -> Result<Outcome> {
         y: y.iter().map(read).collect::<Result<_>>()?,
         xa: xa.iter().map(read).collect::<Result<_>>()?,
         dx: read(&dx)?,
-        da: factors.iter().map(|f| less_one(&f.2.0)).collect::<Result<_>>()?,
-        db_t: factors.iter().map(|f| less_one(&f.2.1)).collect::<Result<_>>()?,
+        da: grads.iter().map(|grads| less_one(&grads.0)).collect::<Result<_>>()?,
+        db_t: grads.iter().map(|grads| less_one(&grads.1)).collect::<Result<_>>()?,
     })
 }
 

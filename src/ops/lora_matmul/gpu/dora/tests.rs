@@ -6,13 +6,16 @@ use half::bf16;
 
 use super::*;
 use crate::batch::{AdapterRows, Batch};
-use crate::ops::lora_matmul::gpu::{
-    Factors, GradJob, Group, Layer, LayerAdapters, apply, backward_input, dropout_keys, forward, gradients,
-    project_back,
+use crate::device::Machine;
+use crate::ops::LiveRows;
+use crate::ops::gemm::Write;
+use crate::ops::lora_matmul::gpu::{FactorGrads, Factors, LayerAdapters, dropout_keys};
+use crate::ops::lora_matmul::{
+    Backward, Dora, Forward, Group, Layer, LayerBackward, Lora, LoraGrad, RowKeys, backward, dora_norm,
+    forward,
 };
-use crate::ops::lora_matmul::{self as op, Dropout, Forward, Frozen, LayerBackward, Lora, LoraGrad, RowKeys};
 use crate::ops::testing::{
-    assert_as_good, assert_repeats, at_scale, cpu, drawn, kernel_device, relative_rms, rounded,
+    assert_as_good, assert_repeats, at_scale, cpu, drawn, kernel_device, live_count, relative_rms, rounded,
 };
 use crate::rng::{Purpose, Stream};
 
@@ -70,8 +73,8 @@ impl Case {
         }
     }
 
-    fn dropout(&self) -> Option<Dropout<'_>> {
-        Dropout::new(self.p, 5, 9, 3, &self.keys)
+    fn dropout(&self) -> Option<Dropout> {
+        Dropout::new(self.p, 5, 9, 3)
     }
 
     fn name(&self) -> String {
@@ -89,13 +92,17 @@ struct Outcome {
     magnitude: Vec<f64>,
 }
 
-fn upload(device: &Device, rows: usize, values: &[f64]) -> Tensor<bf16> {
-    let numbers: Vec<bf16> = values.iter().map(|&x| bf16::from_f64(x)).collect();
+fn tensor<T: Real>(device: &Device, rows: usize, values: &[f64]) -> Tensor<T> {
+    let numbers: Vec<T> = values.iter().map(|&x| T::from_f64(x)).collect();
     device.tensor(rows, values.len().checked_div(rows).unwrap_or(0), &numbers).unwrap()
 }
 
-fn read(device: &Device, tensor: &Tensor<bf16>) -> Vec<f64> {
-    device.read(tensor).unwrap().into_iter().map(bf16::to_f64).collect()
+fn upload(device: &Device, rows: usize, values: &[f64]) -> Tensor<bf16> {
+    tensor(device, rows, values)
+}
+
+fn read<T: Real>(device: &Device, tensor: &Tensor<T>) -> Vec<f64> {
+    device.read(tensor).unwrap().into_iter().map(T::to_f64).collect()
 }
 
 /// The transpose of a matrix with `cols` columns.
@@ -103,162 +110,94 @@ fn transposed(values: &[f64], cols: usize) -> Vec<f64> {
     (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied()).collect()
 }
 
-/// The CPU's op in f64.
-fn expected(case: &Case) -> Outcome {
-    let device = cpu();
-    let [out, inputs] = case.sizes;
-    let tensor =
-        |rows: usize, values: &[f64]| device.tensor(rows, values.len() / rows.max(1), values).unwrap();
-    let x = tensor(case.live, &case.x[..case.live * inputs]);
-    let dy = tensor(case.live, &case.dy[..case.live * out]);
-    let (weight, bias) = (tensor(out, &case.weight), tensor(1, &case.bias));
-    let a: Vec<_> = (0..3).map(|i| tensor(RANKS[i], &case.a[i])).collect();
-    let b: Vec<_> = (0..3).map(|i| tensor(out, &transposed(&case.b_t[i], out))).collect();
-    let scaling = SCALING.map(f64::from);
-    let norms: Vec<Tensor<f64>> = (0..3)
-        .map(|i| {
-            let mut norm = device.empty(1, out).unwrap();
-            op::dora_norm(&device, &weight, (&a[i], &b[i]), scaling[i], &mut norm).unwrap();
-            norm
-        })
-        .collect();
-    let magnitudes: Vec<_> = case.magnitude.iter().map(|m| tensor(1, m)).collect();
-    let dora = |i: usize| HAS_MAGNITUDE[i].then_some((&magnitudes[i], &norms[i]));
-    let loras: Vec<_> =
-        (0..3).map(|i| Some(Lora { a: &a[i], b: &b[i], scaling: scaling[i], dora: dora(i) })).collect();
-    let layer = op::LoraMatmul {
-        frozen: Frozen { weight: &weight, bias: Some(&bias) },
-        loras: &loras,
-        rows: &case.runs,
-        dropout: case.dropout(),
-        gpu: None,
-    };
-    let (mut y, mut dx) = (device.zeros(case.live, out).unwrap(), device.zeros(case.live, inputs).unwrap());
-    let mut xa = device.zeros(case.live, 16).unwrap();
-    op::forward(&device, &x, &[layer], &mut [Forward { y: &mut y, xa: &mut xa }]).unwrap();
-    let zeros = |t: &Tensor<f64>| device.zeros::<f64>(t.rows(), t.cols()).unwrap();
-    let mut da: Vec<_> = a.iter().map(zeros).collect();
-    let mut db: Vec<_> = b.iter().map(zeros).collect();
-    let mut dm: Vec<_> = magnitudes.iter().map(zeros).collect();
-    let mut grads: Vec<_> = da
-        .iter_mut()
-        .zip(&mut db)
-        .zip(&mut dm)
-        .map(|((a, b), m)| Some(LoraGrad { a, b, magnitude: Some(m) }))
-        .collect();
-    let of_layer = LayerBackward { dy: &dy, xa: &xa, grads: &mut grads };
-    let args = op::Backward { x: &x, dx: Some(&mut dx), layers: &mut [of_layer] };
-    op::backward(&device, &[layer], args).unwrap();
-    Outcome {
-        y: y.data().to_vec(),
-        dx: dx.data().to_vec(),
-        da: da.iter().flat_map(|t| t.data().to_vec()).collect(),
-        db_t: db.iter().flat_map(|t| transposed(t.data(), t.cols())).collect(),
-        magnitude: dm.iter().flat_map(|t| t.data().to_vec()).collect(),
-    }
-}
-
-/// The kernels, composed as the text of the module says. Gradients start from 1, which is taken off again.
-fn run(case: &Case, device: &Device) -> Outcome {
-    let [out, inputs] = case.sizes;
-    let count = Table::new(device, &vec![0u32; case.live]).unwrap();
-    let live = device.with_live_rows(count.count_ptr());
-    let mut rows = Rows::with_capacity(device, case.room, 4, case.p > 0.0).unwrap();
-    rows.write(device, case.live, &case.runs, (case.p > 0.0).then_some(&case.keys)).unwrap();
-    let beyond = |values: &[f64], cols: usize| -> Tensor<bf16> {
-        let mut values = values.to_vec();
+/// The op on a layer, both ways. Gradients start from 1, which is taken off again.
+fn run<T: Real>(case: &Case, device: &Device) -> Outcome {
+    let ([out, inputs], on_gpu) = (case.sizes, device.machine() == Machine::Gpu);
+    let room = if on_gpu { case.room } else { case.live };
+    let count = live_count(device, case.live);
+    let live = if on_gpu { LiveRows::at(count.ptr()) } else { LiveRows::ALL };
+    let mut rows = Rows::with_capacity(device, room, 4, case.p > 0.0).unwrap().counted(live);
+    rows.write(device, case.live, case.runs.clone(), (case.p > 0.0).then(|| case.keys.clone())).unwrap();
+    let beyond = |values: &[f64], cols: usize| -> Tensor<T> {
+        let mut values = values[..room * cols].to_vec();
         values[case.live * cols..].fill(f64::NAN);
-        upload(device, case.room, &values)
+        tensor(device, room, &values)
     };
     let (x, dy) = (beyond(&case.x, inputs), beyond(&case.dy, out));
-    let (weight, bias) = (upload(device, out, &case.weight), upload(device, 1, &case.bias));
-    let ones = |rows: usize, cols: usize| device.tensor(rows, cols, &vec![1.0f32; rows * cols]).unwrap();
-    let (mut a, mut b_t, mut magnitudes, mut norms, mut grads) = (vec![], vec![], vec![], vec![], vec![]);
+    let (weight, bias) = (tensor(device, out, &case.weight), tensor(device, 1, &case.bias));
+    let ones = |of: &Tensor<T>| -> Tensor<T::Stat> { tensor(device, of.rows(), &vec![1.0; of.len()]) };
+    let (mut a, mut b, mut magnitudes, mut norms, mut grads) = (vec![], vec![], vec![], vec![], vec![]);
     for i in 0..3 {
-        a.push(upload(device, RANKS[i], &case.a[i]));
-        b_t.push(upload(device, RANKS[i], &case.b_t[i]));
-        magnitudes.push(upload(device, 1, &case.magnitude[i]));
-        let mut c = device.empty(1, out).unwrap();
-        let merged = Merged { weight: &weight, a: &a[i], b_t: &b_t[i], scaling: SCALING[i] };
-        norm(device, merged, &mut c).unwrap();
-        norms.push(c);
-        grads.push((ones(RANKS[i], inputs), ones(RANKS[i], out), ones(1, out)));
+        a.push(tensor(device, RANKS[i], &case.a[i]));
+        b.push(match on_gpu {
+            true => tensor(device, RANKS[i], &case.b_t[i]),
+            false => tensor(device, out, &transposed(&case.b_t[i], out)),
+        });
+        magnitudes.push(tensor(device, 1, &case.magnitude[i]));
+        let mut norm = device.empty(1, out).unwrap();
+        let scaling = Real::from_f64(SCALING[i].into());
+        dora_norm(device, Merged { weight: &weight, a: &a[i], b: &b[i], scaling }, &mut norm).unwrap();
+        norms.push(norm);
+        grads.push((ones(&a[i]), ones(&b[i]), ones(&magnitudes[i])));
     }
-    let factors: Vec<_> = (0..3)
-        .map(|i| {
-            let (a, b_t, grads) = (&a[i], &b_t[i], Some((&grads[i].0, &grads[i].1)));
-            Some(Factors { a, b_t, grads, scaling: SCALING[i] })
-        })
-        .collect();
-    let adapters = LayerAdapters::new(device, [out, inputs], &factors).unwrap();
-    let of_adapter = |i: usize| {
-        let (magnitude, norm, grad) = (&magnitudes[i], &norms[i], Some(&grads[i].2));
-        HAS_MAGNITUDE[i].then_some(Magnitude { magnitude, norm, grad })
-    };
-    let gains = Magnitudes::new(device, out, &[of_adapter(0), of_adapter(1), of_adapter(2)]).unwrap();
-    let layer = Layer { weight: &weight, bias: None, adapters: Some(&adapters), key: DevicePtr(0) };
-    let plain = Layer { adapters: None, ..layer };
-    let group = |layers| Group { layers, rows: &rows, dropout: None, tile: None };
-    let (layers, plains) = ([layer], [plain]);
-    let (adapted, frozen) = (group(&layers), group(&plains));
-    let wide = |cols: usize| upload(device, case.room, &vec![UNTOUCHED; case.room * cols]);
-    let (mut y, mut z, mut xa, mut dxa) = (wide(out), wide(out), wide(16), wide(16));
-    let (mut dyg, mut dx) = (wide(out), wide(inputs));
-    let whole = |input| Scale { input: Some(input), gain: Gain::Whole, addend: None, bias: None };
+    let (mut loras, mut factors, mut gains) = (vec![], vec![], vec![]);
+    for (i, (da, db, grad)) in grads.iter().enumerate() {
+        let (a, b_t, norm, magnitude) = (&a[i], &b[i], &norms[i], &magnitudes[i]);
+        let dora = HAS_MAGNITUDE[i].then_some(Dora { magnitude, norm });
+        loras.push(Some(Lora { a, b: b_t, scaling: Real::from_f64(SCALING[i].into()), dora }));
+        factors.push(Some(Factors {
+            a,
+            b_t,
+            grads: Some(FactorGrads { a: da, b_t: db }),
+            scaling: SCALING[i],
+        }));
+        gains.push(HAS_MAGNITUDE[i].then_some(Magnitude { magnitude, norm, grad: Some(grad) }));
+    }
+    let adapters = on_gpu.then(|| LayerAdapters::new(device, [out, inputs], &factors).unwrap());
+    let gains = on_gpu.then(|| Magnitudes::new(device, out, &gains).unwrap());
+    let key =
+        on_gpu.then(|| dropout_keys(device, &case.dropout().map_or(vec![], |d| vec![d.key()])).unwrap());
+    let layers = [Layer {
+        weight: &weight,
+        bias: Some(&bias),
+        loras: &loras,
+        adapters: adapters.as_ref(),
+        magnitudes: gains.as_ref(),
+        dropout: case.dropout().map(|d| d.with_key_at(key.as_ref().map_or(DevicePtr(0), Table::ptr))),
+    }];
+    let group = Group::new(&layers, &rows);
+    let wide = |cols: usize| -> Tensor<T> { tensor(device, room, &vec![UNTOUCHED; room * cols]) };
+    let (mut y, mut xa, mut dx) = (wide(out), wide(group.xa_cols(0)), wide(inputs));
+    forward(device, &group, &x, &mut [Forward { y: &mut y, xa: &mut xa }]).unwrap();
+    let views = grads.iter_mut().map(|(a, b, m)| Some(LoraGrad { a, b, magnitude: Some(m) }));
+    let mut views: Vec<_> = views.collect();
+    let of_layer = LayerBackward { dy: &dy, xa: &xa, grads: &mut views };
+    backward(device, &group, Backward { x: &x, dx: Some(&mut dx), layers: &mut [of_layer] }).unwrap();
 
-    let key = case.dropout().map(|d| dropout_keys(device, &[d.key()]).unwrap());
-    let mask = case.dropout().zip(key.as_ref());
-    let mask = mask.map(|(d, key)| (DropoutRate { threshold: d.threshold() }, key.ptr()));
-    let (mut dropped, none) = (wide(inputs), wide(0));
-    if let Some(mask) = mask {
-        let (mut rest, mut of_rest) = (wide(inputs), wide(out));
-        let args = Dropped { out: Some(&mut dropped), rest: Some(&mut rest), addend: None };
-        dropout(&live, &rows, mask, &x, args).unwrap();
-        forward(&live, &adapted, &dropped, &mut [&mut z], &mut [&mut xa]).unwrap();
-        apply(&live, &frozen, &rest, &[&none], &mut [&mut of_rest]).unwrap();
-        let args = Scale { addend: Some(&of_rest), bias: Some(&bias), ..whole(&z) };
-        scale(&live, &rows, &gains, args, &mut y).unwrap();
-    } else {
-        forward(&live, &adapted, &x, &mut [&mut z], &mut [&mut xa]).unwrap();
-        scale(&live, &rows, &gains, Scale { bias: Some(&bias), ..whole(&z) }, &mut y).unwrap();
-    }
-    magnitude_gradient(&live, &rows, &gains, &dy, &z).unwrap();
-    scale(&live, &rows, &gains, whole(&dy), &mut dyg).unwrap();
-    project_back(&live, &adapted, &[&dyg], &mut [&mut dxa]).unwrap();
-    let input = if mask.is_some() { &dropped } else { &x };
-    let job = GradJob { layer, rows: &rows, x: input, dy: &dyg, xa: &xa, dxa: &dxa };
-    gradients(&live, None, &[job]).unwrap();
-    if let Some(mask) = mask {
-        let mut unmasked = wide(inputs);
-        scale(&live, &rows, &gains, Scale { gain: Gain::LessOne, ..whole(&dy) }, &mut dyg).unwrap();
-        backward_input(&live, &adapted, &[&dyg], &[&dxa], &mut unmasked).unwrap();
-        backward_input(&live, &frozen, &[&dy], &[&none], &mut dx).unwrap();
-        let args = Dropped { out: None, rest: None, addend: Some(&mut dx) };
-        dropout(&live, &rows, mask, &unmasked, args).unwrap();
-    } else {
-        backward_input(&live, &adapted, &[&dyg], &[&dxa], &mut dx).unwrap();
-    }
-
-    let first = |tensor: &Tensor<bf16>| {
+    let first = |tensor: &Tensor<T>| {
         let mut values = read(device, tensor);
         let beyond = values.split_off(case.live * tensor.cols());
         assert!(beyond.iter().all(|&x| x == UNTOUCHED), "{}: rows that are not there", case.name());
         values
     };
-    let less_one = |tensor: &Tensor<f32>| -> Vec<f64> {
-        device.read(tensor).unwrap().into_iter().map(|x| f64::from(x) - 1.0).collect()
+    let less_one = |tensor: &Tensor<T::Stat>| -> Vec<f64> {
+        read(device, tensor).into_iter().map(|x| x - 1.0).collect()
+    };
+    let db_t = |db: &Tensor<T::Stat>| match on_gpu {
+        true => less_one(db),
+        false => transposed(&less_one(db), db.cols()),
     };
     Outcome {
         y: first(&y),
         dx: first(&dx),
         da: grads.iter().flat_map(|g| less_one(&g.0)).collect(),
-        db_t: grads.iter().flat_map(|g| less_one(&g.1)).collect(),
+        db_t: grads.iter().flat_map(|g| db_t(&g.1)).collect(),
         magnitude: grads.iter().flat_map(|g| less_one(&g.2)).collect(),
     }
 }
 
 fn compare(case: &Case, device: &Device) {
-    let (got, exact) = (run(case, device), expected(case));
+    let (got, exact) = (run::<bf16>(case, device), run::<f64>(case, &cpu()));
     // Roundings of z, g dy, x~ and of the results, 1.7e-3 each.
     for (what, got, exact, most) in [
         ("y", &got.y, &exact.y, 4e-3),
@@ -286,7 +225,7 @@ fn whole_layers_are_those_of_the_cpu() {
         compare(&Case::new(rows, sizes, p), &kernel_device(number as u64));
     }
     // Without a row nothing happens.
-    let none = run(&Case::new([9, 0], [16, 24], 0.25), &kernel_device(0));
+    let none = run::<bf16>(&Case::new([9, 0], [16, 24], 0.25), &kernel_device(0));
     assert!(none.y.is_empty() && none.da.iter().chain(&none.magnitude).all(|&g| g == 0.0));
 }
 
@@ -297,13 +236,14 @@ fn norms_are_those_of_the_merged_weight() {
         for i in 0..3 {
             let (weight, mut c) = (upload(&device, out, &case.weight), device.empty(1, out).unwrap());
             let (a, b_t) = (upload(&device, RANKS[i], &case.a[i]), upload(&device, RANKS[i], &case.b_t[i]));
-            let merged = Merged { weight: &weight, a: &a, b_t: &b_t, scaling: SCALING[i] };
+            let merged = Merged { weight: &weight, a: &a, b: &b_t, scaling: SCALING[i] };
             norm(&device, merged, &mut c).unwrap();
             let weight = host.tensor(out, inputs, &case.weight).unwrap();
             let a = host.tensor(RANKS[i], inputs, &case.a[i]).unwrap();
             let b = host.tensor(out, RANKS[i], &transposed(&case.b_t[i], out)).unwrap();
             let mut exact = host.empty(1, out).unwrap();
-            op::dora_norm(&host, &weight, (&a, &b), f64::from(SCALING[i]), &mut exact).unwrap();
+            let merged = Merged { weight: &weight, a: &a, b: &b, scaling: f64::from(SCALING[i]) };
+            dora_norm(&host, merged, &mut exact).unwrap();
             for (got, exact) in device.read(&c).unwrap().iter().zip(exact.data()) {
                 assert!((f64::from(*got) / exact - 1.0).abs() < 1e-6, "{got} {exact}");
             }
@@ -330,12 +270,13 @@ fn scaled_columns_are_rounded_once() {
         let mut out = upload(&device, rows, if has_more { &addend } else { &case.dy });
         let other = upload(&device, rows, &addend);
         let args = Scale {
+            magnitudes: &gains,
             input: has_more.then_some(&dy),
             gain,
             addend: has_more.then_some(&other),
             bias: has_more.then_some(&bias),
         };
-        scale(&device, &of_rows, &gains, args, &mut out).unwrap();
+        scale(&device, &of_rows, args, &mut out).unwrap();
         let exact: Vec<f64> = (0..rows * columns)
             .map(|at| {
                 let (row, j) = (at / columns, at % columns);
@@ -356,14 +297,14 @@ fn dropout_and_what_it_takes_away_make_the_input() {
         let of_rows = Rows::new(&device, rows, &case.runs, Some(&case.keys)).unwrap();
         let mask = case.dropout().unwrap();
         let key = dropout_keys(&device, &[mask.key()]).unwrap();
-        let rate = DropoutRate { threshold: mask.threshold() };
         let x = upload(&device, rows, &case.x);
         let (mut out, mut rest) =
             (device.empty(rows, columns).unwrap(), device.empty(rows, columns).unwrap());
-        let args = Dropped { out: Some(&mut out), rest: Some(&mut rest), addend: None };
-        dropout(&device, &of_rows, (rate, key.ptr()), &x, args).unwrap();
+        let mask = mask.with_key_at(key.ptr());
+        let args = Dropped { mask, out: Some(&mut out), rest: Some(&mut rest), addend: None };
+        dropout(&device, &of_rows, &x, args).unwrap();
         let mut exact = vec![0.0; rows * columns];
-        mask.apply(0, columns, &case.x, &mut exact, false);
+        mask.apply(case.keys.as_slice(), &case.x, &mut exact, Write::Overwrite);
         let (out, rest) = (read(&device, &out), read(&device, &rest));
         assert_as_good("dropout", &out, &exact, &rounded(&exact), 1.0);
         assert!(out.iter().zip(&exact).all(|(got, exact)| (*got == 0.0) == (*exact == 0.0)), "{rows} {p}");
@@ -374,7 +315,7 @@ fn dropout_and_what_it_takes_away_make_the_input() {
 #[test]
 fn gpu_repeats_have_the_same_bits() {
     let case = Case::new([150, 140], [72, 72], 0.25);
-    assert_repeats(30, |device| run(&case, device));
+    assert_repeats(30, |device| run::<bf16>(&case, device));
 }
 
 /// The gate of Qwen3-0.6B and of Qwen3-4B; rows that are not there hold NaN, results 77.
@@ -396,7 +337,7 @@ mod emulator {
     #[test]
     fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
         let device = Device::emulated(EmulatorOptions { stats: true, ..EmulatorOptions::default() }).unwrap();
-        run(&Case::new([512, 512], [256, 256], 0.25), &device);
+        run::<bf16>(&Case::new([512, 512], [256, 256], 0.25), &device);
         let mut seen = 0;
         for (symbol, counters) in device.take_counters().kernels {
             if !symbol.starts_with("dora") && !symbol.starts_with("dropout") {

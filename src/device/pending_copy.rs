@@ -2,32 +2,32 @@
 
 use super::Device;
 #[cfg(feature = "cuda")]
-use super::recording::Letter;
+use super::recording::InFlight;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::tensor::Element;
 
 /// A place on the host for the content of one tensor at a time.
 #[derive(Debug)]
-pub struct Mailbox {
+pub struct PendingCopy {
     device: Device,
     /// What is here already: from a device that finishes what it starts.
     here: Option<Vec<u8>>,
     /// What is on its way, or its buffer for the next time.
     #[cfg(feature = "cuda")]
-    letter: Option<Letter>,
+    in_flight: Option<InFlight>,
     /// Whether something was sent that nobody took.
     is_full: bool,
 }
 
-impl Mailbox {
+impl PendingCopy {
     /// An empty one.
     pub fn new(device: &Device) -> Self {
         Self {
             device: device.clone(),
             here: None,
             #[cfg(feature = "cuda")]
-            letter: None,
+            in_flight: None,
             is_full: false,
         }
     }
@@ -39,15 +39,15 @@ impl Mailbox {
     /// [`Error::Shape`] if the tensor is shorter; [`Error::Device`] if the driver failed.
     pub fn send<T: Element>(&mut self, tensor: &Tensor<T>, len: usize) -> Result<()> {
         if len > tensor.len() {
-            return Err(Error::shape("mailbox", "len", format!("at most {}", tensor.len()), len));
+            return Err(Error::shape("pending copy", "len", format!("at most {}", tensor.len()), len));
         }
         self.is_full = true;
         #[cfg(feature = "cuda")]
         if let Some(block) = tensor.block().filter(|block| block.gpu().is_card()) {
             // With room for the whole tensor, so that no later copy of it has to make room.
             let room = tensor.len() * size_of::<T>();
-            self.letter =
-                Some(block.gpu().post(self.letter.take(), block.ptr(), len * size_of::<T>(), room)?);
+            self.in_flight =
+                Some(block.gpu().post(self.in_flight.take(), block.ptr(), len * size_of::<T>(), room)?);
             return Ok(());
         }
         let values = self.device.read(tensor)?;
@@ -61,12 +61,12 @@ impl Mailbox {
     /// [`Error::Shape`] if nothing was sent; [`Error::Device`] if the copy or something before it failed.
     pub fn take<T: Element>(&mut self) -> Result<Vec<T>> {
         if !std::mem::take(&mut self.is_full) {
-            return Err(Error::shape("mailbox", "content", "something sent", "nothing"));
+            return Err(Error::shape("pending copy", "content", "something sent", "nothing"));
         }
         let bytes = match self.here.take() {
             Some(bytes) => bytes,
             #[cfg(feature = "cuda")]
-            None => self.letter.as_mut().map_or_else(|| Ok(Vec::new()), Letter::receive)?,
+            None => self.in_flight.as_mut().map_or_else(|| Ok(Vec::new()), InFlight::receive)?,
             #[cfg(not(feature = "cuda"))]
             None => Vec::new(),
         };
@@ -83,11 +83,11 @@ mod tests {
     #[test]
     fn what_is_sent_can_be_taken_once() {
         let device = Device::cpu(1).unwrap();
-        let mut mailbox = Mailbox::new(&device);
-        assert!(mailbox.take::<f32>().is_err());
-        mailbox.send(&device.tensor(1, 3, &[1.0f32, 2.0, 3.0]).unwrap(), 2).unwrap();
-        assert_eq!(mailbox.take::<f32>().unwrap(), [1.0, 2.0]);
-        assert!(mailbox.take::<f32>().is_err());
-        assert!(mailbox.send(&device.tensor(1, 1, &[1u32]).unwrap(), 2).is_err());
+        let mut copy = PendingCopy::new(&device);
+        assert!(copy.take::<f32>().is_err());
+        copy.send(&device.tensor(1, 3, &[1.0f32, 2.0, 3.0]).unwrap(), 2).unwrap();
+        assert_eq!(copy.take::<f32>().unwrap(), [1.0, 2.0]);
+        assert!(copy.take::<f32>().is_err());
+        assert!(copy.send(&device.tensor(1, 1, &[1u32]).unwrap(), 2).is_err());
     }
 }

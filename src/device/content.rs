@@ -1,6 +1,7 @@
-//! Tensors of a device: made, read and written, on the host or in the memory of a GPU.
+//! What tensors hold: how they are made, filled, read and overwritten, on every kind of device.
 
-use super::{Device, HostData, Tensor};
+use super::tensor::{HostData, Tensor};
+use super::{Device, Machine};
 use crate::error::{Error, Result};
 use crate::tensor::Element;
 
@@ -9,7 +10,7 @@ impl Device {
     /// assertions), to be overwritten whole.
     ///
     /// # Errors
-    /// [`Error::Device`] if there is not so much memory, with what is needed and what is free.
+    /// [`Error::Device`] if memory runs out, with what is needed and what is free.
     pub fn empty<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
         let mut tensor = Tensor::new(self, rows, cols)?;
         if cfg!(debug_assertions) {
@@ -48,7 +49,7 @@ impl Device {
     /// [`Error::Shape`] if the number of values is not rows times cols; else as [`Device::empty`].
     pub fn borrowed<T: Element>(&self, rows: usize, cols: usize, data: HostData<T>) -> Result<Tensor<T>> {
         let values = data.as_ref().as_ref();
-        if self.gpu.is_some() {
+        if self.machine() == Machine::Gpu {
             return self.tensor(rows, cols, values);
         }
         if values.len() != rows * cols {
@@ -95,10 +96,10 @@ impl Device {
     /// # Errors
     /// [`Error::Shape`] if there are more or fewer values than elements; [`Error::Device`] if the copy failed.
     pub fn write<T: Element>(&self, tensor: &mut Tensor<T>, values: &[T]) -> Result<()> {
-        match values.len() == tensor.len() {
-            true => self.write_start(tensor, values),
-            false => Err(Error::shape("device.write", "values", tensor.len(), values.len())),
+        if values.len() != tensor.len() {
+            return Err(Error::shape("device.write", "values", tensor.len(), values.len()));
         }
+        self.write_start(tensor, values)
     }
 
     /// Overwrites the first elements of a tensor of this device, after everything that was started before.

@@ -4,13 +4,17 @@
 
 use half::bf16;
 
-use super::{DropoutRate, Factors, Group, Layer, LayerAdapters, Project, Rows, dropout_keys};
+use super::FusedProjection;
 use crate::batch::{AdapterRows, Batch};
 use crate::device::kernels::DevicePtr;
 use crate::device::kernels::params::DropoutKey;
 use crate::device::{Device, Table, Tensor};
-use crate::ops::lora_matmul::RowKeys;
-use crate::ops::qk_norm_rope::{self, QkNormRope, RopeBackwardJob, RopeTable};
+use crate::ops::LiveRows;
+use crate::ops::lora_matmul::gpu::{Factors, LayerAdapters, dropout_keys};
+use crate::ops::lora_matmul::{
+    Dropout, Group, Layer, Lora, RowKeys, Rows, project, project_back, projection, projection_back,
+};
+use crate::ops::qk_norm_rope::{self, HeadNorm, QkNormRope, RopeBackwardJob, RopeTable};
 use crate::ops::rms_norm::{self, Norm};
 use crate::ops::swiglu;
 use crate::ops::testing::{assert_repeats, at_scale, bf16_numbers, kernel_device, live_count, with_room};
@@ -22,6 +26,8 @@ struct Case {
     ranks: [usize; 3],
     p: f64,
 }
+
+const SCALING: [f32; 3] = [0.5, 1.0, 0.25];
 
 const CASES: [Case; 8] = [
     Case { rows: 77, ranks: [16, 16, 16], p: 0.0 },
@@ -43,8 +49,8 @@ struct Fixture {
     rows: Rows,
     keys: Table<DropoutKey>,
     count: Tensor<u32>,
-    /// What the tables point to.
-    _factors: Vec<(Tensor<bf16>, Tensor<bf16>)>,
+    /// `A` and `B` transposed, by layer and adapter.
+    factors: Vec<(Tensor<bf16>, Tensor<bf16>)>,
 }
 
 impl Fixture {
@@ -58,8 +64,10 @@ impl Fixture {
         batch.push_segment(&vec![0; rows.div_ceil(2)], None, 0);
         batch.push_segment(&vec![0; rows / 2], None, 0);
         let keys = RowKeys::new(&batch.segments);
+        let count = live_count(device, rows);
         let mut of_device = Rows::with_capacity(device, rows + 2, 3, true).unwrap();
-        of_device.write(device, rows, &runs, Some(&keys)).unwrap();
+        of_device = of_device.counted(LiveRows::at(count.ptr()));
+        of_device.write(device, rows, runs, Some(keys)).unwrap();
         let (mut weights, mut tables, mut factors) = (vec![], vec![], vec![]);
         for (l, &[out, input]) in shapes.iter().enumerate() {
             weights.push(device.zeros(out, input).unwrap());
@@ -72,7 +80,7 @@ impl Fixture {
             let of_layer = &factors[3 * l..];
             let adapter = |i: usize| {
                 let (a, b_t) = &of_layer[i];
-                (ranks[i] > 0).then_some(Factors { a, b_t, grads: None, scaling: [0.5, 1.0, 0.25][i] })
+                (ranks[i] > 0).then_some(Factors { a, b_t, grads: None, scaling: SCALING[i] })
             };
             let adapters: Vec<_> = (0..3).map(adapter).collect();
             tables.push(
@@ -80,26 +88,35 @@ impl Fixture {
             );
         }
         let keys = dropout_keys(device, &[[1, 2], [3, 4], [5, 6]]).unwrap();
-        let count = live_count(device, rows);
-        let device = device.with_live_rows(count.ptr());
-        Self { device, case, weights, tables, rows: of_device, keys, count, _factors: factors }
+        Self { device: device.clone(), case, weights, tables, rows: of_device, keys, count, factors }
     }
 
-    fn layers(&self) -> Vec<Layer<'_, bf16>> {
-        let layer = |l: usize| Layer {
-            weight: &self.weights[l],
-            bias: None,
-            adapters: self.tables[l].as_ref(),
-            key: DevicePtr(self.keys.ptr().0 + (l * size_of::<DropoutKey>()) as u64),
-        };
-        (0..self.weights.len()).map(layer).collect()
+    fn live_rows(&self) -> LiveRows {
+        LiveRows::at(self.count.ptr())
     }
 
     /// Calls `f` with the group of the layers.
     fn with_group<R>(&self, f: impl FnOnce(&Group<'_, bf16>) -> R) -> R {
-        let threshold = (self.case.p * 65536.0) as u16;
-        let dropout = (threshold > 0).then_some(DropoutRate { threshold });
-        f(&Group { layers: &self.layers(), rows: &self.rows, dropout, tile: None })
+        let lora = |l: usize, i: usize| {
+            let (a, b) = &self.factors[3 * l + i];
+            (self.case.ranks[i] > 0).then_some(Lora { a, b, scaling: SCALING[i], dora: None })
+        };
+        let loras: Vec<Vec<_>> = (0..self.weights.len())
+            .map(|l| self.tables[l].as_ref().map_or(vec![], |_| (0..3).map(|i| lora(l, i)).collect()))
+            .collect();
+        let layer = |l: usize| {
+            let key = DevicePtr(self.keys.ptr().0 + (l * size_of::<DropoutKey>()) as u64);
+            Layer {
+                weight: &self.weights[l],
+                bias: None,
+                loras: &loras[l],
+                adapters: self.tables[l].as_ref(),
+                magnitudes: None,
+                dropout: Dropout::new(self.case.p, 1, 2, l as u32).map(|dropout| dropout.with_key_at(key)),
+            }
+        };
+        let layers: Vec<_> = (0..self.weights.len()).map(layer).collect();
+        f(&Group::new(&layers, &self.rows))
     }
 
     /// A tensor with room for the rows, filled with numbers named by `index` or with 7.
@@ -110,8 +127,8 @@ impl Fixture {
 
     /// Outputs of the narrow products.
     fn narrow(&self) -> Vec<Tensor<bf16>> {
-        let stride = self.with_group(|group| group.problem().rank_stride());
-        self.tables.iter().map(|t| self.tensor(if t.is_some() { stride } else { 0 }, None)).collect()
+        let cols = |l: usize| self.with_group(|group| group.xa_cols(l));
+        (0..self.weights.len()).map(|l| self.tensor(cols(l), None)).collect()
     }
 
     fn read(&self, tensors: &[&Tensor<bf16>]) -> Vec<Vec<u16>> {
@@ -126,21 +143,21 @@ impl Fixture {
         let mut outputs = self.narrow();
         let mut to: Vec<_> = outputs.iter_mut().collect();
         self.with_group(|group| match back {
-            false => super::project(&self.device, group, inputs[0], &mut to).unwrap(),
-            true => super::project_back(&self.device, group, inputs, &mut to).unwrap(),
+            false => project(&self.device, group, inputs[0], &mut to).unwrap(),
+            true => project_back(&self.device, group, inputs, &mut to).unwrap(),
         });
         self.read(&outputs.iter().collect::<Vec<_>>())
     }
 
     /// The same in the launch that `launch` makes.
-    fn fused(&self, back: bool, launch: impl FnOnce(&Project)) -> Vec<Vec<u16>> {
+    fn fused(&self, back: bool, launch: impl FnOnce(FusedProjection)) -> Vec<Vec<u16>> {
         let outputs = self.narrow();
         let to: Vec<_> = outputs.iter().collect();
         let project = self.with_group(|group| match back {
-            false => Project::forward(group, &to).unwrap().unwrap(),
-            true => Project::backward(group, &to).unwrap().unwrap(),
+            false => projection(&self.device, group, &to).unwrap().unwrap(),
+            true => projection_back(&self.device, group, &to).unwrap().unwrap(),
         });
-        launch(&project);
+        launch(project);
         self.read(&to)
     }
 }
@@ -161,9 +178,17 @@ fn rms_norm_forward(device: &Device, case: Case, cols: usize, layers: usize) -> 
     [false, true].map(|is_fused| {
         let (mut x, mut y) = (f.tensor(cols, Some(0)), f.tensor(cols, None));
         let mut rstd = device.tensor(x.rows(), 1, &vec![7.0f32; x.rows()]).unwrap();
-        let mut run = |project: Option<&Project>| {
-            let to = (&mut y, &mut rstd);
-            rms_norm::forward_with(&f.device, &mut x, Some(&residual), &norm, to, project).unwrap();
+        let mut run = |projection: Option<FusedProjection>| {
+            let args = rms_norm::Forward {
+                x: &mut x,
+                residual: Some(&residual),
+                norm,
+                y: &mut y,
+                rstd: &mut rstd,
+                live_rows: f.live_rows(),
+                projection,
+            };
+            rms_norm::forward(&f.device, args).unwrap();
         };
         let narrow = if is_fused {
             f.fused(false, |project| run(Some(project)))
@@ -185,10 +210,19 @@ fn rms_norm_backward(device: &Device, case: Case, cols: usize) -> Both {
     let rstd = device.tensor(s.rows(), 1, &vec![0.8f32; s.rows()]).unwrap();
     [false, true].map(|is_fused| {
         let (mut ds, mut normed) = (f.tensor(cols, None), f.tensor(cols, None));
-        let mut run = |project: Option<&Project>| {
-            let (rstd, d_in, normed) = (&rstd, Some(&d_in), Some(&mut normed));
-            let args = rms_norm::Backward { dy: &dy, s: &s, norm: &norm, rstd, d_in, ds: &mut ds, normed };
-            rms_norm::backward_with(&f.device, args, project).unwrap();
+        let mut run = |projection: Option<FusedProjection>| {
+            let args = rms_norm::Backward {
+                dy: &dy,
+                s: &s,
+                norm,
+                rstd: &rstd,
+                d_in: Some(&d_in),
+                ds: &mut ds,
+                normed: Some(&mut normed),
+                live_rows: f.live_rows(),
+                projection,
+            };
+            rms_norm::backward(&f.device, args).unwrap();
         };
         let narrow = if is_fused {
             f.fused(true, |project| run(Some(project)))
@@ -205,8 +239,9 @@ fn swiglu_forward(device: &Device, case: Case, cols: usize) -> Both {
     let [gate, up] = [0, 1].map(|i| f.tensor(cols, Some(i)));
     [false, true].map(|is_fused| {
         let mut h = f.tensor(cols, None);
-        let mut run = |project: Option<&Project>| {
-            swiglu::forward_with(&f.device, &gate, &up, &mut h, project).unwrap();
+        let mut run = |projection: Option<FusedProjection>| {
+            let (gate, up, h, live_rows) = (&gate, &up, &mut h, f.live_rows());
+            swiglu::forward(&f.device, swiglu::Forward { gate, up, h, live_rows, projection }).unwrap();
         };
         let narrow = if is_fused {
             f.fused(false, |project| run(Some(project)))
@@ -222,8 +257,9 @@ fn swiglu_backward(device: &Device, case: Case, cols: usize, plain: Option<usize
     let f = Fixture::new(device, case, &[[cols, 24], [cols, 24]], plain);
     [false, true].map(|is_fused| {
         let [mut gate, mut up, mut dh] = [0, 1, 2].map(|i| f.tensor(cols, Some(i)));
-        let mut run = |project: Option<&Project>| {
-            swiglu::backward_with(&f.device, &mut dh, &mut gate, &mut up, project).unwrap();
+        let mut run = |projection: Option<FusedProjection>| {
+            let (dh, gate, up, live_rows) = (&mut dh, &mut gate, &mut up, f.live_rows());
+            swiglu::backward(&f.device, swiglu::Backward { dh, gate, up, live_rows, projection }).unwrap();
         };
         let narrow = if is_fused {
             f.fused(true, |project| run(Some(project)))
@@ -241,17 +277,16 @@ fn qk_norm_rope_backward(device: &Device, case: Case, head_dim: usize, plain: Op
     let mut table = RopeTable::with_capacity(device, case.rows + 2, 50, head_dim, 1e4).unwrap();
     table.write(device, &(0..case.rows).map(|t| t * 7 % 50).collect::<Vec<_>>()).unwrap();
     let weight = with_room(device, 1, head_dim, &bf16_numbers(head_dim, 1.0, 9));
-    let op = QkNormRope { norm: Some((&weight, 1e-6)), table: &table, head_dim };
+    let op = QkNormRope { norm: Some(HeadNorm { weight: &weight, eps: 1e-6 }), table: &table, head_dim };
     let [q, k] = [0, 1].map(|i: usize| f.tensor(cols[i], Some(i as u32)));
     let dv = f.tensor(cols[2], Some(4));
     [false, true].map(|is_fused| {
         let [mut dq, mut dk] = [0, 1].map(|i: usize| f.tensor(cols[i], Some(2 + i as u32)));
-        let mut run = |project: Option<&Project>| {
+        let mut run = |projection: Option<FusedProjection>| {
             let q_job = RopeBackwardJob { x: &q, op, dy: &mut dq };
             let mut jobs = [q_job, RopeBackwardJob { x: &k, op, dy: &mut dk }];
-            let further = [&dv];
-            let project = project.map(|project| (project, &further[..]));
-            qk_norm_rope::backward_with(&f.device, &mut jobs, project).unwrap();
+            let args = qk_norm_rope::Backward { jobs: &mut jobs, projection, complete: &[&dv] };
+            qk_norm_rope::backward(&f.device, args).unwrap();
         };
         let narrow = if is_fused {
             f.fused(true, |project| run(Some(project)))
@@ -316,8 +351,10 @@ fn a_product_of_another_shape_is_refused() {
     let f = Fixture::new(&device, case, &[[24, 136]], None);
     let (gate, mut h) = (f.tensor(128, Some(0)), f.tensor(128, None));
     let narrow = f.narrow();
-    let project = f.with_group(|group| Project::forward(group, &[&narrow[0]]).unwrap().unwrap());
-    assert!(swiglu::forward_with(&f.device, &gate, &gate, &mut h, Some(&project)).is_err());
+    let project = f.with_group(|group| projection(&f.device, group, &[&narrow[0]]).unwrap().unwrap());
+    let (live_rows, projection) = (f.live_rows(), Some(project));
+    let args = swiglu::Forward { gate: &gate, up: &gate, h: &mut h, live_rows, projection };
+    assert!(swiglu::forward(&f.device, args).is_err());
     assert_eq!(f.count.rows(), 1);
 }
 
