@@ -33,6 +33,7 @@ mod open;
 mod pending_copy;
 mod pool;
 mod recording;
+mod region;
 mod table;
 mod tensor;
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::Device;
 use super::class::Class;
-use super::gpu::{Block, LOWER};
 use super::kernels::DevicePtr;
 use super::pool::Pool;
+use super::region::{Block, LOWER};
 use crate::error::{Error, Result};
 use crate::tensor::Element;
 

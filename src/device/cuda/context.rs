@@ -10,11 +10,12 @@ use std::sync::{Mutex, PoisonError};
 use super::staging::Staging;
 use super::{Fault, Functions, Handle, Library, OUT_OF_MEMORY, devices};
 use crate::device::arch::{Arch, Chip, Limits};
-use crate::device::gpu::{GpuMemory, LOWER, size};
+use crate::device::gpu::GpuMemory;
 use crate::device::gpus::GpuInfo;
 use crate::device::image::Unpacked;
 use crate::device::kernels::{DevicePtr, IMAGES, Kernel, NVCC};
 use crate::device::launch::Launch;
+use crate::device::region::{LOWER, size};
 use crate::error::{Error, Result};
 
 /// `CU_STREAM_NON_BLOCKING`: work of others on the default stream is not waited for.
