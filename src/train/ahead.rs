@@ -1,8 +1,8 @@
 //! What a run on a GPU needs before its first step: its memory in one piece, and its passes recorded; and the rows of the steps
 //! that are started ahead.
 
-use super::itinerary::{Itinerary, Step};
 use super::plan::Plan;
+use super::sampler::{Sampler, Step};
 use crate::config::TrainConfig;
 use crate::device::Device;
 use crate::error::Result;
@@ -87,10 +87,10 @@ pub(super) struct Rows {
 
 impl Rows {
     /// The micro-batches of step `step` (from 0).
-    pub(super) fn of(&mut self, itinerary: &Itinerary<'_>, step: u64) -> Result<Step> {
-        let (epoch, place) = itinerary.locate(step);
+    pub(super) fn of(&mut self, sampler: &Sampler<'_>, step: u64) -> Result<Step> {
+        let (epoch, place) = sampler.locate(step);
         if self.epoch.as_ref().is_none_or(|(known, _)| *known != epoch) {
-            self.epoch = Some((epoch, itinerary.epoch(epoch)?));
+            self.epoch = Some((epoch, sampler.epoch(epoch)?));
         }
         let steps = self.epoch.as_ref().map(|(_, steps)| steps);
         Ok(steps.and_then(|steps| steps.get(place as usize)).cloned().unwrap_or_default())

@@ -2,9 +2,9 @@
 //! since how full batches get and what they share depends on which rows meet.
 
 use super::evaluate::eval_passes;
-use super::itinerary::Itinerary;
 use super::passes::{packed, passes_of};
 use super::prepare::Row;
+use super::sampler::Sampler;
 use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::error::Result;
@@ -61,15 +61,15 @@ impl Extent {
     pub(super) fn of_training(
         config: &TrainConfig,
         rows: &[Row],
-        itinerary: &Itinerary<'_>,
+        sampler: &Sampler<'_>,
         context: &Context,
     ) -> Result<Self> {
         let mut extent = Self::default();
-        let mut left = itinerary.total_steps() as usize;
+        let mut left = sampler.total_steps() as usize;
         let mut epoch = 0;
         while left > 0 {
             context.check_stop("stopped while the memory was planned")?;
-            let steps = itinerary.epoch(epoch)?;
+            let steps = sampler.epoch(epoch)?;
             for batch in steps.iter().take(left).flatten() {
                 let rows: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
                 for pass in passes_of(&rows, config) {

@@ -20,9 +20,9 @@ use self::choose::asked;
 use self::measure::{Job, Measured, Setup};
 use super::ahead::Rooms;
 use super::extent::Extent;
-use super::itinerary::Itinerary;
 use super::passes::{packed, passes_of};
 use super::prepare::{Prepared, Row};
+use super::sampler::Sampler;
 use crate::batch::Batch;
 use crate::config::{DeviceChoice, Dtype, ModelConfig, TrainConfig};
 use crate::device::arch::Chip;
@@ -302,12 +302,12 @@ pub fn plan_workload(config: &TrainConfig, model: &ModelConfig, workload: &Workl
 pub(super) fn planned<T: Real<Stat = f32>>(
     config: &TrainConfig,
     prepared: &Prepared<T>,
-    itinerary: &Itinerary<'_>,
+    sampler: &Sampler<'_>,
     context: &Context,
 ) -> Result<(Plan, Rooms)> {
     let place = Place::of(config, Some(&prepared.device))?;
     let setup = place.setup(config, &prepared.model.config);
-    let training = Extent::of_training(config, &prepared.train, itinerary, context)?;
+    let training = Extent::of_training(config, &prepared.train, sampler, context)?;
     let evaluation = Extent::of_evaluation(config, &prepared.eval)?;
     let job = Job::of_run(&training, &evaluation);
     let limit = place.limit_bytes();
@@ -321,7 +321,7 @@ pub(super) fn planned<T: Real<Stat = f32>>(
             _ => (policies, most),
         };
     }
-    let first: Vec<Vec<&Row>> = itinerary
+    let first: Vec<Vec<&Row>> = sampler
         .epoch(0)?
         .first()
         .map(|step| step.iter().map(|b| b.iter().map(|&i| &prepared.train[i]).collect()).collect())

@@ -30,8 +30,8 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
 
     fn saves_after(&self, done: u64) -> bool {
         match self.config.save_steps {
-            Some(steps) => done.is_multiple_of(steps.max(1)) || done == self.itinerary.total_steps(),
-            None => self.itinerary.ends_epoch(done),
+            Some(steps) => done.is_multiple_of(steps.max(1)) || done == self.sampler.total_steps(),
+            None => self.sampler.ends_epoch(done),
         }
     }
 
@@ -42,8 +42,8 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
 
     pub(super) fn evaluates_after(&self, done: u64) -> bool {
         let due = match self.config.eval_steps {
-            Some(steps) => done.is_multiple_of(steps.max(1)) || done == self.itinerary.total_steps(),
-            None => self.itinerary.ends_epoch(done),
+            Some(steps) => done.is_multiple_of(steps.max(1)) || done == self.sampler.total_steps(),
+            None => self.sampler.ends_epoch(done),
         };
         due && !self.prepared.eval.is_empty()
     }

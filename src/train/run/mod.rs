@@ -8,11 +8,11 @@ use super::ahead::reserve;
 use super::evaluate::{EvalMetrics, check_metric};
 use super::event::{Event, Summary};
 use super::identity::Identity;
-use super::itinerary::Itinerary;
 use super::log::Log;
 use super::output::check_output;
 use super::plan::{chooses, planned};
 use super::prepare::{Prepared, first_adapter, open_device, prepare};
+use super::sampler::Sampler;
 use super::state::TrainerState;
 use super::step::Stepper;
 use super::sums::Sums;
@@ -65,8 +65,8 @@ fn run_as<T: Real<Stat = f32>>(
 ) -> Result<Summary> {
     let prepared = prepare::<T>(config, device, context, watch)?;
     let lengths = prepared.train.iter().map(|row| row.example.len()).collect();
-    let itinerary = Itinerary::new(config, lengths, context)?;
-    let (planned, rooms) = planned(config, &prepared, &itinerary, context)?;
+    let sampler = Sampler::new(config, lengths, context)?;
+    let (planned, rooms) = planned(config, &prepared, &sampler, context)?;
     watch(Event::Planned(&planned));
     planned.check_fits()?;
     let policies = &planned.activation_policy;
@@ -94,7 +94,7 @@ fn run_as<T: Real<Stat = f32>>(
     };
     reserve(&prepared.device, &planned)?;
     let mut training =
-        Training::start((config, &lock), context, &prepared, (itinerary, &planned, rooms), watch)?;
+        Training::start((config, &lock), context, &prepared, (sampler, &planned, rooms), watch)?;
     training.steps(watch)?;
     training.finish(watch)
 }
@@ -105,7 +105,7 @@ struct Training<'a, T: Real<Stat = f32>> {
     lock: &'a RunLock,
     context: &'a Context,
     prepared: &'a Prepared<T>,
-    itinerary: Itinerary<'a>,
+    sampler: Sampler<'a>,
     schedule: Schedule,
     stepper: Stepper<'a, T>,
     scorer: Scorer<T>,

@@ -17,11 +17,11 @@ use crate::train::ahead::Rooms;
 use crate::train::checkpoint as state_files;
 use crate::train::event::Event;
 use crate::train::identity::identity;
-use crate::train::itinerary::Itinerary;
 use crate::train::log::Log;
 use crate::train::output::{checkpoint_to_resume, remove_old_run};
 use crate::train::plan::Plan;
 use crate::train::prepare::{Prepared, first_adapter};
+use crate::train::sampler::Sampler;
 use crate::train::state::TrainerState;
 use crate::train::step::{Spare, Stepper};
 use crate::train::sums::Sums;
@@ -32,7 +32,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         (config, lock): (&'a TrainConfig, &'a RunLock),
         context: &'a Context,
         prepared: &'a Prepared<T>,
-        (itinerary, planned, rooms): (Itinerary<'a>, &Plan, Rooms),
+        (sampler, planned, rooms): (Sampler<'a>, &Plan, Rooms),
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let device = &prepared.device;
@@ -42,7 +42,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         let master = device.run(|| first_adapter(config, &place, &prepared.decoder, &mut notify))?;
         notices.into_iter().for_each(|notice| watch(Event::Notice(notice)));
         let (optimizer, adapter) = Optimizer::with_master(device, master)?;
-        let total_steps = itinerary.total_steps();
+        let total_steps = sampler.total_steps();
         let mut stepper = Stepper {
             config,
             device,
@@ -57,7 +57,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             adapters: vec![adapter],
         };
         let identity = identity(config, prepared)?;
-        let mut state = TrainerState::new(config, total_steps, itinerary.steps_per_epoch());
+        let mut state = TrainerState::new(config, total_steps, sampler.steps_per_epoch());
         let mut saved = None;
         checkpoint::clean_stale(&config.output_dir)?;
         match checkpoint_to_resume(config, watch)? {
@@ -93,7 +93,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         watch(Event::Started {
             done: state.global_step,
             total: total_steps,
-            steps_per_epoch: itinerary.steps_per_epoch(),
+            steps_per_epoch: sampler.steps_per_epoch(),
             trainable: stepper.adapters[0].num_params(),
         });
         let schedule = schedule(config, total_steps);
@@ -105,7 +105,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             lock,
             context,
             prepared,
-            itinerary,
+            sampler,
             schedule,
             stepper,
             scorer,

@@ -28,7 +28,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
 
     fn steps_until_end(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<()> {
         // A run that was stopped before the evaluation of its last step makes up for it.
-        let (done, total) = (self.state.global_step, self.itinerary.total_steps());
+        let (done, total) = (self.state.global_step, self.sampler.total_steps());
         if done > 0 && self.evaluates_after(done) && !self.was_evaluated(done) {
             self.evaluate_and_save(watch)?;
         }
@@ -70,7 +70,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
 
     /// Starts step `step` (from 0).
     fn start_step(&mut self, rows: &mut Rows, step: u64) -> Result<Started> {
-        let micro_batches = rows.of(&self.itinerary, step)?;
+        let micro_batches = rows.of(&self.sampler, step)?;
         let pick = |batch: &Vec<usize>| batch.iter().map(|&i| &self.prepared.train[i]).collect();
         let micro_batches: Vec<Vec<&Row>> = micro_batches.iter().map(pick).collect();
         let learning_rate = self.schedule.learning_rate(step);
@@ -96,7 +96,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
         let seconds = begin.elapsed().as_secs_f64();
         let state = &mut self.state;
         state.global_step += 1;
-        state.epoch = self.itinerary.position(state.global_step);
+        state.epoch = self.sampler.position(state.global_step);
         state.num_input_tokens_seen += result.num_tokens as u64;
         state.total_flos += flops;
         state.empty_steps += u64::from(result.loss.is_none());
@@ -115,7 +115,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
             sol: self.peak.and_then(|peak| peak.share(result.model_flops, seconds)),
         };
         watch(Event::Step(&step_log));
-        let last = state.global_step == self.itinerary.total_steps();
+        let last = state.global_step == self.sampler.total_steps();
         if state.global_step.is_multiple_of(self.config.logging_steps.max(1)) || last {
             // A line covers the steps since the one before, as the Hugging Face trainer has it.
             let sums = std::mem::take(&mut self.since_log);

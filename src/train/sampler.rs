@@ -13,7 +13,7 @@ pub(super) type Step = Vec<Vec<usize>>;
 
 /// See the module text.
 #[derive(Debug)]
-pub(super) struct Itinerary<'a> {
+pub(super) struct Sampler<'a> {
     config: &'a TrainConfig,
     lengths: Vec<usize>,
     /// Steps of the first epoch.
@@ -23,40 +23,40 @@ pub(super) struct Itinerary<'a> {
     total_steps: u64,
 }
 
-impl<'a> Itinerary<'a> {
-    /// The itinerary over rows of these lengths. Epochs are counted when the run gets to them, except where the number of steps
+impl<'a> Sampler<'a> {
+    /// The sampler over rows of these lengths. Epochs are counted when the run gets to them, except where the number of steps
     /// depends on all of them: batches filled by tokens in a new order every epoch, for a number of epochs.
     ///
     /// # Errors
     /// An input error if a row does not fit a batch, or there is nothing to do; [`Error::Stopped`] if the context asks to stop.
     pub(super) fn new(config: &'a TrainConfig, lengths: Vec<usize>, context: &Context) -> Result<Self> {
-        let mut itinerary = Self { config, lengths, first: 0, ends: RefCell::default(), total_steps: 0 };
-        itinerary.first = itinerary.epoch(0)?.len() as u64;
-        if itinerary.first == 0 {
+        let mut sampler = Self { config, lengths, first: 0, ends: RefCell::default(), total_steps: 0 };
+        sampler.first = sampler.epoch(0)?.len() as u64;
+        if sampler.first == 0 {
             return Error::input("DATA", "there is no row to train on").fix("check --train-file").into();
         }
-        itinerary.total_steps = match config.max_steps {
+        sampler.total_steps = match config.max_steps {
             Some(max_steps) => max_steps,
             None => {
                 let epochs = (config.num_epochs.ceil() as u64).max(1);
                 let part = (config.num_epochs - (epochs as f64 - 1.0)).clamp(0.0, 1.0);
                 let last = epochs as usize - 1;
-                let counted = if itinerary.is_regular() { 0 } else { last };
+                let counted = if sampler.is_regular() { 0 } else { last };
                 for epoch in 0..counted {
                     context.check_stop("stopped while the steps were planned")?;
-                    itinerary.end(epoch);
+                    sampler.end(epoch);
                 }
-                let before = last.checked_sub(1).map_or(0, |epoch| itinerary.end(epoch));
-                before + (part * itinerary.steps(last) as f64).ceil() as u64
+                let before = last.checked_sub(1).map_or(0, |epoch| sampler.end(epoch));
+                before + (part * sampler.steps(last) as f64).ceil() as u64
             }
         };
-        if itinerary.total_steps == 0 {
+        if sampler.total_steps == 0 {
             return Error::input("CONFIG", "the run has no step")
                 .field("max_steps")
                 .fix("raise --num-epochs or --max-steps")
                 .into();
         }
-        Ok(itinerary)
+        Ok(sampler)
     }
 
     /// Steps of the whole run.
@@ -152,14 +152,14 @@ mod tests {
     fn epochs_steps_and_positions_agree() {
         let config = config(|c| (c.num_epochs, c.gradient_accumulation_steps) = (2.5, 2));
         // 11 rows, 6 micro-batches, 3 steps per epoch.
-        let itinerary = Itinerary::new(&config, vec![10; 11], &Context::default()).unwrap();
-        assert_eq!((itinerary.steps_per_epoch(), itinerary.total_steps()), (3, 8));
-        assert_eq!(itinerary.locate(0), (0, 0));
-        assert_eq!(itinerary.locate(7), (2, 1));
-        assert!((itinerary.position(7) - 2.0 - 1.0 / 3.0).abs() < 1e-12);
-        let ends: Vec<u64> = (0..=8).filter(|&s| itinerary.ends_epoch(s)).collect();
+        let sampler = Sampler::new(&config, vec![10; 11], &Context::default()).unwrap();
+        assert_eq!((sampler.steps_per_epoch(), sampler.total_steps()), (3, 8));
+        assert_eq!(sampler.locate(0), (0, 0));
+        assert_eq!(sampler.locate(7), (2, 1));
+        assert!((sampler.position(7) - 2.0 - 1.0 / 3.0).abs() < 1e-12);
+        let ends: Vec<u64> = (0..=8).filter(|&s| sampler.ends_epoch(s)).collect();
         assert_eq!(ends, [3, 6, 8]);
-        let sizes: Vec<usize> = itinerary.epoch(0).unwrap().iter().map(|s| s.concat().len()).collect();
+        let sizes: Vec<usize> = sampler.epoch(0).unwrap().iter().map(|s| s.concat().len()).collect();
         assert_eq!(sizes, [4, 4, 3]);
     }
 
@@ -169,15 +169,15 @@ mod tests {
             (c.max_steps, c.batch_size, c.tokens_per_batch) = (Some(50), None, Some(100));
         });
         let lengths: Vec<usize> = (0..17).map(|i| 10 + 13 * i % 71).collect();
-        let itinerary = Itinerary::new(&config, lengths, &Context::default()).unwrap();
-        assert_eq!(itinerary.total_steps(), 50);
+        let sampler = Sampler::new(&config, lengths, &Context::default()).unwrap();
+        assert_eq!(sampler.total_steps(), 50);
         let mut done = 0;
         let mut ends = std::collections::BTreeSet::new();
         for epoch in 0..40 {
-            assert_eq!(itinerary.locate(done), (epoch, 0));
-            let steps = itinerary.epoch(epoch).unwrap().len() as u64;
-            assert_eq!(itinerary.locate(done + steps - 1), (epoch, steps - 1));
-            assert!((itinerary.position(done + 1) - epoch as f64 - 1.0 / steps as f64).abs() < 1e-12);
+            assert_eq!(sampler.locate(done), (epoch, 0));
+            let steps = sampler.epoch(epoch).unwrap().len() as u64;
+            assert_eq!(sampler.locate(done + steps - 1), (epoch, steps - 1));
+            assert!((sampler.position(done + 1) - epoch as f64 - 1.0 / steps as f64).abs() < 1e-12);
             ends.insert(steps);
             done += steps;
         }
@@ -189,10 +189,10 @@ mod tests {
         let context = Context::default();
         let of = |edit: fn(&mut TrainConfig)| {
             let config = config(edit);
-            let itinerary = Itinerary::new(&config, vec![10; 5], &context).unwrap();
-            let total = itinerary.total_steps();
-            let counted = itinerary.ends.borrow().len();
-            (total, counted, itinerary.locate(if counted == 0 && total < 10 { total - 1 } else { 7 }))
+            let sampler = Sampler::new(&config, vec![10; 5], &context).unwrap();
+            let total = sampler.total_steps();
+            let counted = sampler.ends.borrow().len();
+            (total, counted, sampler.locate(if counted == 0 && total < 10 { total - 1 } else { 7 }))
         };
         let long = 1_000_000_000;
         assert_eq!(of(|c| c.num_epochs = 2.5), (8, 0, (2, 1)));
@@ -212,13 +212,13 @@ mod tests {
         for num_epochs in [0.5, 1.0, 3.0, 7.25] {
             let config =
                 config(|c| (c.num_epochs, c.batch_size, c.tokens_per_batch) = (num_epochs, None, Some(100)));
-            let itinerary = Itinerary::new(&config, lengths.clone(), &context).unwrap();
+            let sampler = Sampler::new(&config, lengths.clone(), &context).unwrap();
             let mut expected = 0.0;
             for epoch in 0..num_epochs.ceil() as usize {
-                let steps = itinerary.epoch(epoch).unwrap().len() as f64;
+                let steps = sampler.epoch(epoch).unwrap().len() as f64;
                 expected += (steps * (num_epochs - epoch as f64).min(1.0)).ceil();
             }
-            assert_eq!(itinerary.total_steps() as f64, expected, "{num_epochs}");
+            assert_eq!(sampler.total_steps() as f64, expected, "{num_epochs}");
         }
     }
 
@@ -226,13 +226,13 @@ mod tests {
     fn counting_steps_can_be_stopped() {
         let context = Context { stop: Some(std::sync::Arc::new(|| true)), ..Context::default() };
         let config = config(|c| (c.num_epochs, c.batch_size, c.tokens_per_batch) = (1e6, None, Some(2)));
-        assert!(matches!(Itinerary::new(&config, vec![1; 4], &context), Err(Error::Stopped { .. })));
+        assert!(matches!(Sampler::new(&config, vec![1; 4], &context), Err(Error::Stopped { .. })));
     }
 
     #[test]
     fn nothing_to_do_is_an_error() {
         let context = Context::default();
-        assert!(Itinerary::new(&config(|_| ()), Vec::new(), &context).is_err());
-        assert!(Itinerary::new(&config(|c| c.max_steps = Some(0)), vec![1; 4], &context).is_err());
+        assert!(Sampler::new(&config(|_| ()), Vec::new(), &context).is_err());
+        assert!(Sampler::new(&config(|c| c.max_steps = Some(0)), vec![1; 4], &context).is_err());
     }
 }
