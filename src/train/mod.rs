@@ -8,10 +8,10 @@ mod ahead;
 mod checkpoint;
 mod evaluate;
 mod event;
-mod extent;
 mod identity;
 mod log;
 mod output;
+mod pass_limits;
 mod passes;
 mod plan;
 #[cfg(feature = "plot")]

@@ -11,7 +11,7 @@ use crate::model::{Adapter, Decoder, DropoutStep, ModelFlops, PassOptions, Polic
 use crate::optim::{Optimizer, Update};
 use crate::tensor::{DType, Real};
 use crate::train::ahead::{Rooms, record};
-use crate::train::extent::Extent;
+use crate::train::pass_limits::PassLimits;
 use crate::train::step::update;
 
 /// Whose step is planned, and where it would run.
@@ -38,18 +38,18 @@ pub(super) struct Job {
 impl Job {
     /// Exactly these passes.
     pub(super) fn of(passes: Vec<Batch>) -> Self {
-        let training = Extent::of(passes.iter().cloned()).room;
+        let training = PassLimits::of(passes.iter().cloned()).room;
         Self { passes, evaluated: Vec::new(), rooms: Rooms { training, ..Rooms::default() } }
     }
 
     /// The largest passes of a run.
-    pub(super) fn of_run(training: &Extent, evaluation: &Extent) -> Self {
+    pub(super) fn of_run(training: &PassLimits, evaluation: &PassLimits) -> Self {
         let rooms = Rooms { training: training.room, evaluation: evaluation.room, cuts: training.is_part };
         Self { passes: training.largest(), evaluated: evaluation.largest(), rooms }
     }
 
     /// The same with all passes of which one may take the most memory.
-    pub(super) fn with_candidates(&self, training: &Extent, evaluation: &Extent) -> Self {
+    pub(super) fn with_candidates(&self, training: &PassLimits, evaluation: &PassLimits) -> Self {
         Self { passes: training.candidates(), evaluated: evaluation.candidates(), rooms: self.rooms }
     }
 

@@ -19,7 +19,7 @@ use serde::Serialize;
 use self::choose::asked;
 use self::measure::{Job, Measured, Setup};
 use super::ahead::Rooms;
-use super::extent::Extent;
+use super::pass_limits::PassLimits;
 use super::passes::{packed, passes_of};
 use super::prepare::{Prepared, Row};
 use super::sampler::Sampler;
@@ -307,8 +307,8 @@ pub(super) fn planned<T: Real<Stat = f32>>(
 ) -> Result<(Plan, Rooms)> {
     let place = Place::of(config, Some(&prepared.device))?;
     let setup = place.setup(config, &prepared.model.config);
-    let training = Extent::of_training(config, &prepared.train, sampler, context)?;
-    let evaluation = Extent::of_evaluation(config, &prepared.eval)?;
+    let training = PassLimits::of_training(config, &prepared.train, sampler, context)?;
+    let evaluation = PassLimits::of_evaluation(config, &prepared.eval)?;
     let job = Job::of_run(&training, &evaluation);
     let limit = place.limit_bytes();
     let (mut policies, mut memory) = setup.choose(&job, limit)?;

@@ -20,7 +20,7 @@ const MOST_PASSES: usize = 64;
 
 /// See the module text.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Extent {
+pub(super) struct PassLimits {
     /// What no pass exceeds.
     pub(super) room: Room,
     /// Whether that is so only because later passes are cut.
@@ -44,17 +44,17 @@ impl Pass {
     }
 }
 
-impl Extent {
-    /// That of some passes.
+impl PassLimits {
+    /// The limits of these passes.
     pub(super) fn of(passes: impl Iterator<Item = Batch>) -> Self {
-        let mut extent = Self::default();
+        let mut limits = Self::default();
         for batch in passes {
-            extent.add(batch);
+            limits.add(batch);
         }
-        extent
+        limits
     }
 
-    /// That of every pass that trains.
+    /// The limits of all passes that train.
     ///
     /// # Errors
     /// An input error if a row does not fit a batch; [`crate::error::Error::Stopped`] if the context asks to stop.
@@ -64,7 +64,7 @@ impl Extent {
         sampler: &Sampler<'_>,
         context: &Context,
     ) -> Result<Self> {
-        let mut extent = Self::default();
+        let mut limits = Self::default();
         let mut left = sampler.total_steps() as usize;
         let mut epoch = 0;
         while left > 0 {
@@ -73,7 +73,7 @@ impl Extent {
             for batch in steps.iter().take(left).flatten() {
                 let rows: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
                 for pass in passes_of(&rows, config) {
-                    extent.add(packed(pass, config.share_prefix, 0));
+                    limits.add(packed(pass, config.share_prefix, 0));
                 }
             }
             left = left.saturating_sub(steps.len());
@@ -83,16 +83,16 @@ impl Extent {
                 break;
             }
             if epoch == EPOCHS && left > 0 {
-                extent.is_part = true;
+                limits.is_part = true;
                 // However a later pass has to be cut, its rows fit one by one.
-                rows.iter().for_each(|row| extent.add(packed(&[row], config.share_prefix, 0)));
+                rows.iter().for_each(|row| limits.add(packed(&[row], config.share_prefix, 0)));
                 break;
             }
         }
-        Ok(extent)
+        Ok(limits)
     }
 
-    /// That of every pass that evaluates.
+    /// The limits of all passes that evaluate.
     ///
     /// # Errors
     /// An input error if a row does not fit a batch.
@@ -139,11 +139,11 @@ mod tests {
         let batch =
             |tokens, share| Workload { tokens, sequence_length: 100, supervised_share: share }.batch();
         let sizes = |shapes: &[(usize, f64)]| {
-            let extent = Extent::of(shapes.iter().map(|&(tokens, share)| batch(tokens, share)));
-            let largest = extent.largest();
+            let limits = PassLimits::of(shapes.iter().map(|&(tokens, share)| batch(tokens, share)));
+            let largest = limits.largest();
             let sizes: Vec<_> = largest.iter().map(|b| (b.total_tokens(), b.targets.len())).collect();
-            assert_eq!(extent.room.tokens(), sizes.iter().map(|s| s.0).max().unwrap_or(0));
-            assert_eq!(extent.room.targets, sizes.iter().map(|s| s.1).max().unwrap_or(0));
+            assert_eq!(limits.room.tokens(), sizes.iter().map(|s| s.0).max().unwrap_or(0));
+            assert_eq!(limits.room.targets, sizes.iter().map(|s| s.1).max().unwrap_or(0));
             sizes
         };
         assert_eq!(sizes(&[]), []);
@@ -159,13 +159,13 @@ mod tests {
         let batch =
             |tokens, share| Workload { tokens, sequence_length: 100, supervised_share: share }.batch();
         let sizes = |shapes: &[(usize, f64)]| -> Vec<usize> {
-            let extent = Extent::of(shapes.iter().map(|&(tokens, share)| batch(tokens, share)));
-            extent.candidates().iter().map(Batch::total_tokens).collect()
+            let limits = PassLimits::of(shapes.iter().map(|&(tokens, share)| batch(tokens, share)));
+            limits.candidates().iter().map(Batch::total_tokens).collect()
         };
         assert_eq!(sizes(&[(100, 0.9), (300, 0.1), (200, 0.3), (200, 0.2), (90, 0.9)]), [300, 200, 100]);
-        let extent = Extent::of((0..500).map(|i| batch(1000 - i, (400 + i) as f64 / (1000 - i) as f64)));
-        let tokens: Vec<usize> = extent.candidates().iter().map(Batch::total_tokens).collect();
+        let limits = PassLimits::of((0..500).map(|i| batch(1000 - i, (400 + i) as f64 / (1000 - i) as f64)));
+        let tokens: Vec<usize> = limits.candidates().iter().map(Batch::total_tokens).collect();
         assert!(tokens.len() <= MOST_PASSES && tokens.is_sorted_by(|a, b| a > b), "{tokens:?}");
-        assert_eq!((tokens[0], *tokens.last().unwrap()), (1000, extent.largest()[1].total_tokens()));
+        assert_eq!((tokens[0], *tokens.last().unwrap()), (1000, limits.largest()[1].total_tokens()));
     }
 }
