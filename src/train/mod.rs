@@ -4,10 +4,10 @@
 //! handler and never ends the process. Loss of an optimizer step is `sum(weight * nll) / sum(weight)` over all supervised
 //! tokens of the step, whatever the micro-batches, so batch size, accumulation, packing and passes do not change an update.
 
-mod ahead;
 mod checkpoint;
 mod evaluate;
 mod event;
+mod graphs;
 mod identity;
 mod log;
 mod output;

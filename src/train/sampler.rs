@@ -138,6 +138,24 @@ impl<'a> Sampler<'a> {
     }
 }
 
+/// The rows of steps, epoch by epoch.
+#[derive(Default)]
+pub(super) struct StepRows {
+    epoch: Option<(usize, Vec<Step>)>,
+}
+
+impl StepRows {
+    /// The micro-batches of step `step` (from 0).
+    pub(super) fn of(&mut self, sampler: &Sampler<'_>, step: u64) -> Result<Step> {
+        let (epoch, place) = sampler.locate(step);
+        if self.epoch.as_ref().is_none_or(|(known, _)| *known != epoch) {
+            self.epoch = Some((epoch, sampler.epoch(epoch)?));
+        }
+        let steps = self.epoch.as_ref().map(|(_, steps)| steps);
+        Ok(steps.and_then(|steps| steps.get(place as usize)).cloned().unwrap_or_default())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ use crate::optim::{Optimizer, Update};
 use crate::session::Context;
 use crate::tensor::Real;
 
-use super::ahead::{Rooms, record};
+use super::graphs::{Rooms, record};
 use super::passes::{fitting, passes_of};
 use super::prepare::Row;
 

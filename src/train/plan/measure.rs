@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::model::{Adapter, Decoder, DropoutStep, ModelFlops, PassOptions, Policies, Room, init};
 use crate::optim::{Optimizer, Update};
 use crate::tensor::{DType, Real};
-use crate::train::ahead::{Rooms, record};
+use crate::train::graphs::{Rooms, record};
 use crate::train::pass_limits::PassLimits;
 use crate::train::step::update;
 

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use self::choose::asked;
 use self::measure::{Job, Measured, Setup};
-use super::ahead::Rooms;
+use super::graphs::Rooms;
 use super::pass_limits::PassLimits;
 use super::passes::{packed, passes_of};
 use super::prepare::{Prepared, Row};

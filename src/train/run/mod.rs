@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use half::bf16;
 
-use super::ahead::reserve;
 use super::evaluate::{EvalMetrics, check_metric};
 use super::event::{Event, Summary};
+use super::graphs::reserve;
 use super::identity::Identity;
 use super::log::Log;
 use super::output::check_output;

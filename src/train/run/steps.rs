@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 use super::Training;
 use crate::error::{Error, Result};
 use crate::tensor::Real;
-use crate::train::ahead::Rows;
 use crate::train::event::{Event, StepLog};
 use crate::train::prepare::Row;
+use crate::train::sampler::StepRows;
 use crate::train::step::{Started, check_learns};
 
 impl<T: Real<Stat = f32>> Training<'_, T> {
@@ -32,7 +32,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
         if done > 0 && self.evaluates_after(done) && !self.was_evaluated(done) {
             self.evaluate_and_save(watch)?;
         }
-        let mut rows = Rows::default();
+        let mut rows = StepRows::default();
         // Steps that were started, in their order. A GPU gets its next step while it works on this one.
         let ahead = if self.stepper.recorded.is_some() { 2 } else { 1 };
         let mut started: VecDeque<Started> = VecDeque::new();
@@ -69,7 +69,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
     }
 
     /// Starts step `step` (from 0).
-    fn start_step(&mut self, rows: &mut Rows, step: u64) -> Result<Started> {
+    fn start_step(&mut self, rows: &mut StepRows, step: u64) -> Result<Started> {
         let micro_batches = rows.of(&self.sampler, step)?;
         let pick = |batch: &Vec<usize>| batch.iter().map(|&i| &self.prepared.train[i]).collect();
         let micro_batches: Vec<Vec<&Row>> = micro_batches.iter().map(pick).collect();

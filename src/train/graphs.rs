@@ -1,8 +1,6 @@
-//! What a run on a GPU needs before its first step: its memory in one piece, and its passes recorded; and the rows of the steps
-//! that are started ahead.
+//! What a run on a GPU needs before its first step: its memory in one piece, and its passes recorded as graphs of launches.
 
 use super::plan::Plan;
-use super::sampler::{Sampler, Step};
 use crate::config::TrainConfig;
 use crate::device::Device;
 use crate::error::Result;
@@ -10,8 +8,7 @@ use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policy, RecordedP
 use crate::optim::Optimizer;
 use crate::tensor::Real;
 
-/// Memory of a card that is taken beside the planned one where the limit allows it: the plan is exact, this is for what nobody
-/// thought of.
+/// Safety margin: memory of a card that is taken beside the planned bytes where the limit allows it. The plan is exact.
 const SPARE_BYTES: u64 = 64 << 20;
 
 /// Takes the memory of a GPU that the run needs, in one piece: nothing is allocated in a step then, and launches can be
@@ -77,22 +74,4 @@ pub(super) fn record<T: Real<Stat = f32>>(
             .transpose()?,
         evaluation: evaluation.map(|tables| decoder.record_scoring(device, tables, adapters)).transpose()?,
     })
-}
-
-/// The rows of steps, epoch by epoch.
-#[derive(Default)]
-pub(super) struct Rows {
-    epoch: Option<(usize, Vec<Step>)>,
-}
-
-impl Rows {
-    /// The micro-batches of step `step` (from 0).
-    pub(super) fn of(&mut self, sampler: &Sampler<'_>, step: u64) -> Result<Step> {
-        let (epoch, place) = sampler.locate(step);
-        if self.epoch.as_ref().is_none_or(|(known, _)| *known != epoch) {
-            self.epoch = Some((epoch, sampler.epoch(epoch)?));
-        }
-        let steps = self.epoch.as_ref().map(|(_, steps)| steps);
-        Ok(steps.and_then(|steps| steps.get(place as usize)).cloned().unwrap_or_default())
-    }
 }
