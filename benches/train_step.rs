@@ -27,7 +27,7 @@ use tanren::device::{Card, Class, Device, PendingCopy};
 use tanren::error::{Error, Result};
 use tanren::model::weights::Role;
 use tanren::model::{
-    Adapter, Decoder, DropoutStep, PassOptions, RecordedPass, Room, Weights, init, recorded,
+    Adapter, Decoder, DropoutStep, PassCapacity, PassOptions, RecordedPass, Weights, init, recorded,
 };
 use tanren::optim::{Optimizer, Update};
 use tanren::rng::{Purpose, Stream};
@@ -301,7 +301,7 @@ impl<'a, T: Real<Stat = f32>> Step<'a, T> {
         let options = self.options(batch);
         let (device, adapters) = (self.device, &self.adapters);
         let with = (adapters.as_slice(), self.grads.as_slice());
-        let tables = self.decoder.pass_tables(device, Room::of(batch), with, options.dropout)?;
+        let tables = self.decoder.pass_tables(device, PassCapacity::of(batch), with, options.dropout)?;
         self.recorded = Some(self.decoder.record(device, tables, (adapters, &mut self.grads), options)?);
         Ok(())
     }

@@ -118,7 +118,7 @@ fn keys_of<T: Real>(sites: &Sites, adapters: &[Adapter<T>], step: DropoutStep) -
     (0..sites.len()).filter_map(key).collect()
 }
 
-/// Room for the norms of all layers with a magnitude, by adapter.
+/// Empty tensors for the norms of all layers with a magnitude, by adapter.
 fn room_for_norms<T: Real>(device: &Device, adapters: &[Adapter<T>]) -> Result<Vec<Norms<T>>> {
     let norm = |params: &Option<LoraParams<T>>| {
         let magnitude = params.as_ref().and_then(|p| p.magnitude.as_ref());

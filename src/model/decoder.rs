@@ -7,7 +7,7 @@ use super::adapter_tables::AdapterTables;
 pub use super::block::DropoutStep;
 use super::block::{Junction, Kept, Pass, Saved, Stream};
 use super::policy::Policy;
-use super::tables::{BatchTables, Room};
+use super::tables::{BatchTables, PassCapacity};
 use super::weights::Weights;
 use crate::batch::Batch;
 use crate::config::ModelConfig;
@@ -182,8 +182,9 @@ impl<T: Real> Decoder<T> {
         rows: &[usize],
         (scale, dropout): (f64, Option<DropoutStep>),
     ) -> Result<BatchTables<T>> {
-        let room = Room { target_rows: rows.len(), ..Room::of(batch) };
-        let mut tables = BatchTables::with_room(device, &self.weights.blocks, room, dropout.is_some())?;
+        let capacity = PassCapacity { target_rows: rows.len(), ..PassCapacity::of(batch) };
+        let mut tables =
+            BatchTables::with_capacity(device, &self.weights.blocks, capacity, dropout.is_some())?;
         tables.write(device, batch, rows, scale)?;
         Ok(tables)
     }

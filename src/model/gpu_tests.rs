@@ -8,7 +8,7 @@ use super::adapter::Adapter;
 use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::policy::Policy;
 use super::recorded;
-use super::tables::Room;
+use super::tables::PassCapacity;
 use super::weights::{Role, Weights};
 use crate::batch::{Batch, Target};
 use crate::config::{LoraConfig, ModelConfig, Slot, TargetModules, variant};
@@ -147,16 +147,20 @@ fn recorded_passes_have_the_bits_of_direct_ones() {
         pass(&device, &model, &adapters, &batches[step as usize], options(dropout))
     };
     let expected: Vec<_> = (0..3).map(direct).collect();
-    let room = batches.iter().map(Room::of).fold(Room::default(), Room::max);
-    let room = Room {
-        plan: PlanCapacity { query_rows: room.tokens() + 30, key_rows: room.tokens() + 30, ..room.plan },
-        targets: room.targets + 5,
-        target_rows: room.target_rows + 9,
-        ..room
+    let capacity = batches.iter().map(PassCapacity::of).fold(PassCapacity::default(), PassCapacity::max);
+    let capacity = PassCapacity {
+        plan: PlanCapacity {
+            query_rows: capacity.tokens() + 30,
+            key_rows: capacity.tokens() + 30,
+            ..capacity.plan
+        },
+        targets: capacity.targets + 5,
+        target_rows: capacity.target_rows + 9,
+        ..capacity
     };
     let dropout = |step| options(Some(DropoutStep { seed: 5, step }));
     let step = Some(DropoutStep { seed: 5, step: 0 });
-    let tables = model.pass_tables(&device, room, (&adapters, &grads), step).unwrap();
+    let tables = model.pass_tables(&device, capacity, (&adapters, &grads), step).unwrap();
     let mut recorded = model.record(&device, tables, (&adapters, &mut grads), dropout(0)).unwrap();
     let mut before = vec![0.0; numbers(&device, &grads).len()];
     for (step, (batch, (scores, gradient))) in batches.iter().zip(&expected).enumerate().chain(
@@ -176,7 +180,7 @@ fn recorded_passes_have_the_bits_of_direct_ones() {
         }
         before = after;
     }
-    let larger = batch(&[(room.tokens() + 1, 0, None)], 0);
+    let larger = batch(&[(capacity.tokens() + 1, 0, None)], 0);
     let mut copy = PendingCopy::new(&device);
     assert!(recorded.start(&model, &device, &larger, (&adapters, dropout(0)), &mut copy).is_err());
 }
@@ -187,10 +191,10 @@ fn recorded_passes_with_dora_measure_the_norms_anew() {
     device.reserve(64 << 20).unwrap();
     let model = model::<bf16>(&device, 2);
     let batch = batch(&[(20, 0, None), (9, 1, None)], 0);
-    let needed = Room::of(&batch);
+    let needed = PassCapacity::of(&batch);
     let rows = needed.tokens() + 7;
     let plan = PlanCapacity { query_rows: rows, key_rows: rows, ..needed.plan };
-    let room = Room { plan, target_rows: needed.target_rows + 3, ..needed };
+    let capacity = PassCapacity { plan, target_rows: needed.target_rows + 3, ..needed };
     for p in [0.0, 0.1] {
         // The other adapter has all layers as targets, and no magnitudes.
         let mut adapters = vec![
@@ -200,7 +204,7 @@ fn recorded_passes_with_dora_measure_the_norms_anew() {
         fill(&device, &mut adapters[0], 1000);
         let options = options((p > 0.0).then_some(DropoutStep { seed: 5, step: 3 }));
         let mut grads: Vec<_> = adapters.iter().map(|a| a.zeros_like(&device).unwrap()).collect();
-        let tables = model.pass_tables(&device, room, (&adapters, &grads), options.dropout).unwrap();
+        let tables = model.pass_tables(&device, capacity, (&adapters, &grads), options.dropout).unwrap();
         let mut recorded = model.record(&device, tables, (&adapters, &mut grads), options).unwrap();
         for round in 0..2 {
             fill(&device, &mut adapters[0], 2000 + 100 * round);

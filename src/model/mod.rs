@@ -29,5 +29,5 @@ pub use decoder::{Decoder, DropoutStep, PassOptions};
 pub use model_flops::ModelFlops;
 pub use policy::{Policies, Policy};
 pub use recorded::{RecordedPass, Scorer};
-pub use tables::Room;
+pub use tables::PassCapacity;
 pub use weights::Weights;

@@ -1,7 +1,7 @@
 //! Passes whose launches are recorded once, and run for every batch that fits: on a card as one CUDA graph, without any work of the
 //! host but the batch's tables. With gradients for training, without for evaluation and scoring ([`Scorer`]).
 //!
-//! The batch, its loss scale and the masks of the step are in tables of fixed addresses; grids are made for the room that was
+//! The batch, its loss scale and the masks of the step are in tables of fixed addresses; grids are made for the capacity that was
 //! asked for, and blocks beyond the rows of a batch end at once. Results are the bits of [`Decoder::score_and_backward`] and
 //! [`Decoder::score`].
 
@@ -11,7 +11,7 @@ use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::init;
-use super::tables::{BatchTables, Room};
+use super::tables::{BatchTables, PassCapacity};
 use crate::batch::Batch;
 use crate::device::arch::Chip;
 use crate::device::{Device, Graph, PendingCopy};
@@ -22,7 +22,7 @@ use crate::tensor::Real;
 /// What a pass has in the memory of the device beside weights, adapters and gradients: made before anything is recorded, so that it
 /// lies on no place that recorded launches use.
 pub struct PassTables<T: Real> {
-    room: Room,
+    capacity: PassCapacity,
     batch: BatchTables<T>,
     of_adapters: AdapterTables<T>,
     scores: Scores,
@@ -37,29 +37,30 @@ pub struct RecordedPass<T: Real> {
 impl<T: Real> std::fmt::Debug for RecordedPass<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RecordedPass")
-            .field("room", &self.tables.room)
+            .field("capacity", &self.tables.capacity)
             .field("graph", &self.graph)
             .finish_non_exhaustive()
     }
 }
 
 impl<T: Real> Decoder<T> {
-    /// The tables of a pass over batches with at most `room`. `grads` are those that it adds to, by adapter; none for scoring.
+    /// The tables of a pass over batches with at most `capacity`. `grads` are those that it adds to, by adapter; none for scoring.
     ///
     /// # Errors
     /// [`Error::Device`] if there is not so much memory.
     pub fn pass_tables(
         &self,
         device: &Device,
-        room: Room,
+        capacity: PassCapacity,
         (adapters, grads): (&[Adapter<T>], &[Adapter<T::Stat>]),
         dropout: Option<DropoutStep>,
     ) -> Result<PassTables<T>> {
-        let mut batch = BatchTables::with_room(device, &self.weights.blocks, room, dropout.is_some())?;
+        let mut batch =
+            BatchTables::with_capacity(device, &self.weights.blocks, capacity, dropout.is_some())?;
         batch.write(device, &Batch::default(), &[], 0.0)?;
         let of_adapters = AdapterTables::new(device, &self.weights.sites, adapters, grads, dropout)?;
-        let scores = Scores::with_capacity(device, room.targets)?;
-        Ok(PassTables { room, batch, of_adapters, scores })
+        let scores = Scores::with_capacity(device, capacity.targets)?;
+        Ok(PassTables { capacity, batch, of_adapters, scores })
     }
 
     /// Records a pass with gradients, which are those that the tables were made with, with the dropout that they were made with
@@ -78,14 +79,14 @@ impl<T: Real> Decoder<T> {
         let lowest = self.lowest(adapters);
         let lowest =
             lowest.ok_or_else(|| Error::shape("record", "adapters", "one that adapts a layer", "none"))?;
-        let PassTables { room, batch, mut of_adapters, mut scores } = tables;
+        let PassTables { capacity, batch, mut of_adapters, mut scores } = tables;
         let (graph, ()) = device.capture(|| {
             of_adapters.measure(device, &self.weights, adapters)?;
             let kept = Some((lowest, policies));
             let pass = self.pass(device, (adapters, &of_adapters), &batch, (dropout, kept));
             self.both_ways(&pass, lowest, grads, &mut scores)
         })?;
-        Ok(RecordedPass { tables: PassTables { room, batch, of_adapters, scores }, graph })
+        Ok(RecordedPass { tables: PassTables { capacity, batch, of_adapters, scores }, graph })
     }
 
     /// Records a pass without gradients.
@@ -98,26 +99,26 @@ impl<T: Real> Decoder<T> {
         tables: PassTables<T>,
         adapters: &[Adapter<T>],
     ) -> Result<RecordedPass<T>> {
-        let PassTables { room, batch, mut of_adapters, mut scores } = tables;
+        let PassTables { capacity, batch, mut of_adapters, mut scores } = tables;
         let (graph, ()) = device.capture(|| {
             of_adapters.measure(device, &self.weights, adapters)?;
             let pass = self.pass(device, (adapters, &of_adapters), &batch, (None, None));
             self.only_forward(&pass, &mut scores)
         })?;
-        Ok(RecordedPass { tables: PassTables { room, batch, of_adapters, scores }, graph })
+        Ok(RecordedPass { tables: PassTables { capacity, batch, of_adapters, scores }, graph })
     }
 
     /// Bytes that a recorded pass without gradients takes on a GPU beside weights and adapters: what to reserve for it.
     ///
     /// # Errors
     /// [`Error::Shape`] if there are no kernels for the model.
-    pub fn scoring_bytes(&self, chip: Chip, room: Room, adapters: &[Adapter<T>]) -> Result<u64> {
+    pub fn scoring_bytes(&self, chip: Chip, capacity: PassCapacity, adapters: &[Adapter<T>]) -> Result<u64> {
         let device = Device::dry_gpu(chip);
         let decoder = Self { config: self.config.clone(), weights: init::dry(&device, &self.config)? };
         let like = |adapter: &Adapter<T>| adapter.zeros_like(&Device::dry())?.cast(&device);
         let adapters = adapters.iter().map(like).collect::<Result<Vec<Adapter<T>>>>()?;
         let before = device.arena().unwrap_or_default().high_water_bytes;
-        let tables = decoder.pass_tables(&device, room, (&adapters, &[]), None)?;
+        let tables = decoder.pass_tables(&device, capacity, (&adapters, &[]), None)?;
         decoder.record_scoring(&device, tables, &adapters)?;
         Ok(device.arena().unwrap_or_default().high_water_bytes - before)
     }
@@ -125,8 +126,8 @@ impl<T: Real> Decoder<T> {
 
 impl<T: Real> RecordedPass<T> {
     /// How large a batch may be.
-    pub fn room(&self) -> Room {
-        self.tables.room
+    pub fn capacity(&self) -> PassCapacity {
+        self.tables.capacity
     }
 
     /// What was recorded.
@@ -138,7 +139,7 @@ impl<T: Real> RecordedPass<T> {
     /// waited for.
     ///
     /// # Errors
-    /// An input error if the batch does not fit the model; [`Error::Shape`] if it is larger than the room.
+    /// An input error if the batch does not fit the model; [`Error::Shape`] if it is larger than the capacity.
     pub fn start(
         &mut self,
         decoder: &Decoder<T>,
@@ -148,9 +149,9 @@ impl<T: Real> RecordedPass<T> {
         scores: &mut PendingCopy,
     ) -> Result<()> {
         decoder.validate(device, batch, adapters)?;
-        let (needed, tables) = (Room::of(batch), &mut self.tables);
-        if tables.room.max(needed) != tables.room {
-            return Err(Error::shape("record", "batch", format!("at most {:?}", tables.room), needed));
+        let (needed, tables) = (PassCapacity::of(batch), &mut self.tables);
+        if tables.capacity.max(needed) != tables.capacity {
+            return Err(Error::shape("record", "batch", format!("at most {:?}", tables.capacity), needed));
         }
         tables.batch.write(device, batch, &batch.target_rows(), options.scale)?;
         if let Some(step) = options.dropout {

@@ -1,6 +1,6 @@
-//! What a pass reads of its batch, in the memory of the device: made once for room enough, and written anew for every batch.
+//! What a pass reads of its batch, in the memory of the device: made once with a capacity, and written anew for every batch.
 //!
-//! On a GPU the addresses stay, so that launches recorded once serve every batch that fits ([`Room`]).
+//! On a GPU the addresses stay, so that launches recorded once serve every batch that fits ([`PassCapacity`]).
 
 use super::weights::BlockWeights;
 use crate::batch::{AdapterRows, Batch, Segment, Target};
@@ -15,9 +15,9 @@ use crate::ops::qk_norm_rope::RopeTable;
 use crate::ops::rows::RowIndex;
 use crate::tensor::Real;
 
-/// How much a batch may have of everything.
+/// How much the batch of a pass may have of everything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Room {
+pub struct PassCapacity {
     /// Tokens, segments, and who sees whom.
     pub plan: PlanCapacity,
     /// Rows with targets.
@@ -28,7 +28,7 @@ pub struct Room {
     pub positions: usize,
 }
 
-impl Room {
+impl PassCapacity {
     /// What `batch` needs.
     pub fn of(batch: &Batch) -> Self {
         Self {
@@ -72,20 +72,20 @@ pub(super) struct RowSet<T: Real> {
 }
 
 impl<T: Real> RowSet<T> {
-    /// Room for rows of batches with `room`, as many as `rope` has room for.
-    fn with_room(
+    /// Empty, with `capacity`, for as many rows as `rope` has capacity for.
+    fn with_capacity(
         device: &Device,
         rope: RopeTable<T::Stat>,
-        room: Room,
+        capacity: PassCapacity,
         (dropout, adds_gradients): (bool, bool),
     ) -> Result<Self> {
         let tables = device.class(Class::Tables);
-        let capacity = PlanCapacity { query_rows: rope.capacity(), ..room.plan };
-        let rows = Rows::with_capacity(&tables, rope.capacity(), room.plan.segments, dropout)?;
+        let plan = PlanCapacity { query_rows: rope.capacity(), ..capacity.plan };
+        let rows = Rows::with_capacity(&tables, rope.capacity(), capacity.plan.segments, dropout)?;
         Ok(Self {
             live_rows: rope.live_rows(),
             rows: rows.counted(rope.live_rows()),
-            plan: AttentionPlan::with_capacity(&tables, capacity)?,
+            plan: AttentionPlan::with_capacity(&tables, plan)?,
             own: adds_gradients.then(|| RowIndex::with_capacity(&tables, rope.capacity())).transpose()?,
             rope,
         })
@@ -118,26 +118,26 @@ pub(super) struct BatchTables<T: Real> {
 }
 
 impl<T: Real> BatchTables<T> {
-    /// Room for batches through these blocks. `dropout`: whether masks are drawn.
-    pub(super) fn with_room(
+    /// Empty tables for batches through these blocks. `dropout`: whether masks are drawn.
+    pub(super) fn with_capacity(
         device: &Device,
         blocks: &[BlockWeights<T>],
-        room: Room,
+        capacity: PassCapacity,
         dropout: bool,
     ) -> Result<Self> {
         let tables = device.class(Class::Tables);
         let attn = blocks.first().map(|block| block.spec.attn);
         let attn = attn.ok_or_else(|| Error::shape("tables", "blocks", "at least one", 0))?;
         let (head_dim, theta) = (attn.head_dim, attn.rope_theta);
-        let rope = RopeTable::with_capacity(&tables, room.tokens(), room.positions, head_dim, theta)?;
+        let rope = RopeTable::with_capacity(&tables, capacity.tokens(), capacity.positions, head_dim, theta)?;
         let adds_gradients = blocks.iter().any(|block| block.spec.wiring == Wiring::PostNorm);
-        let of_supervised = rope.sibling(&tables, room.target_rows)?;
+        let of_supervised = rope.sibling(&tables, capacity.target_rows)?;
         Ok(Self {
-            ids: tables.empty(room.tokens(), 1)?,
-            all: RowSet::with_room(device, rope, room, (dropout, adds_gradients))?,
-            supervised: RowSet::with_room(device, of_supervised, room, (dropout, adds_gradients))?,
-            target_rows: RowIndex::with_capacity(&tables, room.target_rows)?,
-            targets: Targets::with_capacity(&tables, room.target_rows, room.targets)?,
+            ids: tables.empty(capacity.tokens(), 1)?,
+            all: RowSet::with_capacity(device, rope, capacity, (dropout, adds_gradients))?,
+            supervised: RowSet::with_capacity(device, of_supervised, capacity, (dropout, adds_gradients))?,
+            target_rows: RowIndex::with_capacity(&tables, capacity.target_rows)?,
+            targets: Targets::with_capacity(&tables, capacity.target_rows, capacity.targets)?,
         })
     }
 

@@ -17,9 +17,9 @@ use crate::data::routing::{Routing, select};
 use crate::data::texts::any_chat;
 use crate::device::{Device, Machine};
 use crate::error::{Error, InputError, Result};
-use crate::model::{Adapter, Decoder, ModelFlops, Room, Scorer};
+use crate::model::{Adapter, Decoder, ModelFlops, PassCapacity, Scorer};
 use crate::ops::linear_cross_entropy::TargetScore;
-use crate::session::room::{held_bytes, peak_bytes, size, weights_bytes};
+use crate::session::memory::{held_bytes, peak_bytes, size, weights_bytes};
 use crate::session::{self, Context, Limit, Notice, Opened, Peak, Progress, TextOptions, TextSettings};
 use crate::tensor::Real;
 
@@ -218,7 +218,7 @@ impl<'a> Session<'a> {
         if device.machine() == Machine::Cpu {
             return Ok(Scorer::new(None));
         }
-        let mut room = Room::default();
+        let mut capacity = PassCapacity::default();
         for rows in passes {
             self.check_stop()?;
             let batch = pack(rows.clone())?.batch;
@@ -227,10 +227,10 @@ impl<'a> Session<'a> {
                 decoder.config.max_position_embeddings,
                 adapters.len(),
             )?;
-            room = room.max(Room::of(&batch));
+            capacity = capacity.max(PassCapacity::of(&batch));
         }
-        device.reserve(decoder.scoring_bytes(device.chip()?, room, adapters)?)?;
-        let tables = decoder.pass_tables(device, room, (adapters, &[]), None)?;
+        device.reserve(decoder.scoring_bytes(device.chip()?, capacity, adapters)?)?;
+        let tables = decoder.pass_tables(device, capacity, (adapters, &[]), None)?;
         Ok(Scorer::new(Some(decoder.record_scoring(device, tables, adapters)?)))
     }
 }

@@ -2,13 +2,13 @@
 //! tokens, weights.
 
 mod device;
+pub(crate) mod memory;
 mod peak;
-pub(crate) mod room;
 pub mod text_settings;
 
 pub use device::open_device;
+pub use memory::Limit;
 pub use peak::Peak;
-pub use room::Limit;
 pub use text_settings::TextSettings;
 
 use std::cell::RefCell;

@@ -4,7 +4,7 @@ use super::plan::Plan;
 use crate::config::TrainConfig;
 use crate::device::Device;
 use crate::error::Result;
-use crate::model::{Adapter, Decoder, DropoutStep, PassOptions, Policy, RecordedPass, Room};
+use crate::model::{Adapter, Decoder, DropoutStep, PassCapacity, PassOptions, Policy, RecordedPass};
 use crate::optim::Optimizer;
 use crate::tensor::Real;
 
@@ -35,12 +35,12 @@ pub(super) struct Recorded<T: Real> {
     pub(super) evaluation: Option<RecordedPass<T>>,
 }
 
-/// How large the passes of a run are.
+/// The capacity that the passes of a run need.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Rooms {
-    pub(super) training: Room,
-    pub(super) evaluation: Room,
-    /// Whether passes that train are cut to their room.
+pub(super) struct PassCapacities {
+    pub(super) training: PassCapacity,
+    pub(super) evaluation: PassCapacity,
+    /// Whether passes that train are cut to their capacity.
     pub(super) cuts: bool,
 }
 
@@ -52,20 +52,20 @@ pub(super) struct Rooms {
 pub(super) fn record<T: Real<Stat = f32>>(
     (config, policies): (&TrainConfig, &[Policy]),
     (device, decoder): (&Device, &Decoder<T>),
-    rooms: Rooms,
+    capacities: PassCapacities,
     optimizer: &mut Optimizer<T>,
     (adapters, grads): (&mut [Adapter<T>], &mut [Adapter<f32>]),
 ) -> Result<Recorded<T>> {
     let dropout = Some(DropoutStep { seed: config.seed, step: 0 });
-    let (trains, evaluates) = (rooms.training.targets > 0, rooms.evaluation.targets > 0);
+    let (trains, evaluates) = (capacities.training.targets > 0, capacities.evaluation.targets > 0);
     if trains {
         optimizer.prepare(device, &mut adapters[0], &grads[0])?;
     }
     let training = trains
-        .then(|| decoder.pass_tables(device, rooms.training, (adapters, grads), dropout))
+        .then(|| decoder.pass_tables(device, capacities.training, (adapters, grads), dropout))
         .transpose()?;
     let evaluation = evaluates
-        .then(|| decoder.pass_tables(device, rooms.evaluation, (adapters, &[]), None))
+        .then(|| decoder.pass_tables(device, capacities.evaluation, (adapters, &[]), None))
         .transpose()?;
     let options = PassOptions { scale: 1.0, dropout, policies };
     Ok(Recorded {

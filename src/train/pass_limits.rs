@@ -1,4 +1,4 @@
-//! What bounds the passes of a run: room that every one of them fits into, and the largest of them. Found by packing them all once,
+//! What bounds the passes of a run: a capacity that all of them fit into, and the largest of them. Found by packing them all once,
 //! since how full batches get and what they share depends on which rows meet.
 
 use super::evaluate::eval_passes;
@@ -8,7 +8,7 @@ use super::sampler::Sampler;
 use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::error::Result;
-use crate::model::Room;
+use crate::model::PassCapacity;
 use crate::session::Context;
 
 /// Epochs whose passes are all looked at. In a longer run later ones are cut to what these need ([`super::step`]), so that a plan
@@ -22,7 +22,7 @@ const MOST_PASSES: usize = 64;
 #[derive(Debug, Clone, Default)]
 pub(super) struct PassLimits {
     /// What no pass exceeds.
-    pub(super) room: Room,
+    pub(super) capacity: PassCapacity,
     /// Whether that is so only because later passes are cut.
     pub(super) is_part: bool,
     /// Passes with more tokens, or more rows for the head and the last block, than any other: fewer and fewer tokens, more and
@@ -101,9 +101,9 @@ impl PassLimits {
     }
 
     fn add(&mut self, batch: Batch) {
-        let room = Room::of(&batch);
-        let pass = Pass { tokens: room.tokens(), target_rows: room.target_rows, batch };
-        self.room = self.room.max(room);
+        let capacity = PassCapacity::of(&batch);
+        let pass = Pass { tokens: capacity.tokens(), target_rows: capacity.target_rows, batch };
+        self.capacity = self.capacity.max(capacity);
         if pass.tokens == 0 || self.front.iter().any(|other| other.covers(&pass)) {
             return;
         }
@@ -142,8 +142,8 @@ mod tests {
             let limits = PassLimits::of(shapes.iter().map(|&(tokens, share)| batch(tokens, share)));
             let largest = limits.largest();
             let sizes: Vec<_> = largest.iter().map(|b| (b.total_tokens(), b.targets.len())).collect();
-            assert_eq!(limits.room.tokens(), sizes.iter().map(|s| s.0).max().unwrap_or(0));
-            assert_eq!(limits.room.targets, sizes.iter().map(|s| s.1).max().unwrap_or(0));
+            assert_eq!(limits.capacity.tokens(), sizes.iter().map(|s| s.0).max().unwrap_or(0));
+            assert_eq!(limits.capacity.targets, sizes.iter().map(|s| s.1).max().unwrap_or(0));
             sizes
         };
         assert_eq!(sizes(&[]), []);

@@ -5,7 +5,7 @@ use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::data::collate::{collate, collate_shared};
 use crate::data::packing::passes;
-use crate::model::Room;
+use crate::model::PassCapacity;
 
 /// The passes that a micro-batch is computed in.
 pub(super) fn passes_of<'r, 'a>(
@@ -29,20 +29,20 @@ pub(super) fn packed(rows: &[&Row], share_prefix: bool, first_sample: u32) -> Ba
     batch
 }
 
-/// The rows of one pass as a batch, or as several of halves of them, each of which fits `room`. A row alone always does.
+/// The rows of one pass as a batch, or as several of halves of them, each of which fits `capacity`. A row alone always does.
 pub(super) fn fitting<'r, 'a>(
     rows: &'r [&'a Row],
     share_prefix: bool,
     first_sample: u32,
-    room: Option<Room>,
+    capacity: Option<PassCapacity>,
 ) -> Vec<(Batch, &'r [&'a Row])> {
     let batch = packed(rows, share_prefix, first_sample);
-    if rows.len() < 2 || room.is_none_or(|room| room.holds(Room::of(&batch))) {
+    if rows.len() < 2 || capacity.is_none_or(|capacity| capacity.holds(PassCapacity::of(&batch))) {
         return vec![(batch, rows)];
     }
     let (left, right) = rows.split_at(rows.len() / 2);
-    let mut all = fitting(left, share_prefix, first_sample, room);
-    all.extend(fitting(right, share_prefix, first_sample + left.len() as u32, room));
+    let mut all = fitting(left, share_prefix, first_sample, capacity);
+    all.extend(fitting(right, share_prefix, first_sample + left.len() as u32, capacity));
     all
 }
 
@@ -68,17 +68,19 @@ mod tests {
         let whole = fitting(&rows, false, 3, None);
         // The last token of a row is a target alone.
         assert_eq!((whole.len(), whole[0].0.total_tokens()), (1, 21));
-        let enough = Room::of(&whole[0].0);
+        let enough = PassCapacity::of(&whole[0].0);
         assert_eq!(fitting(&rows, false, 3, Some(enough)).len(), 1);
-        let alone = rows.iter().map(|row| Room::of(&packed(&[row], false, 0)));
-        let least = alone.fold(Room::default(), Room::max);
-        let two = Room::of(&packed(&rows[..2], false, 0)).max(least);
-        for room in [least, two] {
-            let parts = fitting(&rows, false, 3, Some(room));
-            assert!(parts.len() > 1 && parts.iter().all(|(batch, _)| room.holds(Room::of(batch))));
+        let alone = rows.iter().map(|row| PassCapacity::of(&packed(&[row], false, 0)));
+        let least = alone.fold(PassCapacity::default(), PassCapacity::max);
+        let two = PassCapacity::of(&packed(&rows[..2], false, 0)).max(least);
+        for capacity in [least, two] {
+            let parts = fitting(&rows, false, 3, Some(capacity));
+            assert!(
+                parts.len() > 1 && parts.iter().all(|(batch, _)| capacity.holds(PassCapacity::of(batch)))
+            );
             let samples =
                 parts.iter().flat_map(|(batch, _)| batch.segments.iter().map(|s| (s.sample, s.len)));
-            assert!(samples.eq([(3, 4), (4, 6), (5, 2), (6, 8), (7, 1)]), "{room:?}");
+            assert!(samples.eq([(3, 4), (4, 6), (5, 2), (6, 8), (7, 1)]), "{capacity:?}");
         }
     }
 }

@@ -7,14 +7,15 @@ use crate::config::TrainConfig;
 use crate::device::{Device, Machine, PendingCopy};
 use crate::error::{Error, Result};
 use crate::model::{
-    Adapter, Decoder, DropoutStep, ModelFlops, PassOptions, Policies, RecordedPass, Room, Scorer, recorded,
+    Adapter, Decoder, DropoutStep, ModelFlops, PassCapacity, PassOptions, Policies, RecordedPass, Scorer,
+    recorded,
 };
 use crate::ops::linear_cross_entropy::TargetScore;
 use crate::optim::{Optimizer, Update};
 use crate::session::Context;
 use crate::tensor::Real;
 
-use super::graphs::{Rooms, record};
+use super::graphs::{PassCapacities, record};
 use super::passes::{fitting, passes_of};
 use super::prepare::Row;
 
@@ -44,8 +45,8 @@ pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
     pub(super) recorded: Option<RecordedPass<T>>,
     /// Pending copies of steps that are finished, for those to come.
     pub(super) spare: Spare,
-    /// Room that passes are cut to, where not all of them were looked at before.
-    pub(super) room: Option<Room>,
+    /// What passes are cut to, where not all of them were looked at before.
+    pub(super) capacity: Option<PassCapacity>,
 }
 
 /// Pending copies of scores and of norms.
@@ -92,17 +93,17 @@ impl Started {
 }
 
 impl<T: Real<Stat = f32>> Stepper<'_, T> {
-    /// Records the launches of passes with at most `rooms`, where the device can. Gives the pass that evaluates.
+    /// Records the launches of passes with at most `capacities`, where the device can. Gives the pass that evaluates.
     ///
     /// # Errors
     /// [`Error::Device`] if there is not so much memory.
-    pub(super) fn record(&mut self, rooms: Rooms) -> Result<Scorer<T>> {
+    pub(super) fn record(&mut self, capacities: PassCapacities) -> Result<Scorer<T>> {
         if self.device.arena().is_none() {
             return Ok(Scorer::new(None));
         }
         let Self { config, device, decoder, policies, adapters, grads, optimizer, .. } = self;
         let asked = (*config, policies.as_slice());
-        let recorded = record(asked, (device, decoder), rooms, optimizer, (adapters, grads))?;
+        let recorded = record(asked, (device, decoder), capacities, optimizer, (adapters, grads))?;
         self.recorded = recorded.training;
         Ok(Scorer::new(recorded.evaluation))
     }
@@ -154,7 +155,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         for micro_batch in micro_batches {
             for pass in passes_of(micro_batch, self.config) {
                 context.check_stop(&format!("stopped within step {}", step + 1))?;
-                for (batch, rows) in fitting(pass, self.config.share_prefix, first_sample, self.room) {
+                for (batch, rows) in fitting(pass, self.config.share_prefix, first_sample, self.capacity) {
                     started.packed_tokens += batch.total_tokens();
                     started.result.model_flops += self.model_flops.forward_and_backward(&batch);
                     first_sample += rows.len() as u32;

@@ -86,7 +86,7 @@ impl<T: Real> Pass<'_, T> {
         self.adapters.iter().any(|adapter| adapter.params(number).is_some())
     }
 
-    /// Room for `x~ A^T` of a group with `rows` rows, and the products that give it, for the kernel that makes the input.
+    /// Empty tensors for `x~ A^T` of a group with `rows` rows, and the products that give it, for the kernel that makes the input.
     pub(super) fn xa(&self, group: &Group<'_, T>, rows: usize, place: &Device) -> Result<Projection<T>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);

@@ -7,10 +7,10 @@ use crate::config::{Dtype, ModelConfig, TrainConfig};
 use crate::device::arch::Chip;
 use crate::device::{ByClass, Class, Device, Ledger};
 use crate::error::Result;
-use crate::model::{Adapter, Decoder, DropoutStep, ModelFlops, PassOptions, Policies, Room, init};
+use crate::model::{Adapter, Decoder, DropoutStep, ModelFlops, PassCapacity, PassOptions, Policies, init};
 use crate::optim::{Optimizer, Update};
 use crate::tensor::{DType, Real};
-use crate::train::graphs::{Rooms, record};
+use crate::train::graphs::{PassCapacities, record};
 use crate::train::pass_limits::PassLimits;
 use crate::train::step::update;
 
@@ -32,34 +32,46 @@ pub(super) struct Job {
     /// Passes without gradients whose memory counts on a processor.
     pub(super) evaluated: Vec<Batch>,
     /// What a GPU records passes for, which is all that it takes memory for.
-    pub(super) rooms: Rooms,
+    pub(super) capacities: PassCapacities,
 }
 
 impl Job {
     /// Exactly these passes.
     pub(super) fn of(passes: Vec<Batch>) -> Self {
-        let training = PassLimits::of(passes.iter().cloned()).room;
-        Self { passes, evaluated: Vec::new(), rooms: Rooms { training, ..Rooms::default() } }
+        let training = PassLimits::of(passes.iter().cloned()).capacity;
+        Self {
+            passes,
+            evaluated: Vec::new(),
+            capacities: PassCapacities { training, ..PassCapacities::default() },
+        }
     }
 
     /// The largest passes of a run.
     pub(super) fn of_run(training: &PassLimits, evaluation: &PassLimits) -> Self {
-        let rooms = Rooms { training: training.room, evaluation: evaluation.room, cuts: training.is_part };
-        Self { passes: training.largest(), evaluated: evaluation.largest(), rooms }
+        let capacities = PassCapacities {
+            training: training.capacity,
+            evaluation: evaluation.capacity,
+            cuts: training.is_part,
+        };
+        Self { passes: training.largest(), evaluated: evaluation.largest(), capacities }
     }
 
     /// The same with all passes of which one may take the most memory.
     pub(super) fn with_candidates(&self, training: &PassLimits, evaluation: &PassLimits) -> Self {
-        Self { passes: training.candidates(), evaluated: evaluation.candidates(), rooms: self.rooms }
+        Self {
+            passes: training.candidates(),
+            evaluated: evaluation.candidates(),
+            capacities: self.capacities,
+        }
     }
 
     /// The same without its evaluations; none if it has none.
     pub(super) fn without_evaluation(&self) -> Option<Self> {
-        let rooms = Rooms { evaluation: Room::default(), ..self.rooms };
+        let capacities = PassCapacities { evaluation: PassCapacity::default(), ..self.capacities };
         (!self.evaluated.is_empty()).then(|| Self {
             passes: self.passes.clone(),
             evaluated: Vec::new(),
-            rooms,
+            capacities,
         })
     }
 }
@@ -129,7 +141,7 @@ impl Setup<'_> {
         if chip.is_some() && T::DTYPE == DType::Bf16 {
             let model = (&device, &decoder);
             let with = (adapters.as_mut_slice(), grads.as_mut_slice());
-            drop(record((config, policies.as_slice()), model, job.rooms, &mut optimizer, with)?);
+            drop(record((config, policies.as_slice()), model, job.capacities, &mut optimizer, with)?);
             recorded = Some(memory());
         }
         for batch in &job.passes {

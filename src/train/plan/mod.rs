@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use self::choose::asked;
 use self::measure::{Job, Measured, Setup};
-use super::graphs::Rooms;
+use super::graphs::PassCapacities;
 use super::pass_limits::PassLimits;
 use super::passes::{packed, passes_of};
 use super::prepare::{Prepared, Row};
@@ -30,7 +30,7 @@ use crate::device::card::CARDS;
 use crate::device::{Card, Class, Device, Machine};
 use crate::error::{Error, Result};
 use crate::model::{Policies, Policy};
-use crate::session::room::size;
+use crate::session::memory::size;
 use crate::session::{Context, Limit, Peak};
 use crate::tensor::Real;
 
@@ -304,7 +304,7 @@ pub(super) fn planned<T: Real<Stat = f32>>(
     prepared: &Prepared<T>,
     sampler: &Sampler<'_>,
     context: &Context,
-) -> Result<(Plan, Rooms)> {
+) -> Result<(Plan, PassCapacities)> {
     let place = Place::of(config, Some(&prepared.device))?;
     let setup = place.setup(config, &prepared.model.config);
     let training = PassLimits::of_training(config, &prepared.train, sampler, context)?;
@@ -313,7 +313,7 @@ pub(super) fn planned<T: Real<Stat = f32>>(
     let limit = place.limit_bytes();
     let (mut policies, mut memory) = setup.choose(&job, limit)?;
     if place.chip.is_none() {
-        // Without rooms, the pass that takes the most may be one that is second in tokens and in targets.
+        // Without capacities, the pass that takes the most may be one that is second in tokens and in targets.
         let all = job.with_candidates(&training, &evaluation);
         let most = setup.measure(&all, &policies)?;
         (policies, memory) = match limit {
@@ -334,7 +334,7 @@ pub(super) fn planned<T: Real<Stat = f32>>(
     if let Some(most_tokens) = job.passes.first().filter(|_| config.dry_run || !plan.fits) {
         plan.capacity = place.capacity(&setup, &like(most_tokens))?;
     }
-    Ok((plan, job.rooms))
+    Ok((plan, job.capacities))
 }
 
 /// A workload of rows like those of a pass.

@@ -66,7 +66,7 @@ fn run_as<T: Real<Stat = f32>>(
     let prepared = prepare::<T>(config, device, context, watch)?;
     let lengths = prepared.train.iter().map(|row| row.example.len()).collect();
     let sampler = Sampler::new(config, lengths, context)?;
-    let (planned, rooms) = planned(config, &prepared, &sampler, context)?;
+    let (planned, capacities) = planned(config, &prepared, &sampler, context)?;
     watch(Event::Planned(&planned));
     planned.check_fits()?;
     let policies = &planned.activation_policy;
@@ -94,7 +94,7 @@ fn run_as<T: Real<Stat = f32>>(
     };
     reserve(&prepared.device, &planned)?;
     let mut training =
-        Training::start((config, &lock), context, &prepared, (sampler, &planned, rooms), watch)?;
+        Training::start((config, &lock), context, &prepared, (sampler, &planned, capacities), watch)?;
     training.steps(watch)?;
     training.finish(watch)
 }

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint;
 use crate::session::Notice;
-use crate::session::room::peak_bytes;
+use crate::session::memory::peak_bytes;
 use crate::tensor::Real;
 use crate::train::checkpoint as state_files;
 use crate::train::event::{Event, Summary};

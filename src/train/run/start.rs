@@ -15,7 +15,7 @@ use crate::session::{Context, Notice, Peak, text_settings};
 use crate::tensor::Real;
 use crate::train::checkpoint as state_files;
 use crate::train::event::Event;
-use crate::train::graphs::Rooms;
+use crate::train::graphs::PassCapacities;
 use crate::train::identity::identity;
 use crate::train::log::Log;
 use crate::train::output::{checkpoint_to_resume, remove_old_run};
@@ -32,7 +32,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         (config, lock): (&'a TrainConfig, &'a RunLock),
         context: &'a Context,
         prepared: &'a Prepared<T>,
-        (sampler, planned, rooms): (Sampler<'a>, &Plan, Rooms),
+        (sampler, planned, capacities): (Sampler<'a>, &Plan, PassCapacities),
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let device = &prepared.device;
@@ -51,7 +51,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             model_flops: ModelFlops::of(&prepared.model.config, Some(&config.lora()))?,
             recorded: None,
             spare: Spare::default(),
-            room: rooms.cuts.then_some(rooms.training),
+            capacity: capacities.cuts.then_some(capacities.training),
             grads: vec![adapter.zeros_like(&device.class(Class::Gradient))?],
             optimizer,
             adapters: vec![adapter],
@@ -85,7 +85,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             }
             None => remove_old_run(config)?,
         }
-        let scorer = stepper.record(rooms)?;
+        let scorer = stepper.record(capacities)?;
         write_file(&config.output_dir.join("training_config.toml"), config.to_toml().as_bytes())?;
         write_file(&config.output_dir.join(text_settings::NAME), &prepared.text.to_json())?;
         let log = Log::open(&config.output_dir, state.global_step)?;

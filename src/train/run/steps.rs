@@ -85,7 +85,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let learning_rate = self.schedule.learning_rate(self.state.global_step);
-        // What was recorded was counted for its room, and not for the batch.
+        // What was recorded was counted for its capacity, and not for the batch.
         let flops = match self.stepper.recorded {
             Some(_) => started.packed_tokens as f64 * self.flops_per_token,
             None => started.flops as f64,

@@ -29,7 +29,7 @@ pub(super) fn forward<T: Real>(
 ) -> Result<()> {
     let tables = tables_of(args.plan)?;
     let kernels = plan::kernels(device, args.heads.head_dim)?;
-    let Some(launch) = plan::forward(kernels, &args.heads, tables.rooms()) else { return Ok(()) };
+    let Some(launch) = plan::forward(kernels, &args.heads, tables.tile_capacity()) else { return Ok(()) };
     let params = AttentionFwdParams {
         q: args.q.ptr(),
         k: args.k.ptr(),
@@ -55,11 +55,11 @@ pub(super) fn backward<T: Real>(
     let kernels = plan::kernels(device, args.heads.head_dim)?;
     let heads = args.heads.num_attention_heads;
     // lse and D by tile and head, a pair for each of its queries.
-    let stats = device.empty::<f32>(tables.rooms().tiles * heads, 2 * plan::TILE)?;
-    if let Some(launch) = plan::dq(kernels, &args.heads, tables.rooms()) {
+    let stats = device.empty::<f32>(tables.tile_capacity().tiles * heads, 2 * plan::TILE)?;
+    if let Some(launch) = plan::dq(kernels, &args.heads, tables.tile_capacity()) {
         device.launch(&launch, &dq_params(args, &grads, tables, &stats))?;
     }
-    let Some(launch) = plan::dkv(kernels, &args.heads, tables.rooms()) else { return Ok(()) };
+    let Some(launch) = plan::dkv(kernels, &args.heads, tables.tile_capacity()) else { return Ok(()) };
     let params = AttentionBwdDkvParams {
         q: args.q.ptr(),
         k: args.k.ptr(),

@@ -1,4 +1,4 @@
-//! Which kernels compute attention on a GPU, in how many blocks: pure functions of heads and rooms.
+//! Which kernels compute attention on a GPU, in how many blocks: pure functions of heads and of the capacity for tiles.
 //!
 //! Blocks are numbered with the heads of one tile as neighbours, the heaviest tiles first: heads that share a key head meet in the
 //! L2 cache, and what runs last is short.
@@ -20,7 +20,7 @@ const STATS_BYTES: usize = 8;
 
 /// Most query tiles and key tiles that lists have room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rooms {
+pub(super) struct TileCapacity {
     /// Query tiles.
     pub(super) tiles: usize,
     /// Key tiles.
@@ -83,21 +83,21 @@ fn tile_bytes(kernels: &Kernels) -> usize {
 }
 
 /// One tile of keys and one of values. Nothing to launch without room for tiles.
-pub(super) fn forward(kernels: &Kernels, heads: &Heads, rooms: Rooms) -> Option<Launch> {
-    launch(kernels.forward, rooms.tiles * heads.num_attention_heads, 2 * tile_bytes(kernels))
+pub(super) fn forward(kernels: &Kernels, heads: &Heads, capacity: TileCapacity) -> Option<Launch> {
+    launch(kernels.forward, capacity.tiles * heads.num_attention_heads, 2 * tile_bytes(kernels))
 }
 
 /// Two stages of 32 keys and their values.
-pub(super) fn dq(kernels: &Kernels, heads: &Heads, rooms: Rooms) -> Option<Launch> {
+pub(super) fn dq(kernels: &Kernels, heads: &Heads, capacity: TileCapacity) -> Option<Launch> {
     let stage = 2 * DQ_KEYS * kernels.head_dim * 2;
-    launch(kernels.dq, rooms.tiles * heads.num_attention_heads, DQ_STAGES * stage)
+    launch(kernels.dq, capacity.tiles * heads.num_attention_heads, DQ_STAGES * stage)
 }
 
 /// Keys and values of the block, and two stages of queries, dO and their statistics.
-pub(super) fn dkv(kernels: &Kernels, heads: &Heads, rooms: Rooms) -> Option<Launch> {
+pub(super) fn dkv(kernels: &Kernels, heads: &Heads, capacity: TileCapacity) -> Option<Launch> {
     let stage = 2 * tile_bytes(kernels) + TILE * STATS_BYTES;
     let smem = 2 * tile_bytes(kernels) + DKV_STAGES * stage;
-    launch(kernels.dkv, rooms.key_tiles * heads.num_key_value_heads, smem)
+    launch(kernels.dkv, capacity.key_tiles * heads.num_key_value_heads, smem)
 }
 
 #[cfg(test)]
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
     use crate::device::arch::{Arch, occupancy};
 
-    const ROOMS: Rooms = Rooms { tiles: 40, key_tiles: 50 };
+    const CAPACITY: TileCapacity = TileCapacity { tiles: 40, key_tiles: 50 };
 
     #[test]
     fn plans_are_their_kernels_budgets_and_grids_are_made_for_the_rooms() {
@@ -113,15 +113,18 @@ mod tests {
             |head_dim| Heads { num_attention_heads: 8, num_key_value_heads: 2, head_dim, softmax_scale: 1.0 };
         for kernels in &KERNELS {
             let heads = heads(kernels.head_dim);
-            let launches =
-                [forward(kernels, &heads, ROOMS), dq(kernels, &heads, ROOMS), dkv(kernels, &heads, ROOMS)];
+            let launches = [
+                forward(kernels, &heads, CAPACITY),
+                dq(kernels, &heads, CAPACITY),
+                dkv(kernels, &heads, CAPACITY),
+            ];
             for (launch, blocks) in launches.into_iter().flatten().zip([40 * 8, 40 * 8, 50 * 2]) {
                 assert_eq!(launch.grid, [blocks, 1, 1], "{launch}");
                 assert_eq!(launch.dynamic_smem, launch.kernel.budget().smem, "{launch}");
             }
             assert_eq!(launches.iter().flatten().count(), 3);
         }
-        let none = Rooms { tiles: 0, key_tiles: 0 };
+        let none = TileCapacity { tiles: 0, key_tiles: 0 };
         assert_eq!(forward(&KERNELS[0], &heads(16), none), None);
     }
 

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::plan::{Rooms, TILE};
+use super::plan::{TILE, TileCapacity};
 use crate::device::kernels::params::{AttentionKeyTile, AttentionRange, AttentionTile};
 use crate::device::{Device, Table};
 use crate::error::{Error, Result};
@@ -167,8 +167,8 @@ impl Tables {
     }
 
     /// What grids are made for.
-    pub(super) fn rooms(&self) -> Rooms {
-        Rooms { tiles: self.tiles.capacity(), key_tiles: self.key_tiles.capacity() }
+    pub(super) fn tile_capacity(&self) -> TileCapacity {
+        TileCapacity { tiles: self.tiles.capacity(), key_tiles: self.key_tiles.capacity() }
     }
 }
 
