@@ -66,7 +66,7 @@ impl<T: Real> Adapter<T> {
             let [rows, cols] = lora_matmul::b_shape(device, out_features, r);
             let b = device.zeros(rows, cols)?;
             let magnitude = match config.use_dora {
-                true => Some(row_norms(device, &weights.linears[number].weight, r)?),
+                true => Some(row_norms(device, weights.linears[number].weight.dense(), r)?),
                 false => None,
             };
             Ok::<_, Error>(Some(LoraParams { a, b, magnitude, scaling }))

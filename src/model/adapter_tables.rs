@@ -81,7 +81,8 @@ impl<T: Real> AdapterTables<T> {
         for (adapter, norms) in adapters.iter().zip(&mut self.dora_norms) {
             for (number, norm) in norms.iter_mut().enumerate() {
                 let (Some(params), Some(norm)) = (adapter.params(number), norm) else { continue };
-                let (weight, scaling) = (&weights.linears[number].weight, T::Stat::from_f64(params.scaling));
+                let (weight, scaling) =
+                    (weights.linears[number].weight.dense(), T::Stat::from_f64(params.scaling));
                 let merged = Merged { weight, a: &params.a, b: &params.b, scaling };
                 lora_matmul::dora_norm(device, merged, norm)?;
             }

@@ -14,7 +14,7 @@ use crate::config::ModelConfig;
 use crate::device::{Device, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::embedding;
-use crate::ops::linear_cross_entropy::{self, Scores, TargetScore};
+use crate::ops::linear_cross_entropy::{Scores, TargetScore};
 use crate::tensor::{DType, Real};
 
 /// A decoder: its shape and its frozen weights. Adapters are passed to every call, so one base serves many.
@@ -112,17 +112,13 @@ impl<T: Real> Decoder<T> {
         let of_adapters = self.adapter_tables(device, adapters, &[], None)?;
         let pass = self.pass(device, (adapters, &of_adapters), &tables, (None, None));
         let forward = self.forward(&pass)?;
-        linear_cross_entropy::logits(device, &forward.normed, self.weights.head())
+        self.weights.logits(device, &forward.normed)
     }
 
     /// Forward over the batch in the tables of `pass`.
     pub(super) fn only_forward(&self, pass: &Pass<'_, T>, scores: &mut Scores) -> Result<()> {
         let normed = self.forward(pass)?.normed;
-        let (x, weight, targets) = (&normed, self.weights.head(), &pass.tables.targets);
-        linear_cross_entropy::forward(
-            pass.device,
-            linear_cross_entropy::Forward { x, weight, targets, scores, dx: None },
-        )
+        self.weights.score(pass, &normed, scores)
     }
 
     /// Forward and backward over the batch in the tables of `pass`: adds to `grads`.
@@ -133,14 +129,8 @@ impl<T: Real> Decoder<T> {
         grads: &mut [Adapter<T::Stat>],
         scores: &mut Scores,
     ) -> Result<()> {
-        let (device, targets) = (pass.device, &pass.tables.targets);
         let Forward { mut saved, junction, normed } = self.forward(pass)?;
-        let mut d_normed = device.empty(normed.rows(), normed.cols())?;
-        let (x, weight, dx) = (&normed, self.weights.head(), Some(&mut d_normed));
-        linear_cross_entropy::forward(
-            device,
-            linear_cross_entropy::Forward { x, weight, targets, scores, dx },
-        )?;
+        let d_normed = self.weights.score_and_gradient(pass, &normed, scores)?;
         drop(normed);
         let mut layer = self.weights.blocks.len();
         let mut gradient = pass.leave(junction, d_normed)?;

@@ -228,7 +228,7 @@ fn new_magnitudes_are_the_norms_of_the_weights() {
     let adapter = dora_adapter(&device, &model, 0.0);
     for slot in [Slot::V, Slot::Down] {
         let number = model.weights.sites.number(0, slot).unwrap();
-        let weight = &model.weights.linears[number].weight;
+        let weight = model.weights.linears[number].weight.dense();
         let magnitude = adapter.params(number).unwrap().magnitude.as_ref().unwrap();
         let numbers = device.read(weight).unwrap();
         for (row, magnitude) in numbers.chunks(weight.cols()).zip(device.read(magnitude).unwrap()) {

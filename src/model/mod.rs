@@ -9,6 +9,7 @@ pub mod adapter;
 mod adapter_tables;
 pub mod block;
 pub mod decoder;
+pub mod head;
 pub mod init;
 pub mod load;
 pub mod model_flops;

@@ -4,6 +4,7 @@ use super::adapter::Adapter;
 use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::init;
 use super::policy::Policy;
+use super::weights::Weight;
 use crate::batch::{Batch, Target};
 use crate::config::block::Wiring;
 use crate::config::{Family, LoraConfig, ModelConfig, Slot, TargetModules, variant};
@@ -466,7 +467,8 @@ fn the_wiring_says_which_norms_the_stream_goes_through() {
         }
         for number in 0..model.weights.sites.len() {
             if matches!(model.weights.sites[number].slot, Slot::O | Slot::Down) {
-                model.weights.linears[number].weight.data_mut().fill(0.0);
+                let Weight::Dense(weight) = &mut model.weights.linears[number].weight;
+                weight.data_mut().fill(0.0);
             }
         }
         let batch = batch(&[(1, 0)]);
@@ -482,7 +484,7 @@ fn the_wiring_says_which_norms_the_stream_goes_through() {
             }
         }
         for (token, got) in logits.data().iter().enumerate() {
-            let head = &model.weights.head().data()[token * hidden..][..hidden];
+            let head = &model.weights.logit_matrix().data()[token * hidden..][..hidden];
             let expected: f64 = head.iter().zip(&x).map(|(h, x)| h * x).sum();
             assert!((got - expected).abs() < 1e-12, "{wiring:?} {token}: {got} {expected}");
         }

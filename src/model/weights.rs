@@ -1,16 +1,40 @@
 //! The frozen weights of a decoder, and the one list of their names and shapes.
 
+use super::head::{Head, TokenHead};
 use crate::config::block::BlockSpec;
 use crate::config::{ModelConfig, PerSite, Site, Sites};
 use crate::device::Tensor;
 use crate::error::Result;
 use crate::tensor::Real;
 
+/// How the weight of a linear layer is held.
+#[derive(Debug)]
+pub enum Weight<T: Real> {
+    /// Number by number.
+    Dense(Tensor<T>),
+}
+
+impl<T: Real> Weight<T> {
+    /// The numbers themselves.
+    pub fn dense(&self) -> &Tensor<T> {
+        match self {
+            Self::Dense(tensor) => tensor,
+        }
+    }
+
+    /// The tensors that hold it.
+    fn tensors(&self) -> impl Iterator<Item = &Tensor<T>> {
+        match self {
+            Self::Dense(tensor) => std::iter::once(tensor),
+        }
+    }
+}
+
 /// A frozen linear layer.
 #[derive(Debug)]
 pub struct Linear<T: Real> {
     /// `[out_features, in_features]`.
-    pub weight: Tensor<T>,
+    pub weight: Weight<T>,
     /// `[1, out_features]`.
     pub bias: Option<Tensor<T>>,
 }
@@ -38,8 +62,8 @@ pub struct Weights<T: Real> {
     pub sites: Sites,
     /// The linear layers of all blocks.
     pub linears: PerSite<Linear<T>>,
-    /// `[vocab_size, hidden_size]`; none where the embedding table is the head.
-    pub lm_head: Option<Tensor<T>>,
+    /// What reads the final states.
+    pub head: Head<T>,
 }
 
 /// What a weight is, for those who make one up.
@@ -85,7 +109,7 @@ impl<T: Real> Weights<T> {
             norms.push(norm(paths.norm_before_mlp, hidden_size)?);
             for number in sites.of_block(layer) {
                 let Site { path, shape, bias, .. } = &sites[number];
-                let weight = source(&format!("{path}.weight"), *shape, Role::Matrix)?;
+                let weight = Weight::Dense(source(&format!("{path}.weight"), *shape, Role::Matrix)?);
                 let bias = match bias {
                     true => Some(source(&format!("{path}.bias"), [1, shape[0]], Role::Bias)?),
                     false => None,
@@ -96,11 +120,12 @@ impl<T: Real> Weights<T> {
         }
         let linears = linears.into_iter().collect();
         norms.push(source(&format!("{}.weight", paths.final_norm), [1, hidden_size], Role::Norm)?);
-        let lm_head = match config.tie_word_embeddings {
+        let weight = match config.tie_word_embeddings {
             true => None,
             false => Some(source(&format!("{}.weight", paths.head), table, Role::Matrix)?),
         };
-        Ok(Self { embed_tokens, norms, blocks, sites, linears, lm_head })
+        let head = Head::Tokens(TokenHead { weight });
+        Ok(Self { embed_tokens, norms, blocks, sites, linears, head })
     }
 
     /// All tensors, in the order in which [`Weights::build`] asks for them.
@@ -111,18 +136,13 @@ impl<T: Real> Weights<T> {
             all.extend(block.qk_norm.iter().flat_map(|(q, k)| [q, k]));
             all.push(&self.norms[2 * layer + 1]);
             for linear in &self.linears[self.sites.of_block(layer)] {
-                all.push(&linear.weight);
+                all.extend(linear.weight.tensors());
                 all.extend(linear.bias.as_ref());
             }
         }
         all.extend(self.norms.last());
-        all.extend(self.lm_head.as_ref());
+        all.extend(self.head.tensors());
         all
-    }
-
-    /// The head: its own matrix, or the embedding table.
-    pub fn head(&self) -> &Tensor<T> {
-        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 }
 

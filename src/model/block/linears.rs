@@ -245,7 +245,7 @@ impl<T: Real> Pass<'_, T> {
         let of_layer = |(&number, loras): (&usize, &'s Loras<'s, T>)| {
             let linear = &self.weights.linears[number];
             Layer {
-                weight: &linear.weight,
+                weight: linear.weight.dense(),
                 bias: linear.bias.as_ref(),
                 loras,
                 adapters: self.of_adapters.on_gpu(number),
