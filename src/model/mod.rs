@@ -1,9 +1,9 @@
 //! Decoder models: Qwen2, Qwen3 and Llama-like blocks, forward and the mirrored backward.
 //!
-//! The path of a batch: [`decoder`] embeds the tokens, runs the [`block`]s, and hands the supervised rows to the head. What a
+//! The path of a batch: [`decoder`] embeds the tokens, runs the [`block`]s, and hands the supervised rows to the [`head`]. What a
 //! block keeps for the backward pass is a struct of its own (`block::Saved`), the exact minimal list, or less where its [`policy`]
-//! says so. Gradients exist for adapters only. The last block computes queries, MLP and head for supervised rows only; backward stops at the lowest block
-//! that has an adapter, and computes no gradient of its input.
+//! says so. Gradients exist for adapters only. The last block computes queries, MLP and head for supervised rows only; backward
+//! stops at the lowest block that has an adapter, and computes no gradient of its input.
 
 pub mod adapter;
 mod adapter_tables;
