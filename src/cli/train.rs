@@ -11,7 +11,7 @@ use super::units::{batch, bytes, count, seconds, shell_word, sol};
 use super::{inspect, plan, table, template};
 use crate::config::{DeviceChoice, Format, Resume, TrainConfig};
 use crate::data::routing::Routing;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::train::{self, Context, EvalMetrics, Event, StepLog, Summary};
 
 /// Trains, or plans with `--dry-run`.
@@ -47,8 +47,17 @@ pub(super) fn planned(config: &TrainConfig, json: bool, console: &Arc<Console>) 
                 }
             });
             console.clear();
-            summary.map(drop)
+            heard(config, &stop, summary).map(drop)
         }
+    }
+}
+
+/// The end of a run. A plan that was asked to stop ends as one that was stopped, however far it came.
+fn heard(config: &TrainConfig, stop: &Stop, summary: Result<Summary>) -> Result<Summary> {
+    let summary = summary?;
+    match config.dry_run && stop.asked() {
+        true => Err(Error::Stopped { what: "stopped while the run was planned; nothing was written".into() }),
+        false => Ok(summary),
     }
 }
 
@@ -62,7 +71,7 @@ fn watched(config: &TrainConfig, console: &Arc<Console>) -> Result<Summary> {
         view.show(event);
     });
     console.clear();
-    summary
+    heard(config, &stop, summary)
 }
 
 /// What the run gets from outside, and who answers when it asks whether to stop.

@@ -61,7 +61,7 @@ impl<'a> Session<'a> {
 
     /// The rows that take part, before `limit`.
     pub(super) fn rows(&self) -> Result<(Vec<Record>, Routing)> {
-        select(read_files(&self.config.data_file)?, self.config.train_mode)
+        select(read_files(&self.config.data_file, &|| self.check_stop())?, self.config.train_mode)
     }
 
     fn check_stop(&self) -> Result<()> {
@@ -114,7 +114,7 @@ impl<'a> Session<'a> {
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<R> {
         let (encoded, audit) =
-            session::encode(&self.device, rows, encode, &mut |notice| watch(notice.into()))?;
+            session::encode((&self.device, self.context), rows, encode, &mut |notice| watch(notice.into()))?;
         watch(Event::Audit { audit: &audit, routing });
         Ok(encoded)
     }

@@ -266,15 +266,15 @@ fn some_of(names: &[String]) -> String {
     }
 }
 
-/// What hears how many rows were finished since it was last called.
-pub type Progress<'a> = dyn Fn(usize) + Sync + 'a;
+/// What hears how many rows were finished since it was last called, and ends the work with an error.
+pub type Progress<'a> = dyn Fn(usize) -> Result<()> + Sync + 'a;
 
 /// Turns `total` rows into tokens on the device's threads, by `encode`, and reports the progress from this one.
 ///
 /// # Errors
-/// That of the first bad row, as [`Encoder::encode_all`].
+/// That of the first bad row, as [`Encoder::encode_all`]; [`Error::Stopped`] if the context asks to stop.
 pub fn encode<R: Send>(
-    device: &Device,
+    (device, context): (&Device, &Context),
     total: usize,
     encode: impl FnOnce(&Progress<'_>) -> Result<R> + Send,
     notify: &mut dyn FnMut(Notice),
@@ -286,6 +286,7 @@ pub fn encode<R: Send>(
         let worker = scope.spawn(move || {
             let count = |n| {
                 done.fetch_add(n, Ordering::Relaxed);
+                context.check_stop("stopped while rows were tokenised; nothing was written")
             };
             let result = device.run(|| encode(&count));
             drop(finished);

@@ -70,11 +70,12 @@ pub fn prepare<T: Real<Stat = f32>>(
     context: &Context,
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<Prepared<T>> {
+    let go_on = &|| context.check_stop("stopped while rows were read; nothing was written");
     // Rows first: they are quick to read, and most mistakes are in them.
-    let (train_records, routing) = select(read_files(&config.train_file)?, config.train_mode)?;
+    let (train_records, routing) = select(read_files(&config.train_file, go_on)?, config.train_mode)?;
     let eval_records = match config.eval_file.is_empty() {
         true => None,
-        false => Some(select(read_files(&config.eval_file)?, config.train_mode)?),
+        false => Some(select(read_files(&config.eval_file, go_on)?, config.train_mode)?),
     };
     let options = TextOptions {
         format: config.format,
@@ -102,7 +103,7 @@ pub fn prepare<T: Real<Stat = f32>>(
         }
         let encode = |progress: &session::Progress<'_>| encoder.encode_all(records, progress);
         let (examples, audit) =
-            session::encode(&device, records.len(), encode, &mut |notice| watch(notice.into()))?;
+            session::encode((&device, context), records.len(), encode, &mut |notice| watch(notice.into()))?;
         watch(Event::Audit { name, audit: &audit, routing });
         let row = |example: Example| Row {
             place: format!("{}:{}", records[example.record].file.display(), records[example.record].line),

@@ -102,6 +102,39 @@ fn a_terminated_run_saves_says_so_and_goes_on() {
 }
 
 #[test]
+fn a_terminated_dry_run_ends_at_once_and_says_that_it_was_stopped() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    // A pipe in the place of the rows: the program waits for the second row until the signal was sent.
+    let rows = dir.path().join("rows.jsonl");
+    assert!(Command::new("mkfifo").arg(&rows).status().unwrap().success());
+    for (signal, command_name) in [("-TERM", "train"), ("-INT", "train"), ("-INT", "plan")] {
+        let mut command = command(dir.path(), &dir.path().join("out"));
+        match command_name {
+            "train" => command.args(["--max-steps", "2", "--dry-run"]),
+            _ => {
+                let args: Vec<_> = command.get_args().skip(1).map(ToOwned::to_owned).collect();
+                command = Command::new(env!("CARGO_BIN_EXE_tanren"));
+                command.args(["inspect", "plan"]).args(args).stdout(Stdio::null())
+            }
+        };
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut pipe = std::fs::OpenOptions::new().write(true).open(&rows).unwrap();
+        let row = "{\"input_ids\": [1, 2, 3], \"labels\": [-100, 2, 3]}\n";
+        pipe.write_all(row.as_bytes()).unwrap();
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        // Whoever does not listen would read this row, plan the run and end well.
+        pipe.write_all(row.as_bytes()).unwrap();
+        drop(pipe);
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{command_name} {signal}: {said}");
+        assert!(said.contains("interrupted[STOPPED]") && said.contains("nothing was written"), "{said}");
+        assert!(!dir.path().join("out").exists());
+    }
+}
+
+#[test]
 fn no_kill_breaks_or_loses_a_checkpoint() {
     let kills: u32 = std::env::var("TANREN_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
     let dir = tempfile::tempdir().unwrap();

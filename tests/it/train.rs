@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
-use tanren::config::{Dtype, Resume, TargetModules, TrainConfig};
+use tanren::config::{Dtype, MemorySize, Resume, TargetModules, TrainConfig};
 use tanren::error::Error;
 use tanren::formats::adapter::read_adapter;
 use tanren::formats::safetensors::TensorFile;
@@ -379,6 +379,50 @@ fn a_dry_run_plans_the_memory_that_the_run_takes_and_writes_nothing() {
             planned.step_flops
         );
     }
+}
+
+#[test]
+fn a_dry_run_can_be_stopped_wherever_it_is() {
+    // Too little memory for the first choice: the plan searches for what blocks may keep.
+    let mut setup = setup(|c| (c.dry_run, c.max_steps) = (true, Some(2)));
+    let mut planned = |limit| {
+        setup.config.memory_limit = limit;
+        let mut bytes = 0;
+        let watch = &mut |event: Event<'_>| {
+            if let Event::Planned(plan) = event {
+                bytes = plan.peak_bytes;
+            }
+        };
+        run(&setup.config, &Context::default(), watch).map(|_| bytes)
+    };
+    let peak = planned(None).unwrap();
+    let limit = (0..40)
+        .map(|i| MemorySize::from_bytes(peak - peak * i / 100))
+        .take_while(|limit| planned(Some(*limit)).is_ok());
+    setup.config.memory_limit = limit.last();
+    // Runs until the question number `last`; how many there were, and how many of them behind the rows.
+    let run_until = |last: u64| {
+        let asked = Arc::new(AtomicU64::new(0));
+        let counted = asked.clone();
+        let context = Context::default().stop_when(move || counted.fetch_add(1, Ordering::SeqCst) >= last);
+        let mut of_rows = 0;
+        let result = run(&setup.config, &context, &mut |event| {
+            if let Event::Audit { .. } = event {
+                of_rows = asked.load(Ordering::SeqCst);
+            }
+        });
+        (result, asked.load(Ordering::SeqCst), of_rows)
+    };
+    let (result, questions, of_rows) = run_until(u64::MAX);
+    result.unwrap();
+    assert!(of_rows >= 48, "{of_rows}: every row is read and tokenised");
+    assert!(questions - of_rows > 20, "{}: every trial of the search asks", questions - of_rows);
+    for last in (0..questions).step_by(5) {
+        let (result, ..) = run_until(last);
+        let error = result.map(drop).unwrap_err();
+        assert_eq!((error.code(), error.exit_code()), ("STOPPED", 130), "{last} of {questions}: {error}");
+    }
+    assert!(!setup.config.output_dir.exists());
 }
 
 #[test]

@@ -159,7 +159,7 @@ pub(super) fn conversations(input: &[u8]) {
     let body = Body::Messages(Conversation::new(turns));
     let record =
         Record { file: Path::new("a.jsonl").into(), line: 1, body, meta: Map::new(), columns: [].into() };
-    let (examples, _) = match encoder.encode_all(&[record], &|_| ()) {
+    let (examples, _) = match encoder.encode_all(&[record], &|_| Ok(())) {
         Ok(done) => done,
         Err(error) => {
             return assert!(answers.is_empty() || !is_simple, "a plain conversation is refused: {error}");

@@ -26,7 +26,7 @@ pub(super) fn show(args: &DataArgs, console: &Console) -> Result<()> {
     // What is not given is what training takes.
     let usual = TrainConfig::default();
     let (records, routing) =
-        select(read_files(&args.data_file)?, args.train_mode.unwrap_or(usual.train_mode))?;
+        select(read_files(&args.data_file, &|| Ok(()))?, args.train_mode.unwrap_or(usual.train_mode))?;
     let model = open_model(&args.model, console)?;
     let format = args.format.unwrap_or(usual.format);
     let texts = Texts::open(model.folder.dir(), format, any_chat(&records), Some(&template::helper()?))?;
@@ -50,6 +50,7 @@ pub(super) fn show(args: &DataArgs, console: &Console) -> Result<()> {
             let done = done.fetch_add(rows, std::sync::atomic::Ordering::Relaxed) + rows;
             let total = records.len() as u64;
             console.progress(Progress { what: "tokenising", done, total, detail: "" });
+            Ok(())
         })
     })?;
     console.clear();

@@ -40,7 +40,7 @@ fn encode(tokenizer: &Tokenizer, template: &str, entry: &Value) -> Result<Exampl
     }
     let records = read_rows(Path::new("rows.jsonl"), format!("{}\n", entry["row"]).as_bytes())?;
     let encoder = Encoder::new(tokenizer, Some(&renderer), options)?;
-    encoder.encode_all(&records, &|_| ()).map(|(mut examples, _)| examples.remove(0))
+    encoder.encode_all(&records, &|_| Ok(())).map(|(mut examples, _)| examples.remove(0))
 }
 
 /// Whether ids and labels are those of the case, but for what follows the last label.

@@ -40,7 +40,7 @@ impl Encoder<'_> {
         &self,
         records: &[Record],
         choices: &[String],
-        progress: &(dyn Fn(usize) + Sync),
+        progress: &(dyn Fn(usize) -> Result<()> + Sync),
     ) -> Result<(Vec<Asked>, Audit)> {
         let encode = |i: usize, record: &Record| self.choices_of(i, record, choices);
         let (rows, audit) = self.collect(records, progress, encode)?;

@@ -219,14 +219,15 @@ impl<'a> Encoder<'a> {
     }
 
     /// Encodes all rows on all cores; order is kept. `progress` is called with the number of rows finished since its last call,
-    /// from any thread.
+    /// from any thread; an error of it ends the work.
     ///
     /// # Errors
-    /// The error of the first bad row in row order; or one [`Error::Input`] that lists up to five rows that are too long.
+    /// The error of the first bad row in row order; one [`Error::Input`] that lists up to five rows that are too long; or that of
+    /// `progress`.
     pub fn encode_all(
         &self,
         records: &[Record],
-        progress: &(dyn Fn(usize) + Sync),
+        progress: &(dyn Fn(usize) -> Result<()> + Sync),
     ) -> Result<(Vec<Example>, Audit)> {
         let (rows, audit) = self.collect(records, progress, |i, record| self.encode_row(i, record))?;
         Ok((rows.into_iter().map(|(example, ())| example).collect(), audit))
@@ -236,7 +237,7 @@ impl<'a> Encoder<'a> {
     fn collect<T: Send>(
         &self,
         records: &[Record],
-        progress: &(dyn Fn(usize) + Sync),
+        progress: &(dyn Fn(usize) -> Result<()> + Sync),
         encode: impl Fn(usize, &Record) -> Result<Outcome<T>> + Sync,
     ) -> Result<(Vec<(Example, T)>, Audit)> {
         let outcomes: Vec<Result<Outcome<T>>> = records
@@ -244,10 +245,9 @@ impl<'a> Encoder<'a> {
             .enumerate()
             .map(|(i, record)| {
                 let outcome = encode(i, record);
-                progress(1);
-                outcome
+                progress(1).map(|()| outcome)
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let mut rows = Vec::with_capacity(records.len());
         let mut audit = Audit::default();
         let mut too_long = Vec::new();

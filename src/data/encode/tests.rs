@@ -39,7 +39,7 @@ fn records(rows: &[Value]) -> Vec<Record> {
 }
 
 fn one(encoder: &Encoder<'_>, row: Value) -> Result<Example> {
-    encoder.encode_all(&records(&[row]), &|_| ()).map(|(mut examples, _)| examples.remove(0))
+    encoder.encode_all(&records(&[row]), &|_| Ok(())).map(|(mut examples, _)| examples.remove(0))
 }
 
 fn pair(input: &str, output: &str) -> Value {
@@ -179,7 +179,7 @@ fn special_tokens_in_the_data_are_counted_or_escaped() {
     for encoder in [plain(512), chat(512)] {
         let ends = |e: &Example| e.input_ids.iter().filter(|&&id| id == IM_END).count();
         let (examples, audit) =
-            encoder.encode_all(&records(&[pair("a", "b"), row.clone()]), &|_| ()).unwrap();
+            encoder.encode_all(&records(&[pair("a", "b"), row.clone()]), &|_| Ok(())).unwrap();
         assert_eq!((audit.special_in_text, audit.special_first[0].place.line), (1, 2));
         assert!(audit.lines().iter().any(|l| l.contains("rows.jsonl:2 <|im_end|>")), "{:?}", audit.lines());
         let escaped = one(&with(encoder, |o| o.escape_special = true), row.clone()).unwrap();
@@ -225,9 +225,9 @@ fn rows_with_nothing_to_learn_are_errors_or_counted() {
     ];
     for row in nothing {
         let rows = records(&[pair("a", "b"), row]);
-        let error = chat(512).encode_all(&rows, &|_| ()).unwrap_err().to_string();
+        let error = chat(512).encode_all(&rows, &|_| Ok(())).unwrap_err().to_string();
         assert!(error.starts_with("error[DATA] rows.jsonl:2: the row has nothing to learn"), "{error}");
-        let (examples, audit) = with(chat(512), |o| o.skip_empty = true).encode_all(&rows, &|_| ()).unwrap();
+        let (examples, audit) = with(chat(512), |o| o.skip_empty = true).encode_all(&rows, &|_| Ok(())).unwrap();
         assert_eq!((examples.len(), audit.skipped_empty), (1, 1));
     }
 }
@@ -236,7 +236,7 @@ fn rows_with_nothing_to_learn_are_errors_or_counted() {
 fn rows_that_are_too_long_are_listed() {
     let rows: Vec<Value> =
         (0..8).map(|i| pair(&"a b ".repeat(if i == 0 { 1 } else { 10 + i }), "c")).collect();
-    let error = plain(20).encode_all(&records(&rows), &|_| ()).unwrap_err().to_string();
+    let error = plain(20).encode_all(&records(&rows), &|_| Ok(())).unwrap_err().to_string();
     for words in [
         "7 of the rows do not fit into 20 tokens",
         "rows.jsonl:2 has ",
@@ -248,10 +248,10 @@ fn rows_that_are_too_long_are_listed() {
     }
     assert!(!error.contains("rows.jsonl:7"), "{error}");
     let (examples, audit) =
-        with(plain(20), |o| o.truncation = Truncation::Skip).encode_all(&records(&rows), &|_| ()).unwrap();
+        with(plain(20), |o| o.truncation = Truncation::Skip).encode_all(&records(&rows), &|_| Ok(())).unwrap();
     assert_eq!((examples.len(), audit.skipped_long), (1, 7));
     assert!(
-        with(plain(2), |o| o.truncation = Truncation::Skip).encode_all(&records(&rows), &|_| ()).is_err()
+        with(plain(2), |o| o.truncation = Truncation::Skip).encode_all(&records(&rows), &|_| Ok(())).is_err()
     );
 }
 
@@ -262,7 +262,7 @@ fn errors_of_template_and_row_name_the_first_bad_row() {
     );
     let encoder = Encoder::new(&QWEN, Some(&renderer), EncodeOptions::new(Format::Chat, 512)).unwrap();
     let rows: Vec<Value> = (0..200).map(|i| pair(if i % 50 == 49 { "bad" } else { "good" }, "b")).collect();
-    let error = encoder.encode_all(&records(&rows), &|_| ()).unwrap_err().to_string();
+    let error = encoder.encode_all(&records(&rows), &|_| Ok(())).unwrap_err().to_string();
     assert!(
         error.starts_with("error[DATA] rows.jsonl:50: test/chat_template.jinja: chat template line 1: no"),
         "{error}"
@@ -283,7 +283,7 @@ fn a_sandboxed_template_gives_the_same_examples() {
     let sandboxed = Renderer::Sandboxed(sandboxed);
     let encoder = Encoder::new(&QWEN, Some(&sandboxed), EncodeOptions::new(Format::Chat, 512)).unwrap();
     let rows = records(&(0..40).map(|i| pair(&format!("{i}+1?"), "4")).collect::<Vec<_>>());
-    assert_eq!(encoder.encode_all(&rows, &|_| ()).unwrap(), chat(512).encode_all(&rows, &|_| ()).unwrap());
+    assert_eq!(encoder.encode_all(&rows, &|_| Ok(())).unwrap(), chat(512).encode_all(&rows, &|_| Ok(())).unwrap());
 }
 
 #[test]
@@ -293,6 +293,7 @@ fn progress_counts_every_row_and_the_audit_adds_up() {
     let (examples, audit) = plain(64)
         .encode_all(&rows, &|n| {
             done.fetch_add(n, std::sync::atomic::Ordering::Relaxed);
+            Ok(())
         })
         .unwrap();
     assert_eq!(done.into_inner(), 3);
@@ -423,7 +424,7 @@ fn choices_that_are_the_same_tokens_and_masked_answers_are_refused() {
     let trims = Renderer::InProcess(ChatTemplate::compile(source, "test/chat_template.jinja").unwrap());
     let encoder = Encoder::new(&QWEN, Some(&trims), EncodeOptions::new(Format::Chat, 99)).unwrap();
     let choose = |row: Value, choices: [&str; 2]| {
-        encoder.encode_choices(&records(&[row]), &choices.map(str::to_owned), &|_| ())
+        encoder.encode_choices(&records(&[row]), &choices.map(str::to_owned), &|_| Ok(()))
     };
     assert!(choose(pair("a", "b"), ["x", "y"]).is_ok());
     let error = choose(pair("a", "b"), [" x", "x"]).unwrap_err().to_string();

@@ -1,19 +1,19 @@
 //! A file that is one JSON array of objects, as `json.dump` writes it.
 
 use std::io::BufRead;
-use std::path::Path;
 
 use serde_json::value::RawValue;
 
 use super::jsonl::{bad_json, not_utf8};
-use super::{Rows, UTF8_BOM, lines};
+use super::{Place, Rows, UTF8_BOM, lines};
 use crate::data::record::Record;
 use crate::error::{Error, Result};
 use crate::formats::strict_json;
 
 /// Reads the elements of the array; their lines are those they start in.
-pub(super) fn read(path: &Path, source: impl BufRead) -> Result<Vec<Record>> {
-    let bytes = super::whole(path, source)?;
+pub(super) fn read(place: Place<'_>, source: impl BufRead) -> Result<Vec<Record>> {
+    let path = place.path;
+    let bytes = super::whole(place, source)?;
     let bytes = bytes.strip_prefix(UTF8_BOM).unwrap_or(&bytes);
     let text = std::str::from_utf8(bytes).map_err(|e| {
         let before = &bytes[..e.valid_up_to()];
@@ -27,7 +27,7 @@ pub(super) fn read(path: &Path, source: impl BufRead) -> Result<Vec<Record>> {
             .got(format!("{e}"))
             .fix("correct it there, or write one object per line")
     })?;
-    let mut rows = Rows::new(path);
+    let mut rows = Rows::new(place);
     let (mut line, mut counted) = (1, 0);
     for element in elements {
         let element = element.get();

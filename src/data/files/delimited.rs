@@ -6,13 +6,14 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Rows, lines};
+use super::{Place, Rows, lines};
 use crate::data::record::Record;
 use crate::error::{Error, Result};
 
 /// Reads all records. An empty cell of a column that a row may lack counts as none.
-pub(super) fn read(path: &Path, delimiter: u8, source: impl BufRead) -> Result<Vec<Record>> {
-    let bytes = super::whole(path, source)?;
+pub(super) fn read(place: Place<'_>, delimiter: u8, source: impl BufRead) -> Result<Vec<Record>> {
+    let path = place.path;
+    let bytes = super::whole(place, source)?;
     check_quotes(path, delimiter, &bytes)?;
     let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(bytes.as_slice());
     let names = reader.headers().map_err(|e| broken(path, &e))?.clone();
@@ -25,7 +26,7 @@ pub(super) fn read(path: &Path, delimiter: u8, source: impl BufRead) -> Result<V
             .fix("rename one of them")
             .into();
     }
-    let mut rows = Rows::new(path);
+    let mut rows = Rows::new(place);
     let (mut line, mut counted) = (1, 0);
     for record in reader.records() {
         let record = record.map_err(|e| broken(path, &e))?;

@@ -6,7 +6,7 @@
 use std::io::{BufRead, Read};
 use std::path::Path;
 
-use super::{Rows, UTF8_BOM};
+use super::{Place, Rows, UTF8_BOM};
 use crate::data::char_boundary;
 use crate::data::record::Record;
 use crate::error::{Error, Result};
@@ -19,13 +19,19 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 ///
 /// # Errors
 /// As [`super::read_file`].
-pub fn read_rows(path: &Path, mut source: impl BufRead) -> Result<Vec<Record>> {
-    let mut rows = Rows::new(path);
+pub fn read_rows(path: &Path, source: impl BufRead) -> Result<Vec<Record>> {
+    read(Place { path, go_on: &|| Ok(()) }, source)
+}
+
+/// As [`read_rows`], while there is a reason to go on.
+pub(super) fn read(place: Place<'_>, mut source: impl BufRead) -> Result<Vec<Record>> {
+    let path = place.path;
+    let mut rows = Rows::new(place);
     let mut buffer = Vec::new();
     for line in 1.. {
         buffer.clear();
         let read = source.by_ref().take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut buffer);
-        if read.map_err(|e| Error::io(path, "read", e))? == 0 {
+        if read.map_err(|e| place.failed(e))? == 0 {
             break;
         }
         if buffer.len() as u64 > MAX_LINE_BYTES {

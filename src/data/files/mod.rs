@@ -4,16 +4,16 @@
 
 mod array;
 mod delimited;
+mod gzip;
 mod jsonl;
 
 pub use jsonl::read_rows;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flate2::bufread::MultiGzDecoder;
 use serde_json::Value;
 
 use super::record::Record;
@@ -22,9 +22,6 @@ use crate::error::{Error, Result};
 
 /// A byte order mark, which may stand at the start of a file.
 const UTF8_BOM: &[u8] = b"\xEF\xBB\xBF";
-
-/// Most bytes that a compressed file may unpack to: no file of rows that fits a memory is larger.
-const MAX_UNPACKED_BYTES: u64 = 64 << 30;
 
 /// Kinds of files by their first bytes, with the way to convert them.
 const MAGIC: [(&[u8], &str, &str); 9] = [
@@ -42,14 +39,17 @@ const MAGIC: [(&[u8], &str, &str); 9] = [
 const PANDAS: &str = "convert it: python -c \"import pandas as pd; pd.read_parquet('FILE').to_json('rows.jsonl', \
                       orient='records', lines=True, force_ascii=False)\" (read_feather for Arrow and Feather files)";
 
-/// Reads several files; their rows follow each other (the sampler mixes them).
+/// Asked again and again while rows are read; its error ends the reading.
+pub type GoOn<'a> = &'a dyn Fn() -> Result<()>;
+
+/// Reads several files while `go_on` has no error; their rows follow each other (the sampler mixes them).
 ///
 /// # Errors
-/// As [`read_file`], for the first file that fails.
-pub fn read_files(paths: &[PathBuf]) -> Result<Vec<Record>> {
+/// As [`read_file`], for the first file that fails; or that of `go_on`.
+pub fn read_files(paths: &[PathBuf], go_on: GoOn<'_>) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for path in paths {
-        records.append(&mut read_file(path)?);
+        records.append(&mut read_file_while(path, go_on)?);
     }
     Ok(records)
 }
@@ -58,16 +58,20 @@ pub fn read_files(paths: &[PathBuf]) -> Result<Vec<Record>> {
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be read, [`Error::Input`] with line and field for the first bad row, for a file without
-/// rows, and for a file of another kind.
+/// rows, for a compressed file that is damaged, and for a file of another kind.
 pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<Record>> {
-    let path = path.as_ref();
-    let file = File::open(path).map_err(|e| Error::io(path, "read", e))?;
+    read_file_while(path.as_ref(), &|| Ok(()))
+}
+
+fn read_file_while(path: &Path, go_on: GoOn<'_>) -> Result<Vec<Record>> {
+    let place = Place { path, go_on };
+    let file = File::open(path).map_err(|e| place.failed(e))?;
     let mut source = BufReader::with_capacity(1 << 20, file);
-    if peek(path, &mut source)?.starts_with(b"\x1F\x8B") {
-        let unpacked = MultiGzDecoder::new(source).take(MAX_UNPACKED_BYTES);
-        return read_unpacked(path, &name_without_gz(path), BufReader::with_capacity(1 << 20, unpacked));
+    if peek(place, &mut source)?.starts_with(&gzip::MAGIC) {
+        let unpacked = gzip::Unpacked::new(source);
+        return read_unpacked(place, &name_without_gz(path), BufReader::with_capacity(1 << 20, unpacked));
     }
-    read_unpacked(path, &name_of(path), source)
+    read_unpacked(place, &name_of(path), source)
 }
 
 /// Reads all rows of the bytes of a file; `path` is its name in messages, and its ending says if it is a table.
@@ -75,15 +79,29 @@ pub fn read_file(path: impl AsRef<Path>) -> Result<Vec<Record>> {
 /// # Errors
 /// As [`read_file`], except that compressed bytes are refused.
 pub fn read_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
-    read_unpacked(path, &name_of(path), bytes)
+    read_unpacked(Place { path, go_on: &|| Ok(()) }, &name_of(path), bytes)
+}
+
+/// Which file is read, and whether to go on with it.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    path: &'a Path,
+    go_on: GoOn<'a>,
+}
+
+impl Place<'_> {
+    /// The error for bytes that could not be read: what the system refused, or what is wrong with compressed bytes.
+    fn failed(&self, error: io::Error) -> Error {
+        gzip::damage(self.path, &error).unwrap_or_else(|| Error::io(self.path, "read", error))
+    }
 }
 
 /// Reads rows; `name` is that of the file before it was compressed.
-fn read_unpacked(path: &Path, name: &str, mut source: impl BufRead) -> Result<Vec<Record>> {
-    let start = peek(path, &mut source)?;
+fn read_unpacked(place: Place<'_>, name: &str, mut source: impl BufRead) -> Result<Vec<Record>> {
+    let start = peek(place, &mut source)?;
     if let Some((_, kind, fix)) = MAGIC.iter().find(|(magic, ..)| start.starts_with(magic)) {
         return Error::input("DATA", format!("the file is {kind}"))
-            .path(path)
+            .path(place.path)
             .expected("JSON Lines, a JSON array or CSV, compressed with gzip or not")
             .fix(*fix)
             .into();
@@ -91,30 +109,34 @@ fn read_unpacked(path: &Path, name: &str, mut source: impl BufRead) -> Result<Ve
     let text = start.strip_prefix(UTF8_BOM).unwrap_or(start);
     let first = text.iter().copied().find(|byte| !byte.is_ascii_whitespace());
     match (first, name.rsplit_once('.').map(|(_, ending)| ending)) {
-        (_, Some("csv")) => delimited::read(path, b',', source),
-        (_, Some("tsv")) => delimited::read(path, b'\t', source),
-        (Some(b'['), _) => array::read(path, source),
-        _ => read_rows(path, source),
+        (_, Some("csv")) => delimited::read(place, b',', source),
+        (_, Some("tsv")) => delimited::read(place, b'\t', source),
+        (Some(b'['), _) => array::read(place, source),
+        _ => jsonl::read(place, source),
     }
 }
 
 /// The next bytes, which stay where they are.
-fn peek<'s>(path: &Path, source: &'s mut impl BufRead) -> Result<&'s [u8]> {
-    source.fill_buf().map_err(|e| Error::io(path, "read", e))
+fn peek<'s>(place: Place<'_>, source: &'s mut impl BufRead) -> Result<&'s [u8]> {
+    source.fill_buf().map_err(|e| place.failed(e))
 }
 
 /// Most bytes of a file that is held in memory as a whole.
 const MAX_WHOLE_BYTES: u64 = 8 << 30;
 
 /// All bytes of a file.
-fn whole(path: &Path, source: impl BufRead) -> Result<Vec<u8>> {
+fn whole(place: Place<'_>, mut source: impl BufRead) -> Result<Vec<u8>> {
+    /// Bytes between two questions whether to go on.
+    const PART: u64 = 64 << 20;
     let mut bytes = Vec::new();
-    source.take(MAX_WHOLE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, "read", e))?;
-    if bytes.len() as u64 > MAX_WHOLE_BYTES {
-        return Error::input("DATA", format!("the file has more than {MAX_WHOLE_BYTES} bytes"))
-            .path(path)
-            .fix("write each row on its own line as a JSON object, or divide the file")
-            .into();
+    while source.by_ref().take(PART).read_to_end(&mut bytes).map_err(|e| place.failed(e))? > 0 {
+        (place.go_on)()?;
+        if bytes.len() as u64 > MAX_WHOLE_BYTES {
+            return Error::input("DATA", format!("the file has more than {MAX_WHOLE_BYTES} bytes"))
+                .path(place.path)
+                .fix("write each row on its own line as a JSON object, or divide the file")
+                .into();
+        }
     }
     Ok(bytes)
 }
@@ -134,20 +156,22 @@ fn name_without_gz(path: &Path) -> String {
 }
 
 /// The rows of a file as they are read.
-struct Rows {
+struct Rows<'a> {
+    go_on: GoOn<'a>,
     file: Arc<Path>,
     records: Vec<Record>,
     /// The columns of the last row: most rows have the same ones.
     columns: Arc<[String]>,
 }
 
-impl Rows {
-    fn new(path: &Path) -> Self {
-        Self { file: path.into(), records: Vec::new(), columns: Arc::new([]) }
+impl<'a> Rows<'a> {
+    fn new(place: Place<'a>) -> Self {
+        Self { go_on: place.go_on, file: place.path.into(), records: Vec::new(), columns: Arc::new([]) }
     }
 
     /// Adds the row that starts at `line`.
     fn push(&mut self, line: usize, value: Value) -> Result<()> {
+        (self.go_on)()?;
         let parsed = rows::parse(value);
         let Parsed { body, meta, columns } =
             parsed.map_err(|e| super::at(e, |e| e.path(&self.file).line(line)))?;

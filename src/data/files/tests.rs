@@ -114,7 +114,7 @@ fn files_without_rows_and_other_encodings_are_named() {
     assert!(read(b"").unwrap_err().to_string().contains("the file has no rows"));
     assert!(read(b"\xEF\xBB\xBF\n\n").unwrap_err().to_string().contains("the file has no rows"));
     assert!(read(b"\xFF\xFE{\0").unwrap_err().to_string().contains("the file is UTF-16"));
-    let error = read_files(&["no/such/file.jsonl".into()]).unwrap_err();
+    let error = read_files(&["no/such/file.jsonl".into()], &|| Ok(())).unwrap_err();
     assert_eq!(error.exit_code(), 3);
 }
 
@@ -177,6 +177,69 @@ fn arrays_csv_and_gzip_give_the_rows_of_json_lines() {
             let lines: Vec<usize> = rows.iter().map(|row| row.line).collect();
             assert_eq!(lines, starts, "{name}");
             assert_eq!(rows.into_iter().map(|row| row.body).collect::<Vec<_>>(), expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_compressed_file_that_is_damaged_is_named_with_what_to_do() {
+    let text = "{\"input\":\"a\",\"output\":\"b\"}\n".repeat(50);
+    let whole = gzip(text.as_bytes());
+    assert_eq!(
+        file("a.jsonl.gz", &[whole.clone(), whole.clone()].concat()).unwrap().len(),
+        100,
+        "two members"
+    );
+    let refused = |bytes: &[u8], name: &str, words: &str| {
+        let error = file(name, bytes).unwrap_err();
+        assert_eq!((error.code(), error.exit_code()), ("DATA", 2), "{error}");
+        assert!(error.path().is_some_and(|path| path.ends_with(name)), "{error}");
+        assert!(
+            error.to_string().contains(words) && error.fix().unwrap().contains("download or copy it again"),
+            "{error}"
+        );
+    };
+    for name in ["a.jsonl.gz", "a.csv.gz", "a.json.gz"] {
+        // Behind the two bytes that say what the file is.
+        for len in 2..whole.len() {
+            refused(&whole[..len], name, "the compressed file is cut short");
+        }
+        for behind in [&b"\n"[..], b"\0\0\0\0\0\0\0\0\0\0\0\0", b"<html>"] {
+            refused(&[&whole, behind].concat(), name, "the compressed file goes on behind its end");
+        }
+        refused(&[&whole[..], &whole[..whole.len() - 3]].concat(), name, "cut short");
+        for from_end in [1, 4, 5, 8] {
+            let mut other = whole.clone();
+            let at = other.len() - from_end;
+            other[at] ^= 0x20;
+            refused(&other, name, "the compressed file is damaged");
+        }
+    }
+}
+
+#[test]
+fn reading_ends_where_there_is_no_reason_to_go_on() {
+    let rows = "{\"input\":\"a\",\"output\":\"b\"}\n".repeat(3);
+    let array = format!("[{}]", rows.trim().replace('\n', ","));
+    for (name, text) in
+        [("a.jsonl", rows.as_str()), ("a.json", &array), ("a.csv", "input,output\na,b\nc,d\ne,f\n")]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let asked = std::cell::Cell::new(0);
+        let until = |last: usize| {
+            asked.set(0);
+            read_files(std::slice::from_ref(&path), &|| {
+                asked.set(asked.get() + 1);
+                if asked.get() > last { Err(Error::Stopped { what: "enough".into() }) } else { Ok(()) }
+            })
+        };
+        assert_eq!(until(100).unwrap().len(), 3, "{name}");
+        let questions = asked.get();
+        assert!(questions >= 3, "{name}: once for each row");
+        for last in 0..questions {
+            assert!(matches!(until(last), Err(Error::Stopped { .. })), "{name} {last}");
         }
     }
 }

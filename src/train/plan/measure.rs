@@ -9,6 +9,7 @@ use crate::device::{ByClass, Class, Device, Ledger};
 use crate::error::Result;
 use crate::model::{Adapter, Decoder, DropoutStep, ModelFlops, PassCapacity, PassOptions, Policies, init};
 use crate::optim::{Optimizer, Update};
+use crate::session::Context;
 use crate::tensor::{DType, Real};
 use crate::train::graphs::{PassCapacities, record};
 use crate::train::pass_limits::PassLimits;
@@ -22,6 +23,8 @@ pub(super) struct Setup<'a> {
     /// The GPU that kernels are planned for; none on the cpu.
     pub(super) chip: Option<Chip>,
     pub(super) dtype: Dtype,
+    /// Asked before every pass whether to stop.
+    pub(super) context: &'a Context,
 }
 
 /// What is planned.
@@ -111,7 +114,8 @@ impl Setup<'_> {
     /// One optimizer step of the passes of `job`, and its evaluations.
     ///
     /// # Errors
-    /// As the step itself: an input error if a row does not fit the model.
+    /// As the step itself: an input error if a row does not fit the model; [`crate::error::Error::Stopped`] if the context asks
+    /// to stop.
     pub(super) fn measure(&self, job: &Job, policies: &Policies) -> Result<Measured> {
         match self.dtype {
             Dtype::F32 => self.measure_as::<f32>(job, policies),
@@ -119,8 +123,13 @@ impl Setup<'_> {
         }
     }
 
+    fn check_stop(&self) -> Result<()> {
+        self.context.check_stop("stopped while the memory was planned; nothing was written")
+    }
+
     fn measure_as<T: Real<Stat = f32>>(&self, job: &Job, policies: &Policies) -> Result<Measured> {
         let Self { config, model, chip, .. } = *self;
+        self.check_stop()?;
         let device = chip.map_or_else(Device::dry, Device::dry_gpu);
         let weights = init::dry::<T>(&device.class(Class::Weights), model)?;
         let decoder = Decoder { config: model.clone(), weights };
@@ -145,6 +154,7 @@ impl Setup<'_> {
             recorded = Some(memory());
         }
         for batch in &job.passes {
+            self.check_stop()?;
             decoder.score_and_backward(&device, batch, &adapters, &mut grads, options)?;
         }
         // Its numbers cost nothing.
@@ -152,7 +162,10 @@ impl Setup<'_> {
         optimizer.update(&device, &update, &mut adapters[0], &grads[0])?;
         let ledger = device.take_ledger();
         if recorded.is_none() {
-            job.evaluated.iter().try_for_each(|batch| decoder.score(&device, batch, &adapters).map(drop))?;
+            for batch in &job.evaluated {
+                self.check_stop()?;
+                decoder.score(&device, batch, &adapters)?;
+            }
         }
         let (peak, arena_bytes) = recorded.unwrap_or_else(memory);
         let model_flops = ModelFlops::of(model, Some(&config.lora()))?;

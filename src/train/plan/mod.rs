@@ -167,8 +167,8 @@ impl Place {
         Ok(Self { chip, dtype, card, limit })
     }
 
-    fn setup<'a>(&self, config: &'a TrainConfig, model: &'a ModelConfig) -> Setup<'a> {
-        Setup { config, model, chip: self.chip, dtype: self.dtype }
+    fn setup<'a>(&self, config: &'a TrainConfig, model: &'a ModelConfig, context: &'a Context) -> Setup<'a> {
+        Setup { config, model, chip: self.chip, dtype: self.dtype, context }
     }
 
     fn limit_bytes(&self) -> Option<u64> {
@@ -279,7 +279,8 @@ impl Plan {
 /// As the step itself: an input error if a row does not fit the model; or if the card is unknown.
 pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row>]) -> Result<Plan> {
     let place = Place::of(config, None)?;
-    let setup = place.setup(config, model);
+    let context = Context::default();
+    let setup = place.setup(config, model, &context);
     let job = Job::of(step_passes(config, micro_batches));
     let (policies, measured) = setup.choose(&job, place.limit_bytes())?;
     Ok(place.plan(&setup, policies, &measured, &measured))
@@ -292,7 +293,8 @@ pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row
 pub fn plan_workload(config: &TrainConfig, model: &ModelConfig, workload: &Workload) -> Result<Plan> {
     workload.check(model)?;
     let place = Place::of(config, None)?;
-    let setup = place.setup(config, model);
+    let context = Context::default();
+    let setup = place.setup(config, model, &context);
     let (policies, measured) = setup.choose(&Job::of(vec![workload.batch()]), place.limit_bytes())?;
     let plan = place.plan(&setup, policies, &measured, &measured);
     Ok(Plan { capacity: place.capacity(&setup, workload)?, ..plan })
@@ -306,7 +308,7 @@ pub(super) fn planned<T: Real<Stat = f32>>(
     context: &Context,
 ) -> Result<(Plan, PassCapacities)> {
     let place = Place::of(config, Some(&prepared.device))?;
-    let setup = place.setup(config, &prepared.model.config);
+    let setup = place.setup(config, &prepared.model.config, context);
     let training = PassLimits::of_training(config, &prepared.train, sampler, context)?;
     let evaluation = PassLimits::of_evaluation(config, &prepared.eval)?;
     let job = Job::of_run(&training, &evaluation);

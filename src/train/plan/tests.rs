@@ -116,8 +116,8 @@ fn auto_finds_the_least_work_that_fits() {
         config(|c| (c.gpu, c.memory_limit, c.dtype) = (None, Some(MemorySize::from_bytes(limit)), Dtype::F32))
     };
     let job = Job::of(vec![workload(3000).batch()]);
-    let any = config(1);
-    let setup = Setup { config: &any, model: &model, chip: None, dtype: any.dtype };
+    let (any, context) = (config(1), Context::default());
+    let setup = Setup { config: &any, model: &model, chip: None, dtype: any.dtype, context: &context };
     let blocks = model.num_hidden_layers;
     let mut pairs = Vec::new();
     for (checkpoint, dropped) in (0..=blocks).flat_map(|c| (0..=blocks - c).map(move |d| (c, d))) {
