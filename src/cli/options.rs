@@ -35,7 +35,9 @@ use crate::error::{Error, Result};
 /// LoRA / QLoRA fine-tuning and scoring of language models on one device, without Python.
 #[derive(Debug, Parser)]
 #[command(name = "tanren", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 ok, 2 input, 3 I/O, 4 numeric, 5 device, 6 interrupted after saving.")]
+#[command(
+    after_help = "Exit codes: 0 ok, 2 input, 3 I/O, 4 numeric, 5 device, 6 interrupted after saving, 130 interrupted with nothing to save."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -292,12 +294,38 @@ pub fn command() -> ClapCommand {
 /// What was typed, as a layer for the configuration: the options that were given, under their TOML keys, and those of other
 /// tools.
 fn typed_options(options: &impl Serialize, others: &[String]) -> Result<Options> {
-    let table = Table::try_from(options).map_err(|error| {
-        Error::input("CONFIG", format!("an option cannot be written as TOML: {error}"))
-            .fix("use UTF-8 texts and numbers below 2^63")
+    let table = Table::try_from(options).map_err(|error| match unwritable(options) {
+        Some((name, Some(number))) => Error::input("CONFIG", "the number is too large")
+            .field(name)
+            .got(number)
+            .expected(format!("at most {}", i64::MAX))
+            .fix("write a smaller number"),
+        Some((name, None)) => {
+            Error::input("CONFIG", "not UTF-8").field(name).fix("rename the file or folder")
+        }
+        None => Error::input("CONFIG", format!("an option cannot be written as TOML: {error}")),
     })?;
     let others = others.iter().filter_map(|other| other.split_once('='));
     Ok(others.fold(Options::from_table(table), |options, (name, value)| options.set(name, value)))
+}
+
+/// The first option that TOML cannot hold, and its value if that is a number.
+fn unwritable(options: &impl Serialize) -> Option<(String, Option<u64>)> {
+    let mut written = Vec::new();
+    match serde_json::to_writer(&mut written, options) {
+        Ok(()) => {
+            let values: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&written).ok()?;
+            let large =
+                |value: &serde_json::Value| value.as_u64().filter(|number| i64::try_from(*number).is_err());
+            values.iter().find_map(|(name, value)| Some((name.clone(), Some(large(value)?))))
+        }
+        // Written up to the value that is no text. A quote inside a text would have a backslash before it.
+        Err(_) => {
+            let written = String::from_utf8(written).ok()?;
+            let (before, _) = written.rsplit_once("\":")?;
+            Some((before.rsplit('"').next()?.to_owned(), None))
+        }
+    }
 }
 
 /// A parser of the words of a configuration type; other spellings are understood but not shown.

@@ -55,7 +55,7 @@ pub const SCORE: &[Alias] = &[
 ];
 
 /// A switch that stands for a value of an option.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Switch {
     /// Its name (TOML spelling).
     pub name: &'static str,
@@ -63,43 +63,52 @@ pub struct Switch {
     pub option: &'static str,
     /// The value where it is on.
     pub on: &'static str,
-    /// The value where it is off, if that says anything.
-    pub off: Option<&'static str>,
+    /// What it says where it is off.
+    pub off: Off,
+}
+
+/// What a switch says that is off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Off {
+    /// This value of the option.
+    Value(&'static str),
+    /// Nothing, and why.
+    Nothing(&'static str),
+    /// That the option is given by its own name.
+    Named,
 }
 
 impl Switch {
-    /// What it means to switch it to `on`.
+    /// The value of the option where it is switched to `on`; none if that is no value.
     pub fn value(&self, on: bool) -> Option<&'static str> {
-        if on { Some(self.on) } else { self.off }
+        match self.off {
+            _ if on => Some(self.on),
+            Off::Value(value) => Some(value),
+            Off::Nothing(_) | Off::Named => None,
+        }
     }
 }
 
 /// The switches of other tools.
 pub const SWITCHES: &[Switch] = &[
-    Switch { name: "fp32", option: "dtype", on: "f32", off: None },
-    Switch { name: "load_in_4bit", option: "quant", on: "nf4", off: None },
-    Switch {
-        name: "gradient_checkpointing",
-        option: "activation_policy",
-        on: "checkpoint",
-        off: Some("keep_all"),
-    },
-    Switch {
-        name: "use_gradient_checkpointing",
-        option: "activation_policy",
-        on: "checkpoint",
-        off: Some("keep_all"),
-    },
+    Switch { name: "fp32", option: "dtype", on: "f32", off: Off::Nothing(DTYPE) },
+    Switch { name: "load_in_4bit", option: "quant", on: "nf4", off: Off::Value("none") },
+    Switch { name: "gradient_checkpointing", option: "activation_policy", on: "checkpoint", off: KEEP },
+    Switch { name: "use_gradient_checkpointing", option: "activation_policy", on: "checkpoint", off: KEEP },
     Switch {
         name: "enable_activation_checkpointing",
         option: "activation_policy",
         on: "checkpoint",
-        off: Some("keep_all"),
+        off: KEEP,
     },
-    Switch { name: "use_cpu", option: "device", on: "cpu", off: None },
-    Switch { name: "no_cuda", option: "device", on: "cpu", off: None },
-    Switch { name: "lora_target_linear", option: "target_modules", on: "all-linear", off: None },
+    Switch { name: "use_cpu", option: "device", on: "cpu", off: Off::Nothing(DEVICE) },
+    Switch { name: "no_cuda", option: "device", on: "cpu", off: Off::Nothing(DEVICE) },
+    Switch { name: "lora_target_linear", option: "target_modules", on: "all-linear", off: Off::Named },
 ];
+
+const KEEP: Off = Off::Value("keep_all");
+const DTYPE: &str = "dtype says it; without it numbers are f32 on the CPU and bf16 on a GPU";
+const DEVICE: &str = "device says it; without it a GPU is taken if there is one that can be used";
 
 /// Names, words, and the option with its value that they stand for, if any.
 type Word = (&'static [&'static str], &'static [&'static str], Option<(&'static str, &'static str)>);

@@ -84,10 +84,22 @@ impl Checker<'_> {
         self.count("batch_size", batch_size, 1 << 20, "1 to 32 is usual")?;
         self.count("tokens_per_batch", tokens_per_batch, 1 << 24, "2048 to 16384 is usual")?;
         self.count("threads", options.threads, 1024, "leave threads out to use all cores")?;
-        let fix = "use at most the model's max_position_embeddings";
-        self.rule((2..=1 << 24).contains(&length), "max_seq_length", length, "2 to 16777216", fix)?;
+        max_seq_length(self.0, length)?;
         self.count("max_tokens_per_pass", options.max_tokens_per_pass, 1 << 24, "4096 suits most machines")
     }
+}
+
+/// The rule for the longest row, where nothing else is configured.
+///
+/// # Errors
+/// An input error if no row could be that long.
+pub fn check_max_seq_length(length: usize) -> Result<()> {
+    max_seq_length(&Layers::default(), length)
+}
+
+fn max_seq_length(layers: &Layers, length: usize) -> Result<()> {
+    let fix = "use at most the model's max_position_embeddings";
+    Checker(layers).rule((2..=1 << 24).contains(&length), "max_seq_length", length, "2 to 16777216", fix)
 }
 
 /// The options that training and scoring have in common.

@@ -24,6 +24,8 @@ enum Fine {
     Off,
     /// These words; texts are compared in lower case.
     Words(&'static [&'static str]),
+    /// These words; any other one is no mistake, but may say something else than what is done here.
+    Else(&'static [&'static str]),
 }
 
 /// Values that say that something is not wanted.
@@ -209,9 +211,10 @@ const TABLE: &[Foreign] = &[
     },
     Foreign {
         names: &["template", "chat_template"],
-        fine: Fine::Any,
-        why: "conversations are written by the chat template of the model folder; tanren inspect data shows the text",
-        instead: "",
+        fine: Fine::Else(&["tokenizer_default", "none", "null", ""]),
+        why: "conversations are written by the chat template of the model folder",
+        instead: "conversations are written by the chat template of the model folder, which may be another one; tanren inspect data shows \
+                  the text, and chat_template.jinja in the model folder replaces the template",
     },
     Foreign {
         names: &["chat_template_path", "chat_template_jinja"],
@@ -245,10 +248,16 @@ const TABLE: &[Foreign] = &[
         instead: "only LoRA is here: write \"lora\" or leave it out",
     },
     Foreign {
-        names: &["use_peft", "lora_inference_mode", "inference_mode"],
-        fine: Fine::Any,
+        names: &["use_peft"],
+        fine: Fine::Words(&["true"]),
         why: "an adapter is trained, the model stays as it is",
-        instead: "",
+        instead: "leave it out: only adapters are trained here, and without one this would be another training",
+    },
+    Foreign {
+        names: &["lora_inference_mode", "inference_mode"],
+        fine: Fine::Off,
+        why: "the adapter is trained",
+        instead: "leave it out: an adapter in this mode would not be trained",
     },
     Foreign {
         names: &["lora_bias", "bias"],
@@ -490,6 +499,8 @@ pub(super) fn answer(name: &str, value: &Value) -> Option<Result<String, InputEr
         Fine::Any => true,
         Fine::Off => OFF.contains(&word.as_str()),
         Fine::Words(words) => words.contains(&word.as_str()),
+        Fine::Else(words) if words.contains(&word.as_str()) => true,
+        Fine::Else(_) => return Some(Ok(format!("{canonical} = {value} is not taken: {}", entry.instead))),
     };
     Some(match fine {
         true => Ok(format!("{canonical} changes nothing: {}", entry.why)),
@@ -518,45 +529,5 @@ fn word(value: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::aliases::{SWITCHES, TRAIN, canonical};
-    use crate::config::keys::keys_of;
-    use crate::config::{ScoreConfig, TrainConfig};
-
-    fn names() -> impl Iterator<Item = &'static str> {
-        TABLE.iter().flat_map(|entry| entry.names.iter().copied())
-    }
-
-    #[test]
-    fn no_name_has_two_meanings() {
-        let mut seen = std::collections::BTreeSet::new();
-        for name in names() {
-            assert!(seen.insert(name), "{name} stands twice");
-            for keys in [keys_of::<TrainConfig>(), keys_of::<ScoreConfig>()] {
-                assert_eq!(canonical(name, keys, TRAIN), None, "{name} is an option");
-            }
-            assert!(SWITCHES.iter().all(|switch| switch.name != name), "{name} is a switch");
-        }
-    }
-
-    #[test]
-    fn what_may_be_refused_says_what_to_write() {
-        for entry in TABLE {
-            assert!(!entry.why.is_empty() && entry.instead.is_empty() == matches!(entry.fine, Fine::Any));
-        }
-    }
-
-    #[test]
-    fn values_are_words() {
-        for (value, fine) in
-            [("none", true), ("None", true), ("[]", true), ("wandb", false), ("[\"wandb\"]", false)]
-        {
-            assert_eq!(answer("report-to", &value.into()).unwrap().is_ok(), fine, "{value}");
-        }
-        assert!(answer("label_smoothing_factor", &0.0.into()).unwrap().is_ok());
-        assert!(answer("label_smoothing_factor", &0.1.into()).unwrap().is_err());
-        assert!(answer("report_to", &Value::Array(vec!["none".into()])).unwrap().is_ok());
-        assert!(answer("lora_r", &8.into()).is_none());
-    }
-}
+#[path = "foreign_tests.rs"]
+mod tests;

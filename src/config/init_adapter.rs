@@ -65,8 +65,10 @@ enum Targets {
 /// The file of the adapter that the options name, and what it says.
 pub(super) fn of(given: &Layers) -> Option<(PathBuf, Table)> {
     let path = Path::new(given.text("init_adapter")?).join("adapter_config.json");
+    // A pipe would be waited for.
+    let file = path.is_file().then(|| std::fs::File::open(&path).ok())??;
     let mut text = String::new();
-    std::fs::File::open(&path).ok()?.take(MAX_BYTES).read_to_string(&mut text).ok()?;
+    file.take(MAX_BYTES).read_to_string(&mut text).ok()?;
     let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).ok()?;
     let peft = Peft::deserialize(serde_json::Value::Object(object)).ok()?;
     let mut table = Table::new();

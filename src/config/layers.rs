@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::aliases::{Alias, SWITCHES, canonical, meaning, nearest, truth};
+use super::aliases::{Alias, Off, SWITCHES, Switch, canonical, meaning, nearest, truth};
 use super::foreign;
 use super::keys::keys_of;
 use super::options::Options;
@@ -45,6 +45,8 @@ pub(super) struct Layers {
     origins: BTreeMap<String, Origin>,
     /// What the user hears about options of other tools.
     notes: Vec<String>,
+    /// Switches that are off and leave it to another option to say what is meant.
+    named: Vec<(&'static Switch, Origin)>,
 }
 
 impl Layers {
@@ -112,9 +114,11 @@ impl Layers {
         let line_of = |offset: usize| 1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count();
         let broken = |error: toml::de::Error| -> Error {
             let line = line_of(error.span().map_or(0, |span| span.start));
-            let written =
-                text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(_, value)| value);
-            let fix = match written.map(|value| value.trim()) {
+            let written = text.lines().nth(line - 1).and_then(|line| line.split_once('='));
+            if let Some((key, value)) = written.filter(|(_, value)| is_too_large(number(value))) {
+                return too_large(key.trim(), number(value)).path(path).line(line).into();
+            }
+            let fix = match written.map(|(_, value)| value.trim()) {
                 Some("True") => "write true in small letters",
                 Some("False") => "write false in small letters",
                 Some("None" | "null") => "leave the line out",
@@ -154,6 +158,7 @@ impl Layers {
         lower.table.extend(self.table);
         lower.origins.extend(self.origins);
         lower.notes.extend(self.notes);
+        lower.named.extend(self.named);
         lower
     }
 
@@ -188,6 +193,24 @@ impl Layers {
         place(error, self.origins.get(key)).into()
     }
 
+    /// Fails for a switch that is off where nothing says what is meant in its place.
+    ///
+    /// # Errors
+    /// An input error with the place of the switch.
+    pub(super) fn check_named(&self) -> Result<()> {
+        let is_given = |option: &str| matches!(self.origins.get(option), Some(origin) if !matches!(origin, Origin::Preset(_)));
+        match self.named.iter().find(|(switch, _)| !is_given(switch.option)) {
+            None => Ok(()),
+            Some((switch, origin)) => {
+                let what = format!("without it {} has to be given", switch.option);
+                let error = Error::input("CONFIG", what).field(switch.name).got("false");
+                let fix =
+                    format!("give {}, or leave {} out, which is {}", switch.option, switch.name, switch.on);
+                place(error, Some(origin)).fix(fix).into()
+            }
+        }
+    }
+
     /// Adds one value after checking its name and type.
     fn insert<T: Keyed>(&mut self, name: &str, value: Value, origin: Origin) -> Result<()> {
         let keys = keys_of::<T>();
@@ -195,8 +218,17 @@ impl Layers {
         let (name, value) = match keys.contains(&name) && name == "adapter" {
             true => (name, value),
             false => match in_our_words(name, value) {
-                Some(pair) => pair,
-                None => return Ok(()),
+                Said::Option(name, value) => (name, value),
+                Said::Nothing => return Ok(()),
+                Said::Off(switch) => {
+                    let why = match switch.off {
+                        Off::Nothing(why) => why.to_owned(),
+                        _ => format!("{} says it", switch.option),
+                    };
+                    self.notes.push(format!("{} = false changes nothing: {why}", switch.name));
+                    self.named.extend((switch.off == Off::Named).then_some((switch, origin)));
+                    return Ok(());
+                }
             },
         };
         let Some(key) = canonical(name, keys, T::ALIASES) else {
@@ -227,20 +259,30 @@ impl Layers {
     }
 }
 
-/// An option as it is called here: switches and words of other tools become the option that they stand for. None if they say
-/// nothing.
-fn in_our_words(name: &str, value: Value) -> Option<(&str, Value)> {
+/// What an option says in the words that are used here.
+enum Said<'a> {
+    Option(&'a str, Value),
+    Nothing,
+    /// A switch of another tool that is off, which is no value of an option.
+    Off(&'static Switch),
+}
+
+/// An option as it is called here: switches and words of other tools become the option that they stand for.
+fn in_our_words(name: &str, value: Value) -> Said<'_> {
     let word = match &value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
     if let Some(says) = meaning(name, &word) {
-        return says.map(|(option, value)| (option, value.into()));
+        return says.map_or(Said::Nothing, |(option, value)| Said::Option(option, value.into()));
     }
     let switch = SWITCHES.iter().find(|switch| switch.name == name.replace('-', "_"));
     match (switch, truth(&word)) {
-        (Some(switch), Some(on)) => switch.value(on).map(|value| (switch.option, value.into())),
-        _ => Some((name, value)),
+        (Some(switch), Some(on)) => match switch.value(on) {
+            Some(value) => Said::Option(switch.option, value.into()),
+            None => Said::Off(switch),
+        },
+        _ => Said::Option(name, value),
     }
 }
 
@@ -284,8 +326,31 @@ fn fitting<T: Keyed>(
     if let Some(fits) = says.iter().find(|value| refused(value).is_none()) {
         return Ok(fits.clone());
     }
+    if is_too_large(text) && !says.is_empty() {
+        return Err(too_large(key, text));
+    }
     // What is wrong with the number is worth more than that it is a text.
     Err(says.first().and_then(refused).unwrap_or(error))
+}
+
+/// What stands behind the `=` of a line, without a comment.
+fn number(value: &str) -> &str {
+    value.split('#').next().unwrap_or_default().trim()
+}
+
+/// Whether a text is a whole number that TOML cannot hold.
+fn is_too_large(text: &str) -> bool {
+    let digits = text.trim().trim_start_matches(['+', '-']);
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_');
+    is_number && text.trim().replace('_', "").parse::<i64>().is_err()
+}
+
+fn too_large(key: &str, text: &str) -> InputError {
+    Error::input("CONFIG", "the number is too large")
+        .field(key)
+        .got(text)
+        .expected(format!("at most {}", i64::MAX))
+        .fix("write a smaller number")
 }
 
 /// Adds the place to an error. Flags need none: the field names them.

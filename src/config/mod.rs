@@ -30,6 +30,7 @@ pub mod values;
 pub mod variant;
 
 pub use families::{Family, ModulePaths};
+pub use check::check_max_seq_length;
 pub use foreign::is_foreign;
 pub use lora::{LoraConfig, TargetModules};
 pub use lora_options::{BlockNumbers, ByName};

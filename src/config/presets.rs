@@ -1,5 +1,7 @@
 //! Which preset a run gets: that of the variant its model is, found by name, by Hugging Face id, or by the model folder.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use super::aliases::nearest;
@@ -35,9 +37,15 @@ pub(super) fn of_model(given: &Layers) -> Result<Option<&'static Variant>> {
     }
 }
 
+/// Largest configuration that is looked at.
+const MAX_CONFIG: u64 = 16 << 20;
+
 /// The variant of a model folder. A folder that cannot be read has none; loading the model reports why.
 fn of_folder(model: &str) -> Option<&'static Variant> {
     let path = Path::new(model).join("config.json");
-    let text = std::fs::read_to_string(&path).ok()?;
+    // A pipe would be waited for.
+    let file = path.is_file().then(|| File::open(&path).ok())??;
+    let mut text = String::new();
+    file.take(MAX_CONFIG).read_to_string(&mut text).ok()?;
     matching_variant(&ModelConfig::from_json(&path, &text).ok()?)
 }

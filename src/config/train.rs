@@ -350,6 +350,7 @@ impl TrainConfig {
         }
         let has_dtype = given.text("dtype").is_some();
         let layers = given.over::<Self>(layers);
+        layers.check_named()?;
         let mut config: Self = layers.read()?;
         if !has_dtype && (config.device.is_gpu() || config.gpu.is_some()) {
             config.dtype = Dtype::Bf16;

@@ -379,6 +379,22 @@ fn values_of_other_tools_mean_what_they_mean_there() {
     assert_eq!((config.resume, config.eval_fraction, config.init_adapter), (None, None, None));
     let config = resolve("adapter = \"qlora\"\nuse_cpu = true\nlora_target_linear = true").unwrap();
     assert_eq!((config.quant, config.device), (Quant::Nf4, DeviceChoice::Cpu));
+    // A switch that is off leaves it to an option to say what is meant, or says nothing; both are said.
+    let named = "lora_target_linear = false\ntarget_modules = \"q_proj\"";
+    let config = resolve(&format!("{named}\nfp32 = false\nuse_cpu = false\nload_in_4bit = false")).unwrap();
+    assert_eq!(config.target_modules, TargetModules::List(vec!["q_proj".into()]));
+    assert_eq!((config.quant, config.device, config.notes.len()), (Quant::None, DeviceChoice::Auto, 3));
+    for name in ["lora_target_linear", "fp32", "use_cpu"] {
+        let start = format!("{name} = false changes nothing: ");
+        assert!(config.notes.iter().any(|note| note.starts_with(&start)), "{name}: {:?}", config.notes);
+    }
+    let error = resolve_file("lora_target_linear = false").unwrap_err();
+    assert_eq!((error.field(), error.got()), (Some("lora_target_linear"), Some("false")));
+    assert!(error.fix().unwrap().contains("give target_modules") && error.line().is_some(), "{error}");
+    assert!(
+        resolve("load_in_4bit = false\nbnb_4bit_quant_type = \"nf4\"").is_err(),
+        "it is quantized, and is not"
+    );
     assert_eq!(resolve("adapter = \"runs/a\"").unwrap().init_adapter, Some("runs/a".into()));
     let config = resolve_file("shuffle = \"False\"\nuse_gradient_checkpointing = \"unsloth\"").unwrap();
     assert_eq!((config.shuffle, config.activation_policy), (false, ActivationPolicy::Checkpoint));

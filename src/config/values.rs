@@ -130,7 +130,7 @@ words!(
     Truncation {
         /// An error that names the line.
         Error = "error",
-        /// The start of the prompt is cut; answer and template stay.
+        /// The oldest text is cut, and old turns; the last answer and the template stay.
         PromptLeft = "prompt-left" | "prompt_left",
         /// The row is left out and counted.
         Skip = "skip",

@@ -320,8 +320,29 @@ fn numbers_that_no_machine_holds_are_errors() {
                 run.err
             );
             assert!(!run.err.contains("INTERNAL"), "{option} {number}: {}", run.err);
+            // Whoever gave many options has to know which one it is.
+            let key = option.trim_start_matches("--").replace('-', "_");
+            let named = run.err.contains(&format!("field \"{key}\"")) || run.err.contains(option);
+            assert!(run.code == Some(0) || named, "{option} {number}: {}", run.err);
         }
     }
+    // The same in a file, and for a path that no option can hold.
+    let file = setup.dir.path().join("run.toml");
+    for number in &numbers[1..] {
+        fs::write(&file, format!("lora_r = 8\nmax_steps = {number} # far\n")).unwrap();
+        let run = tanren(&[&base[..], &["--config", file.to_str().unwrap()]].concat());
+        let parts = ["run.toml:2", "field \"max_steps\"", number, "at most 9223372036854775807"];
+        assert!(run.code == Some(2) && parts.iter().all(|part| run.err.contains(part)), "{}", run.err);
+    }
+    let odd = std::os::unix::ffi::OsStrExt::from_bytes(b"rows\xFF.jsonl");
+    let output = crate::cli::program()
+        .args(&base[..6])
+        .arg("--eval-file")
+        .arg::<&std::ffi::OsStr>(odd)
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && err.contains("field \"eval_file\": not UTF-8"), "{err}");
     for number in numbers {
         for option in ["--tokens", "--sequence-length"] {
             let run = tanren(&["inspect", "plan", "--variant", "qwen3-tiny", option, number]);

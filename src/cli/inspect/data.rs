@@ -5,7 +5,7 @@ use crate::cli::inspect::open_model;
 use crate::cli::options::DataArgs;
 use crate::cli::units::{count, harmless};
 use crate::cli::{template, train};
-use crate::config::TrainConfig;
+use crate::config::{TrainConfig, check_max_seq_length};
 use crate::data::audit::masked_preview;
 use crate::data::encode::{EncodeOptions, Example};
 use crate::data::files::read_files;
@@ -23,8 +23,10 @@ const ROWS: usize = 2;
 /// # Errors
 /// As training: what is wrong with a row, the model or the options.
 pub(super) fn show(args: &DataArgs, console: &Console) -> Result<()> {
-    // What is not given is what training takes.
+    // What is not given is what training takes, and what is wrong there is wrong here.
     let usual = TrainConfig::default();
+    let longest = args.max_seq_length.unwrap_or(usual.max_seq_length);
+    check_max_seq_length(longest)?;
     let (records, routing) =
         select(read_files(&args.data_file, &|| Ok(()))?, args.train_mode.unwrap_or(usual.train_mode))?;
     let model = open_model(&args.model, console)?;
@@ -32,7 +34,6 @@ pub(super) fn show(args: &DataArgs, console: &Console) -> Result<()> {
     let texts = Texts::open(model.folder.dir(), format, any_chat(&records), Some(&template::helper()?))?;
     let of_tokenizer = texts.tokenizer.iter().flat_map(|tokenizer| tokenizer.notes());
     of_tokenizer.for_each(|note| console.note(format_args!("note: {note}")));
-    let longest = args.max_seq_length.unwrap_or(usual.max_seq_length);
     let options = EncodeOptions {
         truncation: args.truncation.unwrap_or(usual.truncation),
         escape_special: args.escape_special.unwrap_or(usual.escape_special),
@@ -72,7 +73,7 @@ fn row(example: &Example, records: &[Record], texts: &Texts, console: &Console) 
         place.unwrap_or_default(),
         count(example.len() as u64),
         count(example.supervised() as u64),
-        if example.truncated { ", prompt cut" } else { "" }
+        if example.truncated { ", cut at the beginning" } else { "" }
     ));
     let Some(tokenizer) = &texts.tokenizer else {
         console.line(format_args!("ids {:?}", example.input_ids));

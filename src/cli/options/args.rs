@@ -44,7 +44,11 @@ pub fn normalise_args(args: impl IntoIterator<Item = OsString>) -> Vec<OsString>
             let is_truth = |next: &OsString| next.to_str().is_some_and(|word| truth(word).is_some());
             let value = value.or_else(|| args.next_if(is_truth).and_then(|next| next.into_string().ok()));
             let on = value.is_none_or(|value| truth(&value) != Some(false));
-            result.extend(switch.value(on).map(|word| flag_of(switch.option, word)));
+            match switch.value(on) {
+                Some(word) => result.push(flag_of(switch.option, word)),
+                None if takes_others => result.push(format!("--{OTHER}={name}=false").into()),
+                None => {}
+            }
         } else if takes_others && is_foreign(&name) {
             let value = value.unwrap_or_else(|| values(&mut args));
             result.push(format!("--{OTHER}={name}={value}").into());

@@ -14,7 +14,7 @@ pub(super) struct RowArgs {
     /// Longest row in tokens.
     #[arg(long, value_name = "TOKENS", help_heading = DATA)]
     max_seq_length: Option<usize>,
-    /// What happens to longer rows: an error, the start of the prompt is cut, or the row is left out.
+    /// What happens to longer rows: an error, the oldest text is cut (prompt-left), or the row is left out.
     #[arg(long, value_parser = words(Truncation::WORDS), help_heading = DATA)]
     truncation: Option<String>,
     /// Keep text that looks like a special token as text.

@@ -109,7 +109,12 @@ fn the_words_of_hugging_face_arrive() {
 fn flags_are_spelled_with_dashes_before_clap_sees_them() {
     let normal =
         normalise_args(args("tanren train --lora_r 8 --x_y=a_b c_d --load_in_4bit --fp32=false -- --e_f"));
-    assert_eq!(normal, args("tanren train --lora-r 8 --x-y=a_b c_d --quant=nf4 -- --e_f"));
+    assert_eq!(
+        normal,
+        args(
+            "tanren train --lora-r 8 --x-y=a_b c_d --quant=nf4 --option-of-another-tool=fp32=false -- --e_f"
+        )
+    );
     assert_eq!(normalise_args(args("--load_in_4bit True --fp32")), args("--quant=nf4 --dtype=f32"));
 }
 
