@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::folder::Folder;
 use super::safetensors::{TensorFile, TensorView};
-use super::shard_index::{INDEX_NAME, ShardIndex};
+use super::shard_index::{INDEX_NAME, MAX_INDEX, ShardIndex};
 use crate::error::{Error, Result};
 
 const CODE: &str = "MODEL";
@@ -15,8 +15,6 @@ const WEIGHTS_NAME: &str = "model.safetensors";
 
 /// Largest configuration file; real ones have a few kB.
 const MAX_CONFIG: u64 = 16 << 20;
-/// Largest index of shards; that of a 400B model has 100 kB.
-const MAX_INDEX: u64 = 100_000_000;
 
 /// An open model folder: configuration texts read, every weight file open and its header checked.
 #[derive(Debug)]

@@ -1,6 +1,8 @@
 //! `model.safetensors.index.json`: which file of a large model holds which tensor.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -11,6 +13,9 @@ use crate::error::{Error, Result};
 
 /// Name of the index in a model folder.
 pub(super) const INDEX_NAME: &str = "model.safetensors.index.json";
+
+/// Most bytes of an index; that of a 400B model has 100 kB.
+pub(super) const MAX_INDEX: u64 = 100_000_000;
 
 /// Most shards of one model; each stays open.
 const MAX_SHARDS: usize = 4096;
@@ -23,6 +28,24 @@ pub struct ShardIndex {
 }
 
 impl ShardIndex {
+    /// Reads the index in the file `path`.
+    ///
+    /// # Errors
+    /// An I/O error, an input error for more than [`MAX_INDEX`] bytes, or as [`ShardIndex::parse`].
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let failed = |e| Error::io(path, "read", e);
+        let mut bytes = Vec::new();
+        File::open(path).map_err(failed)?.take(MAX_INDEX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        let refuse = |what: &str| Error::input("MODEL", what).path(path).fix("download the index again");
+        if bytes.len() as u64 > MAX_INDEX {
+            return refuse("the index is too large").expected(format!("at most {MAX_INDEX} bytes")).into();
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Self::parse(path, &text),
+            Err(_) => refuse("the index is no UTF-8 text").into(),
+        }
+    }
+
     /// Reads the text of an index; `path` is its name in messages.
     ///
     /// # Errors
@@ -139,6 +162,22 @@ mod tests {
             let error = parse(name).expect_err(name).to_string();
             assert!(error.contains("shard name") && error.contains("fix:"), "{name}: {error}");
         }
+    }
+
+    #[test]
+    fn an_index_of_any_length_is_read_no_further_than_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(INDEX_NAME);
+        let refused = || ShardIndex::read(&path).map(|_| ()).unwrap_err();
+        assert_eq!(refused().exit_code(), 3);
+        std::fs::write(&path, r#"{"weight_map":{"a":"a.safetensors"}}"#).unwrap();
+        assert_eq!(ShardIndex::read(&path).unwrap().shards().len(), 1);
+        // More than any memory holds, in a file that takes no room.
+        File::options().write(true).open(&path).unwrap().set_len(1 << 36).unwrap();
+        let error = refused();
+        assert!(error.exit_code() == 2 && error.to_string().contains("too large"), "{error}");
+        std::fs::write(&path, b"\xFF").unwrap();
+        assert!(refused().to_string().contains("no UTF-8"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod config;
 mod names;
 
 use std::collections::BTreeMap;
+use std::fs::Metadata;
 use std::path::Path;
 
 use super::atomic;
@@ -136,7 +137,11 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, tensors: &[NamedTensor<
 fn publish(storage: &dyn Storage, dir: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
     for (name, bytes) in files.iter().filter(|(name, _)| name == CONFIG_NAME) {
         let path = dir.join(name);
-        if path.symlink_metadata().is_ok() && std::fs::read(&path).ok().as_ref() != Some(bytes) {
+        let is_same = || {
+            let len = path.symlink_metadata().ok().filter(Metadata::is_file).map(|data| data.len());
+            len == Some(bytes.len() as u64) && std::fs::read(&path).ok().as_ref() == Some(bytes)
+        };
+        if path.symlink_metadata().is_ok() && !is_same() {
             storage.remove_file(&path).map_err(|e| Error::io(&path, "replace", e))?;
             storage.sync_dir(dir).map_err(|e| Error::io(dir, "sync the folder", e))?;
         }

@@ -162,15 +162,12 @@ fn missing(path: &Path, name: &str) -> Lack {
 
 /// The names of the files that hold the weights.
 fn weights(dir: &Path) -> Result<Vec<String>, Lack> {
-    /// Largest index of shards.
-    const MAX_INDEX: u64 = 100_000_000;
     let path = dir.join(INDEX_NAME);
     if dir.join(WEIGHTS_NAME).is_file() || !path.is_file() {
         return Ok(vec![WEIGHTS_NAME.to_owned()]);
     }
     check_small(&path)?;
-    let Some(text) = read_text(&path, MAX_INDEX) else { return Err(Lack::damaged(&path, "it is no text")) };
-    match ShardIndex::parse(&path, &text) {
+    match ShardIndex::read(&path) {
         Ok(index) => Ok(index.shards().into_iter().map(str::to_owned).collect()),
         Err(error) => Err(Lack::damaged(&path, &error.to_string())),
     }

@@ -1,5 +1,7 @@
 //! Downloading a model: which files, of which commit, and what to say if it fails.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::blob;
@@ -13,7 +15,7 @@ use super::store::{Store, Wanted};
 use super::{CODE, Progress, Watch};
 use crate::error::{Error, Result};
 use crate::formats::model_folder::{pickle_fix, pickled};
-use crate::formats::shard_index::{INDEX_NAME, ShardIndex};
+use crate::formats::shard_index::{INDEX_NAME, MAX_INDEX, ShardIndex};
 
 /// Where models are if nobody says otherwise.
 const ENDPOINT: &str = "https://huggingface.co";
@@ -21,8 +23,8 @@ const ENDPOINT: &str = "https://huggingface.co";
 /// Largest file that is not weights; the largest tokenizers have 35 MB.
 const MAX_SMALL: u64 = 256 << 20;
 
-/// Largest index of shards.
-const MAX_INDEX: u64 = 100_000_000;
+/// Largest file of certificates; those of all authorities have 250 KB.
+const MAX_CERTIFICATES: u64 = 16 << 20;
 
 /// Downloads the commit that the revision stands for, and returns its snapshot.
 pub(super) fn download(
@@ -70,7 +72,16 @@ fn endpoint(env: &HubEnv, watch: &Watch<'_>) -> Result<Url> {
 /// The certificates that the user trusts instead of Mozilla's.
 fn roots(env: &HubEnv) -> Result<Option<ureq::tls::RootCerts>> {
     let Some(path) = &env.ca_file else { return Ok(None) };
-    let pem = std::fs::read(path).map_err(|e| Error::io(path, "read the certificates", e))?;
+    let failed = |e| Error::io(path, "read the certificates", e);
+    let mut pem = Vec::new();
+    File::open(path).map_err(failed)?.take(MAX_CERTIFICATES + 1).read_to_end(&mut pem).map_err(failed)?;
+    if pem.len() as u64 > MAX_CERTIFICATES {
+        return Error::input(CODE, "the file is too large for certificates")
+            .path(path)
+            .expected(format!("at most {MAX_CERTIFICATES} bytes"))
+            .fix("correct SSL_CERT_FILE or REQUESTS_CA_BUNDLE, or unset it")
+            .into();
+    }
     let certificates: Vec<_> = ureq::tls::parse_pem(&pem)
         .filter_map(|item| match item {
             Ok(ureq::tls::PemItem::Certificate(certificate)) => Some(certificate),
@@ -156,8 +167,7 @@ impl Hub<'_> {
     /// The names in the index of shards.
     fn shards(&self, store: &Store, listing: &Listing) -> Result<Vec<String>> {
         let path = store.snapshot().join(INDEX_NAME);
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", e))?;
-        let index = ShardIndex::parse(&path, &text)?;
+        let index = ShardIndex::read(&path)?;
         match index.shards().into_iter().find(|shard| !listing.files.contains_key(*shard)) {
             Some(missing) => Error::input(CODE, "the index names a shard that the model does not have")
                 .path(path)
