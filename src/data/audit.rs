@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::encode::{Example, repeated};
+use super::encode::{Cut, Example, repeated};
 use super::record::Record;
 use super::tokenizer::Tokenizer;
 use crate::batch::IGNORE_INDEX;
@@ -23,8 +23,16 @@ pub struct Audit {
     pub tokens: usize,
     /// Their tokens that carry loss.
     pub supervised_tokens: usize,
-    /// Rows whose prompt was cut.
+    /// Rows whose beginning was cut.
     pub truncated: usize,
+    /// Those of them that lost a part of the question before their last answer; the others lost older turns only.
+    pub questions_cut: usize,
+    /// Those of them that lost all of that question.
+    pub questions_gone: usize,
+    /// Older turns that were cut out as a whole.
+    pub turns_cut_out: usize,
+    /// Those of them that would have been learned.
+    pub answers_cut_out: usize,
     /// Rows left out because they have nothing to learn.
     pub skipped_empty: usize,
     /// Rows left out because they are too long.
@@ -49,6 +57,8 @@ pub struct Audit {
     pub unread: Vec<String>,
     /// Columns that nothing is made of but meta data.
     pub columns: Vec<String>,
+    /// Keys whose lists or objects were written as JSON text.
+    pub json_texts: Vec<String>,
     /// Lengths in tokens.
     pub lengths: Quantiles,
     /// The longest row.
@@ -123,6 +133,8 @@ pub(super) struct RowNotes {
     pub(super) unread: Vec<String>,
     /// The first label that is not the token at its place, and whether labels are the tokens after their places.
     pub(super) other_label: Option<(usize, bool)>,
+    /// What was cut to make it fit.
+    pub(super) cut: Cut,
 }
 
 impl RowNotes {
@@ -152,7 +164,19 @@ impl Audit {
                 lines.push(format!("{n} {what}"));
             }
         };
-        count(self.truncated, "rows lost the beginning of their prompt (--truncation prompt-left)");
+        let lost = match self.truncated - self.questions_cut {
+            0 => "each lost a part of its last question".to_owned(),
+            older => {
+                format!("{} lost a part of their last question, {older} older turns only", self.questions_cut)
+            }
+        };
+        count(self.truncated, &format!("rows were cut at the beginning (--truncation prompt-left): {lost}"));
+        count(self.questions_gone, "of them lost all of their last question");
+        let learned = match self.answers_cut_out {
+            0 => String::new(),
+            answers => format!(", among them {answers} answers that are not learned"),
+        };
+        count(self.turns_cut_out, &format!("older turns were cut out as a whole{learned}"));
         count(self.skipped_long, "rows skipped: too long (--truncation skip)");
         count(self.skipped_empty, "rows skipped: nothing to learn (--skip-empty)");
         if self.special_in_text > 0 {
@@ -193,6 +217,10 @@ impl Audit {
         if !self.columns.is_empty() {
             lines.push(format!("columns that are not trained on: {}", self.columns.join(", ")));
         }
+        if !self.json_texts.is_empty() {
+            let names = self.json_texts.join(", ");
+            lines.push(format!("JSON text, read as the list or object that it holds: {names}"));
+        }
         lines
     }
 
@@ -201,6 +229,10 @@ impl Audit {
         self.tokens += example.len();
         self.supervised_tokens += example.supervised();
         self.truncated += usize::from(example.truncated);
+        self.questions_cut += usize::from(notes.cut.is_in_last);
+        self.questions_gone += usize::from(notes.cut.is_in_last && notes.cut.last_is_gone);
+        self.turns_cut_out += notes.cut.turns;
+        self.answers_cut_out += notes.cut.answers;
         self.note(record, notes);
     }
 
@@ -222,23 +254,8 @@ impl Audit {
         self.lengths = Quantiles::of(examples.clone().map(Example::len).collect());
         let (rows, first) = repeated(examples.clone());
         self.repeated = Places { rows, first: first.and_then(|first| records.get(first)).map(place) };
-        let mut columns: Vec<String> = Vec::new();
-        let mut last: Option<&Arc<[String]>> = None;
-        for record in records.iter().filter(|record| !record.columns.is_empty()) {
-            // Rows of one file share their list.
-            if !last.is_some_and(|last| Arc::ptr_eq(last, &record.columns)) {
-                columns.extend(
-                    record
-                        .columns
-                        .iter()
-                        .filter(|&name| !columns.contains(name))
-                        .cloned()
-                        .collect::<Vec<_>>(),
-                );
-                last = Some(&record.columns);
-            }
-        }
-        self.columns = columns;
+        self.columns = names(records, |record| &record.columns);
+        self.json_texts = names(records, |record| &record.json_texts);
         // The first of the longest, so that the report is the same in every run.
         let longest = examples.rev().max_by_key(|example| example.len());
         self.longest = longest.and_then(|example| records.get(example.record)).map(place);
@@ -299,6 +316,25 @@ pub fn masked_preview(example: &Example, tokenizer: &Tokenizer) -> Result<Vec<(S
         }
     }
     Ok(pieces)
+}
+
+/// All names in the lists of rows, in their order, each once.
+fn names(records: &[Record], of: impl Fn(&Record) -> &Arc<[String]>) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    let mut last: Option<&Arc<[String]>> = None;
+    for list in records.iter().map(of).filter(|list| !list.is_empty()) {
+        // Rows of one file share their list.
+        if last.is_some_and(|last| Arc::ptr_eq(last, list)) {
+            continue;
+        }
+        last = Some(list);
+        for name in list.iter() {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+    }
+    names
 }
 
 fn place(record: &Record) -> Place {

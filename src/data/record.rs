@@ -19,8 +19,10 @@ pub struct Record {
     /// The row's `"meta"` object, and every single value of the row that has no meaning of its own. Lists and objects are kept
     /// as their JSON text.
     pub meta: Map<String, Value>,
-    /// Names of the columns that have no meaning of their own.
+    /// Names of the columns that have no meaning of their own, and of keys inside turns that nobody reads.
     pub columns: Arc<[String]>,
+    /// Keys whose list or object was written as JSON text.
+    pub json_texts: Arc<[String]>,
 }
 
 impl Record {
@@ -74,6 +76,22 @@ impl PairForm {
             Self::PromptCompletion => "",
         }
     }
+
+    /// The two texts as turns.
+    pub fn turns(self, input: &str, output: &str) -> [Message; 2] {
+        let [asks, answers] = self.keys();
+        [("user", input, asks), ("assistant", output, answers)]
+            .map(|(role, text, key)| Message::new(role, text).at(TurnPlace::key(key)))
+    }
+
+    /// The keys of the two texts.
+    fn keys(self) -> [&'static str; 2] {
+        match self {
+            Self::InputOutput => ["input", "output"],
+            Self::Instruction => ["instruction", "output"],
+            Self::PromptCompletion => ["prompt", "completion"],
+        }
+    }
 }
 
 /// Turns of a conversation, and what the chat template is to know besides.
@@ -96,12 +114,90 @@ pub struct Message {
     pub masked: bool,
     /// All other keys (`tool_calls`, `name`, ...), handed to the chat template.
     pub extra: Map<String, Value>,
+    /// Where it stands in its row.
+    pub place: TurnPlace,
+}
+
+/// Where a turn stands in its row, for messages: `messages[2]`, `conversations[0]`, or a key that is a turn by itself (`output`).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TurnPlace {
+    key: &'static str,
+    index: Option<usize>,
+    /// The key of its text, where it is an object.
+    text: &'static str,
+    /// The key that its calls of tools were read from.
+    calls: &'static str,
+}
+
+/// Two turns are the same if they say the same, wherever they stand.
+impl PartialEq for TurnPlace {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl TurnPlace {
+    /// A key of the row that is a turn by itself.
+    pub fn key(key: &'static str) -> Self {
+        Self { key, ..Self::default() }
+    }
+
+    /// An element of the list `key` whose text is its value `text`.
+    pub(super) fn element(key: &'static str, index: usize, text: &'static str) -> Self {
+        Self { key, index: Some(index), text, calls: "tool_calls" }
+    }
+
+    /// The same where its text is a call of a tool.
+    pub(super) fn with_calls_in_text(self) -> Self {
+        Self { calls: self.text, ..self }
+    }
+
+    /// The turn as a field of its row.
+    pub fn field(&self) -> String {
+        match (self.key, self.index) {
+            ("", _) => "messages".to_owned(),
+            (key, None) => key.to_owned(),
+            (key, Some(index)) => format!("{key}[{index}]"),
+        }
+    }
+
+    /// The key of the row that it belongs to.
+    pub fn list(&self) -> &'static str {
+        if self.key.is_empty() { "messages" } else { self.key }
+    }
+
+    /// Its key `key`.
+    pub fn field_of(&self, key: &str) -> String {
+        let field = self.field();
+        if self.index.is_some() && !key.is_empty() { format!("{field}.{key}") } else { field }
+    }
+
+    /// The key of its text.
+    pub(super) fn text_key(&self) -> &'static str {
+        self.text
+    }
+
+    /// Its text.
+    pub fn text_field(&self) -> String {
+        self.field_of(self.text)
+    }
+
+    /// Its calls of tools.
+    pub fn calls_field(&self) -> String {
+        self.field_of(self.calls)
+    }
 }
 
 impl Message {
     /// A turn without further keys.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), ..Self::default() }
+    }
+
+    /// The same at a place of its row.
+    #[must_use]
+    pub fn at(self, place: TurnPlace) -> Self {
+        Self { place, ..self }
     }
 }
 

@@ -113,6 +113,11 @@ fn choose(format: Format, chat_rows: bool, has_template: bool) -> Result<Format>
     }
 }
 
+/// Whether some row has tools.
+pub fn any_tools(records: &[Record]) -> bool {
+    records.iter().any(|record| tools(record).is_some())
+}
+
 /// Whether some row is a conversation or an instruction.
 pub fn any_chat<'r>(records: impl IntoIterator<Item = &'r Record>) -> bool {
     records.into_iter().any(|record| record.body.is_chat())

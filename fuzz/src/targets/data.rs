@@ -157,8 +157,14 @@ pub(super) fn conversations(input: &[u8]) {
         |turn: &Message| turn.content.bytes().all(|b| b.is_ascii_alphanumeric()) && !turn.content.is_empty();
     let is_simple = turns.iter().all(simple);
     let body = Body::Messages(Conversation::new(turns));
-    let record =
-        Record { file: Path::new("a.jsonl").into(), line: 1, body, meta: Map::new(), columns: [].into() };
+    let record = Record {
+        file: Path::new("a.jsonl").into(),
+        line: 1,
+        body,
+        meta: Map::new(),
+        columns: [].into(),
+        json_texts: [].into(),
+    };
     let (examples, _) = match encoder.encode_all(&[record], &|_| Ok(())) {
         Ok(done) => done,
         Err(error) => {

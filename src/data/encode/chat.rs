@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use super::spans::{Answer, Marked};
 use super::style::{End, Style};
-use super::{ASSISTANT, Encoder, RowNotes, Template, USER};
-use crate::data::record::{Conversation, Message};
+use super::{ASSISTANT, Encoder, RowNotes, Template};
+use crate::data::record::{Conversation, Message, PairForm};
 use crate::data::template::Scene;
 use crate::error::{Error, Result};
 
@@ -37,9 +37,19 @@ impl Encoder<'_> {
     /// The whole conversation, and the answers in it that are learned.
     pub(super) fn conversation(&self, conversation: &Conversation, notes: &mut RowNotes) -> Result<Marked> {
         let escaped = self.escaped(&conversation.turns)?;
+        self.answers(conversation, &escaped, &self.learned(&escaped.turns), notes)
+    }
+
+    /// The same for the turns that are to be learned.
+    fn answers(
+        &self,
+        conversation: &Conversation,
+        escaped: &Escaped,
+        learned: &[usize],
+        notes: &mut RowNotes,
+    ) -> Result<Marked> {
         let (turns, mark) = (&escaped.turns, escaped.mark);
         let variables = self.variables_of(conversation);
-        let learned = self.learned(turns);
         let scene = |count: usize, add_generation_prompt| Scene {
             messages: &turns[..count],
             add_generation_prompt,
@@ -51,7 +61,7 @@ impl Encoder<'_> {
         let mut texts = match template.render(&scenes) {
             Err(_) if learned.first() == Some(&0) && template.render(&scenes[..1]).is_ok() => {
                 let what = "the chat template cannot ask for an answer at the start of a conversation";
-                let error = Error::input("DATA", what).field("messages[0]");
+                let error = Error::input("DATA", what).field(turns[0].place.field());
                 return error.fix("begin with a turn of the user, or give this turn \"train\": false").into();
             }
             texts => texts?,
@@ -61,12 +71,19 @@ impl Encoder<'_> {
         let style = &template.style;
         let mut answers: Vec<Answer> = Vec::with_capacity(learned.len());
         for (&k, prompt) in learned.iter().zip(&prompts) {
-            let asked = Asked { turns, k, text: &text, prompt, style };
+            // Advice has to help: it is tried before it is given.
+            let last_alone = || {
+                let last = last_answer(turns);
+                learned.len() > 1
+                    && !last.is_empty()
+                    && self.answers(conversation, escaped, &last, &mut RowNotes::default()).is_ok()
+            };
+            let asked = Asked { turns, k, text: &text, prompt, style, last_alone: &last_alone };
             let start = match asked.start() {
                 Some(start) => start,
                 None => {
                     let before = template.render(&[scene(k, false)])?.pop().unwrap_or_default();
-                    asked.start_beside_prompt(&before, &learned)?
+                    asked.start_beside_prompt(&before)?
                 }
             };
             let whole = |turn: &Message| turn.extra.get("tool_calls").is_none();
@@ -78,7 +95,7 @@ impl Encoder<'_> {
                     if text.starts_with(&up_to) { up_to.len() } else { text.len() }
                 }
             };
-            let answer = asked.answer(start, bound, &learned, notes)?;
+            let answer = asked.answer(start, bound, notes)?;
             if answers.last().is_some_and(|before| before.learned.end > answer.learned.start) {
                 return Err(asked.refuse(
                     "the chat template does not keep the turns in their order",
@@ -95,14 +112,11 @@ impl Encoder<'_> {
     }
 
     /// The turns that are learned.
-    fn learned(&self, turns: &[Message]) -> Vec<usize> {
-        let mut answers = (0..turns.len()).filter(|&k| turns[k].role == ASSISTANT);
-        let mut learned: Vec<usize> = match self.options.mask_history {
-            true => answers.next_back().into_iter().collect(),
-            false => answers.collect(),
-        };
-        learned.retain(|&k| !turns[k].masked);
-        learned
+    pub(super) fn learned(&self, turns: &[Message]) -> Vec<usize> {
+        match self.options.mask_history {
+            true => last_answer(turns),
+            false => answers_of(turns).filter(|&k| !turns[k].masked).collect(),
+        }
     }
 
     fn variables_of(&self, conversation: &Conversation) -> Map<String, Value> {
@@ -114,12 +128,12 @@ impl Encoder<'_> {
     /// The template of a conversation, as `transformers` chooses it.
     fn template(&self, conversation: &Conversation) -> Result<&Template<'_>> {
         let of_tools = self.tool_template.as_ref().filter(|_| conversation.tools().is_some());
-        of_tools.or(self.template.as_ref()).ok_or_else(no_template)
+        of_tools.or(self.template.as_ref()).ok_or_else(|| no_template(conversation))
     }
 
     /// What others than the assistant say, and the tools, must be in the text.
     fn check_kept(&self, conversation: &Conversation, turns: &[Message], text: &str) -> Result<()> {
-        for (k, turn) in turns.iter().enumerate().filter(|(_, turn)| turn.role != ASSISTANT) {
+        for turn in turns.iter().filter(|turn| turn.role != ASSISTANT) {
             let content = turn.content.trim();
             // Some templates write what a tool gives as a JSON text.
             let shown = text.contains(content) || text.contains(json_text(content).trim_matches('"'));
@@ -128,7 +142,7 @@ impl Encoder<'_> {
                     "DATA",
                     format!("the chat template leaves this turn of \"{}\" out", turn.role),
                 )
-                .field(format!("messages[{k}].content"))
+                .field(turn.place.text_field())
                 .fix("remove the turn from the row, or use a template that shows it")
                 .into();
             }
@@ -193,14 +207,25 @@ impl Template<'_> {
     }
 }
 
-/// A question and its answer as a conversation.
-pub(super) fn pair(input: &str, output: &str) -> Conversation {
-    Conversation::new(vec![Message::new(USER, input), Message::new(ASSISTANT, output)])
+/// The turns that answer.
+fn answers_of(turns: &[Message]) -> impl DoubleEndedIterator<Item = usize> + '_ {
+    (0..turns.len()).filter(|&k| turns[k].role == ASSISTANT)
 }
 
-fn no_template() -> Error {
+/// The last answer, unless the row takes it out of the loss: all that `--mask-history` learns.
+fn last_answer(turns: &[Message]) -> Vec<usize> {
+    answers_of(turns).next_back().filter(|&k| !turns[k].masked).into_iter().collect()
+}
+
+/// A question and its answer as a conversation.
+pub(super) fn pair(form: PairForm, input: &str, output: &str) -> Conversation {
+    Conversation::new(form.turns(input, output).to_vec())
+}
+
+fn no_template(conversation: &Conversation) -> Error {
+    let place = conversation.turns.last().map(|turn| turn.place).unwrap_or_default();
     Error::input("DATA", "a conversation needs a chat template")
-        .field("messages")
+        .field(place.list())
         .fix("use --format chat, or rows with \"input\" and \"output\"")
         .into()
 }
@@ -225,6 +250,8 @@ struct Asked<'a> {
     /// The text that asks for it.
     prompt: &'a str,
     style: &'a Style,
+    /// Whether the last answer could be learned without the others.
+    last_alone: &'a dyn Fn() -> bool,
 }
 
 impl Asked<'_> {
@@ -233,7 +260,7 @@ impl Asked<'_> {
     }
 
     fn refuse(&self, what: &str, fix: &str) -> Error {
-        Error::input("DATA", what).field(format!("messages[{}]", self.k)).fix(fix).into()
+        Error::input("DATA", what).field(self.turn().place.field()).fix(fix).into()
     }
 
     /// Where the answer begins, if the prompt is what the whole begins with.
@@ -244,30 +271,31 @@ impl Asked<'_> {
     }
 
     /// The same where the generation prompt goes on in another way than the answer. `before` is the text before both.
-    fn start_beside_prompt(&self, before: &str, learned: &[usize]) -> Result<usize> {
+    fn start_beside_prompt(&self, before: &str) -> Result<usize> {
         let header = &self.style.role_header;
         let (asked, answered) = match (self.prompt.strip_prefix(before), self.text.strip_prefix(before)) {
             (Some(asked), Some(answered)) if !header.is_empty() => (asked, answered),
-            _ => return Err(self.refuse("the chat template changes earlier turns", self.advice(learned))),
+            _ => return Err(self.refuse("the chat template changes earlier turns", self.advice())),
         };
         let (Some(extra), true) =
             (asked.strip_prefix(header.as_str()), answered.starts_with(header.as_str()))
         else {
-            return Err(self
-                .refuse("the answer does not begin as the chat template asks for it", self.advice(learned)));
+            return Err(
+                self.refuse("the answer does not begin as the chat template asks for it", self.advice())
+            );
         };
         // A thought that is over before the answer begins may be missing: templates leave it out of earlier turns.
         let over = extra.rfind("</").is_some_and(|end| extra[end..].find('>').is_some());
         if !over && !extra.trim().is_empty() && !extra.contains('<') {
             return Err(Error::input("DATA", "the answer does not begin as the chat template asks for it")
-                .field(format!("messages[{}]", self.k))
+                .field(self.turn().place.field())
                 .got(format!("a prompt that ends with {extra:?}"))
                 .fix("use a template whose generation prompt is what it writes before an answer")
                 .into());
         }
         if !over && !extra.trim().is_empty() {
             return Err(Error::input("DATA", "the prompt opens a thought that this answer does not go on with")
-                .field(format!("messages[{}]", self.k))
+                .field(self.turn().place.field())
                 .got(format!("a prompt that ends with {:?}", extra))
                 .fix(format!(
                     "begin the answer with the thought ({:?}, then the thought), or put \"chat_template_kwargs\": \
@@ -280,17 +308,17 @@ impl Asked<'_> {
     }
 
     /// Advice that holds for this turn.
-    fn advice(&self, learned: &[usize]) -> &'static str {
-        match learned.last() {
-            Some(&last) if last != self.k => {
-                "pass --mask-history to learn the last answer only, if the template keeps what stands before it"
+    fn advice(&self) -> &'static str {
+        match (self.last_alone)() {
+            true => "pass --mask-history to learn the last answer only",
+            false => {
+                "use a template that keeps what the row says, or change the row to what the template shows"
             }
-            _ => "use a template that keeps what the row says, or change the row to what the template shows",
         }
     }
 
     /// The answer from `start` on; the turn ends before `bound`.
-    fn answer(&self, start: usize, bound: usize, learned: &[usize], notes: &mut RowNotes) -> Result<Answer> {
+    fn answer(&self, start: usize, bound: usize, notes: &mut RowNotes) -> Result<Answer> {
         let (text, turn) = (self.text, self.turn());
         let pieces = pieces(turn);
         // Behind all that the turn says.
@@ -299,9 +327,9 @@ impl Asked<'_> {
             let piece = whole.trim();
             let Some(at) = text[behind..bound].find(piece) else {
                 return Err(Error::input("DATA", "the chat template leaves out a part of this turn")
-                    .field(format!("messages[{}]", self.k))
+                    .field(self.turn().place.field())
                     .got(format!("{:?}", shorten(piece)))
-                    .fix(self.advice(learned))
+                    .fix(self.advice())
                     .into());
             };
             behind += at + piece.len();
@@ -311,7 +339,7 @@ impl Asked<'_> {
         }
         if let Some(name) = called(turn).find(|name| !text[start..bound].contains(*name)) {
             return Err(Error::input("DATA", "the chat template leaves out a call of this turn")
-                .field(format!("messages[{}].tool_calls", self.k))
+                .field(turn.place.calls_field())
                 .got(format!("{name:?}"))
                 .fix("remove the call, write it as content, or use a template that knows calls")
                 .into());

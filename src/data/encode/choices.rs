@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{ASSISTANT, Encoder, Format, Labelled, Outcome, RowNotes, at_row, chat};
 use crate::data::audit::Audit;
-use crate::data::record::{Body, Conversation, Message, Record};
+use crate::data::record::{Body, Conversation, Message, Record, TurnPlace};
 use crate::error::{Error, Result};
 
 /// A question with its answers as tokens.
@@ -51,9 +51,9 @@ impl Encoder<'_> {
         // What the row itself answers plays no part.
         let mut notes = self.notes(record);
         let answers: Vec<&str> = choices.iter().map(String::as_str).collect();
-        let (mut all, truncated) = match &record.body {
+        let mut all = match &record.body {
             Body::InputOutput { input, form, .. } => match self.options.format {
-                Format::Chat => self.fit_answers(&chat::pair(input, ""), &answers, &mut notes),
+                Format::Chat => self.fit_answers(&chat::pair(*form, input, ""), &answers, &mut notes),
                 _ => self.fit_plains(&[input, form.separator()], &answers, &mut notes),
             },
             Body::Messages(conversation) if answer_is_masked(conversation) => {
@@ -76,7 +76,7 @@ impl Encoder<'_> {
         let asked = asked(index, &all).map_err(|e| at_row(record, e))?;
         let longest = (0..all.len()).rev().max_by_key(|&i| all[i].input_ids.len()).unwrap_or(0);
         (notes.answers, notes.empty_answers) = (0, 0);
-        Ok(self.outcome(index, (all.swap_remove(longest), truncated), notes, asked))
+        Ok(self.outcome(index, all.swap_remove(longest), notes, asked))
     }
 
     /// A conversation with each of `answers` as its last turn.
@@ -85,20 +85,24 @@ impl Encoder<'_> {
         conversation: &Conversation,
         answers: &[&str],
         notes: &mut RowNotes,
-    ) -> Result<(Vec<Labelled>, bool)> {
+    ) -> Result<Vec<Labelled>> {
         let mut asked = conversation.clone();
         asked.turns.pop_if(|turn| turn.role == ASSISTANT);
         // Earlier answers are not scored, so how they are rendered is the template's business.
         asked.turns.iter_mut().for_each(|turn| turn.masked = true);
-        self.fit_turns(&asked, |asked| {
+        let fresh = notes.clone();
+        let ((all, found), cut) = self.fit_turns(&asked, |asked| {
+            let mut found = fresh.clone();
             let one = |answer: &&str| {
                 let mut answered = asked.clone();
-                answered.turns.push(Message::new(ASSISTANT, *answer));
-                self.labelled(&answered, notes)
+                answered.turns.push(Message::new(ASSISTANT, *answer).at(TurnPlace::key("choices")));
+                self.labelled(&answered, &mut found)
             };
             let all = answers.iter().map(one).collect::<Result<Vec<Labelled>>>()?;
-            Ok((all.iter().map(|labelled| labelled.input_ids.len()).max().unwrap_or(0), all))
-        })
+            Ok((all.iter().map(|labelled| labelled.input_ids.len()).max().unwrap_or(0), (all, found)))
+        })?;
+        *notes = RowNotes { cut, ..found };
+        Ok(all)
     }
 }
 

@@ -1,21 +1,22 @@
-//! Rows against the length limit: an answer is never shortened, a prompt only from its beginning, and only if asked to.
+//! Rows against the length limit: an answer is never shortened, and what goes is the oldest text, if asked to.
 //!
-//! In a conversation the text of the user is cut before the template is applied, so the template stays whole.
+//! In a conversation text is cut before the template is applied, so the template stays whole ([`super::cut`]).
 
-use super::{Encoder, Labelled, RowNotes, Truncation, USER};
+use super::cut::Cut;
+use super::{Encoder, Labelled, RowNotes, Truncation};
 use crate::batch::IGNORE_INDEX;
 use crate::data::record::{Conversation, Record};
 use crate::error::{Error, Result};
 
 impl Encoder<'_> {
-    /// A prompt and each of `answers` to it, as texts of their own with the token that ends them; and whether the prompt was
-    /// cut. One that is too long shortens the prompt of all.
+    /// A prompt and each of `answers` to it, as texts of their own with the token that ends them. One that is too long shortens the
+    /// prompt of all.
     pub(super) fn fit_plains(
         &self,
         prompt: &[&str],
         answers: &[&str],
         notes: &mut RowNotes,
-    ) -> Result<(Vec<Labelled>, bool)> {
+    ) -> Result<Vec<Labelled>> {
         let bos = self.bos()?;
         let one = |answer: &&str| {
             let mut labelled = Labelled::default();
@@ -30,11 +31,10 @@ impl Encoder<'_> {
         let longest = all.iter().map(|labelled| labelled.input_ids.len()).max().unwrap_or(0);
         let excess = longest.saturating_sub(self.options.max_seq_length);
         let cut = self.options.truncation == Truncation::PromptLeft && excess > 0;
-        let mut truncated = false;
         for labelled in all.iter_mut().filter(|_| cut) {
-            truncated |= cut_plain(labelled, excess, usize::from(bos.is_some()));
+            cut_plain(labelled, excess, usize::from(bos.is_some()), &mut notes.cut);
         }
-        Ok((all, truncated))
+        Ok(all)
     }
 
     /// As [`Encoder::fit_plains`], for the one answer that a row has.
@@ -43,23 +43,24 @@ impl Encoder<'_> {
         prompt: &[&str],
         answer: &[&str; 1],
         notes: &mut RowNotes,
-    ) -> Result<(Labelled, bool)> {
-        let (mut all, truncated) = self.fit_plains(prompt, answer, notes)?;
-        Ok((all.pop().unwrap_or_default(), truncated))
+    ) -> Result<Labelled> {
+        Ok(self.fit_plains(prompt, answer, notes)?.pop().unwrap_or_default())
     }
 
-    /// A conversation with labels, and whether a user turn was cut.
+    /// A conversation with labels.
     pub(super) fn fit_conversation(
         &self,
         conversation: &Conversation,
         notes: &mut RowNotes,
-    ) -> Result<(Labelled, bool)> {
+    ) -> Result<Labelled> {
         let fresh = notes.clone();
-        self.fit_turns(conversation, |turns| {
-            notes.clone_from(&fresh);
-            let labelled = self.labelled(turns, notes)?;
-            Ok((labelled.input_ids.len(), labelled))
-        })
+        let ((labelled, found), cut) = self.fit_turns(conversation, |turns| {
+            let mut found = fresh.clone();
+            let labelled = self.labelled(turns, &mut found)?;
+            Ok((labelled.input_ids.len(), (labelled, found)))
+        })?;
+        *notes = RowNotes { cut, ..found };
+        Ok(labelled)
     }
 
     /// The tokens of a conversation.
@@ -69,52 +70,22 @@ impl Encoder<'_> {
         Ok(labelled.trimmed())
     }
 
-    /// What `encode` makes of a conversation, and its length, with user turns cut until it fits, if they are to be.
-    pub(super) fn fit_turns<T>(
-        &self,
-        conversation: &Conversation,
-        mut encode: impl FnMut(&Conversation) -> Result<(usize, T)>,
-    ) -> Result<(T, bool)> {
-        let limit = self.options.max_seq_length;
-        let (mut len, mut encoded) = encode(conversation)?;
-        if self.options.truncation != Truncation::PromptLeft || len <= limit {
-            return Ok((encoded, false));
-        }
-        let (mut conversation, mut truncated) = (conversation.clone(), false);
-        while len > limit && self.cut_first_user(&mut conversation, len - limit)? {
-            (len, encoded) = encode(&conversation)?;
-            truncated = true;
-        }
-        Ok((encoded, truncated))
-    }
-
-    /// Cuts `tokens` tokens from the left of the first user turn that has any text left; false if none has.
-    fn cut_first_user(&self, conversation: &mut Conversation, tokens: usize) -> Result<bool> {
-        let mut turns = conversation.turns.iter_mut();
-        match turns.find(|turn| turn.role == USER && !turn.content.is_empty()) {
-            Some(turn) => {
-                turn.content = self.tokenizer()?.cut_left(&turn.content, tokens)?.to_owned();
-                Ok(true)
-            }
-            None => Ok(false),
-        }
-    }
-
-    /// A tokenised row, and whether its beginning was cut.
-    pub(super) fn fit_tokenised(&self, input_ids: &[u32], labels: &[i64]) -> (Labelled, bool) {
+    /// A tokenised row.
+    pub(super) fn fit_tokenised(&self, input_ids: &[u32], labels: &[i64], notes: &mut RowNotes) -> Labelled {
         let mut cut = 0;
         if self.options.truncation == Truncation::PromptLeft {
             let prompt = labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(0);
             let needed = input_ids.len().saturating_sub(self.options.max_seq_length);
             // One token has to stay before the first supervised one, or nothing would predict it.
             cut = if needed < prompt { needed } else { 0 };
+            notes.cut =
+                Cut { is_in_last: cut > 0, last_is_gone: cut > 0 && cut + 1 == prompt, ..Cut::default() };
         }
-        let labelled = Labelled {
+        Labelled {
             input_ids: input_ids[cut..].to_vec(),
             labels: labels[cut..].to_vec(),
             ..Labelled::default()
-        };
-        (labelled, cut > 0)
+        }
     }
 
     /// The error for rows that are too long: (row, tokens, tokens from the first answer on).
@@ -141,9 +112,7 @@ impl Encoder<'_> {
                     "with the shortest prompt that the template allows they do not fit; {raise}, or --truncation skip"
                 )
             }
-            _ => format!(
-                "{raise}, or --truncation prompt-left (cuts the beginning of the prompt), or --truncation skip"
-            ),
+            _ => format!("{raise}, or --truncation prompt-left (cuts the oldest text), or --truncation skip"),
         };
         Error::input(
             "DATA",
@@ -159,14 +128,16 @@ impl Encoder<'_> {
     }
 }
 
-/// Cuts up to `excess` tokens from the beginning of a prompt, behind `kept` tokens at its very start; false if nothing could be
-/// cut. One token always stays: without a token before it the answer's first one could not be predicted.
-fn cut_plain(labelled: &mut Labelled, excess: usize, kept: usize) -> bool {
+/// Cuts up to `excess` tokens from the beginning of a prompt, behind `kept` tokens at its very start, and notes it. One token always
+/// stays: without a token before it the answer's first one could not be predicted.
+fn cut_plain(labelled: &mut Labelled, excess: usize, kept: usize, noted: &mut Cut) {
     let Labelled { input_ids, labels, said } = labelled;
     let prompt = labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(labels.len());
-    let cut = excess.min(prompt.saturating_sub(kept.max(1)));
+    let most = prompt.saturating_sub(kept.max(1));
+    let cut = excess.min(most);
     input_ids.drain(kept..kept + cut);
     labels.drain(kept..kept + cut);
     *said = said.start.saturating_sub(cut)..said.end.saturating_sub(cut);
-    cut > 0
+    noted.is_in_last |= cut > 0;
+    noted.last_is_gone |= cut > 0 && cut == most;
 }

@@ -12,6 +12,7 @@
 
 mod chat;
 mod choices;
+mod cut;
 mod fit;
 mod spans;
 mod style;
@@ -29,6 +30,7 @@ use crate::batch::IGNORE_INDEX;
 pub use crate::config::{Format, Truncation};
 use crate::error::{Error, Result};
 pub use choices::{Asked, Continuation};
+pub(super) use cut::Cut;
 use spans::{Answer, Labelled, Marked};
 use style::{End, Style};
 
@@ -87,7 +89,7 @@ pub struct Example {
     pub prompt_len: usize,
     /// Index of its row among the records.
     pub record: usize,
-    /// Whether its prompt was cut.
+    /// Whether its beginning was cut.
     pub truncated: bool,
 }
 
@@ -290,8 +292,8 @@ impl<'a> Encoder<'a> {
     /// [`Error::Input`] that names the row.
     pub fn encode_prompt(&self, record: &Record) -> Result<Vec<u32>> {
         let marked = match &record.body {
-            Body::InputOutput { input, .. } if self.options.format == Format::Chat => {
-                let mut asked = chat::pair(input, "");
+            Body::InputOutput { input, form, .. } if self.options.format == Format::Chat => {
+                let mut asked = chat::pair(*form, input, "");
                 asked.turns.pop();
                 self.conversation_prompt(&asked)
             }
@@ -317,33 +319,28 @@ impl<'a> Encoder<'a> {
 
     fn encode_row(&self, index: usize, record: &Record) -> Result<Outcome<()>> {
         let mut notes = self.notes(record);
-        let (labelled, truncated) = match &record.body {
+        let labelled = match &record.body {
             Body::InputOutput { input, output, form } => match self.options.format {
-                Format::Chat => self.fit_conversation(&chat::pair(input, output), &mut notes),
+                Format::Chat => self.fit_conversation(&chat::pair(*form, input, output), &mut notes),
                 _ => self.fit_plain(&[input, form.separator()], &[output], &mut notes),
             },
             Body::Messages(conversation) => self.fit_conversation(conversation, &mut notes),
             Body::Text(text) => self.fit_plain(&[], &[text], &mut notes),
             Body::Tokenised { input_ids, labels } => {
                 notes.other_label = first_other_label(input_ids, labels);
-                Ok(self.fit_tokenised(input_ids, labels))
+                Ok(self.fit_tokenised(input_ids, labels, &mut notes))
             }
         }
         .map_err(|e| at_row(record, e))?;
         self.check_ids(record, &labelled)?;
-        Ok(self.outcome(index, (labelled, truncated), notes, ()))
+        Ok(self.outcome(index, labelled, notes, ()))
     }
 
     /// What becomes of a row with these tokens.
-    fn outcome<T>(
-        &self,
-        record: usize,
-        (labelled, truncated): (Labelled, bool),
-        notes: RowNotes,
-        more: T,
-    ) -> Outcome<T> {
+    fn outcome<T>(&self, record: usize, labelled: Labelled, notes: RowNotes, more: T) -> Outcome<T> {
         let Labelled { input_ids, labels, .. } = labelled;
         let prompt_len = labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(labels.len());
+        let truncated = notes.cut.is_any();
         let example = Example { input_ids, labels, prompt_len, record, truncated };
         if example.supervised() == 0 {
             Outcome::Empty(notes)
@@ -471,5 +468,7 @@ pub(super) fn repeated<'e>(examples: impl Iterator<Item = &'e Example>) -> (usiz
 
 #[cfg(test)]
 mod case_tests;
+#[cfg(test)]
+mod cut_tests;
 #[cfg(test)]
 mod tests;

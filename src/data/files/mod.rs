@@ -162,24 +162,30 @@ struct Rows<'a> {
     records: Vec<Record>,
     /// The columns of the last row: most rows have the same ones.
     columns: Arc<[String]>,
+    json_texts: Arc<[String]>,
 }
 
 impl<'a> Rows<'a> {
     fn new(place: Place<'a>) -> Self {
-        Self { go_on: place.go_on, file: place.path.into(), records: Vec::new(), columns: Arc::new([]) }
+        let (columns, json_texts) = (Arc::new([]), Arc::new([]));
+        Self { go_on: place.go_on, file: place.path.into(), records: Vec::new(), columns, json_texts }
     }
 
     /// Adds the row that starts at `line`.
     fn push(&mut self, line: usize, value: Value) -> Result<()> {
         (self.go_on)()?;
         let parsed = rows::parse(value);
-        let Parsed { body, meta, columns } =
+        let Parsed { body, meta, columns, json_texts } =
             parsed.map_err(|e| super::at(e, |e| e.path(&self.file).line(line)))?;
         if *self.columns != *columns {
             self.columns = columns.into();
         }
-        let (file, columns) = (Arc::clone(&self.file), Arc::clone(&self.columns));
-        self.records.push(Record { file, line, body, meta, columns });
+        if *self.json_texts != *json_texts {
+            self.json_texts = json_texts.into();
+        }
+        let file = Arc::clone(&self.file);
+        let (columns, json_texts) = (Arc::clone(&self.columns), Arc::clone(&self.json_texts));
+        self.records.push(Record { file, line, body, meta, columns, json_texts });
         Ok(())
     }
 

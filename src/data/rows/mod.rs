@@ -10,7 +10,7 @@ mod turns;
 
 use serde_json::{Map, Value};
 
-use super::record::{Body, Conversation, Message, PairForm};
+use super::record::{Body, Conversation, Message, PairForm, TurnPlace};
 use crate::error::{Error, Result};
 use crate::formats::strict_json;
 use fields::{Row, string, wrong_type};
@@ -20,8 +20,10 @@ use fields::{Row, string, wrong_type};
 pub(super) struct Parsed {
     pub(super) body: Body,
     pub(super) meta: Map<String, Value>,
-    /// Columns without a meaning of their own.
+    /// Columns without a meaning of their own, and keys inside turns that nobody reads.
     pub(super) columns: Vec<String>,
+    /// Keys whose list or object was written as JSON text.
+    pub(super) json_texts: Vec<String>,
 }
 
 /// The forms, each with the keys that only it has.
@@ -91,8 +93,7 @@ pub(super) fn parse(value: Value) -> Result<Parsed> {
     // A null says that there is nothing.
     row.retain(|key, value| !value.is_null() || !means_something(key));
     refuse_leftovers(&row, &body)?;
-    let (meta, columns) = meta(row)?;
-    Ok(Parsed { body, meta, columns })
+    meta(row, body)
 }
 
 fn object(value: Value) -> Result<Row> {
@@ -106,7 +107,7 @@ fn object(value: Value) -> Result<Row> {
             .got("{}")
             .fix("remove the line, or write a row like {\"input\": \"2+2?\", \"output\": \"4\"}")
             .into(),
-        Value::Object(row) => Ok(row),
+        Value::Object(row) => Ok(Row::new(row)),
         other => wrong_type("a row must be an object", &other, "an object").fix(fix).into(),
     }
 }
@@ -185,34 +186,30 @@ fn short(value: &Value) -> String {
     }
 }
 
-/// What is left of the row: single values, lists and objects as text.
-fn meta(mut row: Row) -> Result<(Map<String, Value>, Vec<String>)> {
-    let own = match row.remove("meta") {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(meta)) => meta,
-        Some(other) => {
-            return wrong_type("wrong type", &other, "an object")
-                .field("meta")
-                .fix("write \"meta\": {\"id\": ...} or leave it out")
-                .into();
-        }
-    };
+/// The row with what is left of it: single values, lists and objects as text.
+fn meta(mut row: Row, body: Body) -> Result<Parsed> {
+    let fix = "write \"meta\": {\"id\": ...}, rename the key, or leave it out";
+    let own = fields::object(&mut row, "meta", fix)?.unwrap_or_default();
     let mut columns: Vec<String> = row.keys().filter(|key| *key != "id").cloned().collect();
+    columns.append(&mut row.unread);
     columns.sort_unstable();
+    columns.dedup();
+    let json_texts = std::mem::take(&mut row.json_texts);
     let flat = |value: Value| match value {
         Value::Array(_) | Value::Object(_) => Value::String(value.to_string()),
         single => single,
     };
     let mut meta: Map<String, Value> = own.into_iter().map(|(key, value)| (key, flat(value))).collect();
-    for (key, value) in row {
+    for (key, value) in row.into_values() {
         meta.entry(key).or_insert_with(|| flat(value));
     }
-    Ok((meta, columns))
+    Ok(Parsed { body, meta, columns, json_texts })
 }
 
-fn conversation(row: &mut Row, key: &str) -> Result<Body> {
+fn conversation(row: &mut Row, key: &'static str) -> Result<Body> {
     let mut turns = turns::list(row, key)?;
     turns::apply_loss_mask(row, &mut turns)?;
+    let mut turns = turns::messages(turns);
     if let Some(system) = text_option(row, "system")? {
         if turns.iter().any(|turn| turn.role == "system") {
             return Error::input("DATA", "two system prompts")
@@ -221,9 +218,9 @@ fn conversation(row: &mut Row, key: &str) -> Result<Body> {
                 .fix("keep one of the two")
                 .into();
         }
-        turns.insert(0, Message::new("system", system));
+        turns.insert(0, Message::new("system", system).at(TurnPlace::key("system")));
     }
-    let variables = variables(row, &mut turns, key)?;
+    let variables = variables(row, &mut turns)?;
     Ok(Body::Messages(Conversation { turns, variables }))
 }
 
@@ -241,11 +238,12 @@ fn pair(row: &mut Row) -> Result<Body> {
         Some(instruction) => (PairForm::Instruction, format!("{instruction}\n{input}")),
     };
     let system = text_option(row, "system")?;
-    let mut turns: Vec<Message> = system.map(|text| Message::new("system", text)).into_iter().collect();
+    let system = system.map(|text| Message::new("system", text).at(TurnPlace::key("system")));
+    let mut turns: Vec<Message> = system.into_iter().collect();
     turns.extend(history(row)?);
     let before = turns.len();
-    turns.extend([Message::new("user", input.as_str()), Message::new("assistant", output.as_str())]);
-    let variables = variables(row, &mut turns, "")?;
+    turns.extend(form.turns(&input, &output));
+    let variables = variables(row, &mut turns)?;
     if before == 0 && variables.is_empty() {
         return Ok(Body::InputOutput { input, output, form });
     }
@@ -254,7 +252,7 @@ fn pair(row: &mut Row) -> Result<Body> {
 
 /// `history`: pairs of a question and its answer.
 fn history(row: &mut Row) -> Result<Vec<Message>> {
-    if row.get("history").is_none_or(Value::is_null) {
+    if !row.says("history") {
         return Ok(Vec::new());
     }
     let mut turns = Vec::new();
@@ -262,7 +260,11 @@ fn history(row: &mut Row) -> Result<Vec<Message>> {
         let texts = pair.as_array().map(|pair| pair.iter().map(Value::as_str).collect::<Vec<_>>());
         match texts.as_deref() {
             Some([Some(question), Some(answer)]) => {
-                turns.extend([Message::new("user", *question), Message::new("assistant", *answer)]);
+                let place = TurnPlace::element("history", i, "");
+                turns.extend(
+                    [Message::new("user", *question), Message::new("assistant", *answer)]
+                        .map(|turn| turn.at(place)),
+                );
             }
             _ => {
                 return wrong_type("wrong type", &pair, "[question, answer], two strings")
@@ -279,15 +281,14 @@ fn history(row: &mut Row) -> Result<Vec<Message>> {
 fn prompt(row: &mut Row) -> Result<Body> {
     let of_turns = |key: &str| matches!(row.get(key), Some(Value::Array(_)));
     if of_turns("prompt") || of_turns("completion") {
-        let mut turns = turns::list(row, "prompt")?;
-        turns.iter_mut().for_each(|turn| turn.masked = true);
-        turns.extend(turns::list(row, "completion")?);
-        let variables = variables(row, &mut turns, "prompt")?;
+        let mut turns = turns::prompt(turns::list(row, "prompt")?)?;
+        turns.extend(turns::messages(turns::list(row, "completion")?));
+        let variables = variables(row, &mut turns)?;
         return Ok(Body::Messages(Conversation { turns, variables }));
     }
     let (input, output) = (string(row, "prompt")?, string(row, "completion")?);
-    let mut turns = vec![Message::new("user", input.as_str()), Message::new("assistant", output.as_str())];
-    let variables = variables(row, &mut turns, "")?;
+    let mut turns = PairForm::PromptCompletion.turns(&input, &output).to_vec();
+    let variables = variables(row, &mut turns)?;
     if variables.is_empty() {
         return Ok(Body::InputOutput { input, output, form: PairForm::PromptCompletion });
     }
@@ -298,32 +299,27 @@ fn prompt(row: &mut Row) -> Result<Body> {
 const RESERVED: [&str; 3] = ["messages", "add_generation_prompt", "tools"];
 
 /// What the chat template is to know besides the turns: tools, documents, and options such as `enable_thinking`.
-fn variables(row: &mut Row, turns: &mut [Message], key: &str) -> Result<Map<String, Value>> {
+fn variables(row: &mut Row, turns: &mut [Message]) -> Result<Map<String, Value>> {
     let mut variables = Map::new();
-    if let Some(tools) = tools(row, turns, key)? {
+    if let Some(tools) = tools(row, turns)? {
         variables.insert("tools".into(), tools);
     }
-    if row.get("documents").is_some_and(|value| !value.is_null()) {
+    if row.says("documents") {
         variables.insert("documents".into(), Value::Array(fields::array(row, "documents")?));
     }
-    match row.remove("enable_thinking") {
+    match row.says("enable_thinking").then(|| row.remove("enable_thinking")).flatten() {
         None | Some(Value::Null) => {}
-        Some(Value::Bool(value)) => drop(variables.insert("enable_thinking".into(), value.into())),
-        Some(other) => {
-            return wrong_type("wrong type", &other, "true or false").field("enable_thinking").into();
-        }
+        Some(value) => match truth(&value) {
+            Some(value) => drop(variables.insert("enable_thinking".into(), value.into())),
+            None => {
+                let error = wrong_type("wrong type", &value, "true or false").field("enable_thinking");
+                return error.fix("write true or false, without quotes").into();
+            }
+        },
     }
-    let options = match row.remove("chat_template_kwargs") {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(options)) => options,
-        Some(other) => {
-            return wrong_type("wrong type", &other, "an object")
-                .field("chat_template_kwargs")
-                .fix("write \"chat_template_kwargs\": {\"enable_thinking\": false}")
-                .into();
-        }
-    };
-    for (name, value) in options {
+    let fix = "write \"chat_template_kwargs\": {\"enable_thinking\": false}";
+    let options = fields::object(row, "chat_template_kwargs", fix)?;
+    for (name, value) in options.unwrap_or_default() {
         let at = format!("chat_template_kwargs.{name}");
         let reserved = RESERVED.contains(&name.as_str());
         if reserved || variables.get(&name).is_some_and(|other| *other != value) {
@@ -337,11 +333,11 @@ fn variables(row: &mut Row, turns: &mut [Message], key: &str) -> Result<Map<Stri
 }
 
 /// The tools of the row, or of one of its turns; a list, or a list as JSON text.
-fn tools(row: &mut Row, turns: &mut [Message], key: &str) -> Result<Option<Value>> {
+fn tools(row: &mut Row, turns: &mut [Message]) -> Result<Option<Value>> {
     let mut found: Vec<(String, Value)> = Vec::new();
     found.extend(row.remove("tools").map(|value| ("tools".to_owned(), value)));
-    for (i, turn) in turns.iter_mut().enumerate() {
-        found.extend(turn.extra.remove("tools").map(|value| (format!("{key}[{i}].tools"), value)));
+    for turn in turns.iter_mut() {
+        found.extend(turn.extra.remove("tools").map(|value| (turn.place.field_of("tools"), value)));
     }
     let empty = |value: &Value| value.is_null() || value == "" || value.as_array().is_some_and(Vec::is_empty);
     found.retain(|(_, value)| !empty(value));
@@ -376,6 +372,16 @@ fn tools(row: &mut Row, turns: &mut [Message], key: &str) -> Result<Option<Value
     }
 }
 
+/// A truth value; a table can only write it as a text.
+fn truth(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(value) => Some(*value),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
+}
+
 /// A text that may be missing; an empty one is none.
 fn text_option(row: &mut Row, key: &str) -> Result<Option<String>> {
     match row.get(key) {
@@ -383,3 +389,6 @@ fn text_option(row: &mut Row, key: &str) -> Result<Option<String>> {
         Some(_) => Ok(Some(string(row, key)?).filter(|text| !text.is_empty())),
     }
 }
+
+#[cfg(test)]
+mod tests;

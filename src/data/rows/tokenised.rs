@@ -13,7 +13,7 @@ pub(super) fn body(row: &mut Row) -> Result<Body> {
         (n == IGNORE_INDEX || u32::try_from(n).is_ok()).then_some(n)
     })?;
     same_length("labels", "labels", labels.len(), input_ids.len())?;
-    if row.get("attention_mask").is_some_and(|value| !value.is_null()) {
+    if row.says("attention_mask") {
         let mask = numbers(row, "attention_mask", "0 or 1", |n| u8::try_from(n).ok().filter(|n| *n < 2))?;
         same_length("attention_mask", "numbers", mask.len(), input_ids.len())?;
         unpad(&mask, &mut input_ids, &mut labels)?;
