@@ -46,8 +46,8 @@ pub(super) fn run(
     }
     if records.is_empty() {
         return Error::input("DATA", "no row is left")
-            .got(format!("{num_rows} rows without output"))
-            .fix("leave out --skip-empty: choices need no output, only the accuracy does")
+            .got(format!("{num_rows} rows without an answer"))
+            .fix("leave out --skip-empty: choices need no answer, only the accuracy does")
             .into();
     }
     let opened = session.open(&records, watch)?;
@@ -129,9 +129,9 @@ fn distinct(records: &[Record]) -> Result<BTreeMap<&str, &str>> {
 
 fn from_data(found: BTreeMap<&str, &str>) -> Result<Vec<String>> {
     if !(2..=MAX_CHOICES).contains(&found.len()) {
-        return Error::input("DATA", "the outputs of the data are not answers to choose from")
+        return Error::input("DATA", "the answers of the data are no choices")
             .field("choices")
-            .got(format!("{} distinct outputs", found.len()))
+            .got(format!("{} distinct answers", found.len()))
             .expected(format!("2 to {MAX_CHOICES}"))
             .fix("pass --choices with the answers, for example --choices a,b,c,d")
             .into();
@@ -187,12 +187,18 @@ fn place(choices: &[String], text: &str) -> Option<usize> {
 /// What the user should look at.
 fn warnings(report: &ChoiceReport, outcomes: &[Outcome], records: &[Record]) -> Vec<String> {
     let mut warnings = Vec::new();
-    let without_gold = report.overall.num_rows - report.overall.num_with_gold;
-    if let Some(first) = outcomes.iter().find(|outcome| outcome.gold.is_none()) {
+    // A row that only asks, as a conversation that ends with the user, has no wrong answer.
+    let (silent, other): (Vec<&Outcome>, Vec<&Outcome>) = outcomes
+        .iter()
+        .filter(|outcome| outcome.gold.is_none())
+        .partition(|outcome| matches!(gold_text(&records[outcome.record]), Ok(None)));
+    for (found, what) in [(silent, "have no answer"), (other, "have an answer that is not among the choices")]
+    {
+        let Some(first) = found.first() else { continue };
         let Record { file, line, .. } = &records[first.record];
         warnings.push(format!(
-            "{without_gold} of {} rows have an output that is not among the choices ({}:{line} is the first); they have \
-             scores but no part in the accuracy",
+            "{} of {} rows {what} ({}:{line} is the first); they have scores but no part in the accuracy",
+            found.len(),
             report.overall.num_rows,
             file.display()
         ));

@@ -79,7 +79,7 @@ impl<'a> Session<'a> {
         }
         let opened = Opened::open(&config.model, options, any_chat(records), self.context, &mut notify)?;
         if let Some(trained) = &trained {
-            trained.check_template(&opened.text_settings(), &mut notify);
+            trained.check_template(&opened.text_settings(records), &mut notify);
         }
         Ok(opened)
     }

@@ -216,9 +216,9 @@ impl Opened {
         self.texts.encoder(options, records)
     }
 
-    /// How rows become text, for the folder of an adapter.
-    pub fn text_settings(&self) -> TextSettings {
-        TextSettings::of(&self.texts, &self.options)
+    /// How `records` become text, for the folder of an adapter.
+    pub fn text_settings(&self, records: &[Record]) -> TextSettings {
+        TextSettings::of(&self.texts, &self.options, records)
     }
 
     /// Loads the weights.

@@ -7,7 +7,8 @@ use sha2::{Digest, Sha256};
 
 use super::{Notice, TextOptions};
 use crate::config::{Format, Truncation};
-use crate::data::texts::Texts;
+use crate::data::record::Record;
+use crate::data::texts::{Texts, any_tools};
 use crate::error::{Error, Result};
 use crate::formats::adapter::read_text;
 
@@ -24,6 +25,9 @@ pub struct TextSettings {
     pub format: Format,
     /// SHA-256 of the chat template, in hex; none in the plain format.
     pub chat_template_sha256: Option<String>,
+    /// That of the template for rows with tools, which may be another one; none if there are no such rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_template_sha256: Option<String>,
     /// Longest row in tokens.
     pub max_seq_length: usize,
     /// What happens to longer rows.
@@ -35,14 +39,17 @@ pub struct TextSettings {
 }
 
 impl TextSettings {
-    /// What `texts` does with these options.
-    pub(super) fn of(texts: &Texts, options: &TextOptions) -> Self {
-        let template = texts.tokenizer.as_ref().and_then(|tokenizer| tokenizer.chat_template());
-        let source = template.filter(|_| texts.format == Format::Chat);
+    /// What `texts` does with `records` under these options.
+    pub(super) fn of(texts: &Texts, options: &TextOptions, records: &[Record]) -> Self {
+        let tokenizer = texts.tokenizer.as_ref().filter(|_| texts.format == Format::Chat);
         let hex = |source: &str| Sha256::digest(source).iter().map(|byte| format!("{byte:02x}")).collect();
+        let of_chat = tokenizer.and_then(|tokenizer| tokenizer.chat_template());
+        let of_tools = tokenizer.and_then(|tokenizer| tokenizer.tool_template());
+        let of_tools = of_tools.map(|template| template.source.as_str()).or(of_chat);
         Self {
             format: texts.format,
-            chat_template_sha256: source.map(hex),
+            chat_template_sha256: of_chat.map(hex),
+            tool_template_sha256: of_tools.filter(|_| any_tools(records)).map(hex),
             max_seq_length: options.max_seq_length,
             truncation: options.truncation,
             escape_special: options.escape_special,
@@ -88,6 +95,13 @@ impl TextSettings {
                 "the chat template of the model is another one than the adapter was trained with".into(),
             ));
         }
+        let of_tools = self.tool_template_sha256.as_ref().zip(now.tool_template_sha256.as_ref());
+        if both && of_tools.is_some_and(|(trained, now)| trained != now) {
+            notify(Notice::Warning(
+                "the chat template of rows with tools is another one than the adapter was trained with"
+                    .into(),
+            ));
+        }
     }
 }
 
@@ -128,6 +142,7 @@ mod tests {
         let trained = TextSettings {
             format: Format::Chat,
             chat_template_sha256: Some("ab".into()),
+            tool_template_sha256: None,
             max_seq_length: 64,
             truncation: Truncation::PromptLeft,
             escape_special: true,
@@ -148,6 +163,19 @@ mod tests {
         let other = TextSettings { chat_template_sha256: Some("cd".into()), ..trained.clone() };
         trained.check_template(&other, &mut |notice| warnings.push(notice));
         assert_eq!(warnings.len(), 2);
+        let of_tools =
+            |hash: &str| TextSettings { tool_template_sha256: Some(hash.into()), ..trained.clone() };
+        of_tools("ef").check_template(&trained, &mut |notice| warnings.push(notice));
+        of_tools("ef").check_template(&of_tools("ef"), &mut |notice| warnings.push(notice));
+        assert_eq!(warnings.len(), 2, "rows without tools do not ask for it");
+        of_tools("ef").check_template(&of_tools("01"), &mut |notice| warnings.push(notice));
+        assert!(
+            matches!(&warnings[2..], [Notice::Warning(text)] if text.contains("with tools")),
+            "{warnings:?}"
+        );
+        // Written before there was such a key.
+        let old: TextSettings = serde_json::from_slice(&trained.to_json()).unwrap();
+        assert!(!String::from_utf8(old.to_json()).unwrap().contains("tool_template"));
         std::fs::write(folder.path().join(NAME), "{}").unwrap();
         assert_eq!(TextSettings::read(folder.path()).unwrap_err().exit_code(), 2);
     }

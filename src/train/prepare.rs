@@ -136,7 +136,7 @@ pub fn prepare<T: Real<Stat = f32>>(
 
     let weights_device = if config.dry_run { Device::dry() } else { device.clone() };
     let decoder = opened.load(&weights_device, &mut |notice| watch(notice.into()))?;
-    let text = opened.text_settings();
+    let text = opened.text_settings(&train_records);
     let model = opened.model;
     if let Some(variant) = matching_variant(&model.config) {
         watch(Event::Notice(Notice::Note(format!("the model has the shape of {}", variant.name))));

@@ -161,7 +161,7 @@ fn choices_on_a_shared_prompt_are_the_rows_scored_one_by_one() {
         });
         let report = report(summary.unwrap());
         assert!(
-            warnings.iter().any(|w| w.contains("1 of 9 rows have an output that is not")),
+            warnings.iter().any(|w| w.contains("1 of 9 rows have an answer that is not")),
             "{warnings:?}"
         );
         assert_eq!((report.overall.num_rows, report.overall.num_with_gold), (9, 8));
@@ -323,7 +323,7 @@ fn rows_without_output_are_scored_or_left_out() {
     assert_eq!((overall.num_rows, overall.num_with_gold, overall.accuracy), (2, 0, None));
     let skipping = ScoreConfig { skip_empty: true, overwrite: true, ..config };
     let error = run(&skipping).unwrap_err().to_string();
-    assert!(error.contains("no row is left: got 2 rows without output"), "{error}");
+    assert!(error.contains("no row is left: got 2 rows without an answer"), "{error}");
 }
 
 #[test]
