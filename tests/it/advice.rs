@@ -73,8 +73,39 @@ fn a_template_that_changes_earlier_turns() {
     let case: Value = serde_json::from_str(&read(&format!("{case}/case.json"))).unwrap();
     let row = case["rows"].as_array().unwrap().iter().find(|row| row["name"] == "both").unwrap();
     let rows = write(&dir, "rows.jsonl", &format!("{}\n", row["row"]));
-    inspect(&model, &rows, &[], Some("pass --mask-history"));
+    let error = inspect(&model, &rows, &[], Some("pass --mask-history to learn the last answer only"));
+    assert!(error.contains("field \"messages[1]\"") && !error.contains("if the template"), "{error}");
     inspect(&model, &rows, &["--mask-history"], None);
+    // Where the last answer alone would be refused as well, the advice is another one, and helps.
+    let mut row = row["row"].clone();
+    row["messages"].as_array_mut().unwrap().push(json!({ "role": "user", "content": "3+3?" }));
+    let other = "use a template that keeps what the row says, or change the row to what the template shows";
+    let rows = write(&dir, "rows.jsonl", &format!("{row}\n"));
+    inspect(&model, &rows, &[], Some(other));
+    inspect(&model, &rows, &["--mask-history"], Some(other));
+    let shown = row.to_string().replace("<think>\\none and one\\n</think>\\n\\n", "");
+    let shown = shown.replace("<think>\\ntwo and two\\n</think>\\n\\n", "");
+    assert!(!shown.contains("think"), "{shown}");
+    inspect(&model, &write(&dir, "rows.jsonl", &format!("{shown}\n")), &[], None);
+}
+
+#[test]
+fn lists_in_the_cells_of_a_table() {
+    let (dir, model) = tiny();
+    // What pandas writes of a column of lists, which is no JSON.
+    let python =
+        "messages\n\"[{'role': 'user', 'content': '2+2?'}, {'role': 'assistant', 'content': '4'}]\"\n";
+    let error = inspect(&model, &write(&dir, "rows.csv", python), &[], Some("write it as JSON: with pandas"));
+    assert!(error.contains("rows.csv:2: field \"messages\"") && error.contains("json.dumps"), "{error}");
+    // The two ways of the advice: JSON in the cell, and JSON Lines.
+    let turns = json!([{ "role": "user", "content": "2+2?" }, { "role": "assistant", "content": "4" }]);
+    let cell = format!("messages\n\"{}\"\n", turns.to_string().replace('"', "\"\""));
+    let of_table = inspect(&model, &write(&dir, "rows.csv", &cell), &[], None);
+    assert!(of_table.contains("JSON text, read as the list or object that it holds: messages"), "{of_table}");
+    let of_lines =
+        inspect(&model, &write(&dir, "rows.jsonl", &json!({ "messages": turns }).to_string()), &[], None);
+    assert_eq!(of_table.lines().next(), of_lines.lines().next());
+    assert!(!of_lines.contains("JSON text"), "{of_lines}");
 }
 
 #[test]

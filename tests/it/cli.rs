@@ -221,6 +221,83 @@ fn data_is_shown_with_what_is_learned() {
 }
 
 #[test]
+fn a_length_that_no_row_can_have_is_refused_wherever_it_is_given() {
+    let (dir, model) = tiny();
+    let file = dir.path().join("rows.jsonl");
+    fs::write(&file, "{\"input\":\"2+2?\",\"output\":\"4\"}\n").unwrap();
+    let (model, file, out) = (str(&model), str(&file), dir.path().join("out"));
+    for length in ["0", "1", "16777217"] {
+        let more = ["--model", model, "--max-seq-length", length];
+        let parts = ["field \"max_seq_length\"", length, "2 to 16777216"];
+        refused(&[&["inspect", "data", "--data-file", file][..], &more].concat(), 2, &parts);
+        refused(&[&["inspect", "plan", "--train-file", file][..], &more].concat(), 2, &parts);
+        refused(
+            &[&["train", "--train-file", file, "--output-dir", str(&out)][..], &more].concat(),
+            2,
+            &parts,
+        );
+        refused(&[&["score", "--data-file", file, "--output", str(&out)][..], &more].concat(), 2, &parts);
+    }
+    accepted(
+        &["inspect", "data", "--data-file", file, "--model", model, "--max-seq-length", "16777216"],
+        &["1 rows"],
+    );
+}
+
+#[test]
+fn rows_with_tools_are_scored_by_the_template_that_they_were_trained_with() {
+    let (dir, model) = tiny();
+    let templates = model.join("additional_chat_templates");
+    fs::create_dir(&templates).unwrap();
+    let source = "{% for t in tools %}{{ t.function.name }}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n\
+                  {{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    fs::write(templates.join("tool_use.jinja"), source).unwrap();
+    let turns = r#"[{"role":"user","content":"2+2?"},{"role":"assistant","content":"4"}]"#;
+    let tools = r#"[{"type":"function","function":{"name":"add"}}]"#;
+    let rows = |name: &str, tools: Option<&str>| {
+        let tools = tools.map_or(String::new(), |tools| format!(",\"tools\":{tools}"));
+        let path = dir.path().join(name);
+        fs::write(&path, format!("{{\"messages\":{turns}{tools}}}\n")).unwrap();
+        str(&path).to_owned()
+    };
+    let (with, without) = (rows("with.jsonl", Some(tools)), rows("without.jsonl", None));
+    let adapter = dir.path().join("adapter");
+    let train = [
+        "train",
+        "--model",
+        str(&model),
+        "--train-file",
+        &with,
+        "--output-dir",
+        str(&adapter),
+        "--device",
+        "cpu",
+    ];
+    accepted(&[&train[..], &["--max-steps", "1"]].concat(), &[]);
+    let warned = |data: &str, name: &str| {
+        let out = dir.path().join(name);
+        let args = [
+            "score",
+            "--model",
+            str(&model),
+            "--adapter",
+            str(&adapter),
+            "--data-file",
+            data,
+            "--device",
+            "cpu",
+        ];
+        let run = tanren(&[&args[..], &["--output", str(&out)]].concat());
+        assert_eq!(run.code, Some(0), "{}", run.err);
+        run.err.contains("the chat template of rows with tools is another one")
+    };
+    assert!(!warned(&with, "a.jsonl"));
+    fs::write(templates.join("tool_use.jinja"), source.replace("{{ m.role }}", "{{ m.role }}:")).unwrap();
+    assert!(warned(&with, "b.jsonl"));
+    assert!(!warned(&without, "c.jsonl"), "it plays no part there");
+}
+
+#[test]
 fn names_with_underscores_are_accepted() {
     let (dir, model) = tiny();
     let file = dir.path().join("rows.jsonl");

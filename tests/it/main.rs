@@ -24,6 +24,8 @@ mod kernels;
 mod kill;
 #[cfg(feature = "cli")]
 mod plan;
+#[cfg(feature = "cli")]
+mod refused_paths;
 mod score;
 #[cfg(feature = "cli")]
 mod sol;
