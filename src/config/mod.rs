@@ -29,8 +29,8 @@ pub mod train;
 pub mod values;
 pub mod variant;
 
-pub use families::{Family, ModulePaths};
 pub use check::check_max_seq_length;
+pub use families::{Family, ModulePaths};
 pub use foreign::is_foreign;
 pub use lora::{LoraConfig, TargetModules};
 pub use lora_options::{BlockNumbers, ByName};

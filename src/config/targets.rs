@@ -18,8 +18,10 @@ use crate::error::{Error, InputError, Result};
 
 /// Longest regular expression, in bytes.
 const MAX_EXPRESSION: usize = 1 << 14;
-/// Steps of a match before it is given up.
-const MAX_STEPS: usize = 1_000_000;
+/// Steps of a match before it is given up. Names of layers take hundreds; a model has thousands of paths to match.
+const MAX_STEPS: usize = 20_000;
+/// Most patterns of an option: more than two for every layer of the largest model.
+const MAX_PATTERNS: usize = 1 << 14;
 
 /// The adapter of one linear layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -292,6 +294,12 @@ struct Patterns<'a, V>(Vec<(&'static str, &'a str, Regex, V)>);
 #[expect(clippy::result_large_err, reason = "see LoraConfig::resolve")]
 impl<'a, V: Copy> Patterns<'a, V> {
     fn new(field: &'static str, patterns: &'a [(String, V)]) -> Result<Self, InputError> {
+        if patterns.len() > MAX_PATTERNS {
+            let error = fault(field, "too many patterns")
+                .got(patterns.len())
+                .expected(format!("at most {MAX_PATTERNS}"));
+            return Err(error.fix("name several layers by one expression"));
+        }
         let compile = |(text, value): &'a (String, V)| {
             let expression = expression(field, text, &format!(r"\A(.*\.)?({text})\z"))?;
             Ok((field, text.as_str(), expression, *value))

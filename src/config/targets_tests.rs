@@ -100,13 +100,19 @@ fn expressions_that_never_end_are_given_up() {
         target_modules: TargetModules::Pattern(text.to_owned()),
         ..LoraConfig::default()
     };
-    for text in [
-        r"(?=(.*.*)*\z)(.*.*.*.*.*.*)*x".to_owned(),
-        "(".repeat(5000) + &")".repeat(5000),
-        ".".repeat(20_000),
-    ] {
+    let many = "(".repeat(5000) + &")".repeat(5000);
+    for text in [r"(?=(.*.*)*\z)(.*.*.*.*.*.*)*x".to_owned(), many, ".".repeat(20_000)] {
         let start = std::time::Instant::now();
         assert!(lora(&text).at_sites(&model()).is_err());
         assert!(start.elapsed().as_secs() < 20, "{} took {:?}", &text[..20], start.elapsed());
     }
+    let patterns = (0..20_000).map(|i| (format!("x{i}"), 3)).collect();
+    let error =
+        LoraConfig { rank_pattern: patterns, ..LoraConfig::default() }.at_sites(&model()).unwrap_err();
+    assert!(error.to_string().contains("too many patterns"), "{error}");
+    // As many steps as are allowed, for every path of the largest model.
+    let large = ModelConfig { num_hidden_layers: 1024, ..model() };
+    let start = std::time::Instant::now();
+    let _ = lora(r"(?=.*.*.*zz|)(?:.*_proj)").at_sites(&large);
+    assert!(start.elapsed().as_secs() < 60, "took {:?}", start.elapsed());
 }

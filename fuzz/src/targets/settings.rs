@@ -1,6 +1,6 @@
 //! Configurations of models and adapters, and the state of a training: what is accepted is written and read again.
 
-use tanren::config::{ModelConfig, Sites};
+use tanren::config::{LoraConfig, ModelConfig, Sites, TargetModules as Modules, variant};
 use tanren::formats::adapter::{AdapterConfig, TargetModules};
 use tanren::train::TrainerState;
 
@@ -41,6 +41,27 @@ pub(super) fn adapter_config(input: &[u8]) {
     config.modules_to_save.iter_mut().for_each(sorted);
     config.unknown_keys.clear();
     assert_eq!(again, config);
+
+    // Which layers of a small model it names, or why none.
+    let modules = |modules: &TargetModules| match modules {
+        TargetModules::List(names) => Modules::List(names.clone()),
+        TargetModules::Name(text) => Modules::Pattern(text.clone()),
+        TargetModules::ModelDefault => Modules::AllLinear,
+    };
+    let lora = LoraConfig {
+        target_modules: modules(&config.target_modules),
+        exclude_modules: config.exclude_modules.as_ref().map(modules),
+        layers_to_transform: config.layers_to_transform.clone(),
+        layers_pattern: config.layers_pattern.clone().unwrap_or_default(),
+        rank_pattern: config.rank_pattern.clone(),
+        alpha_pattern: config.alpha_pattern.clone(),
+        ..LoraConfig::default()
+    };
+    let model = variant("qwen3-tiny").unwrap().model_config().unwrap();
+    if let Ok(found) = lora.at_sites(&model) {
+        assert!(found.iter().flatten().count() > 0);
+        assert!(found.iter().flatten().all(|lora| lora.r > 0 && lora.scaling.is_finite()));
+    }
 }
 
 /// What is written reads back.
