@@ -342,7 +342,7 @@ fn io_fix(source: &std::io::Error) -> &'static str {
         ErrorKind::PermissionDenied => "check the permissions of the file and its folder",
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free space or choose another --output-dir",
         ErrorKind::IsADirectory => "name a file, not a folder",
-        ErrorKind::NotADirectory => "name a folder, not a file",
+        ErrorKind::NotADirectory => "check the path: a part of it that should be a folder is a file",
         _ => "check the path and the disk",
     }
 }

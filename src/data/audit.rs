@@ -25,7 +25,8 @@ pub struct Audit {
     pub supervised_tokens: usize,
     /// Rows whose beginning was cut.
     pub truncated: usize,
-    /// Those of them that lost a part of the question before their last answer; the others lost older turns only.
+    /// Those of them that lost a part of the question before their last answer; the others lost older turns
+    /// only.
     pub questions_cut: usize,
     /// Those of them that lost all of that question.
     pub questions_gone: usize,

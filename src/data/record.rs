@@ -118,7 +118,8 @@ pub struct Message {
     pub place: TurnPlace,
 }
 
-/// Where a turn stands in its row, for messages: `messages[2]`, `conversations[0]`, or a key that is a turn by itself (`output`).
+/// Where a turn stands in its row, for messages: `messages[2]`, `conversations[0]`, or a key that is a turn
+/// by itself (`output`).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TurnPlace {
     key: &'static str,

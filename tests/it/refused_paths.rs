@@ -1,7 +1,7 @@
-//! Files and folders that the system does not let this user read or write: an error with its path, exit code 3 and what to do.
+//! Files and folders that this user may not read or write: an error with path, exit code 3 and what to do.
 //!
-//! Tests of CI run as root, whom no permission stops. There the program is started as `nobody`, where `setpriv` can do that; paths that
-//! lead through a file are refused to everybody.
+//! Tests of CI run as root, whom no permission stops. There the program is started as `nobody`, where
+//! `setpriv` can do that; paths that lead through a file are refused to everybody.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests, and what they leave out")]
 
@@ -17,7 +17,8 @@ use crate::cli::{accepted, tanren};
 /// The user and group `nobody` of most systems.
 const NOBODY: &str = "65534";
 
-/// A model, rows, an adapter with a checkpoint, and a configuration, which everybody may read; in folders that everybody may enter.
+/// A model, rows, an adapter with a checkpoint, and a configuration, which everybody may read; in folders
+/// that everybody may enter.
 struct Place {
     dir: TempDir,
 }

@@ -1,8 +1,9 @@
-//! Conversations that are too long: the oldest text goes first, and what is left is a conversation that the template writes.
+//! Conversations that are too long: the oldest text goes first, and what is left still has the template's form.
 //!
-//! `transformers` cuts tokens from the left, whatever they are. Here the template stays whole and no answer is learned without its
-//! question: what goes is the beginning of the oldest question, or the oldest question with all that answers it, and so on up to
-//! the question before the last answer that is learned. Of that one only the beginning goes. Turns of the system stay.
+//! With `truncation_side="left"` transformers cuts tokens from the left, whatever they are. Here the template
+//! stays whole and no answer is learned without its question: what goes is the beginning of the oldest
+//! question, or the oldest question with its answers, and so on up to the question before the last answer that
+//! is learned. Of that question only the beginning goes. System turns stay.
 
 use std::ops::Range;
 
@@ -39,8 +40,8 @@ struct Shorter {
 }
 
 impl Encoder<'_> {
-    /// What `encode` makes of a conversation, with its length, where the oldest text is cut until it fits, if it is to be. If that is
-    /// not enough, what is made of the shortest one.
+    /// What `encode` makes of a conversation, with its length. Where rows are to be cut, the oldest text is cut
+    /// until it fits; if that is not enough, the result is that of the shortest conversation.
     pub(super) fn fit_turns<T>(
         &self,
         conversation: &Conversation,
@@ -57,7 +58,7 @@ impl Encoder<'_> {
             return Ok((encoded, Cut::default()));
         }
         let without = |count: usize| shorter(conversation, &starts, count, &learned);
-        // What comes before the last question can go; the fewest exchanges that are enough are found by halving.
+        // Exchanges before the last question can go. Bisection finds the fewest that have to.
         let last = starts.len() - 1;
         let (mut too_few, mut enough) = (0, None);
         let mut next = last;
@@ -84,7 +85,7 @@ impl Encoder<'_> {
         }
     }
 
-    /// Cuts the first question of a conversation from its left until all of it fits; and whether it does then.
+    /// Cuts the first question from its left until the conversation fits; the flag says whether it does.
     fn fit_question<T>(
         &self,
         Shorter { mut conversation, mut cut }: Shorter,
@@ -105,8 +106,8 @@ impl Encoder<'_> {
     }
 }
 
-/// The turns with which a question begins: a turn of the user behind one of somebody else. None behind the answer `last`, which is
-/// the last one that is learned.
+/// The turns with which a question begins: a turn of the user behind one of somebody else. None behind the
+/// answer `last`, which is the last one that is learned.
 fn exchanges(turns: &[Message], last: Option<usize>) -> Vec<usize> {
     let end = last.unwrap_or(turns.len());
     let begins = |&i: &usize| turns[i].role == USER && (i == 0 || turns[i - 1].role != USER);

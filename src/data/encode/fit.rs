@@ -1,6 +1,8 @@
-//! Rows against the length limit: an answer is never shortened, and what goes is the oldest text, if asked to.
+//! Rows against the length limit: an answer is never shortened, and what goes is the oldest text, if asked
+//! to.
 //!
-//! In a conversation text is cut before the template is applied, so the template stays whole ([`super::cut`]).
+//! In a conversation text is cut before the template is applied, so the template stays whole
+//! ([`super::cut`]).
 
 use super::cut::Cut;
 use super::{Encoder, Labelled, RowNotes, Truncation};
@@ -9,8 +11,8 @@ use crate::data::record::{Conversation, Record};
 use crate::error::{Error, Result};
 
 impl Encoder<'_> {
-    /// A prompt and each of `answers` to it, as texts of their own with the token that ends them. One that is too long shortens the
-    /// prompt of all.
+    /// A prompt and each of `answers` to it, as texts of their own with the token that ends them. One that is
+    /// too long shortens the prompt of all.
     pub(super) fn fit_plains(
         &self,
         prompt: &[&str],
@@ -128,8 +130,8 @@ impl Encoder<'_> {
     }
 }
 
-/// Cuts up to `excess` tokens from the beginning of a prompt, behind `kept` tokens at its very start, and notes it. One token always
-/// stays: without a token before it the answer's first one could not be predicted.
+/// Cuts up to `excess` tokens from the beginning of a prompt, behind `kept` tokens at its very start, and
+/// notes it. One token always stays: without a token before it the answer's first one could not be predicted.
 fn cut_plain(labelled: &mut Labelled, excess: usize, kept: usize, noted: &mut Cut) {
     let Labelled { input_ids, labels, said } = labelled;
     let prompt = labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(labels.len());

@@ -224,7 +224,8 @@ impl<'a> Encoder<'a> {
     /// from any thread; an error of it ends the work.
     ///
     /// # Errors
-    /// The error of the first bad row in row order; one [`Error::Input`] that lists up to five rows that are too long; or that of
+    /// The error of the first bad row in row order; one [`Error::Input`] that lists up to five rows that are
+    /// too long; or that of
     /// `progress`.
     pub fn encode_all(
         &self,

@@ -1,7 +1,7 @@
-//! Files that are compressed by gzip: their bytes as they were, and what is wrong with a file that is cut short or damaged.
+//! Files compressed by gzip: their unpacked bytes, and what is wrong with a file that is cut short or damaged.
 //!
-//! A file may have several members, as `cat a.gz b.gz` makes them. They are told apart here, and not by the crate, because only
-//! then bytes behind the end are known from a file that is cut short: a line end there is no beginning of a member.
+//! A file may have several members, as `cat a.gz b.gz` makes them. They are told apart here and not by the
+//! crate, which takes any bytes behind a member for the next one: a line end there would be a file cut short.
 
 use std::io::{self, BufRead, ErrorKind, Read};
 use std::path::Path;

@@ -90,7 +90,8 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// The error for bytes that could not be read: what the system refused, or what is wrong with compressed bytes.
+    /// The error for bytes that could not be read: what the system refused, or what is wrong with compressed
+    /// bytes.
     fn failed(&self, error: io::Error) -> Error {
         gzip::damage(self.path, &error).unwrap_or_else(|| Error::io(self.path, "read", error))
     }

@@ -27,7 +27,8 @@ impl Row {
         self.values
     }
 
-    /// Whether `key` says anything. What is null does not, nor does an empty cell of a table, which is taken out.
+    /// Whether `key` says anything. What is null does not, nor does an empty cell of a table, which is taken
+    /// out.
     pub(super) fn says(&mut self, key: &str) -> bool {
         if self.values.get(key).is_some_and(|value| value == "") {
             self.values.remove(key);

@@ -321,8 +321,8 @@ fn content(extra: &mut Map<String, Value>, place: TurnPlace, unread: &mut Vec<St
     }
 }
 
-/// Content as a list of parts: the texts one after another, as chat templates for such lists write them. Other keys of a part are
-/// added to `unread`.
+/// Content as a list of parts: the texts one after another, as chat templates for such lists write them.
+/// Other keys of a part are added to `unread`.
 fn text_parts(parts: Vec<Value>, place: TurnPlace, unread: &mut Vec<String>) -> Result<String> {
     let mut text = String::new();
     for (i, part) in parts.iter().enumerate() {

@@ -114,8 +114,8 @@ impl Setup<'_> {
     /// One optimizer step of the passes of `job`, and its evaluations.
     ///
     /// # Errors
-    /// As the step itself: an input error if a row does not fit the model; [`crate::error::Error::Stopped`] if the context asks
-    /// to stop.
+    /// As the step itself: an input error if a row does not fit the model; [`crate::error::Error::Stopped`]
+    /// if the context asks to stop.
     pub(super) fn measure(&self, job: &Job, policies: &Policies) -> Result<Measured> {
         match self.dtype {
             Dtype::F32 => self.measure_as::<f32>(job, policies),
