@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::identity::{self, Identity};
 use super::state::TrainerState;
-use super::step::Stepper;
+use super::trainee::{Trainable, Trainee};
 use crate::config::TrainConfig;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::formats::adapter::{AdapterTensor, adapter_files, write_adapter};
 use crate::formats::checkpoint::{self, Checkpoint};
@@ -24,21 +25,20 @@ const STATE: &str = "trainer_state.json";
 const RNG: &str = "rng_state.json";
 const IDENTITY: &str = "run_identity.json";
 
-/// Writes the checkpoint of the current step; it is there whole or not at all.
+/// Writes the checkpoint of the current step of `trainee`; it is there whole or not at all.
 ///
 /// # Errors
 /// An I/O error, or [`Error::Numeric`] if a number of the adapter is not finite.
 pub(super) fn save<T: Real<Stat = f32>>(
-    config: &TrainConfig,
-    stepper: &Stepper<'_, T>,
-    state: &TrainerState,
-    (identity, text): (&Identity, &TextSettings),
+    device: &Device,
+    trainee: &Trainee<'_, T>,
+    text: &TextSettings,
 ) -> Result<PathBuf> {
-    let (device, adapter) = (stepper.device, &stepper.adapters[0]);
-    let trained = stepper.optimizer.trained_to_peft(device, adapter)?;
+    let Trainee { config, trainable: Trainable { adapter, optimizer, .. }, state, identity, .. } = trainee;
+    let trained = optimizer.trained_to_peft(device, adapter)?;
     let mut files = adapter_files(&adapter.peft_config(&config.model), &named(&trained))?;
-    let moments = stepper.optimizer.named_state(device)?;
-    let step = stepper.optimizer.step().to_string();
+    let moments = optimizer.named_state(device)?;
+    let step = optimizer.step().to_string();
     files.push((OPTIMIZER.into(), serialize(&named(&moments), &[("format", "pt"), ("step", &step)])?));
     files.push((STATE.into(), state.to_json().into_bytes()));
     let rng = json!({
@@ -53,26 +53,27 @@ pub(super) fn save<T: Real<Stat = f32>>(
     checkpoint::save(&config.output_dir, state.global_step, &files)
 }
 
-/// Puts the numbers of a checkpoint into `stepper` and returns its state.
+/// Puts the numbers of a checkpoint into `trainable` and returns its state.
 ///
 /// # Errors
 /// An input error if the checkpoint belongs to another run, or a file of it is not what it should be.
 pub(super) fn restore<T: Real<Stat = f32>>(
     checkpoint: &Checkpoint,
-    stepper: &mut Stepper<'_, T>,
+    (config, device): (&TrainConfig, &Device),
+    trainable: &mut Trainable<T>,
     identity: &Identity,
 ) -> Result<TrainerState> {
     let path = |name: &str| checkpoint.path().join(name);
     identity::check(&path(IDENTITY), &checkpoint.read(IDENTITY)?, identity)?;
     let state = TrainerState::from_json(&path(STATE), &checkpoint.read(STATE)?)?;
     let rng: Value = serde_json::from_slice(&checkpoint.read(RNG)?).unwrap_or_default();
-    if rng["seed"] != json!(stepper.config.seed) || rng["counters"]["step"] != json!(state.global_step) {
+    if rng["seed"] != json!(config.seed) || rng["counters"]["step"] != json!(state.global_step) {
         return Error::input("CHECKPOINT", "the random state does not belong to this step")
             .path(path(RNG))
             .fix("resume from another checkpoint")
             .into();
     }
-    load_adapter(checkpoint.path(), stepper)?;
+    load_adapter(checkpoint.path(), device, trainable)?;
     let file = TensorFile::open(&path(OPTIMIZER))?;
     let step = file.metadata("step").and_then(|s| s.parse().ok());
     let Some(step) = step else {
@@ -82,7 +83,7 @@ pub(super) fn restore<T: Real<Stat = f32>>(
             .into();
     };
     let source = |name: &str, shape: &[usize]| tensor(&file, &path(OPTIMIZER), name, shape);
-    stepper.optimizer.restore(stepper.device, step, source)?;
+    trainable.optimizer.restore(device, step, source)?;
     Ok(state)
 }
 
@@ -90,20 +91,28 @@ pub(super) fn restore<T: Real<Stat = f32>>(
 ///
 /// # Errors
 /// An input error that names the tensor that is missing or has another shape.
-pub(super) fn load_adapter<T: Real<Stat = f32>>(dir: &Path, stepper: &mut Stepper<'_, T>) -> Result<()> {
+pub(super) fn load_adapter<T: Real<Stat = f32>>(
+    dir: &Path,
+    device: &Device,
+    trainable: &mut Trainable<T>,
+) -> Result<()> {
     let path = dir.join("adapter_model.safetensors");
     let file = TensorFile::open(&path)?;
     let source = |name: &str, shape: &[usize]| tensor(&file, &path, name, shape);
-    stepper.optimizer.set_trained(stepper.device, &mut stepper.adapters[0], source)
+    trainable.optimizer.set_trained(device, &mut trainable.adapter, source)
 }
 
 /// Publishes the adapter in the output folder.
 ///
 /// # Errors
 /// As [`save`].
-pub(super) fn publish<T: Real<Stat = f32>>(config: &TrainConfig, stepper: &Stepper<'_, T>) -> Result<()> {
-    let adapter = &stepper.adapters[0];
-    let trained = stepper.optimizer.trained_to_peft(stepper.device, adapter)?;
+pub(super) fn publish<T: Real<Stat = f32>>(
+    config: &TrainConfig,
+    device: &Device,
+    trainable: &Trainable<T>,
+) -> Result<()> {
+    let adapter = &trainable.adapter;
+    let trained = trainable.optimizer.trained_to_peft(device, adapter)?;
     write_adapter(&config.output_dir, &adapter.peft_config(&config.model), &named(&trained))
 }
 

@@ -1,11 +1,11 @@
 //! What a run on a GPU needs before its first step: its memory in one piece, and its passes recorded as graphs of launches.
 
 use super::plan::Plan;
+use super::trainee::Trainable;
 use crate::config::TrainConfig;
 use crate::device::Device;
 use crate::error::Result;
-use crate::model::{Adapter, Decoder, DropoutStep, PassCapacity, PassOptions, Policy, RecordedPass};
-use crate::optim::Optimizer;
+use crate::model::{Decoder, DropoutStep, PassCapacity, PassOptions, Policy, RecordedPass};
 use crate::tensor::Real;
 
 /// Safety margin: memory of a card that is taken beside the planned bytes where the limit allows it. The plan is exact.
@@ -27,7 +27,7 @@ pub(super) fn reserve(device: &Device, planned: &Plan) -> Result<()> {
     device.reserve(bytes)
 }
 
-/// The passes of a run, recorded.
+/// The passes of a trainee, recorded.
 pub(super) struct Recorded<T: Real> {
     /// Forward and backward; none without a pass that has targets.
     pub(super) training: Option<RecordedPass<T>>,
@@ -44,7 +44,7 @@ pub(super) struct PassCapacities {
     pub(super) cuts: bool,
 }
 
-/// Records the passes of a run and its update, in the order in which a plan measures them. Whatever stays is made before
+/// Records the passes of a trainee and its update, in the order in which a plan measures them. Whatever stays is made before
 /// the first recording.
 ///
 /// # Errors
@@ -53,14 +53,14 @@ pub(super) fn record<T: Real<Stat = f32>>(
     (config, policies): (&TrainConfig, &[Policy]),
     (device, decoder): (&Device, &Decoder<T>),
     capacities: PassCapacities,
-    optimizer: &mut Optimizer<T>,
-    (adapters, grads): (&mut [Adapter<T>], &mut [Adapter<f32>]),
+    trainable: &mut Trainable<T>,
 ) -> Result<Recorded<T>> {
     let dropout = Some(DropoutStep { seed: config.seed, step: 0 });
     let (trains, evaluates) = (capacities.training.targets > 0, capacities.evaluation.targets > 0);
     if trains {
-        optimizer.prepare(device, &mut adapters[0], &grads[0])?;
+        trainable.prepare_update(device)?;
     }
+    let (adapters, grads) = trainable.adapters_and_grads();
     let training = trains
         .then(|| decoder.pass_tables(device, capacities.training, (adapters, grads), dropout))
         .transpose()?;

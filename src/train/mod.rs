@@ -22,6 +22,7 @@ mod sampler;
 mod state;
 mod step;
 mod sums;
+mod trainee;
 
 pub use crate::session::Limit;
 pub use evaluate::EvalMetrics;

@@ -4,20 +4,18 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
 use crate::config::TrainConfig;
-use crate::device::{Device, Machine, PendingCopy};
+use crate::device::{Device, PendingCopy};
 use crate::error::{Error, Result};
-use crate::model::{
-    Adapter, Decoder, DropoutStep, ModelFlops, PassCapacity, PassOptions, Policies, RecordedPass, Scorer,
-    recorded,
-};
+use crate::model::{Decoder, DropoutStep, ModelFlops, PassCapacity, PassOptions, Policies, recorded};
 use crate::ops::linear_cross_entropy::TargetScore;
-use crate::optim::{Optimizer, Update};
+use crate::optim::Update;
 use crate::session::Context;
 use crate::tensor::Real;
 
-use super::graphs::{PassCapacities, record};
+use super::graphs::{PassCapacities, Recorded, record};
 use super::passes::{fitting, passes_of};
 use super::prepare::Row;
+use super::trainee::{Trainable, Trainee};
 
 /// What one step found.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,18 +29,13 @@ pub(super) struct StepResult {
     pub(super) model_flops: u64,
 }
 
-/// The parts that a step changes, and those it reads.
+/// Computes the steps of trainees, with what these share.
 pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
     pub(super) config: &'a TrainConfig,
     pub(super) device: &'a Device,
     pub(super) decoder: &'a Decoder<T>,
     pub(super) policies: Policies,
     pub(super) model_flops: ModelFlops,
-    pub(super) adapters: Vec<Adapter<T>>,
-    pub(super) grads: Vec<Adapter<f32>>,
-    pub(super) optimizer: Optimizer<T>,
-    /// The pass as recorded launches; on a GPU only.
-    pub(super) recorded: Option<RecordedPass<T>>,
     /// Pending copies of steps that are finished, for those to come.
     pub(super) spare: Spare,
     /// What passes are cut to, where not all of them were looked at before.
@@ -93,40 +86,36 @@ impl Started {
 }
 
 impl<T: Real<Stat = f32>> Stepper<'_, T> {
-    /// Records the launches of passes with at most `capacities`, where the device can. Gives the pass that evaluates.
+    /// Records the launches of passes of a trainee with at most `capacities`, where the device can.
     ///
     /// # Errors
     /// [`Error::Device`] if there is not so much memory.
-    pub(super) fn record(&mut self, capacities: PassCapacities) -> Result<Scorer<T>> {
+    pub(super) fn record(
+        &self,
+        capacities: PassCapacities,
+        trainable: &mut Trainable<T>,
+    ) -> Result<Recorded<T>> {
         if self.device.arena().is_none() {
-            return Ok(Scorer::new(None));
+            return Ok(Recorded { training: None, evaluation: None });
         }
-        let Self { config, device, decoder, policies, adapters, grads, optimizer, .. } = self;
-        let asked = (*config, policies.as_slice());
-        let recorded = record(asked, (device, decoder), capacities, optimizer, (adapters, grads))?;
-        self.recorded = recorded.training;
-        Ok(Scorer::new(recorded.evaluation))
+        let asked = (self.config, self.policies.as_slice());
+        record(asked, (self.device, self.decoder), capacities, trainable)
     }
 
-    /// Starts optimizer step `step` (from 0) on its micro-batches of rows.
+    /// Starts optimizer step `step` (from 0) of `trainee` on its micro-batches of rows.
     ///
     /// # Errors
     /// [`Error::Stopped`] if the context asks to stop; the adapter is unchanged. As [`Stepper::finish`] on a CPU.
     pub(super) fn start(
         &mut self,
+        trainee: &mut Trainee<'_, T>,
         step: u64,
-        learning_rate: f64,
         micro_batches: &[Vec<&Row>],
         context: &Context,
     ) -> Result<Started> {
         let begin = Instant::now();
         self.device.take_ledger();
-        if self.device.machine() == Machine::Cpu {
-            // On a GPU every update leaves zeros behind it.
-            for tensor in self.grads.iter_mut().flat_map(Adapter::tensors_mut) {
-                tensor.data_mut().fill(0.0);
-            }
-        }
+        trainee.trainable.clear_gradient(self.device);
         let rows = || micro_batches.iter().flatten();
         let num_supervised_tokens: usize = rows().map(|r| r.example.supervised()).sum();
         let num_tokens = rows().map(|r| r.example.len()).sum();
@@ -159,20 +148,19 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
                     started.packed_tokens += batch.total_tokens();
                     started.result.model_flops += self.model_flops.forward_and_backward(&batch);
                     first_sample += rows.len() as u32;
-                    total += self.pass(&mut started, &batch, rows)?;
+                    total += self.pass(trainee, &mut started, &batch, rows)?;
                 }
             }
         }
-        let update = update(self.config, learning_rate);
-        let (optimizer, adapter, grads) = (&mut self.optimizer, &mut self.adapters[0], &self.grads[0]);
-        let device = self.device;
-        if self.recorded.is_some() {
+        let update = update(self.config, trainee.schedule.learning_rate(step));
+        let (device, trainable) = (self.device, &mut trainee.trainable);
+        if trainee.recorded.is_some() {
             let mut norm = self.spare.norms.pop().unwrap_or_else(|| PendingCopy::new(device));
-            optimizer.start_update(device, &update, adapter, grads, &mut norm)?;
+            trainable.start_update(device, &update, &mut norm)?;
             started.norm = Some(norm);
         } else {
             started.result.loss = Some(total * scale);
-            started.result.grad_norm = device.run(|| optimizer.update(device, &update, adapter, grads))?;
+            started.result.grad_norm = device.run(|| trainable.update(device, &update))?;
             if !started.result.grad_norm.is_finite() {
                 return Err(not_finite("the gradient", step, &started.places));
             }
@@ -183,12 +171,19 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
     }
 
     /// One pass: its loss, or 0 where that comes later.
-    fn pass(&mut self, started: &mut Started, batch: &Batch, rows: &[&Row]) -> Result<f64> {
-        let (device, adapters, grads) = (self.device, &self.adapters, &mut self.grads);
+    fn pass(
+        &mut self,
+        trainee: &mut Trainee<'_, T>,
+        started: &mut Started,
+        batch: &Batch,
+        rows: &[&Row],
+    ) -> Result<f64> {
+        let device = self.device;
+        let (adapters, grads) = trainee.trainable.adapters_and_grads();
         let dropout = Some(DropoutStep { seed: self.config.seed, step: started.step });
         let options = PassOptions { scale: started.scale, dropout, policies: self.policies.as_slice() };
         let weights = batch.targets.iter().map(|t| f64::from(t.weight)).collect();
-        if let Some(recorded) = &mut self.recorded {
+        if let Some(recorded) = &mut trainee.recorded {
             if !batch.targets.is_empty() {
                 let mut scores = self.spare.scores.pop().unwrap_or_else(|| PendingCopy::new(device));
                 recorded.start(self.decoder, device, batch, (adapters, options), &mut scores)?;
@@ -201,11 +196,15 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         loss(&scores, &weights).ok_or_else(|| not_finite("the loss", started.step, &places(rows)))
     }
 
-    /// Waits for a step.
+    /// Waits for a step of `trainee`.
     ///
     /// # Errors
     /// [`Error::Numeric`] if loss or gradient is not finite; the step has not changed the adapter then.
-    pub(super) fn finish(&mut self, mut started: Started) -> Result<StepResult> {
+    pub(super) fn finish(
+        &mut self,
+        trainee: &mut Trainee<'_, T>,
+        mut started: Started,
+    ) -> Result<StepResult> {
         let Some(mut norm) = started.norm else { return Ok(started.result) };
         let mut total = 0.0;
         for Pass { mut scores, weights, places } in std::mem::take(&mut started.passes) {
@@ -214,7 +213,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
             total += loss(&found, &weights).ok_or_else(|| not_finite("the loss", started.step, &places))?;
         }
         started.result.loss = Some(total * started.scale);
-        started.result.grad_norm = self.optimizer.finish_update(&mut norm)?;
+        started.result.grad_norm = trainee.trainable.optimizer.finish_update(&mut norm)?;
         self.spare.norms.push(norm);
         if !started.result.grad_norm.is_finite() {
             return Err(not_finite("the gradient", started.step, &started.places));

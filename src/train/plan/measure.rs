@@ -8,12 +8,13 @@ use crate::device::arch::Chip;
 use crate::device::{ByClass, Class, Device, Ledger};
 use crate::error::Result;
 use crate::model::{Adapter, Decoder, DropoutStep, ModelFlops, PassCapacity, PassOptions, Policies, init};
-use crate::optim::{Optimizer, Update};
+use crate::optim::Update;
 use crate::session::Context;
 use crate::tensor::{DType, Real};
 use crate::train::graphs::{PassCapacities, record};
 use crate::train::pass_limits::PassLimits;
 use crate::train::step::update;
+use crate::train::trainee::Trainable;
 
 /// Whose step is planned, and where it would run.
 #[derive(Debug, Clone, Copy)]
@@ -134,12 +135,9 @@ impl Setup<'_> {
         let weights = init::dry::<T>(&device.class(Class::Weights), model)?;
         let decoder = Decoder { config: model.clone(), weights };
         let weights_bytes = device.memory().live_bytes;
-        let place = device.class(Class::Master);
-        let master = Adapter::<f32>::new(&place, &config.lora(), model, &decoder.weights, config.seed)?;
-        let trainable = master.num_params();
-        let (mut optimizer, adapter) = Optimizer::<T>::with_master(&device, master)?;
-        let mut adapters = vec![adapter];
-        let mut grads = vec![adapters[0].zeros_like(&device.class(Class::Gradient))?];
+        let mut trainable = Trainable::<T>::new(&device, |place| {
+            Adapter::new(place, &config.lora(), model, &decoder.weights, config.seed)
+        })?;
         let adapter_bytes = device.memory().live_bytes - weights_bytes;
         device.reset_peak();
         device.take_ledger();
@@ -149,22 +147,22 @@ impl Setup<'_> {
         let mut recorded = None;
         if chip.is_some() && T::DTYPE == DType::Bf16 {
             let model = (&device, &decoder);
-            let with = (adapters.as_mut_slice(), grads.as_mut_slice());
-            drop(record((config, policies.as_slice()), model, job.capacities, &mut optimizer, with)?);
+            drop(record((config, policies.as_slice()), model, job.capacities, &mut trainable)?);
             recorded = Some(memory());
         }
         for batch in &job.passes {
             self.check_stop()?;
-            decoder.score_and_backward(&device, batch, &adapters, &mut grads, options)?;
+            let (adapters, grads) = trainable.adapters_and_grads();
+            decoder.score_and_backward(&device, batch, adapters, grads, options)?;
         }
         // Its numbers cost nothing.
         let update = Update { max_grad_norm: None, ..update(config, 0.0) };
-        optimizer.update(&device, &update, &mut adapters[0], &grads[0])?;
+        trainable.update(&device, &update)?;
         let ledger = device.take_ledger();
         if recorded.is_none() {
             for batch in &job.evaluated {
                 self.check_stop()?;
-                decoder.score(&device, batch, &adapters)?;
+                decoder.score(&device, batch, trainable.adapters())?;
             }
         }
         let (peak, arena_bytes) = recorded.unwrap_or_else(memory);
@@ -176,7 +174,7 @@ impl Setup<'_> {
             arena_bytes,
             weights_bytes,
             adapter_bytes,
-            trainable,
+            trainable: trainable.adapter.num_params(),
             num_tokens: tokens().sum(),
             largest_pass_tokens: tokens().chain(evaluated).max().unwrap_or(0),
             model_flops: job.passes.iter().map(|batch| model_flops.forward_and_backward(batch)).sum(),

@@ -4,24 +4,19 @@ use std::time::Instant;
 
 use half::bf16;
 
-use super::evaluate::{EvalMetrics, check_metric};
+use super::evaluate::check_metric;
 use super::event::{Event, Summary};
 use super::graphs::reserve;
-use super::identity::Identity;
-use super::log::Log;
 use super::output::check_output;
 use super::plan::{chooses, planned};
 use super::prepare::{Prepared, first_adapter, open_device, prepare};
 use super::sampler::Sampler;
-use super::state::TrainerState;
 use super::step::Stepper;
-use super::sums::Sums;
+use super::trainee::Trainee;
 use crate::config::TrainConfig;
 use crate::device::{Device, Machine};
 use crate::error::{Error, Result};
 use crate::formats::checkpoint::RunLock;
-use crate::model::Scorer;
-use crate::optim::Schedule;
 use crate::session::{Context, Notice, Peak};
 use crate::tensor::Real;
 
@@ -95,35 +90,24 @@ fn run_as<T: Real<Stat = f32>>(
     reserve(&prepared.device, &planned)?;
     let mut training =
         Training::start((config, &lock), context, &prepared, (sampler, &planned, capacities), watch)?;
-    training.steps(watch)?;
-    training.finish(watch)
+    training.steps(0, watch)?;
+    training.finish(0, watch)
 }
 
-/// A run on its way.
+/// A run on its way: its trainees, and what they share.
 struct Training<'a, T: Real<Stat = f32>> {
     config: &'a TrainConfig,
     lock: &'a RunLock,
     context: &'a Context,
     prepared: &'a Prepared<T>,
-    sampler: Sampler<'a>,
-    schedule: Schedule,
+    /// Trained one after another; a run has one.
+    trainees: Vec<Trainee<'a, T>>,
     stepper: Stepper<'a, T>,
-    scorer: Scorer<T>,
-    state: TrainerState,
-    identity: Identity,
-    log: Log,
-    /// Step of the checkpoint that was saved last.
-    saved: Option<u64>,
-    last_eval: Option<EvalMetrics>,
-    stopped_early: bool,
     /// Floating-point operations of the plan by token that is computed.
     flops_per_token: f64,
     /// What `sol` is a share of.
     peak: Option<Peak>,
     start: Instant,
-    /// Sums of this process, and since the last log line.
-    all: Sums,
-    since_log: Sums,
 }
 
 impl<T: Real<Stat = f32>> Training<'_, T> {

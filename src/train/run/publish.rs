@@ -15,50 +15,53 @@ use crate::train::event::{Event, Summary};
 use crate::train::plot;
 
 impl<T: Real<Stat = f32>> Training<'_, T> {
-    /// Publishes the adapter and sums up.
-    pub(super) fn finish(mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<Summary> {
+    /// Publishes the adapter of trainee `index` and sums up.
+    pub(super) fn finish(&mut self, index: usize, watch: &mut dyn FnMut(Event<'_>)) -> Result<Summary> {
         let config = self.config;
-        self.save(watch)?;
-        let best = self.state.best_model_checkpoint.as_ref().map(|name| config.output_dir.join(name));
+        let device = &self.prepared.device;
+        self.save(index, watch)?;
+        let trainee = &mut self.trainees[index];
+        let best = trainee.state.best_model_checkpoint.as_ref().map(|name| config.output_dir.join(name));
         if let (true, Some(best)) = (config.load_best_model_at_end, &best)
-            && self.state.best_global_step != Some(self.state.global_step)
+            && trainee.state.best_global_step != Some(trainee.state.global_step)
         {
             checkpoint::open(best)?;
-            state_files::load_adapter(best, &mut self.stepper)?;
+            state_files::load_adapter(best, device, &mut trainee.trainable)?;
             watch(Event::Notice(Notice::Note(format!("the final adapter is that of {}", best.display()))));
         }
         self.check_surroundings()?;
-        state_files::publish(config, &self.stepper)?;
+        let trainee = &mut self.trainees[index];
+        state_files::publish(config, device, &trainee.trainable)?;
         let train_runtime = self.start.elapsed().as_secs_f64();
-        let tokens_per_second = self.all.tokens_per_second();
-        let sol = self.all.sol(self.peak);
-        let peak_bytes = peak_bytes(&self.prepared.device, &self.prepared.decoder.weights);
+        let tokens_per_second = trainee.all.tokens_per_second();
+        let sol = trainee.all.sol(self.peak);
+        let peak_bytes = peak_bytes(device, &self.prepared.decoder.weights);
         let mut row = json!({
-            "step": self.state.global_step,
-            "epoch": self.state.epoch,
-            "train_loss": self.all.mean_loss(),
+            "step": trainee.state.global_step,
+            "epoch": trainee.state.epoch,
+            "train_loss": trainee.all.mean_loss(),
             "train_runtime": train_runtime,
             "train_tokens_per_second": tokens_per_second,
-            "num_input_tokens_seen": self.state.num_input_tokens_seen,
-            "total_flos": self.state.total_flos,
+            "num_input_tokens_seen": trainee.state.num_input_tokens_seen,
+            "total_flos": trainee.state.total_flos,
             "peak_tensor_bytes": peak_bytes,
         });
         if let Some(sol) = sol {
             row["train_sol"] = json!(sol);
         }
-        self.log.write(&row)?;
+        trainee.log.write(&row)?;
         let state = config.output_dir.join("trainer_state.json");
-        write_file(&state, self.state.to_json().as_bytes())?;
+        write_file(&state, trainee.state.to_json().as_bytes())?;
         #[cfg(feature = "plot")]
-        plot::loss_curve(&config.output_dir.join("loss.svg"), &self.state.log_history)?;
+        plot::loss_curve(&config.output_dir.join("loss.svg"), &trainee.state.log_history)?;
         Ok(Summary {
-            global_step: self.state.global_step,
-            train_loss: self.all.mean_loss(),
-            best_metric: self.state.best_metric,
+            global_step: trainee.state.global_step,
+            train_loss: trainee.all.mean_loss(),
+            best_metric: trainee.state.best_metric,
             best_model_checkpoint: best,
-            eval: self.last_eval,
-            empty_steps: self.state.empty_steps,
-            stopped_early: self.stopped_early,
+            eval: trainee.last_eval,
+            empty_steps: trainee.state.empty_steps,
+            stopped_early: trainee.stopped_early,
             train_runtime,
             tokens_per_second,
             sol,

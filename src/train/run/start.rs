@@ -3,19 +3,17 @@
 use std::time::Instant;
 
 use super::Training;
-use super::due::patience_is_over;
 use crate::config::TrainConfig;
-use crate::device::Class;
 use crate::error::Result;
 use crate::formats::atomic::write_file;
 use crate::formats::checkpoint::{self, RunLock};
-use crate::model::ModelFlops;
-use crate::optim::{Optimizer, Schedule};
+use crate::model::{ModelFlops, Scorer};
+use crate::optim::Schedule;
 use crate::session::{Context, Notice, Peak, text_settings};
 use crate::tensor::Real;
 use crate::train::checkpoint as state_files;
 use crate::train::event::Event;
-use crate::train::graphs::PassCapacities;
+use crate::train::graphs::{PassCapacities, Recorded};
 use crate::train::identity::identity;
 use crate::train::log::Log;
 use crate::train::output::{checkpoint_to_resume, remove_old_run};
@@ -25,6 +23,7 @@ use crate::train::sampler::Sampler;
 use crate::train::state::TrainerState;
 use crate::train::step::{Spare, Stepper};
 use crate::train::sums::Sums;
+use crate::train::trainee::{Trainable, Trainee, patience_is_over};
 
 impl<'a, T: Real<Stat = f32>> Training<'a, T> {
     /// A run at its first step, or where the checkpoint to resume from left it.
@@ -36,68 +35,30 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let device = &prepared.device;
-        let place = device.class(Class::Master);
-        let mut notices = Vec::new();
-        let mut notify = |notice| notices.push(notice);
-        let master = device.run(|| first_adapter(config, &place, &prepared.decoder, &mut notify))?;
-        notices.into_iter().for_each(|notice| watch(Event::Notice(notice)));
-        let (optimizer, adapter) = Optimizer::with_master(device, master)?;
-        let total_steps = sampler.total_steps();
-        let mut stepper = Stepper {
+        let trainable = Trainable::new(device, |place| {
+            let mut notices = Vec::new();
+            let mut notify = |notice| notices.push(notice);
+            let master = device.run(|| first_adapter(config, place, &prepared.decoder, &mut notify))?;
+            notices.into_iter().for_each(|notice| watch(Event::Notice(notice)));
+            Ok(master)
+        })?;
+        let stepper = Stepper {
             config,
             device,
             decoder: &prepared.decoder,
             policies: planned.activation_policy.clone(),
             model_flops: ModelFlops::of(&prepared.model.config, Some(&config.lora()))?,
-            recorded: None,
             spare: Spare::default(),
             capacity: capacities.cuts.then_some(capacities.training),
-            grads: vec![adapter.zeros_like(&device.class(Class::Gradient))?],
-            optimizer,
-            adapters: vec![adapter],
         };
-        let identity = identity(config, prepared)?;
-        let mut state = TrainerState::new(config, total_steps, sampler.steps_per_epoch());
-        let mut saved = None;
-        checkpoint::clean_stale(&config.output_dir)?;
-        match checkpoint_to_resume(config, watch)? {
-            Some(found) => {
-                let restored = state_files::restore(&found, &mut stepper, &identity)?;
-                watch(Event::Notice(Notice::Note(format!(
-                    "going on from {} (step {})",
-                    found.path().display(),
-                    restored.global_step
-                ))));
-                saved = (found.path().parent() == Some(&config.output_dir)).then_some(restored.global_step);
-                if let Some(change) =
-                    changed_schedule(config, restored.max_steps, total_steps, restored.global_step)
-                {
-                    watch(Event::Notice(Notice::Warning(change)));
-                }
-                state = TrainerState {
-                    max_steps: total_steps,
-                    num_train_epochs: state.num_train_epochs,
-                    eval_steps: state.eval_steps,
-                    logging_steps: state.logging_steps,
-                    save_steps: state.save_steps,
-                    ..restored
-                };
-            }
-            None => remove_old_run(config)?,
-        }
-        let scorer = stepper.record(capacities)?;
-        write_file(&config.output_dir.join("training_config.toml"), config.to_toml().as_bytes())?;
-        write_file(&config.output_dir.join(text_settings::NAME), &prepared.text.to_json())?;
-        let log = Log::open(&config.output_dir, state.global_step)?;
+        let trainee = begin(&stepper, prepared, (trainable, sampler), capacities, watch)?;
         let peak = Peak::of(device, &mut |notice| watch(notice.into()));
         watch(Event::Started {
-            done: state.global_step,
-            total: total_steps,
-            steps_per_epoch: sampler.steps_per_epoch(),
-            trainable: stepper.adapters[0].num_params(),
+            done: trainee.state.global_step,
+            total: trainee.sampler.total_steps(),
+            steps_per_epoch: trainee.sampler.steps_per_epoch(),
+            trainable: trainee.trainable.adapter.num_params(),
         });
-        let schedule = schedule(config, total_steps);
-        let stopped_early = patience_is_over(config, &state);
         device.reset_peak();
         device.take_ledger();
         Ok(Self {
@@ -105,23 +66,73 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
             lock,
             context,
             prepared,
-            sampler,
-            schedule,
+            trainees: vec![trainee],
             stepper,
-            scorer,
-            state,
-            identity,
-            log,
-            saved,
-            last_eval: None,
-            stopped_early,
             flops_per_token: planned.step_flops as f64 / planned.step_tokens.max(1) as f64,
             peak,
             start: Instant::now(),
-            all: Sums::default(),
-            since_log: Sums::default(),
         })
     }
+}
+
+/// A trainee at its first step, or where the checkpoint to resume from left it, with its passes recorded and its files begun.
+fn begin<'a, T: Real<Stat = f32>>(
+    stepper: &Stepper<'a, T>,
+    prepared: &Prepared<T>,
+    (mut trainable, sampler): (Trainable<T>, Sampler<'a>),
+    capacities: PassCapacities,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Trainee<'a, T>> {
+    let (config, device, total_steps) = (stepper.config, stepper.device, sampler.total_steps());
+    let identity = identity(config, prepared)?;
+    let mut state = TrainerState::new(config, total_steps, sampler.steps_per_epoch());
+    let mut saved = None;
+    checkpoint::clean_stale(&config.output_dir)?;
+    match checkpoint_to_resume(config, watch)? {
+        Some(found) => {
+            let restored = state_files::restore(&found, (config, device), &mut trainable, &identity)?;
+            watch(Event::Notice(Notice::Note(format!(
+                "going on from {} (step {})",
+                found.path().display(),
+                restored.global_step
+            ))));
+            saved = (found.path().parent() == Some(&config.output_dir)).then_some(restored.global_step);
+            if let Some(change) =
+                changed_schedule(config, restored.max_steps, total_steps, restored.global_step)
+            {
+                watch(Event::Notice(Notice::Warning(change)));
+            }
+            state = TrainerState {
+                max_steps: total_steps,
+                num_train_epochs: state.num_train_epochs,
+                eval_steps: state.eval_steps,
+                logging_steps: state.logging_steps,
+                save_steps: state.save_steps,
+                ..restored
+            };
+        }
+        None => remove_old_run(config)?,
+    }
+    let Recorded { training, evaluation } = stepper.record(capacities, &mut trainable)?;
+    write_file(&config.output_dir.join("training_config.toml"), config.to_toml().as_bytes())?;
+    write_file(&config.output_dir.join(text_settings::NAME), &prepared.text.to_json())?;
+    let log = Log::open(&config.output_dir, state.global_step)?;
+    Ok(Trainee {
+        config,
+        trainable,
+        recorded: training,
+        scorer: Scorer::new(evaluation),
+        sampler,
+        schedule: schedule(config, total_steps),
+        stopped_early: patience_is_over(config, &state),
+        state,
+        identity,
+        log,
+        saved,
+        last_eval: None,
+        all: Sums::default(),
+        since_log: Sums::default(),
+    })
 }
 
 /// The learning rates of a run of `total_steps` steps.
