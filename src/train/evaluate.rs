@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::event::Event;
 use super::passes::packed;
 use super::prepare::Row;
+use super::task::{EvalSums, Task};
 use crate::config::TrainConfig;
 use crate::data::packing::passes_in_order;
 use crate::device::Device;
@@ -89,7 +90,7 @@ pub(super) fn eval_passes<'a>(config: &TrainConfig, rows: &'a [Row]) -> Result<V
 /// # Errors
 /// [`Error::Stopped`] if the context asks to stop, or what the model finds wrong with a row.
 pub(super) fn evaluate<T: Real>(
-    config: &TrainConfig,
+    (config, task): (&TrainConfig, Task),
     model: (&Decoder<T>, &Device),
     (scorer, adapters): (&mut Scorer<T>, &[Adapter<T>]),
     rows: &[Row],
@@ -97,41 +98,21 @@ pub(super) fn evaluate<T: Real>(
     watch: &mut dyn FnMut(Event<'_>),
 ) -> Result<EvalMetrics> {
     let start = Instant::now();
-    let (mut loss, mut tokens, mut right, mut right_rows, mut done) = (0.0, 0usize, 0usize, 0usize, 0usize);
+    let (mut sums, mut done) = (EvalSums::default(), 0);
     let passes = eval_passes(config, rows)?;
     let batches = passes.iter().map(|pass| match context.stopped() {
         true => Err(Error::Stopped { what: "stopped within an evaluation".into() }),
         false => Ok((packed(pass, false, 0), pass)),
     });
     let take = |pass: &Vec<&Row>, scores: Vec<TargetScore>| {
-        loss -= scores.iter().map(|s| s.logprob).sum::<f64>();
-        tokens += scores.len();
-        let mut scores = scores.iter();
-        for row in pass {
-            let of_row: Vec<_> = scores.by_ref().take(row.example.supervised()).collect();
-            let hits = of_row.iter().filter(|s| s.is_argmax).count();
-            right += hits;
-            right_rows += usize::from(hits == of_row.len());
-        }
+        task.add(&mut sums, pass, &scores);
         done += pass.len();
         watch(Event::Evaluating { done, total: rows.len() });
         Ok(())
     };
     scorer.score(model, adapters, batches, take)?;
-    let seconds = start.elapsed().as_secs_f64();
-    let eval_loss = loss / tokens as f64;
-    if !eval_loss.is_finite() {
-        return Err(Error::Numeric {
-            what: "the evaluation loss is not finite".into(),
-            fix: "lower --learning-rate; the last checkpoint is good".into(),
-        });
-    }
-    Ok(EvalMetrics {
-        eval_loss,
-        eval_perplexity: eval_loss.exp(),
-        eval_token_accuracy: right as f64 / tokens as f64,
-        eval_accuracy: right_rows as f64 / rows.len() as f64,
-        eval_runtime: seconds,
-        eval_samples_per_second: rows.len() as f64 / seconds,
+    task.metrics(&sums, start.elapsed().as_secs_f64()).ok_or_else(|| Error::Numeric {
+        what: "the evaluation loss is not finite".into(),
+        fix: "lower --learning-rate; the last checkpoint is good".into(),
     })
 }

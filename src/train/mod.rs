@@ -22,6 +22,7 @@ mod sampler;
 mod state;
 mod step;
 mod sums;
+mod task;
 mod trainee;
 
 pub use crate::session::Limit;

@@ -7,7 +7,6 @@ use crate::config::TrainConfig;
 use crate::device::{Device, PendingCopy};
 use crate::error::{Error, Result};
 use crate::model::{Decoder, DropoutStep, ModelFlops, PassCapacity, PassOptions, Policies, recorded};
-use crate::ops::linear_cross_entropy::TargetScore;
 use crate::optim::Update;
 use crate::session::Context;
 use crate::tensor::Real;
@@ -15,6 +14,7 @@ use crate::tensor::Real;
 use super::graphs::{PassCapacities, Recorded, record};
 use super::passes::{fitting, passes_of};
 use super::prepare::Row;
+use super::task::Task;
 use super::trainee::{Trainable, Trainee};
 
 /// What one step found.
@@ -32,6 +32,7 @@ pub(super) struct StepResult {
 /// Computes the steps of trainees, with what these share.
 pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
     pub(super) config: &'a TrainConfig,
+    pub(super) task: Task,
     pub(super) device: &'a Device,
     pub(super) decoder: &'a Decoder<T>,
     pub(super) policies: Policies,
@@ -121,7 +122,8 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let num_tokens = rows().map(|r| r.example.len()).sum();
         let result =
             StepResult { loss: None, grad_norm: 0.0, num_tokens, num_supervised_tokens, model_flops: 0 };
-        let scale = 1.0 / num_supervised_tokens.max(1) as f64;
+        let weight: f64 = rows().map(|row| self.task.weight(row)).sum();
+        let scale = if weight > 0.0 { 1.0 / weight } else { 1.0 };
         let places = places(&rows().copied().collect::<Vec<_>>());
         let mut started = Started {
             step,
@@ -135,7 +137,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
             begin,
             start_time: Duration::ZERO,
         };
-        if num_supervised_tokens == 0 {
+        if weight <= 0.0 {
             started.start_time = begin.elapsed();
             return Ok(started);
         }
@@ -182,7 +184,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let (adapters, grads) = trainee.trainable.adapters_and_grads();
         let dropout = Some(DropoutStep { seed: self.config.seed, step: started.step });
         let options = PassOptions { scale: started.scale, dropout, policies: self.policies.as_slice() };
-        let weights = batch.targets.iter().map(|t| f64::from(t.weight)).collect();
+        let weights = self.task.target_weights(batch);
         if let Some(recorded) = &mut trainee.recorded {
             if !batch.targets.is_empty() {
                 let mut scores = self.spare.scores.pop().unwrap_or_else(|| PendingCopy::new(device));
@@ -193,7 +195,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         }
         let scores =
             device.run(|| self.decoder.score_and_backward(device, batch, adapters, grads, options))?;
-        loss(&scores, &weights).ok_or_else(|| not_finite("the loss", started.step, &places(rows)))
+        self.task.loss(&scores, &weights).ok_or_else(|| not_finite("the loss", started.step, &places(rows)))
     }
 
     /// Waits for a step of `trainee`.
@@ -210,7 +212,8 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         for Pass { mut scores, weights, places } in std::mem::take(&mut started.passes) {
             let found = recorded::finish(&mut scores)?;
             self.spare.scores.push(scores);
-            total += loss(&found, &weights).ok_or_else(|| not_finite("the loss", started.step, &places))?;
+            let loss = self.task.loss(&found, &weights);
+            total += loss.ok_or_else(|| not_finite("the loss", started.step, &places))?;
         }
         started.result.loss = Some(total * started.scale);
         started.result.grad_norm = trainee.trainable.optimizer.finish_update(&mut norm)?;
@@ -232,28 +235,6 @@ pub(super) fn update(config: &TrainConfig, learning_rate: f64) -> Update {
         weight_decay: config.weight_decay,
         max_grad_norm: Some(config.max_grad_norm).filter(|&norm| norm > 0.0),
     }
-}
-
-/// The error of a model that gives every token the same probability, and learns nothing from that: weights that overflowed to
-/// infinity or were never read look like this.
-pub(super) fn check_learns(result: &StepResult, vocab_size: usize, step: u64) -> Result<()> {
-    let uniform = (vocab_size as f64).ln();
-    match result.loss {
-        Some(loss) if result.grad_norm == 0.0 && (loss - uniform).abs() < 1e-4 => Err(Error::Numeric {
-            what: format!(
-                "the loss of step {step} is {loss:.6}, that of equal probabilities for all {vocab_size} tokens, and the gradient \
-                 is 0: the model computes nothing"
-            ),
-            fix: "check the weights of the model (zeros, or numbers too large for its type), or use --dtype f32".into(),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Sum over the targets of weight times negative log-probability, if it is finite.
-fn loss(scores: &[TargetScore], weights: &[f64]) -> Option<f64> {
-    let loss: f64 = scores.iter().zip(weights).map(|(s, w)| -w * s.logprob).sum();
-    loss.is_finite().then_some(loss)
 }
 
 /// Where some rows come from: the first five.

@@ -41,7 +41,8 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
         let (prepared, trainee) = (self.prepared, &mut self.trainees[index]);
         let model = (&prepared.decoder, &prepared.device);
         let with = (&mut trainee.scorer, trainee.trainable.adapters());
-        let metrics = evaluate(self.config, model, with, &prepared.eval, self.context, watch)?;
+        let metrics =
+            evaluate((self.config, self.stepper.task), model, with, &prepared.eval, self.context, watch)?;
         prepared.device.take_ledger();
         let best = trainee.judge(&metrics);
         let step = trainee.state.global_step;

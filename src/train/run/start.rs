@@ -23,6 +23,7 @@ use crate::train::sampler::Sampler;
 use crate::train::state::TrainerState;
 use crate::train::step::{Spare, Stepper};
 use crate::train::sums::Sums;
+use crate::train::task::Task;
 use crate::train::trainee::{Trainable, Trainee, patience_is_over};
 
 impl<'a, T: Real<Stat = f32>> Training<'a, T> {
@@ -44,6 +45,7 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         })?;
         let stepper = Stepper {
             config,
+            task: Task::of(config)?,
             device,
             decoder: &prepared.decoder,
             policies: planned.activation_policy.clone(),

@@ -9,7 +9,7 @@ use crate::tensor::Real;
 use crate::train::event::{Event, StepLog};
 use crate::train::prepare::Row;
 use crate::train::sampler::StepRows;
-use crate::train::step::{Started, check_learns};
+use crate::train::step::Started;
 
 impl<T: Real<Stat = f32>> Training<'_, T> {
     /// All steps that are left of trainee `index`.
@@ -98,7 +98,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
         };
         let result = self.stepper.finish(trainee, started)?;
         let vocab_size = self.prepared.decoder.config.vocab_size;
-        check_learns(&result, vocab_size, done + 1)?;
+        self.stepper.task.check_learns(&result, vocab_size, done + 1)?;
         let seconds = begin.elapsed().as_secs_f64();
         let state = &mut trainee.state;
         state.global_step += 1;
