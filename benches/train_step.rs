@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput};
 use half::bf16;
-use tanren::batch::{Batch, Target};
+use tanren::batch::{Batch, TokenTarget};
 use tanren::config::{LoraConfig, ModelConfig, variant};
 use tanren::device::{Card, Class, Device, PendingCopy};
 use tanren::error::{Error, Result};
@@ -241,8 +241,8 @@ fn batch(tokens: usize, len: usize, supervised: usize, vocab_size: usize) -> Bat
         let ids: Vec<u32> = (start..start + len).map(|i| (i * 7919 % vocab_size) as u32).collect();
         batch.push_segment(&ids, None, 0);
         let first = len.saturating_sub(1 + supervised);
-        let target = |row: usize| Target { row: start + row, token: ids[row + 1], weight: 1.0 };
-        batch.targets.extend((first..len.saturating_sub(1)).map(target));
+        let target = |row: usize| TokenTarget { row: start + row, token: ids[row + 1], weight: 1.0 };
+        batch.targets.tokens_mut().extend((first..len.saturating_sub(1)).map(target));
     }
     batch
 }

@@ -37,13 +37,65 @@ impl Segment {
 
 /// One token to predict: `-weight * ln p(token | rows up to row)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Target {
+pub struct TokenTarget {
     /// The row whose hidden state predicts it. Several targets may share a row.
     pub row: usize,
     /// The token that should come next.
     pub token: u32,
     /// Its weight in the loss.
     pub weight: f32,
+}
+
+/// What carries loss in a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Targets {
+    /// Next tokens, sorted by row.
+    Tokens(Vec<TokenTarget>),
+}
+
+/// No target.
+impl Default for Targets {
+    fn default() -> Self {
+        Self::Tokens(Vec::new())
+    }
+}
+
+impl Targets {
+    /// Number of targets.
+    pub fn len(&self) -> usize {
+        self.tokens().len()
+    }
+
+    /// Whether nothing carries loss.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The rows that some target needs, sorted, each once.
+    pub fn rows(&self) -> Vec<usize> {
+        let mut rows: Vec<usize> = self.tokens().iter().map(|t| t.row).collect();
+        rows.dedup();
+        rows
+    }
+
+    /// Sum of the weights.
+    pub fn total_weight(&self) -> f64 {
+        self.tokens().iter().map(|t| f64::from(t.weight)).sum()
+    }
+
+    /// The tokens to predict.
+    pub fn tokens(&self) -> &[TokenTarget] {
+        match self {
+            Self::Tokens(tokens) => tokens,
+        }
+    }
+
+    /// The tokens to predict, to be changed; they must stay sorted by row.
+    pub fn tokens_mut(&mut self) -> &mut Vec<TokenTarget> {
+        match self {
+            Self::Tokens(tokens) => tokens,
+        }
+    }
 }
 
 /// A packed batch. Invariants (checked by [`Batch::validate`]): segments tile `0..total_tokens` in order, a prefix is an
@@ -54,8 +106,8 @@ pub struct Batch {
     pub input_ids: Vec<u32>,
     /// The segments, in row order.
     pub segments: Vec<Segment>,
-    /// The tokens that carry loss, sorted by row.
-    pub targets: Vec<Target>,
+    /// What carries loss.
+    pub targets: Targets,
 }
 
 /// Consecutive rows that go through one adapter.
@@ -96,14 +148,12 @@ impl Batch {
 
     /// Sum of the target weights: the denominator of the loss.
     pub fn total_weight(&self) -> f64 {
-        self.targets.iter().map(|t| f64::from(t.weight)).sum()
+        self.targets.total_weight()
     }
 
     /// The rows that some target needs, sorted, each once.
     pub fn target_rows(&self) -> Vec<usize> {
-        let mut rows: Vec<usize> = self.targets.iter().map(|t| t.row).collect();
-        rows.dedup();
-        rows
+        self.targets.rows()
     }
 
     /// Runs of rows by adapter, in row order, neighbours merged.
@@ -155,8 +205,9 @@ impl Batch {
         if let Some(token) = self.input_ids.iter().find(|&&t| !known(t)) {
             return bad(format!("token id {token} is not below the vocabulary size {vocab_size}"));
         }
-        for (i, target) in self.targets.iter().enumerate() {
-            let sorted = i == 0 || self.targets[i - 1].row <= target.row;
+        let targets = self.targets.tokens();
+        for (i, target) in targets.iter().enumerate() {
+            let sorted = i == 0 || targets[i - 1].row <= target.row;
             if target.row >= next || !known(target.token) || !sorted || !target.weight.is_finite() {
                 return bad(format!("target {i} is out of range or out of order: {target:?}"));
             }
@@ -175,11 +226,11 @@ mod tests {
         batch.push_segment(&[4], Some(prompt), 0);
         batch.push_segment(&[5, 6], Some(prompt), 0);
         batch.push_segment(&[7], None, 1);
-        batch.targets = vec![
-            Target { row: 2, token: 4, weight: 1.0 },
-            Target { row: 2, token: 5, weight: 1.0 },
-            Target { row: 4, token: 6, weight: 0.5 },
-        ];
+        batch.targets = Targets::Tokens(vec![
+            TokenTarget { row: 2, token: 4, weight: 1.0 },
+            TokenTarget { row: 2, token: 5, weight: 1.0 },
+            TokenTarget { row: 4, token: 6, weight: 0.5 },
+        ]);
         batch
     }
 
@@ -201,7 +252,7 @@ mod tests {
         assert!(batch().validate(8, 4, 2).is_err(), "position 4");
         assert!(batch().validate(8, 5, 1).is_err(), "adapter 1");
         let mut swapped = batch();
-        swapped.targets.swap(0, 2);
+        swapped.targets.tokens_mut().swap(0, 2);
         assert!(swapped.validate(8, 5, 2).is_err(), "order of targets");
         let mut forward = batch();
         forward.segments[1].prefix = Some(2);

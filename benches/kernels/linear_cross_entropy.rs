@@ -4,7 +4,7 @@
 //! the gradient the one of dx too.
 
 use half::bf16;
-use tanren::batch::Target;
+use tanren::batch::TokenTarget;
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
 use tanren::ops::linear_cross_entropy::{Forward, Scores, Targets, forward};
@@ -34,8 +34,8 @@ struct Set {
 
 fn run(bench: &mut Bench<'_>, model: &str, rows: usize, [hidden, vocab_size]: [usize; 2]) -> Result<()> {
     let make = |device: &Device, _| -> Result<Set> {
-        let target = |row| Target { row, token: (row * 97 % vocab_size) as u32, weight: 1.0 };
-        let targets: Vec<Target> = (0..rows).map(target).collect();
+        let target = |row| TokenTarget { row, token: (row * 97 % vocab_size) as u32, weight: 1.0 };
+        let targets: Vec<TokenTarget> = (0..rows).map(target).collect();
         let targets = Targets::new(device, &targets, rows, 1.0 / rows as f64)?;
         Ok(Set {
             x: random(device, rows, hidden, 1.0, 0)?,

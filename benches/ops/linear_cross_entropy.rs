@@ -1,7 +1,7 @@
 //! Head and loss: few rows over the whole vocabulary of Qwen3 (answers of a letter), and many rows over a smaller one.
 
 use criterion::Criterion;
-use tanren::batch::Target;
+use tanren::batch::TokenTarget;
 use tanren::device::Device;
 use tanren::error::Result;
 use tanren::ops::linear_cross_entropy::{Forward, Scores, Targets, forward};
@@ -17,8 +17,8 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
     {
         let x = random(device, rows, cols)?;
         let weight = random(device, vocab_size, cols)?;
-        let target = |row| Target { row, token: (row * 97 % vocab_size) as u32, weight: 1.0 };
-        let targets: Vec<Target> = (0..rows).map(target).collect();
+        let target = |row| TokenTarget { row, token: (row * 97 % vocab_size) as u32, weight: 1.0 };
+        let targets: Vec<TokenTarget> = (0..rows).map(target).collect();
         let targets = Targets::new(device, &targets, rows, 0.01)?;
         let shape = format!("{rows}x{cols}x{vocab_size}");
         bench.flops(&format!("scores {shape}"), || {

@@ -5,7 +5,7 @@
 //! examples begin with only once; sums over targets stay the same.
 
 use super::encode::{Asked, Continuation, Example};
-use crate::batch::{Batch, IGNORE_INDEX, Target};
+use crate::batch::{Batch, IGNORE_INDEX, TokenTarget};
 
 /// Shortest shared beginning that becomes a segment of its own. A shorter one saves less than another segment costs.
 pub const MIN_SHARED_TOKENS: usize = 16;
@@ -21,7 +21,7 @@ pub fn collate(examples: &[&Example], adapter: usize) -> Batch {
         }
         let start = batch.total_tokens();
         batch.push_segment(&example.input_ids[..rows], None, adapter);
-        batch.targets.extend(predictions(example).map(|(t, token)| Target {
+        batch.targets.tokens_mut().extend(predictions(example).map(|(t, token)| TokenTarget {
             row: start + t,
             token,
             weight: 1.0,
@@ -45,11 +45,15 @@ pub fn collate_shared(examples: &[&Example], adapter: usize) -> Batch {
             }
             // The spans of an example tile its rows, so there is one.
             if let Some(span) = spans.peek() {
-                batch.targets.push(Target { row: span.row + t - span.position, token, weight: 1.0 });
+                batch.targets.tokens_mut().push(TokenTarget {
+                    row: span.row + t - span.position,
+                    token,
+                    weight: 1.0,
+                });
             }
         }
     }
-    batch.targets.sort_by_key(|target| (target.row, target.token));
+    batch.targets.tokens_mut().sort_by_key(|target| (target.row, target.token));
     batch
 }
 
@@ -81,13 +85,21 @@ pub fn collate_choices(asked: &Asked, adapter: usize) -> Choices {
     for (answer, targets) in asked.answers.iter().zip(&mut targets) {
         if scored(answer).contains(&0) {
             targets.push(batch.targets.len());
-            batch.targets.push(Target { row: asked.prompt.len() - 1, token: answer.ids[0], weight: 1.0 });
+            batch.targets.tokens_mut().push(TokenTarget {
+                row: asked.prompt.len() - 1,
+                token: answer.ids[0],
+                weight: 1.0,
+            });
         }
     }
     for ((answer, start), targets) in asked.answers.iter().zip(segments).zip(&mut targets) {
         for t in scored(answer).filter(|&t| t > 0) {
             targets.push(batch.targets.len());
-            batch.targets.push(Target { row: start + t - 1, token: answer.ids[t], weight: 1.0 });
+            batch.targets.tokens_mut().push(TokenTarget {
+                row: start + t - 1,
+                token: answer.ids[t],
+                weight: 1.0,
+            });
         }
     }
     Choices { batch, targets }

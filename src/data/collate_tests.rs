@@ -23,6 +23,7 @@ fn answer(input_ids: &[u32], prompt: usize) -> Example {
 fn contexts(batch: &Batch) -> Vec<(Vec<u32>, u32)> {
     let mut all: Vec<(Vec<u32>, u32)> = batch
         .targets
+        .tokens()
         .iter()
         .map(|target| {
             let own = batch.segments.iter().position(|s| s.rows().contains(&target.row)).unwrap();
@@ -46,7 +47,7 @@ fn labels_are_shifted_and_useless_rows_dropped() {
         2,
     );
     assert_eq!(batch.input_ids, [5, 6, 7, 3]);
-    let rows: Vec<(usize, u32)> = batch.targets.iter().map(|t| (t.row, t.token)).collect();
+    let rows: Vec<(usize, u32)> = batch.targets.tokens().iter().map(|t| (t.row, t.token)).collect();
     assert_eq!(rows, [(1, 7), (2, 8), (3, 4)]);
     assert!(batch.segments.iter().all(|s| s.adapter == 2));
     batch.validate(10, 3, 3).unwrap();
@@ -84,7 +85,9 @@ fn a_long_chain_of_beginnings_needs_no_stack() {
 
 /// Row and token of targets.
 fn tokens_of(batch: &Batch) -> impl Fn(&Vec<usize>) -> Vec<(usize, u32)> {
-    |indices| indices.iter().map(|&i| (batch.targets[i].row, batch.targets[i].token)).collect()
+    |indices| {
+        indices.iter().map(|&i| (batch.targets.tokens()[i].row, batch.targets.tokens()[i].token)).collect()
+    }
 }
 
 #[test]
@@ -96,9 +99,10 @@ fn choices_share_their_prompt() {
     assert_eq!(all.num_rows(), batch.total_tokens());
     batch.validate(8, 5, 1).unwrap();
     assert_eq!(batch.input_ids, [1, 2, 3, 5, 6, 4]);
-    let tokens = |indices: &Vec<usize>| indices.iter().map(|&i| batch.targets[i].token).collect::<Vec<_>>();
+    let tokens =
+        |indices: &Vec<usize>| indices.iter().map(|&i| batch.targets.tokens()[i].token).collect::<Vec<_>>();
     assert_eq!(targets.iter().map(tokens).collect::<Vec<_>>(), [vec![4], vec![5, 6, 7], vec![4, 6]]);
-    assert_eq!(targets[1].iter().map(|&i| batch.targets[i].row).collect::<Vec<_>>(), [2, 3, 4]);
+    assert_eq!(targets[1].iter().map(|&i| batch.targets.tokens()[i].row).collect::<Vec<_>>(), [2, 3, 4]);
     // Answers whose beginning is not scored: what the template writes before them, in two ways.
     let Choices { batch, targets } =
         collate_choices(&asked(vec![answer(&[4, 5], 1), answer(&[6, 7, 5], 2)]), 0);

@@ -9,7 +9,7 @@ use super::block::{Junction, Kept, Pass, Saved, Stream};
 use super::policy::Policy;
 use super::tables::{BatchTables, PassCapacity};
 use super::weights::Weights;
-use crate::batch::Batch;
+use crate::batch::{Batch, Targets};
 use crate::config::ModelConfig;
 use crate::device::{Device, Machine, Tensor};
 use crate::error::{Error, Result};
@@ -107,7 +107,7 @@ impl<T: Real> Decoder<T> {
         rows: &[usize],
     ) -> Result<Tensor<T>> {
         self.validate(device, batch, adapters)?;
-        let without = Batch { targets: Vec::new(), ..batch.clone() };
+        let without = Batch { targets: Targets::default(), ..batch.clone() };
         let tables = self.tables(device, &without, rows, (0.0, None))?;
         let of_adapters = self.adapter_tables(device, adapters, &[], None)?;
         let pass = self.pass(device, (adapters, &of_adapters), &tables, (None, None));

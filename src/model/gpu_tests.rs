@@ -10,7 +10,7 @@ use super::policy::Policy;
 use super::recorded;
 use super::tables::PassCapacity;
 use super::weights::{Role, Weights};
-use crate::batch::{Batch, Target};
+use crate::batch::{Batch, TokenTarget};
 use crate::config::{LoraConfig, ModelConfig, Slot, TargetModules, variant};
 use crate::device::arch::Chip;
 use crate::device::{Device, PendingCopy};
@@ -103,7 +103,7 @@ fn batch(sequences: &[(usize, usize, Option<usize>)], shift: usize) -> Batch {
         let start = batch.total_tokens();
         batch.push_segment(&(0..len).map(token).collect::<Vec<_>>(), prefix, adapter);
         for t in (0..len).filter(|t| t % 3 == 2 || t + 1 == len) {
-            batch.targets.push(Target { row: start + t, token: token(t + 1), weight: 1.0 });
+            batch.targets.tokens_mut().push(TokenTarget { row: start + t, token: token(t + 1), weight: 1.0 });
         }
     }
     batch

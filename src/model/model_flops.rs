@@ -72,7 +72,7 @@ impl ModelFlops {
             return 0;
         }
         let tokens = batch.total_tokens() as u64;
-        let rows = batch.targets.chunk_by(|a, b| a.row == b.row).count() as u64;
+        let rows = batch.target_rows().len() as u64;
         let pairs: u64 =
             batch.segments.iter().map(|s| (s.len * s.position_offset + s.len * (s.len + 1) / 2) as u64).sum();
         tokens * (frozen * self.frozen + lora * self.lora)
@@ -84,7 +84,7 @@ impl ModelFlops {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Target;
+    use crate::batch::{Targets, TokenTarget};
     use crate::config::{TargetModules, variant};
     use crate::model::{Adapter, Decoder, PassOptions, init};
     use crate::ops::attention::AttentionPlan;
@@ -111,7 +111,7 @@ mod tests {
             let start = batch.total_tokens();
             batch.push_segment(&vec![1; len], None, 0);
             let rows = start + len - supervised..start + len;
-            batch.targets.extend(rows.map(|row| Target { row, token: 2, weight: 1.0 }));
+            batch.targets.tokens_mut().extend(rows.map(|row| TokenTarget { row, token: 2, weight: 1.0 }));
         }
         batch
     }
@@ -152,15 +152,15 @@ mod tests {
             let start = shared.total_tokens();
             shared.push_segment(&[2; 2], Some(prompt), 0);
             // The last row of the prompt predicts the first token of every answer: one row for the head.
-            shared.targets.insert(0, Target { row: 6, token: 2, weight: 1.0 });
-            shared.targets.push(Target { row: start, token: 3, weight: 1.0 });
+            shared.targets.tokens_mut().insert(0, TokenTarget { row: 6, token: 2, weight: 1.0 });
+            shared.targets.tokens_mut().push(TokenTarget { row: start, token: 3, weight: 1.0 });
         }
         let pairs = 7 * 8 / 2 + 3 * (8 + 9);
         assert_eq!(AttentionPlan::causal(&shared.segments).num_pairs(), pairs);
         let expected =
             13 * (4 * flops.frozen + 6 * flops.lora) + 14 * pairs * flops.pair + 4 * 4 * flops.head;
         assert_eq!(flops.forward_and_backward(&shared), expected);
-        let nothing = Batch { targets: Vec::new(), ..shared };
+        let nothing = Batch { targets: Targets::default(), ..shared };
         assert_eq!((flops.forward(&nothing), flops.forward_and_backward(&nothing)), (0, 0));
     }
 

@@ -3,7 +3,7 @@
 //! On a GPU the addresses stay, so that launches recorded once serve every batch that fits ([`PassCapacity`]).
 
 use super::weights::BlockWeights;
-use crate::batch::{AdapterRows, Batch, Segment, Target};
+use crate::batch::{AdapterRows, Batch, Segment, TokenTarget};
 use crate::config::block::Wiring;
 use crate::device::{Class, Device, Tensor};
 use crate::error::{Error, Result};
@@ -149,8 +149,8 @@ impl<T: Real> BatchTables<T> {
         self.supervised.write(device, &batch.segments, rows, keys.gather(rows))?;
         self.all.write(device, &batch.segments, &all, keys)?;
         self.target_rows.write(device, rows)?;
-        let place = |t: &Target| Target { row: rows.partition_point(|&row| row < t.row), ..*t };
-        let targets: Vec<Target> = batch.targets.iter().map(place).collect();
+        let place = |t: &TokenTarget| TokenTarget { row: rows.partition_point(|&row| row < t.row), ..*t };
+        let targets: Vec<TokenTarget> = batch.targets.tokens().iter().map(place).collect();
         self.targets.write(device, &targets, rows.len(), scale)
     }
 }

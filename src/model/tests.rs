@@ -5,7 +5,7 @@ use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::init;
 use super::policy::Policy;
 use super::weights::Weight;
-use crate::batch::{Batch, Target};
+use crate::batch::{Batch, Targets, TokenTarget};
 use crate::config::block::Wiring;
 use crate::config::{Family, LoraConfig, ModelConfig, Slot, TargetModules, variant};
 use crate::device::{ByClass, Class, Device, Tensor};
@@ -73,7 +73,11 @@ fn batch(sequences: &[(usize, usize)]) -> Batch {
         let start = batch.total_tokens();
         batch.push_segment(&ids, None, adapter);
         for t in (0..len).filter(|t| t % 3 == 2 || t + 1 == len) {
-            batch.targets.push(Target { row: start + t, token: (t * 5 % 37) as u32, weight: 1.0 });
+            batch.targets.tokens_mut().push(TokenTarget {
+                row: start + t,
+                token: (t * 5 % 37) as u32,
+                weight: 1.0,
+            });
         }
     }
     batch
@@ -94,7 +98,8 @@ fn loss_and_grads(
     let mut grads: Vec<_> = adapters.iter().map(|a| a.zeros_like(device).unwrap()).collect();
     let scores =
         model.score_and_backward(device, batch, adapters, &mut grads, options(0.25, dropout)).unwrap();
-    let loss = scores.iter().zip(&batch.targets).map(|(s, t)| -s.logprob * f64::from(t.weight)).sum::<f64>();
+    let loss =
+        scores.iter().zip(batch.targets.tokens()).map(|(s, t)| -s.logprob * f64::from(t.weight)).sum::<f64>();
     (0.25 * loss, grads)
 }
 
@@ -155,7 +160,7 @@ fn three_adapters_in_one_batch_equal_three_batches() {
     for which in 0..3 {
         // The same rows and targets; those of the other adapters without weight.
         let mut one = mixed.clone();
-        for target in &mut one.targets {
+        for target in one.targets.tokens_mut() {
             let segment = mixed.segments.iter().find(|s| s.rows().contains(&target.row)).unwrap();
             target.weight = if segment.adapter == which { 1.0 } else { 0.0 };
         }
@@ -182,21 +187,25 @@ fn a_shared_prefix_equals_whole_sequences() {
     // The prompt itself is in two parts, and carries loss in the middle.
     let first = shared.push_segment(&prompt[..4], None, 0);
     let root = shared.push_segment(&prompt[4..], Some(first), 0);
-    shared.targets.push(Target { row: 5, token: 1, weight: 3.0 });
+    shared.targets.tokens_mut().push(TokenTarget { row: 5, token: 1, weight: 3.0 });
     let mut ends = Vec::new();
     for (i, ending) in endings.iter().enumerate() {
-        shared.targets.push(Target { row: 9, token: ending[0], weight: 1.0 });
+        shared.targets.tokens_mut().push(TokenTarget { row: 9, token: ending[0], weight: 1.0 });
         let start = apart.total_tokens();
         apart.push_segment(&[&prompt[..], ending].concat(), None, 0);
-        apart.targets.push(Target { row: start + 5, token: 1, weight: 1.0 });
-        apart.targets.push(Target { row: start + 9, token: ending[0], weight: 1.0 });
-        apart.targets.push(Target { row: start + 9 + ending.len(), token: 30, weight: 2.0 });
+        apart.targets.tokens_mut().push(TokenTarget { row: start + 5, token: 1, weight: 1.0 });
+        apart.targets.tokens_mut().push(TokenTarget { row: start + 9, token: ending[0], weight: 1.0 });
+        apart.targets.tokens_mut().push(TokenTarget {
+            row: start + 9 + ending.len(),
+            token: 30,
+            weight: 2.0,
+        });
         let end = shared.total_tokens() + ending.len() - 1;
         shared.push_segment(ending, Some(root), 0);
-        ends.push(Target { row: end, token: 30, weight: 2.0 });
+        ends.push(TokenTarget { row: end, token: 30, weight: 2.0 });
         assert_eq!(shared.segments[i + 2].position_offset, 10);
     }
-    shared.targets.extend(ends);
+    shared.targets.tokens_mut().extend(ends);
     let (loss, grads) = loss_and_grads(&device, &model, &shared, &adapters, None);
     let (expected, expected_grads) = loss_and_grads(&device, &model, &apart, &adapters, None);
     assert!((loss / expected - 1.0).abs() < 1e-12, "{loss} {expected}");
@@ -218,8 +227,9 @@ fn packing_order_and_splitting_do_not_change_the_gradient() {
     for segment in whole.segments.iter().rev() {
         let mut one = Batch::default();
         one.push_segment(&whole.input_ids[segment.rows()], None, 0);
-        let own = whole.targets.iter().filter(|t| segment.rows().contains(&t.row));
-        one.targets = own.map(|t| Target { row: t.row - segment.start, ..*t }).collect();
+        let own = whole.targets.tokens().iter().filter(|t| segment.rows().contains(&t.row));
+        let moved = own.map(|t| TokenTarget { row: t.row - segment.start, ..*t });
+        one.targets = Targets::Tokens(moved.collect());
         let scores =
             model.score_and_backward(&device, &one, &adapters, &mut summed, options(0.25, None)).unwrap();
         total -= 0.25 * scores.iter().map(|s| s.logprob).sum::<f64>();
@@ -270,13 +280,13 @@ fn shared_batch() -> Batch {
         for ending in [[4, 5, 6], [9, 8, 7]] {
             let start = batch.total_tokens();
             batch.push_segment(&ending, Some(root), 0);
-            batch.targets.push(Target { row: start + 1, token: 3, weight: 0.5 });
-            batch.targets.push(Target { row: start + 2, token: 30, weight: 1.0 });
+            batch.targets.tokens_mut().push(TokenTarget { row: start + 1, token: 3, weight: 0.5 });
+            batch.targets.tokens_mut().push(TokenTarget { row: start + 2, token: 30, weight: 1.0 });
         }
     }
     let start = batch.total_tokens();
     batch.push_segment(&[1, 2, 3], None, 0);
-    batch.targets.push(Target { row: start + 2, token: 1, weight: 1.0 });
+    batch.targets.tokens_mut().push(TokenTarget { row: start + 2, token: 1, weight: 1.0 });
     batch
 }
 
@@ -337,7 +347,8 @@ fn what_is_computed_again_leaves_out_the_down_projection() {
         [Adapter::new(&device, &lora(&["q_proj"], 0.0, false), &model.config, &model.weights, 1).unwrap()];
     let mut batch = batch(&[(20, 0)]);
     // All rows carry loss, so that the last block is like the others.
-    batch.targets = (0..20).map(|row| Target { row, token: 1, weight: 1.0 }).collect();
+    let target = |row| TokenTarget { row, token: 1, weight: 1.0 };
+    batch.targets = Targets::Tokens((0..20).map(target).collect());
     let products = |policy: Policy| {
         let mut grads = vec![adapters[0].zeros_like(&device).unwrap()];
         let options = PassOptions { policies: &[policy; 3], ..options(1.0, None) };
@@ -399,7 +410,7 @@ fn a_batch_without_targets_costs_nothing_and_a_bad_one_is_refused() {
     let model = model(Family::Qwen3);
     let adapters = [adapter(&device, &model, &lora(&[], 0.0, false), 1)];
     let mut empty = batch(&[(5, 0)]);
-    empty.targets.clear();
+    empty.targets.tokens_mut().clear();
     let (loss, grads) = loss_and_grads(&device, &model, &empty, &adapters, None);
     assert_eq!(loss, 0.0);
     assert!(grads[0].tensors().iter().all(|t| t.data().iter().all(|&g| g == 0.0)));

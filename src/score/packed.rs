@@ -1,6 +1,6 @@
 //! Several packed prompts in one batch, and which of its targets are whose.
 
-use crate::batch::{Batch, Segment, Target};
+use crate::batch::{Batch, Segment, TokenTarget};
 use crate::data::collate::Choices;
 
 /// A batch, and which of its targets belong together: a row's in logprob mode, a choice's in choice mode.
@@ -30,7 +30,8 @@ pub(super) fn append(batch: &mut Batch, other: Batch) -> usize {
         sample: segment.sample + segments as u32,
         ..segment
     }));
-    batch.targets.extend(other.targets.into_iter().map(|target| Target { row: target.row + rows, ..target }));
+    let moved = other.targets.tokens().iter().map(|target| TokenTarget { row: target.row + rows, ..*target });
+    batch.targets.tokens_mut().extend(moved);
     targets
 }
 
@@ -54,7 +55,9 @@ mod tests {
         let prefixes: Vec<_> = packed.batch.segments.iter().map(|s| s.prefix).collect();
         assert_eq!(prefixes, [None, Some(0), None, Some(2)]);
         let tokens = |unit: &Vec<usize>| -> Vec<(usize, u32)> {
-            unit.iter().map(|&t| (packed.batch.targets[t].row, packed.batch.targets[t].token)).collect()
+            unit.iter()
+                .map(|&t| (packed.batch.targets.tokens()[t].row, packed.batch.targets.tokens()[t].token))
+                .collect()
         };
         let units: Vec<_> = packed.units.iter().map(tokens).collect();
         assert_eq!(units, [vec![(2, 5), (3, 6)], vec![(2, 7)], vec![(5, 5), (6, 6)], vec![(5, 7)]]);

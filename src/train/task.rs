@@ -52,7 +52,7 @@ impl Task {
     /// What every target of a batch counts in the loss of a step.
     pub(super) fn target_weights(self, batch: &Batch) -> Vec<f64> {
         match self {
-            Self::Causal => batch.targets.iter().map(|target| f64::from(target.weight)).collect(),
+            Self::Causal => batch.targets.tokens().iter().map(|target| f64::from(target.weight)).collect(),
         }
     }
 

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use half::bf16;
-use tanren::batch::{Batch, Target};
+use tanren::batch::{Batch, Targets, TokenTarget};
 use tanren::config::{LoraConfig, variant};
 use tanren::device::arch::{Arch, Chip};
 use tanren::device::kernels::params::SelfTestParams;
@@ -470,7 +470,8 @@ fn a_planned_step_fits_into_hardly_more_than_its_tensors() {
     for tokens in [2176, 1500, 2176, 700, 33, 2000] {
         let mut batch = Batch::default();
         batch.push_segment(&vec![1; tokens], None, 0);
-        batch.targets = (0..tokens - 1).map(|row| Target { row, token: 1, weight: 1.0 }).collect();
+        let target = |row| TokenTarget { row, token: 1, weight: 1.0 };
+        batch.targets = Targets::Tokens((0..tokens - 1).map(target).collect());
         decoder.score_and_backward(&device, &batch, &adapters, &mut grads, options).unwrap();
     }
     let (arena, peak) = (device.arena().unwrap(), device.memory().peak_bytes);

@@ -13,7 +13,7 @@
 use std::path::PathBuf;
 
 use serde_json::Value;
-use tanren::batch::{Batch, IGNORE_INDEX, Target};
+use tanren::batch::{Batch, IGNORE_INDEX, TokenTarget};
 use tanren::config::{LrScheduler, ModelConfig};
 use tanren::device::Device;
 use tanren::formats::adapter::{AdapterTensor, read_adapter};
@@ -106,7 +106,7 @@ impl Case {
         // Logits and log-probabilities of step 0, packed together, without and with the adapter.
         let batch = pack(&self.micro_batches(0).concat());
         assert_eq!(batch.cu_seqlens(), self.integers("cu_seqlens"));
-        let target_rows: Vec<usize> = batch.targets.iter().map(|t| t.row).collect();
+        let target_rows: Vec<usize> = batch.targets.tokens().iter().map(|t| t.row).collect();
         assert_eq!(target_rows, self.integers("label_rows"));
         let rows: Vec<usize> = (0..batch.total_tokens()).collect();
         let logprobs = |adapters: &[Adapter<T>]| -> Vec<f32> {
@@ -201,7 +201,11 @@ fn pack(sequences: &[(Vec<u32>, Vec<i64>)]) -> Batch {
         let start = batch.total_tokens();
         batch.push_segment(input_ids, None, 0);
         for (t, &label) in labels.iter().enumerate().skip(1).filter(|(_, l)| **l != IGNORE_INDEX) {
-            batch.targets.push(Target { row: start + t - 1, token: label as u32, weight: 1.0 });
+            batch.targets.tokens_mut().push(TokenTarget {
+                row: start + t - 1,
+                token: label as u32,
+                weight: 1.0,
+            });
         }
     }
     batch

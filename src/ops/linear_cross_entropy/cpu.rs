@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{TargetScore, Targets, chunk_rows};
-use crate::batch::Target;
+use crate::batch::TokenTarget;
 use crate::device::{Class, Device, Tensor};
 use crate::error::Result;
 use crate::ops::gemm::{Mat, MatMut, Write, axpy, gemm, par_gemm};
@@ -80,7 +80,7 @@ struct Chunk<'a, T: Real> {
     weight: &'a Tensor<T>,
     blocks: &'a [Range<usize>],
     rows: Range<usize>,
-    targets: &'a [Target],
+    targets: &'a [TokenTarget],
 }
 
 /// Per row: the largest logit, and the log of the sum of exponentials.

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::plan::{Plan, Problem, Wanted, plan};
 use super::tests::scored;
 use super::*;
-use crate::batch::Target;
+use crate::batch::TokenTarget;
 use crate::ops::gemm::{Mat, MatMut, Write, par_gemm};
 use crate::ops::testing::{
     RAGGED_ROWS, assert_as_good, assert_repeats, at_scale, cut_off, drawn, inner, kernel_device, rounded,
@@ -23,7 +23,7 @@ struct Case {
     vocab_size: usize,
     x: Vec<f64>,
     weight: Vec<f64>,
-    targets: Vec<Target>,
+    targets: Vec<TokenTarget>,
     scale: f64,
     wanted: Wanted,
 }
@@ -38,12 +38,12 @@ impl Case {
         // Most rows have a target, some have two, some two of one token, every eighth none.
         for row in (0..rows[1]).filter(|r| r % 8 != 6) {
             let token = [0, vocab_size - 1, (row * 37 + 5) % vocab_size][row % 3] as u32;
-            targets.push(Target { row, token, weight: 1.0 });
+            targets.push(TokenTarget { row, token, weight: 1.0 });
             if row % 4 == 1 {
-                targets.push(Target { row, token: (token + 7) % vocab_size as u32, weight: 0.25 });
+                targets.push(TokenTarget { row, token: (token + 7) % vocab_size as u32, weight: 0.25 });
             }
             if row % 5 == 2 {
-                targets.push(Target { row, token, weight: 0.5 });
+                targets.push(TokenTarget { row, token, weight: 0.5 });
             }
         }
         Self {
@@ -119,8 +119,8 @@ fn expected(case: &Case, rows: &[usize], round: bool) -> Outcome {
             z.iter_mut().for_each(|z| *z = q(*z));
             let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let lse = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
-            let of_row: Vec<&Target> = case.targets.iter().filter(|t| t.row == row).collect();
-            let score = |target: &&Target| {
+            let of_row: Vec<&TokenTarget> = case.targets.iter().filter(|t| t.row == row).collect();
+            let score = |target: &&TokenTarget| {
                 let logit = z[target.token as usize];
                 TargetScore { logprob: logit - lse, is_argmax: logit >= max }
             };

@@ -2,7 +2,7 @@
 //!
 //! A graph of launches is recorded once for so many rows and targets; what differs between batches is written into the tables.
 
-use crate::batch::Target;
+use crate::batch::TokenTarget;
 use crate::device::kernels::params::{CrossEntropyRow, CrossEntropyTarget};
 use crate::device::{Device, Machine, PendingCopy, Table, Tensor};
 use crate::error::{Error, Result};
@@ -12,7 +12,7 @@ use super::{OP, TargetScore};
 /// The tokens to predict, sorted by row, and the scale of the loss.
 #[derive(Debug)]
 pub struct Targets {
-    list: Vec<Target>,
+    list: Vec<TokenTarget>,
     num_rows: usize,
     max_rows: usize,
     max_targets: usize,
@@ -32,7 +32,7 @@ impl Targets {
     ///
     /// # Errors
     /// As [`Targets::write`].
-    pub fn new(device: &Device, targets: &[Target], num_rows: usize, scale: f64) -> Result<Self> {
+    pub fn new(device: &Device, targets: &[TokenTarget], num_rows: usize, scale: f64) -> Result<Self> {
         let mut new = Self::with_capacity(device, num_rows, targets.len())?;
         new.write(device, targets, num_rows, scale)?;
         Ok(new)
@@ -58,7 +58,13 @@ impl Targets {
     /// # Errors
     /// [`Error::Shape`] if a target's row is out of range or out of order, or there are more than there is room for; those of
     /// the device.
-    pub fn write(&mut self, device: &Device, targets: &[Target], num_rows: usize, scale: f64) -> Result<()> {
+    pub fn write(
+        &mut self,
+        device: &Device,
+        targets: &[TokenTarget],
+        num_rows: usize,
+        scale: f64,
+    ) -> Result<()> {
         if num_rows > self.max_rows || targets.len() > self.max_targets {
             let expected = format!("at most {} on {} rows", self.max_targets, self.max_rows);
             let got = format!("{} on {num_rows}", targets.len());
@@ -82,7 +88,7 @@ impl Targets {
     }
 
     /// The targets.
-    pub fn list(&self) -> &[Target] {
+    pub fn list(&self) -> &[TokenTarget] {
         &self.list
     }
 
@@ -113,7 +119,7 @@ impl Targets {
 
 /// The tables' content. Weights are scaled and added up in f64 and rounded once.
 fn entries(
-    targets: &[Target],
+    targets: &[TokenTarget],
     num_rows: usize,
     scale: f64,
 ) -> (Vec<CrossEntropyRow>, Vec<CrossEntropyTarget>) {
@@ -130,7 +136,7 @@ fn entries(
         }
     };
     let rows = (0..num_rows).map(row).collect();
-    let entry = |t: &Target| CrossEntropyTarget {
+    let entry = |t: &TokenTarget| CrossEntropyTarget {
         token: t.token as i32,
         weight: (scale * f64::from(t.weight)) as f32,
     };

@@ -1,21 +1,21 @@
 //! Loss and gradient against the definition: ragged vocabularies, shared rows, weights, several chunks.
 
 use super::*;
-use crate::batch::Target;
+use crate::batch::TokenTarget;
 use crate::ops::testing::{cast, check_gradient, cpu, inner, random, relative_rms};
 
-fn targets(rows: usize, vocab: u32) -> Vec<Target> {
+fn targets(rows: usize, vocab: u32) -> Vec<TokenTarget> {
     let mut targets = Vec::new();
     for row in (0..rows).filter(|r| r % 4 != 2) {
-        targets.push(Target { row, token: (row as u32 * 37 + 5) % vocab, weight: 1.0 });
+        targets.push(TokenTarget { row, token: (row as u32 * 37 + 5) % vocab, weight: 1.0 });
         if row % 3 == 0 {
-            targets.push(Target { row, token: vocab - 1, weight: 0.25 });
+            targets.push(TokenTarget { row, token: vocab - 1, weight: 0.25 });
         }
     }
     targets
 }
 
-fn loss(scores: &[TargetScore], targets: &[Target]) -> f64 {
+fn loss(scores: &[TargetScore], targets: &[TokenTarget]) -> f64 {
     scores.iter().zip(targets).map(|(s, t)| -s.logprob * f64::from(t.weight)).sum()
 }
 
@@ -23,7 +23,7 @@ fn scores<T: Real>(
     device: &Device,
     x: &Tensor<T>,
     w: &Tensor<T>,
-    targets: &[Target],
+    targets: &[TokenTarget],
     gradient: Option<(&mut Tensor<T>, f64)>,
 ) -> Vec<TargetScore> {
     let scale = gradient.as_ref().map_or(1.0, |g| g.1);
@@ -81,7 +81,12 @@ fn chunks_do_not_change_the_result_and_f32_stays_near_f64() {
     // 1024 rows make a chunk for a small vocabulary.
     let (x, w) = (random::<f32>(&device, 1100, 8, 0), random::<f32>(&device, 333, 8, 1));
     let targets = targets(1100, 333);
-    fn run<T: Real>(device: &Device, x: &Tensor<T>, w: &Tensor<T>, targets: &[Target]) -> (f64, Tensor<T>) {
+    fn run<T: Real>(
+        device: &Device,
+        x: &Tensor<T>,
+        w: &Tensor<T>,
+        targets: &[TokenTarget],
+    ) -> (f64, Tensor<T>) {
         let mut dx = device.empty(x.rows(), x.cols()).unwrap();
         let scores = scores(device, x, w, targets, Some((&mut dx, 1.0)));
         (loss(&scores, targets), dx)
@@ -97,7 +102,7 @@ fn no_rows_and_bad_targets() {
     let device = cpu();
     let w = random::<f32>(&device, 4, 2, 0);
     assert!(scores(&device, &device.zeros(0, 2).unwrap(), &w, &[], None).is_empty());
-    let target = |row, token| Target { row, token, weight: 1.0 };
+    let target = |row, token| TokenTarget { row, token, weight: 1.0 };
     let x = device.zeros(2, 2).unwrap();
     for bad in [vec![target(2, 0)], vec![target(1, 0), target(0, 0)]] {
         assert!(Targets::new(&device, &bad, 2, 1.0).is_err(), "{bad:?}");
@@ -115,7 +120,8 @@ fn rows_beyond_those_of_the_targets_are_left_alone() {
     let mut targets = Targets::with_capacity(&device, 5, 9).unwrap();
     let mut dx = device.tensor(5, 4, &[7.0; 20]).unwrap();
     for rows in [3, 0, 2] {
-        let list: Vec<Target> = (0..rows).map(|row| Target { row, token: 1, weight: 1.0 }).collect();
+        let list: Vec<TokenTarget> =
+            (0..rows).map(|row| TokenTarget { row, token: 1, weight: 1.0 }).collect();
         targets.write(&device, &list, rows, 0.5).unwrap();
         let got = scored(&device, [&x, &w], &targets, Some(&mut dx)).unwrap();
         assert_eq!(got.read(&device).unwrap(), scores(&device, &x, &w, &list, None));

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::batch::{Batch, Target};
+use crate::batch::{Batch, TokenTarget};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
@@ -50,7 +50,7 @@ impl Workload {
             batch.push_segment(&ids[..len], None, 0);
             let supervised = ((len as f64 * self.supervised_share).round() as usize).clamp(1, len);
             let rows = start + len - supervised..start + len;
-            batch.targets.extend(rows.map(|row| Target { row, token: 0, weight: 1.0 }));
+            batch.targets.tokens_mut().extend(rows.map(|row| TokenTarget { row, token: 0, weight: 1.0 }));
         }
         batch
     }
@@ -70,7 +70,7 @@ mod tests {
         batch.validate(1, 100, 0).unwrap();
         let lengths: Vec<usize> = batch.segments.iter().map(|s| s.len).collect();
         assert_eq!((lengths, batch.targets.len()), (vec![100, 100, 50], 25));
-        assert_eq!((batch.targets[0].row, batch.targets[24].row), (90, 249));
+        assert_eq!((batch.targets.tokens()[0].row, batch.targets.tokens()[24].row), (90, 249));
         let all = Workload { supervised_share: 1.0, tokens: 3, ..workload }.batch();
         assert_eq!(all.target_rows(), [0, 1, 2]);
         assert_eq!(Workload { supervised_share: 1e-9, ..workload }.batch().targets.len(), 3);
