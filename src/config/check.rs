@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::layers::Layers;
 use super::score::ScoreConfig;
+use super::setting_layers::Layers;
 use super::train::TrainConfig;
 use super::values::{Loss, Quant, Resume, TargetShift, Task};
 use crate::error::Result;

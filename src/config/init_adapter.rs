@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use super::layers::Layers;
 use super::lora::{MODULE_NAMES, TargetModules};
+use super::setting_layers::Layers;
 use super::sites::last_part;
 use crate::error::{Error, Result};
 

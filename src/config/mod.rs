@@ -9,10 +9,10 @@ mod check;
 mod families;
 mod foreign;
 mod init_adapter;
-mod layers;
 mod lora_options;
 mod options;
 mod presets;
+mod setting_layers;
 mod supported;
 mod targets;
 

@@ -5,9 +5,9 @@ use std::io::Read;
 use std::path::Path;
 
 use super::aliases::nearest;
-use super::layers::Layers;
 use super::model::ModelConfig;
 use super::registry::{Variant, matching_variant, variant, variants};
+use super::setting_layers::Layers;
 use crate::error::Result;
 
 /// The variant whose preset applies to the given options, if any.

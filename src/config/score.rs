@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::aliases::{self, Alias};
-use super::layers::{Keyed, Layers};
 use super::options::{Options, Value};
+use super::setting_layers::{Keyed, Layers};
 use super::supported::{check, dtypes, supported};
 use super::values::{
     Batching, DeviceChoice, Dtype, Format, Quant, ScoreMode, TrainMode, Truncation, list, paths,

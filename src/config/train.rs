@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::aliases::{self, Alias};
 use super::init_adapter;
-use super::layers::{Keyed, Layers};
 use super::lora::{LoraConfig, TargetModules};
 use super::lora_options::{BlockNumbers, ByName};
 use super::options::{Options, Value};
 use super::presets;
+use super::setting_layers::{Keyed, Layers};
 use super::size::MemorySize;
 use super::supported::{check, dtypes, supported};
 use super::values::{

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 pub use super::block::DropoutStep;
-use super::block::{Junction, Kept, Pass, Saved, Stream};
+use super::block::{Kept, Pass, Saved, SavedNorm, Stream};
 use super::policy::Policy;
 use super::tables::{BatchTables, PassCapacity};
 use super::weights::Weights;
@@ -40,7 +40,7 @@ pub struct PassOptions<'a> {
 /// The final hidden states of the target rows, and what backward needs to go on from there.
 struct Forward<T: Real> {
     saved: Vec<Saved<T>>,
-    junction: Junction<T>,
+    saved_norm: SavedNorm<T>,
     normed: Rc<Tensor<T>>,
 }
 
@@ -129,11 +129,11 @@ impl<T: Real> Decoder<T> {
         grads: &mut [Adapter<T::Stat>],
         scores: &mut Scores,
     ) -> Result<()> {
-        let Forward { mut saved, junction, normed } = self.forward(pass)?;
+        let Forward { mut saved, saved_norm, normed } = self.forward(pass)?;
         let d_normed = self.weights.score_and_gradient(pass, &normed, scores)?;
         drop(normed);
         let mut layer = self.weights.blocks.len();
-        let mut gradient = pass.leave(junction, d_normed)?;
+        let mut gradient = pass.final_norm_backward(saved_norm, d_normed)?;
         while let Some(block) = saved.pop() {
             layer -= 1;
             match pass.backward(layer, block, gradient, layer == lowest, grads)? {
@@ -216,7 +216,7 @@ impl<T: Real> Decoder<T> {
             stream = next;
             all.extend(saved);
         }
-        let (junction, normed) = pass.enter(stream)?;
-        Ok(Forward { saved: all, junction, normed })
+        let (saved_norm, normed) = pass.final_norm(stream)?;
+        Ok(Forward { saved: all, saved_norm, normed })
     }
 }

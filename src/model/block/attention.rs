@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::super::policy::Policy;
 use super::Pass;
-use super::linears::{Group, Job, Projection, Waiting, exactly};
+use super::linears::{Group, Job, PartialJob, Projection, exactly};
 use super::wiring::Gradient;
 use crate::config::Slot;
 use crate::device::{Class, Tensor};
@@ -34,7 +34,7 @@ pub(super) struct Back<'s, T: Real> {
     /// Gradient of the input; none where nothing below is trained.
     pub(super) d_normed: Option<Tensor<T>>,
     /// The gradients of k, v and q, whose input the norm makes again; none where they are not reached.
-    pub(super) waiting: Option<[Waiting<'s, T>; 3]>,
+    pub(super) partial: Option<[PartialJob<'s, T>; 3]>,
 }
 
 impl<T: Real> Pass<'_, T> {
@@ -61,7 +61,7 @@ impl<T: Real> Pass<'_, T> {
             let [k, v] = exactly(self.linears(readers, &normed, xa, &y_place)?)?;
             let normed = rows::gather(self.device, &normed, &self.tables.target_rows)?;
             let group = self.group(layer, &[Slot::Q], set)?;
-            let xa = self.xa(&group, normed.rows(), &xa_place)?.apart();
+            let xa = self.xa(&group, normed.rows(), &xa_place)?.unfused();
             let [q] = exactly(self.linears(&group, &normed, xa, &y_place)?)?;
             [k, v, q]
         } else {
@@ -78,7 +78,7 @@ impl<T: Real> Pass<'_, T> {
         drop((q_rotated, k_rotated));
 
         let group = self.group(layer, &[Slot::O], set)?;
-        let xa = self.xa(&group, o.rows(), &xa_place)?.apart();
+        let xa = self.xa(&group, o.rows(), &xa_place)?.unfused();
         let [(out, xa_o)] = exactly(self.linears(&group, &o, xa, &self.place(keep, Class::XMid))?)?;
         Ok((Attention { q, k, v, o, lse, xa: [xa_q, xa_k, xa_v, xa_o] }, out))
     }
@@ -101,8 +101,8 @@ impl<T: Real> Pass<'_, T> {
         let group = self.group(layer, &[Slot::O], set)?;
         let [dxa_o] = exactly(self.linears_back(&group, &[&d_out], dxa, d_o.as_mut())?)?;
         let o = Rc::new(o);
-        jobs.push(self.waiting(layer, Slot::O, set, (d_out, xa_o, dxa_o))?.with_input(o.clone()));
-        let Some(d_o) = d_o else { return Ok(Back { d_normed: None, waiting: None }) };
+        jobs.push(self.partial(layer, Slot::O, set, (d_out, xa_o, dxa_o))?.with_input(o.clone()));
+        let Some(d_o) = d_o else { return Ok(Back { d_normed: None, partial: None }) };
 
         let (q_rotated, k_rotated) = self.rotated(layer, &q, &k)?;
         let heads = self.heads(layer);
@@ -131,23 +131,23 @@ impl<T: Real> Pass<'_, T> {
             let args = qk_norm_rope::Backward { jobs, projection: None, complete: &[] };
             qk_norm_rope::backward(self.device, args)?;
             let group = self.group(layer, &[Slot::K, Slot::V], all)?;
-            let dxa = self.dxa(&group, rows)?.apart();
+            let dxa = self.dxa(&group, rows)?.unfused();
             let [dxa_k, dxa_v] = exactly(self.linears_back(&group, &[&dk, &dv], dxa, d_normed.as_mut())?)?;
             let mut d_rows = d_normed.as_ref().map(|_| self.device.empty(dq.rows(), cols)).transpose()?;
             let group = self.group(layer, &[Slot::Q], set)?;
-            let dxa = self.dxa(&group, dq.rows())?.apart();
+            let dxa = self.dxa(&group, dq.rows())?.unfused();
             let [dxa_q] = exactly(self.linears_back(&group, &[&dq], dxa, d_rows.as_mut())?)?;
             if let (Some(d_rows), Some(d_normed)) = (&d_rows, &mut d_normed) {
                 rows::scatter_add(self.device, d_rows, &self.tables.target_rows, d_normed)?;
             }
             [dxa_q, dxa_k, dxa_v]
         };
-        let waiting = [
-            self.waiting(layer, Slot::K, all, (Rc::new(dk), xa_k, dxa_k))?,
-            self.waiting(layer, Slot::V, all, (Rc::new(dv), xa_v, dxa_v))?,
-            self.waiting(layer, Slot::Q, set, (Rc::new(dq), xa_q, dxa_q))?,
+        let partial = [
+            self.partial(layer, Slot::K, all, (Rc::new(dk), xa_k, dxa_k))?,
+            self.partial(layer, Slot::V, all, (Rc::new(dv), xa_v, dxa_v))?,
+            self.partial(layer, Slot::Q, set, (Rc::new(dq), xa_q, dxa_q))?,
         ];
-        Ok(Back { d_normed, waiting: Some(waiting) })
+        Ok(Back { d_normed, partial: Some(partial) })
     }
 
     /// q and k after norm and rotation.

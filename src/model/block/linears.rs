@@ -35,7 +35,7 @@ impl<T: Real> Projection<T> {
     }
 
     /// For a tensor whose kernel makes nothing but it.
-    pub(super) fn apart(self) -> Self {
+    pub(super) fn unfused(self) -> Self {
         Self { fused: None, ..self }
     }
 
@@ -46,7 +46,7 @@ impl<T: Real> Projection<T> {
 }
 
 /// What the gradients of the adapters of one layer are made of, but for the input.
-pub(super) struct Waiting<'s, T: Real> {
+pub(super) struct PartialJob<'s, T: Real> {
     number: usize,
     set: &'s RowSet<T>,
     dy: Rc<Tensor<T>>,
@@ -56,11 +56,11 @@ pub(super) struct Waiting<'s, T: Real> {
 
 /// What the gradients of the adapters of one layer are made of: kept until the end of the block.
 pub(super) struct Job<'s, T: Real> {
-    of: Waiting<'s, T>,
+    of: PartialJob<'s, T>,
     x: Rc<Tensor<T>>,
 }
 
-impl<'s, T: Real> Waiting<'s, T> {
+impl<'s, T: Real> PartialJob<'s, T> {
     /// With the input of the layer, or the rows of it that go through the layer.
     pub(super) fn with_input(self, x: Rc<Tensor<T>>) -> Job<'s, T> {
         Job { of: self, x }
@@ -181,14 +181,14 @@ impl<T: Real> Pass<'_, T> {
     }
 
     /// What the gradients of a layer need, but for its input: `dy`, `xa` and `dxa`.
-    pub(super) fn waiting<'s>(
+    pub(super) fn partial<'s>(
         &self,
         layer: usize,
         slot: Slot,
         set: &'s RowSet<T>,
         (dy, xa, dxa): (Rc<Tensor<T>>, Tensor<T>, Tensor<T>),
-    ) -> Result<Waiting<'s, T>> {
-        Ok(Waiting { number: self.number(layer, slot)?, set, dy, xa, dxa })
+    ) -> Result<PartialJob<'s, T>> {
+        Ok(PartialJob { number: self.number(layer, slot)?, set, dy, xa, dxa })
     }
 
     /// Adds to the gradients of the adapters of block `layer`.
@@ -216,7 +216,7 @@ impl<T: Real> Pass<'_, T> {
         }
         let mut all = Vec::new();
         for (((job, group), loras), grads) in jobs.iter().zip(&groups).zip(&loras).zip(&mut of_layers) {
-            let Waiting { dy, xa, dxa, .. } = &job.of;
+            let PartialJob { dy, xa, dxa, .. } = &job.of;
             let [layer] = exactly(self.layers(group, loras))?;
             all.push(GradJob { layer, rows: &job.of.set.rows, x: &job.x, dy, xa, dxa, grads });
         }

@@ -6,8 +6,8 @@
 use std::rc::Rc;
 
 use super::super::policy::Policy;
-use super::linears::{Group, Job, Projection, Waiting, exactly};
-use super::wiring::{Gradient, Junction};
+use super::linears::{Group, Job, PartialJob, Projection, exactly};
+use super::wiring::{Gradient, SavedNorm};
 use super::{Pass, missing, norm_before_mlp};
 use crate::config::Slot;
 use crate::device::{Class, Tensor};
@@ -65,23 +65,23 @@ impl<T: Real> Pass<'_, T> {
         Ok(out)
     }
 
-    /// Goes back through the MLP of block `layer`, behind the norm that left `junction`: gives the gradient of its input, and the
+    /// Goes back through the MLP of block `layer`, behind the norm that left `saved_norm`: gives the gradient of its input, and the
     /// gradients of gate and up, whose input the norm makes again.
     pub(super) fn mlp_backward<'s>(
         &'s self,
         layer: usize,
         mlp: Mlp<T>,
-        junction: &Junction<T>,
+        saved_norm: &SavedNorm<T>,
         Gradient { d_out, dxa }: Gradient<T>,
         jobs: &mut Vec<Job<'s, T>>,
-    ) -> Result<(Tensor<T>, [Waiting<'s, T>; 2])> {
+    ) -> Result<(Tensor<T>, [PartialJob<'s, T>; 2])> {
         let set = self.queries(layer);
         let Mlp { gate_up, xa, xa_down } = mlp;
         let readers = self.mlp_readers(layer)?;
         let [mut d_gate, mut d_up] = match gate_up {
             Some(gate_up) => gate_up,
             None => {
-                let normed = self.normed_again(norm_before_mlp(layer), junction)?;
+                let normed = self.normed_again(norm_before_mlp(layer), saved_norm)?;
                 exactly(self.linears_again(&readers, &normed, &xa)?)?
             }
         };
@@ -106,11 +106,11 @@ impl<T: Real> Pass<'_, T> {
         let [dxa_gate, dxa_up] =
             exactly(self.linears_back(&readers, &[&d_gate, &d_up], dxa, Some(&mut d_normed))?)?;
         let [xa_gate, xa_up] = xa;
-        let waiting = |slot, dy, xa, dxa| self.waiting(layer, slot, set, (Rc::new(dy), xa, dxa));
-        jobs.push(self.waiting(layer, Slot::Down, set, (d_out, xa_down, dxa_down))?.with_input(Rc::new(h)));
+        let partial = |slot, dy, xa, dxa| self.partial(layer, slot, set, (Rc::new(dy), xa, dxa));
+        jobs.push(self.partial(layer, Slot::Down, set, (d_out, xa_down, dxa_down))?.with_input(Rc::new(h)));
         Ok((
             d_normed,
-            [waiting(Slot::Gate, d_gate, xa_gate, dxa_gate)?, waiting(Slot::Up, d_up, xa_up, dxa_up)?],
+            [partial(Slot::Gate, d_gate, xa_gate, dxa_gate)?, partial(Slot::Up, d_up, xa_up, dxa_up)?],
         ))
     }
 }

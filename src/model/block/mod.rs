@@ -9,13 +9,13 @@ mod linears;
 mod mlp;
 mod wiring;
 
-pub(super) use wiring::{Gradient, Junction, Stream};
+pub(super) use wiring::{Gradient, SavedNorm, Stream};
 
 use std::rc::Rc;
 
 use self::attention::{Attention, Back};
 use self::mlp::Mlp;
-use self::wiring::Joined;
+use self::wiring::Normed;
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 use super::policy::Policy;
@@ -62,7 +62,7 @@ struct Rest<T: Real> {
     rstd: Tensor<T::Stat>,
     attention: Attention<T>,
     /// Of the norm before the MLP.
-    junction: Junction<T>,
+    saved_norm: SavedNorm<T>,
     mlp: Mlp<T>,
 }
 
@@ -97,11 +97,11 @@ impl<'a, T: Real> Pass<'a, T> {
         let (input, rest, residual) = self.until_gate_up(layer, stream, keep)?;
         // What is not kept is not held while the rest is computed.
         let keeps_rest = keep.is_some_and(|policy| policy != Policy::Checkpoint);
-        let Rest { rstd, attention, junction, mut mlp } = rest;
-        let kept = keeps_rest.then_some((rstd, attention, junction));
+        let Rest { rstd, attention, saved_norm, mut mlp } = rest;
+        let kept = keeps_rest.then_some((rstd, attention, saved_norm));
         let input = keep.map(|_| input);
         let out = self.down(layer, &mut mlp, keep)?;
-        let rest = kept.map(|(rstd, attention, junction)| Rest { rstd, attention, junction, mlp });
+        let rest = kept.map(|(rstd, attention, saved_norm)| Rest { rstd, attention, saved_norm, mlp });
         let saved = input.map(|input| Saved { input, rest });
         Ok((saved, Stream { out, residual: Some(residual) }))
     }
@@ -114,15 +114,15 @@ impl<'a, T: Real> Pass<'a, T> {
         keep: Option<Policy>,
     ) -> Result<(Rc<Tensor<T>>, Rest<T>, Rc<Tensor<T>>)> {
         let readers = self.attention_readers(layer)?;
-        let joined = self.join(norm_before_attention(layer), stream, Some(&readers), keep)?;
-        let Joined { junction: Junction { sum: input, rstd }, normed, xa, residual } = joined;
+        let normed_stream = self.add_and_norm(norm_before_attention(layer), stream, Some(&readers), keep)?;
+        let Normed { saved_norm: SavedNorm { sum: input, rstd }, normed, xa, residual } = normed_stream;
         let (attention, out) = self.attention(layer, &readers, (normed, xa), keep)?;
         let stream = Stream { out, residual: Some(residual) };
         let readers = self.mlp_readers(layer)?;
-        let joined = self.join(norm_before_mlp(layer), stream, Some(&readers), keep)?;
-        let Joined { junction, normed, xa, residual } = joined;
+        let normed_stream = self.add_and_norm(norm_before_mlp(layer), stream, Some(&readers), keep)?;
+        let Normed { saved_norm, normed, xa, residual } = normed_stream;
         let mlp = self.gate_up(&readers, (normed, xa), keep)?;
-        Ok((input, Rest { rstd, attention, junction, mlp }, residual))
+        Ok((input, Rest { rstd, attention, saved_norm, mlp }, residual))
     }
 
     /// Goes back through block `layer`: adds to `grads`, takes the gradient of its output and gives that of the output of what
@@ -147,28 +147,29 @@ impl<'a, T: Real> Pass<'a, T> {
                 (input, rest)
             }
         };
-        let Rest { rstd, attention, junction, mlp } = rest;
+        let Rest { rstd, attention, saved_norm, mlp } = rest;
         let mut jobs = Vec::new();
         let carried = gradient.d_out.clone();
-        let (d_normed, waiting) = self.mlp_backward(layer, mlp, &junction, gradient, &mut jobs)?;
+        let (d_normed, partial) = self.mlp_backward(layer, mlp, &saved_norm, gradient, &mut jobs)?;
         let (gradient, normed) =
-            self.part(norm_before_mlp(layer), junction, d_normed, Some(&carried), true)?;
+            self.add_and_norm_backward(norm_before_mlp(layer), saved_norm, d_normed, Some(&carried), true)?;
         let normed = normed.ok_or_else(|| missing("what the norm made"))?;
-        jobs.extend(waiting.map(|waiting| waiting.with_input(normed.clone())));
+        jobs.extend(partial.map(|partial| partial.with_input(normed.clone())));
 
         let carried = gradient.d_out.clone();
-        let junction = Junction { sum: input, rstd };
-        let Back { d_normed, waiting } =
+        let saved_norm = SavedNorm { sum: input, rstd };
+        let Back { d_normed, partial } =
             self.attention_backward(layer, attention, gradient, lowest, &mut jobs)?;
-        let Some([k, v, q]) = waiting else {
+        let Some([k, v, q]) = partial else {
             self.gradients(layer, &jobs, grads)?;
             return Ok(None);
         };
         let index = norm_before_attention(layer);
         let (below, normed) = match d_normed {
-            None => (None, Rc::new(self.normed_again(index, &junction)?)),
+            None => (None, Rc::new(self.normed_again(index, &saved_norm)?)),
             Some(d_normed) => {
-                let (below, normed) = self.part(index, junction, d_normed, Some(&carried), true)?;
+                let (below, normed) =
+                    self.add_and_norm_backward(index, saved_norm, d_normed, Some(&carried), true)?;
                 (Some(below), normed.ok_or_else(|| missing("what the norm made"))?)
             }
         };

@@ -3,7 +3,7 @@
 //! The stream meets one norm before every sublayer and one behind the last, `2 * blocks + 1` in all. At each of them
 //! `sum = out + residual` and `normed = norm(sum)`, in one kernel, with `out` the output of the sublayer before. The wirings differ in
 //! what goes on as residual: the sum (`x + f(norm(x))`), or what the norm made of it (`norm(x + f(x))`). Nothing else in the
-//! model knows of norms and residual.
+//! model chooses between the two.
 
 use std::rc::Rc;
 
@@ -26,14 +26,14 @@ pub(in crate::model) struct Stream<T: Real> {
 }
 
 /// What a norm leaves for the backward pass.
-pub(in crate::model) struct Junction<T: Real> {
+pub(in crate::model) struct SavedNorm<T: Real> {
     pub(super) sum: Rc<Tensor<T>>,
     pub(super) rstd: Tensor<T::Stat>,
 }
 
 /// What the stream is behind a norm.
-pub(super) struct Joined<T: Real> {
-    pub(super) junction: Junction<T>,
+pub(super) struct Normed<T: Real> {
+    pub(super) saved_norm: SavedNorm<T>,
     /// What the next sublayer reads, or the head.
     pub(super) normed: Rc<Tensor<T>>,
     /// `x~ A^T` of the layers that read it.
@@ -57,14 +57,18 @@ impl<T: Real> Stream<T> {
 
 impl<T: Real> Pass<'_, T> {
     /// Goes through the norm behind the last block: gives what the head reads.
-    pub(in crate::model) fn enter(&self, stream: Stream<T>) -> Result<(Junction<T>, Rc<Tensor<T>>)> {
-        let Joined { junction, normed, .. } = self.join(self.last_norm(), stream, None, None)?;
-        Ok((junction, normed))
+    pub(in crate::model) fn final_norm(&self, stream: Stream<T>) -> Result<(SavedNorm<T>, Rc<Tensor<T>>)> {
+        let Normed { saved_norm, normed, .. } = self.add_and_norm(self.last_norm(), stream, None, None)?;
+        Ok((saved_norm, normed))
     }
 
     /// Goes back through the norm behind the last block.
-    pub(in crate::model) fn leave(&self, junction: Junction<T>, d_normed: Tensor<T>) -> Result<Gradient<T>> {
-        Ok(self.part(self.last_norm(), junction, d_normed, None, false)?.0)
+    pub(in crate::model) fn final_norm_backward(
+        &self,
+        saved_norm: SavedNorm<T>,
+        d_normed: Tensor<T>,
+    ) -> Result<Gradient<T>> {
+        Ok(self.add_and_norm_backward(self.last_norm(), saved_norm, d_normed, None, false)?.0)
     }
 
     /// Index of the norm behind the last block.
@@ -73,13 +77,13 @@ impl<T: Real> Pass<'_, T> {
     }
 
     /// Goes through a norm; `readers` are the layers that read what it makes.
-    pub(super) fn join(
+    pub(super) fn add_and_norm(
         &self,
         index: usize,
         stream: Stream<T>,
         readers: Option<&Group<'_, T>>,
         keep: Option<Policy>,
-    ) -> Result<Joined<T>> {
+    ) -> Result<Normed<T>> {
         let Stream { out: mut sum, residual } = stream;
         let mut rstd = self.place(keep, Class::Rstd).empty(sum.rows(), 1)?;
         let mut normed = self.like(&sum)?;
@@ -108,16 +112,16 @@ impl<T: Real> Pass<'_, T> {
             Wiring::PreNorm => sum.clone(),
             Wiring::PostNorm => normed.clone(),
         };
-        Ok(Joined { junction: Junction { sum, rstd }, normed, xa, residual })
+        Ok(Normed { saved_norm: SavedNorm { sum, rstd }, normed, xa, residual })
     }
 
     /// What a norm made, again.
-    pub(super) fn normed_again(&self, index: usize, junction: &Junction<T>) -> Result<Tensor<T>> {
-        let mut normed = self.like(&junction.sum)?;
+    pub(super) fn normed_again(&self, index: usize, saved_norm: &SavedNorm<T>) -> Result<Tensor<T>> {
+        let mut normed = self.like(&saved_norm.sum)?;
         let args = rms_norm::Apply {
-            s: &junction.sum,
+            s: &saved_norm.sum,
             norm: self.norm_at(index),
-            rstd: &junction.rstd,
+            rstd: &saved_norm.rstd,
             y: &mut normed,
             live_rows: self.rows_at(index).live_rows,
         };
@@ -125,17 +129,17 @@ impl<T: Real> Pass<'_, T> {
         Ok(normed)
     }
 
-    /// Goes back through a norm, with the gradients of what it made and of what the stream carried on: gives the gradient of the
-    /// output of the sublayer before it, and where `wants_normed` what the norm made.
-    pub(super) fn part(
+    /// Goes back through a norm: `d_normed` is the gradient of its output, `carried` the gradient along the residual. Gives the
+    /// gradient of the output of the sublayer before it, and where `wants_normed` what the norm made.
+    pub(super) fn add_and_norm_backward(
         &self,
         index: usize,
-        junction: Junction<T>,
+        saved_norm: SavedNorm<T>,
         mut d_normed: Tensor<T>,
         carried: Option<&Tensor<T>>,
         wants_normed: bool,
     ) -> Result<(Gradient<T>, Option<Rc<Tensor<T>>>)> {
-        let Junction { sum, rstd } = junction;
+        let SavedNorm { sum, rstd } = saved_norm;
         let producer = self.producer(index)?;
         let mut normed = wants_normed.then(|| self.like(&sum)).transpose()?;
         // The residual that a norm before narrowed has all rows.
@@ -152,7 +156,8 @@ impl<T: Real> Pass<'_, T> {
             (Wiring::PostNorm, Some(carried)) => {
                 let own = self.rows_at(index).own.as_ref();
                 let rows = if is_narrow { Some(&self.tables.target_rows) } else { own };
-                let rows = rows.ok_or_else(|| Error::shape("part", "rows", "an index of all", "none"))?;
+                let rows =
+                    rows.ok_or_else(|| Error::shape("add_and_norm", "rows", "an index of all", "none"))?;
                 rows::scatter_add(self.device, carried, rows, &mut d_normed)?;
                 None
             }
@@ -178,7 +183,7 @@ impl<T: Real> Pass<'_, T> {
     fn producer(&self, index: usize) -> Result<Group<'_, T>> {
         let (layer, slot) = match index {
             i if i % 2 == 1 => (i / 2, Slot::O),
-            0 => return Err(Error::shape("part", "norm", "one behind a sublayer", 0)),
+            0 => return Err(Error::shape("add_and_norm", "norm", "one behind a sublayer", 0)),
             i => (i / 2 - 1, Slot::Down),
         };
         self.group(layer, &[slot], self.rows_at(index))
