@@ -1,8 +1,9 @@
-//! Products of at most [`MAX_ROWS`] rows with a large matrix: bound by reading that matrix once.
+//! Matrix products with at most [`MAX_ROWS`] rows on one side: bound by the bandwidth of reading the large
+//! matrix once.
 //!
-//! A general product first copies both operands into the layout of its kernel. With few rows that copy is most of the work
-//! (measured for 8 rows and a vocabulary of 151,936: 6 to 10 times the time of reading the matrix), so here rows of the matrix
-//! are used where they lie.
+//! A general product first copies both operands into the layout of its kernel. With few rows that copy is
+//! most of the work (measured for 8 rows and a vocabulary of 151,936: 6 to 10 times the time of reading the
+//! matrix), so here the rows of the matrix are read in place.
 
 use rayon::prelude::*;
 
@@ -12,11 +13,11 @@ use crate::tensor::Real;
 
 /// Most rows of the result.
 const MAX_ROWS: usize = 16;
-/// Smaller matrices are copied quickly.
+/// Elements below which the general product is used: copying a smaller matrix is cheap.
 const MIN_ELEMENTS: usize = 1 << 16;
 /// Columns of the result that one task computes.
 const PIECE: usize = 512;
-/// Rows of the matrix that are used together.
+/// Rows of the matrix that are processed together.
 const TOGETHER: usize = 4;
 
 /// True for few rows times a large matrix whose rows or columns are contiguous.
@@ -41,7 +42,7 @@ pub(super) fn multiply<T: Real>(
     }
 }
 
-/// `dst = [dst +] scale * a b` on all threads; the pieces do not depend on how many there are.
+/// `dst = [dst +] scale * a b` on all threads; the partition does not depend on the number of threads.
 pub(super) fn par_multiply<T: Real>(
     mut dst: MatMut<'_, T>,
     write: Write,

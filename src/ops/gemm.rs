@@ -1,7 +1,7 @@
 //! Matrix products: the one wrapper around the `gemm` crate.
 //!
-//! Work is cut into pieces by the shapes alone, never by the number of threads, and every piece is computed by one thread in a
-//! fixed order: so the bytes of a result do not depend on how many threads there are.
+//! The partition of the work depends on the shapes alone, never on the number of threads, and every piece is
+//! computed by one thread in a fixed order. So results are bit-identical for any number of threads.
 
 #![allow(
     unsafe_code,
@@ -103,7 +103,7 @@ impl<'a, T: Real> MatMut<'a, T> {
     }
 }
 
-/// What happens to the old content of the result.
+/// Whether the result is overwritten or added to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Write {
     /// `dst = scale * a b`.

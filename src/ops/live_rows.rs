@@ -1,19 +1,21 @@
-//! How many rows of a tensor there are, where that changes from batch to batch.
+//! The number of live rows of a tensor, where it changes from batch to batch.
 //!
-//! Launches are recorded once, with tensors and grids for the largest batch. How many of the rows a batch has stands in the memory of
-//! the GPU; kernels read it there, and blocks beyond it end at once. Every launch says which number is its own.
+//! Launches are recorded once, with tensors and grids for the largest batch. The number of rows of the
+//! current batch is in GPU memory: kernels read it there, and blocks beyond it return at once. Every launch
+//! gets the address of its number.
 
 use crate::device::kernels::DevicePtr;
 
-/// The number of rows that there are: the first ones of a tensor.
+/// The number of live rows: the first ones of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LiveRows(DevicePtr);
 
 impl LiveRows {
-    /// All rows that the tensors have. So it always is on a CPU.
+    /// All rows of the tensors. Always used on a CPU.
     pub const ALL: Self = Self(DevicePtr(0));
 
-    /// As many as the number at this address of a GPU says, an i32: [`Table::count_ptr`](crate::device::Table::count_ptr).
+    /// The i32 at this GPU address is the number of live rows:
+    /// [`Table::count_ptr`](crate::device::Table::count_ptr).
     pub fn at(count: DevicePtr) -> Self {
         Self(count)
     }

@@ -41,7 +41,8 @@ fn check_shape<T: Element>(
     if tensor.shape() == expected { Ok(()) } else { Err(Error::shape(op, arg, expected, tensor.shape())) }
 }
 
-/// Fails unless the rows of `tensor` are whole 16-byte pieces of bf16, and their number one that kernels can count.
+/// Fails unless the rows of `tensor` are a multiple of 16 bytes in bf16, and both dimensions fit an i32,
+/// which kernels count with.
 fn check_pieces<T: Element>(op: &'static str, arg: &'static str, tensor: &Tensor<T>) -> Result<()> {
     let [rows, cols] = tensor.shape();
     if cols.is_multiple_of(8) && i32::try_from(rows.max(cols)).is_ok() {
@@ -51,18 +52,19 @@ fn check_pieces<T: Element>(op: &'static str, arg: &'static str, tensor: &Tensor
     }
 }
 
-/// What follows from the device for one call of an op.
+/// How the device executes one call of an op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Runner {
     /// `cpu.rs` computes.
     Cpu,
-    /// `gpu.rs` allocates and launches, on a GPU, on the emulator, or on the dry double of a GPU, which only counts.
+    /// `gpu.rs` allocates and launches: on a GPU, on the emulator, or on the dry model of a GPU, which only
+    /// counts.
     Gpu,
     /// Nothing is computed: the call is in the ledger, and what `cpu.rs` would allocate is counted by ops with temporary tensors.
     Skip,
 }
 
-/// What runs of `op` on numbers of type `T` on this device.
+/// How this device executes `op` on elements of type `T`.
 ///
 /// # Errors
 /// [`Error::Device`] on a device that runs kernels, for numbers other than bf16.

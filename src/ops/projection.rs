@@ -1,10 +1,10 @@
-//! A narrow projection (`x A^T` or `dy B` of LoRA layers) fused into the kernel that makes its input.
+//! A LoRA down-projection (`x A^T` or `dy B`) fused into the kernel that produces its input.
 //!
-//! Nearly all that such a product does is read a whole tensor. RMSNorm, SwiGLU and the rotation of queries and keys have every row of
-//! their output in registers when it is finished, so their kernels take a [`FusedProjection`] and multiply there, with the bits of a
-//! launch of its own behind the plain kernel. `lora_matmul` makes the value
-//! ([`projection`](super::lora_matmul::projection), [`projection_back`](super::lora_matmul::projection_back)) and neither side knows
-//! more of the other than what stands here.
+//! Such a product spends nearly all its time reading a whole tensor. RMSNorm, SwiGLU and RoPE have every
+//! finished row of their output in registers, so their kernels take a [`FusedProjection`] and multiply there.
+//! The result has the same bits as a separate launch after the plain kernel. `lora_matmul` builds the value
+//! ([`projection`](super::lora_matmul::projection), [`projection_back`](super::lora_matmul::projection_back))
+//! and this file is all that the two sides know of each other.
 
 use crate::device::Tensor;
 use crate::device::kernels::DevicePtr;
@@ -14,11 +14,11 @@ use crate::tensor::Real;
 
 const OP: &str = "projection";
 
-/// Rows of a block of the kernels that take a [`FusedProjection`].
+/// Rows per block of the kernels that take a [`FusedProjection`].
 pub(in crate::ops) const BLOCK_ROWS: usize = 32;
 
-/// Which products to make of the output of another op: addresses and numbers, which stay valid as long as the tensors of the
-/// layers do.
+/// The products to compute from the output of another op: addresses and sizes, valid as long as the tensors
+/// of the layers live.
 #[derive(Debug, Clone, Copy)]
 pub struct FusedProjection {
     params: LoraProject,
@@ -27,18 +27,19 @@ pub struct FusedProjection {
 }
 
 impl FusedProjection {
-    /// The products in `params`, of inputs with `rows` rows. `features` of a layer says how wide its input is, and is 0 where it has
-    /// no adapters. `is_masked`: every layer sees the input through a dropout mask of its own.
+    /// The products in `params`, of inputs with `rows` rows. `features` of a layer is the width of its input,
+    /// and 0 if the layer has no adapters. `is_masked`: every layer applies a dropout mask of its own to the
+    /// input.
     pub(in crate::ops) fn new(params: LoraProject, rows: usize, is_masked: bool) -> Self {
         Self { params, rows, is_masked }
     }
 
-    /// True if every layer sees the input through a mask of its own.
+    /// True if every layer applies a dropout mask of its own.
     pub(in crate::ops) fn is_masked(&self) -> bool {
         self.is_masked
     }
 
-    /// For a kernel with one output `[rows, cols]`, which all layers share.
+    /// The parameters for a kernel with one output `[rows, cols]`, which all layers share.
     ///
     /// # Errors
     /// [`Error::Shape`] if the products are of another shape.
@@ -54,7 +55,8 @@ impl FusedProjection {
         Ok(params)
     }
 
-    /// For a kernel with one output `[rows, cols]` for each layer; the last ones of them may be inputs that are there already.
+    /// The parameters for a kernel with one output `[rows, cols]` per layer. The last of them may be tensors
+    /// that the kernel only reads.
     ///
     /// # Errors
     /// [`Error::Shape`] if the products are of other shapes.

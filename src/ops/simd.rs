@@ -1,7 +1,8 @@
 //! Loops over slices, compiled for the widest vectors of the machine that runs them.
 //!
-//! [`run`] compiles its closure for several instruction sets and picks one at run time. No operation is reordered and none is
-//! fused, so the result is the same on all of them; sums go through [`LANES`] partial sums, always the same ones.
+//! [`run`] compiles its closure for several instruction sets and picks one at run time. No operation is
+//! reordered and none is fused, so the result is the same on all of them; sums go through [`LANES`] partial
+//! sums in a fixed assignment.
 
 use crate::tensor::Real;
 
@@ -26,7 +27,7 @@ pub fn run<R>(work: impl FnOnce() -> R) -> R {
 #[inline(always)]
 pub fn sum<A: Real, T: Real>(a: &[A], f: impl Fn(A) -> T) -> T {
     let mut lanes = [T::ZERO; LANES];
-    // Arrays of a known length: the compiler sees that no index leaves them.
+    // Arrays of a known length, so that the compiler can drop bounds checks.
     let (chunks, rest) = a.as_chunks::<LANES>();
     for a in chunks {
         for lane in 0..LANES {
@@ -72,7 +73,7 @@ pub fn dot3<T: Real>(a: &[T], b: &[T], c: &[T]) -> T {
     fold_sum(lanes)
 }
 
-/// The largest of `values`, minus infinity for none; NaN values are passed over.
+/// The largest of `values`; minus infinity if there are none. NaN values are ignored.
 #[inline(always)]
 pub fn max<T: Real>(values: &[T]) -> T {
     let mut lanes = [T::NEG_INFINITY; LANES];

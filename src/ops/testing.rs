@@ -1,4 +1,4 @@
-//! What the tests of all ops share: random tensors, comparison, central differences.
+//! Helpers shared by the tests of all ops: random tensors, comparison, central differences.
 
 use crate::device::{Device, Tensor};
 use crate::rng::{Purpose, Stream};
@@ -22,14 +22,15 @@ pub(crate) fn on_card() -> bool {
     std::env::var("TANREN_TEST_DEVICE").is_ok_and(|device| device == "cuda")
 }
 
-/// What a test of real shapes takes: `real` on a GPU, `reduced` on the emulator, which needs seconds for what a GPU does in a
-/// microsecond.
+/// The shape for a test at real sizes: `real` on a GPU, `reduced` on the emulator, which needs seconds for
+/// the work that a GPU does in a microsecond.
 #[cfg(feature = "emulated")]
 pub(crate) fn at_scale<X>(real: X, reduced: X) -> X {
     if on_card() { real } else { reduced }
 }
 
-/// The options of emulators of kernel tests. `TANREN_TEST_MMA=truncate` has all of them cut off the sums of matrix products.
+/// The emulator options of kernel tests. With `TANREN_TEST_MMA=truncate` all emulators truncate the sums of
+/// matrix products.
 #[cfg(feature = "emulated")]
 fn options() -> crate::device::EmulatorOptions {
     let truncates_mma = std::env::var("TANREN_TEST_MMA").is_ok_and(|sums| sums == "truncate");
@@ -53,26 +54,28 @@ pub(crate) fn unchecked_kernel_device() -> Device {
     if on_card() { Device::cuda(0).unwrap() } else { Device::emulated(options()).unwrap() }
 }
 
-/// An emulator that cuts off the sums of matrix products, as the tensor cores of GPUs do.
+/// An emulator that truncates the sums of matrix products, as the tensor cores of GPUs do.
 #[cfg(feature = "emulated")]
 pub(crate) fn truncating_emulator() -> Device {
     use crate::device::EmulatorOptions;
     Device::emulated(EmulatorOptions { truncates_mma: true, ..EmulatorOptions::default() }).unwrap()
 }
 
-/// How far the cut-off of tensor cores takes a sum of `terms` products whose partial sums stay below `largest`.
+/// The error that truncation in tensor cores adds to a sum of `terms` products whose partial sums stay below
+/// `largest`.
 ///
-/// Eight products at a time are added to the sum so far. What is below 2^-24 of the largest of the nine is lost, and the result is
-/// cut off to f32, where up to 2^-23 of it is lost, always toward 0. (Fasi et al., "Numerical behavior of NVIDIA tensor cores",
-/// 2021.) With the worst signs a step loses 5.5 * 2^-23. The losses of products have either sign, and the sum so far loses half a
-/// unit on average while it grows: together about a third of 2^-23 a step. One is allowed.
+/// Eight products at a time are added to the running sum. Bits below 2^-24 of the largest of the nine are
+/// lost, and the result is truncated to f32, which loses up to 2^-23 of it, always toward 0. (Fasi et al.,
+/// "Numerical behavior of NVIDIA tensor cores", 2021.) With the worst signs a step loses 5.5 * 2^-23. The
+/// losses of products have either sign, and the sum so far loses half a unit on average while it grows:
+/// together about a third of 2^-23 a step. One is allowed.
 #[cfg(feature = "emulated")]
 pub(crate) fn cut_off(terms: usize, largest: f64) -> f64 {
     terms.div_ceil(8) as f64 * largest / 8_388_608.0
 }
 
-/// Demands that `run` gives the same bits under `schedules` orders of execution of the emulator; with `TANREN_TEST_DEVICE=cuda`, in
-/// as many runs on the first GPU as `TANREN_TEST_REPEATS` says (250).
+/// Asserts that `run` gives the same bits under `schedules` execution orders of the emulator; with
+/// `TANREN_TEST_DEVICE=cuda`, in `TANREN_TEST_REPEATS` runs (default 250) on the first GPU.
 #[cfg(feature = "emulated")]
 pub(crate) fn assert_repeats<R: PartialEq + std::fmt::Debug>(schedules: u64, run: impl Fn(&Device) -> R) {
     use crate::device::EmulatorOptions;
@@ -119,7 +122,7 @@ pub(crate) fn relative_rms<A: Real, B: Real>(got: &[A], expected: &[B]) -> f64 {
     (difference / squares(&mut expected.iter().map(|e| e.to_f64())).max(1e-300)).sqrt()
 }
 
-/// Sizes that end within a block, a warp and a piece.
+/// Sizes that end inside a block, a warp and a 16-byte piece.
 #[cfg(feature = "emulated")]
 pub(crate) const RAGGED_ROWS: [usize; 7] = [1, 17, 127, 128, 129, 300, 507];
 
@@ -129,8 +132,8 @@ pub(crate) fn bf16_numbers(len: usize, size: f32, index: u32) -> Vec<f64> {
     drawn(Stream::new(98, Purpose::ModelInit, index), len, size)
 }
 
-/// Numbers of a stream as [`bf16_numbers`] has them. From the 1,048,574th on they are the same again, in the same order: drawing
-/// takes long, and as the period is a prime no two rows of a matrix begin at the same place of it.
+/// Numbers of a stream, as in [`bf16_numbers`]. They repeat with a period of 1,048,573, because drawing them
+/// is slow; since the period is prime, no two rows of a matrix begin at the same place of it.
 #[cfg(feature = "emulated")]
 pub(crate) fn drawn(mut stream: Stream, len: usize, size: f32) -> Vec<f64> {
     const PERIOD: usize = 1_048_573;

@@ -1,4 +1,5 @@
-//! How near the tiles of the large products come to the rate of the tensor cores, by count: pure functions of shape and architecture.
+//! The share of the tensor cores' rate that the tiles of the large products reach, by counting: pure
+//! functions of shape and architecture.
 //!
 //! The tensor cores of a multiprocessor take an `mma` of 16 x 8 x 16 in 2,048 / [`Arch::mma_per_clock`] cycles: 2 on sm_80 and sm_90,
 //! 8 on a GeForce. Its operands pass through shared memory, which moves a wavefront of 128 bytes a cycle. Per slice of k (16 numbers,
@@ -12,21 +13,22 @@
 //! | 128 x 128, 4 x 4 | 0.5 | 2.0 | 2.5 | 1.25 | 0.31 |
 //! | 64 x 64, 2 x 2 | 1.0 | 2.0 | 3.0 | 1.5 | 0.38 |
 //!
-//! The counts are exact (a test compares them with what the emulator counts). Two assumptions make a rate of them, neither of
-//! which was timed: [`SMEM_SHARE`] and [`SMALL_TILE`].
+//! The counts are exact (a test compares them with the emulator's counters). Two assumptions, neither of them
+//! measured, turn the counts into a rate: [`SMEM_SHARE`] and [`SMALL_TILE`].
 
 use crate::device::arch::Arch;
 
-/// Multiply-adds of one mma.
+/// Multiply-adds per mma.
 const MMA: usize = 16 * 8 * 16;
-/// Bytes of a slice of k of one row or column of a tile.
+/// Bytes per slice of k of one row or column of a tile.
 const SLICE_BYTES: usize = 16 * 2;
-/// Bytes of shared memory that a cycle moves.
+/// Bytes that shared memory moves per cycle.
 const WAVEFRONT_BYTES: usize = 128;
-/// Share of its wavefronts that shared memory serves while reads, writes and tensor cores meet at random. Assumed.
+/// Share of its peak wavefront rate that shared memory reaches while reads, writes and tensor cores
+/// interleave at random. Assumed.
 const SMEM_SHARE: f64 = 0.8;
-/// What a block of 64 x 64 loses on every architecture: per product it fetches twice the bytes of 128 x 128 from the L2 cache,
-/// and fills its ring and stores its result four times as often. Assumed.
+/// Efficiency of a 64 x 64 block on every architecture: per product it fetches twice the bytes of 128 x 128
+/// from the L2 cache, and fills its ring and stores its result four times as often. Assumed.
 const SMALL_TILE: f64 = 0.85;
 
 /// A tile of a block and how its warps divide it.

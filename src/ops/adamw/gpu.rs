@@ -1,9 +1,9 @@
 //! The optimizer step on a GPU: norm, clipping and update of all tensors in three launches, see `kernels/adamw.cu`.
 //!
-//! What stays the same over a run is a table that is built once ([`Tensors`]), what changes from step to step are ten numbers
-//! ([`StepScalars`]), and what became of it stays on the device until somebody asks ([`Outcome`]); so a graph of launches can
-//! hold the step. The update has the bits of the CPU's code for the same factor of clipping; that factor comes from a norm whose
-//! sum is in another order.
+//! The table of tensors is built once per run ([`Tensors`]); each step writes ten scalars ([`StepScalars`]);
+//! the norm and the clipping factor stay on the device until they are read ([`Outcome`]). So a CUDA graph can
+//! hold the step. For the same clipping factor the update is bit-identical to the CPU's; the factor itself
+//! comes from a norm that is summed in another order.
 
 use half::bf16;
 
@@ -15,12 +15,12 @@ use crate::error::{Error, Result};
 use crate::ops::{Runner, runner};
 use crate::tensor::Real;
 
-/// Elements of a block.
+/// Elements per block.
 const BLOCK: usize = 4096;
-/// Elements that a thread moves at a time.
+/// Elements that a thread loads or stores at a time.
 const UNIT: usize = 4;
 
-/// All trained tensors, for kernels: addresses, so the tensors have to stay where they are.
+/// The addresses of all trained tensors, for kernels. The tensors must not move.
 #[derive(Debug)]
 pub struct Tensors {
     tensors: Table<AdamWTensor>,
@@ -68,13 +68,13 @@ impl Tensors {
         })
     }
 
-    /// Elements of all tensors.
+    /// Total number of elements.
     pub fn num_params(&self) -> usize {
         self.num_params
     }
 }
 
-/// The numbers of a step, in device memory.
+/// The scalars of a step, in device memory.
 #[derive(Debug)]
 pub struct StepScalars {
     table: Table<AdamWScalars>,
@@ -89,8 +89,8 @@ impl StepScalars {
         Ok(Self { table: Table::with_capacity(device, 1)? })
     }
 
-    /// The numbers of the next step, rounded to f32 as on the CPU. A gradient longer than `max_grad_norm` is clipped; the factor
-    /// is the device's own, so [`AdamW::clip`] is not used.
+    /// Writes the scalars of the next step, rounded to f32 as on the CPU. A gradient whose norm exceeds
+    /// `max_grad_norm` is clipped; the device computes the factor itself, so [`AdamW::clip`] is not used.
     ///
     /// # Errors
     /// Those of the device.
@@ -114,20 +114,20 @@ impl StepScalars {
     }
 }
 
-/// What became of a step, in device memory.
+/// The outcome of a step, in device memory.
 #[derive(Debug)]
 pub struct Outcome {
     numbers: Tensor<f64>,
 }
 
-/// The same, read.
+/// An [`Outcome`], copied to the host.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
     /// Norm of the gradient before clipping.
     pub norm: f64,
     /// Factor that the gradient was multiplied with.
     pub clip: f64,
-    /// False where the norm is not finite: then nothing was changed but the gradients, which are zero.
+    /// False where the norm is not finite: then only the gradients were changed, to zero.
     pub was_applied: bool,
 }
 
@@ -138,7 +138,7 @@ impl From<[f64; 3]> for Step {
 }
 
 impl Outcome {
-    /// Reads it, after everything that was started before. On a dry device zeros.
+    /// Reads the outcome, after all work queued so far. Zeros on a dry device.
     ///
     /// # Errors
     /// Those of the device.
@@ -148,7 +148,7 @@ impl Outcome {
         Ok(numbers.into())
     }
 
-    /// Starts its copy to the host, for [`Outcome::take`].
+    /// Starts the copy to the host, for [`Outcome::take`].
     ///
     /// # Errors
     /// Those of the device.
@@ -156,7 +156,7 @@ impl Outcome {
         copy.send(&self.numbers, self.numbers.len())
     }
 
-    /// Waits for what [`Outcome::send`] has sent.
+    /// Waits for the copy that [`Outcome::send`] started.
     ///
     /// # Errors
     /// Those of the device.
@@ -167,8 +167,8 @@ impl Outcome {
     }
 }
 
-/// Clips the gradients of all tensors together, updates parameters, moments and shadows, and sets the gradients to zero. With a
-/// norm that is not finite only the last of these.
+/// Clips the gradients by their global norm, updates parameters, moments and shadows, and sets the gradients
+/// to zero. If the norm is not finite, it only sets the gradients to zero.
 ///
 /// The norm is summed in f64 from f32 sums of four squares: within 1e-7 of the exact one, as long as the squares are f32 numbers.
 ///
@@ -196,7 +196,7 @@ pub fn clip_and_update(device: &Device, tensors: &Tensors, scalars: &StepScalars
         device.launch(&launch(Kernel::GradNormPartial, blocks), &params)?;
     }
     device.launch(&launch(Kernel::GradNormTotal, 1), &params)?;
-    // Reads four numbers of an element, writes four, and the copy.
+    // Per element: four reads, four writes, and the write of the shadow.
     device.record(OP, Work::new(14 * elements, 34 * elements));
     if blocks > 0 {
         device.launch(&launch(Kernel::Adamw, blocks), &params)?;

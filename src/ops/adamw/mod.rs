@@ -1,10 +1,12 @@
 //! AdamW update of the tensors of an adapter, with the clipping factor applied to the gradients.
 //!
-//! `g = clip * grad`, `p *= 1 - lr * weight_decay`, `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
-//! `p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)`; `t` counts from 1. What belongs together has one shape.
-//! Where ops compute in a narrower type than `p` has, they read `shadow`, which is `p` rounded after every update.
-//! A GPU takes another door, [`gpu::clip_and_update`]: the norm, the clipping and the update of all tensors without a word to the host.
-//! Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; order of operations as in PyTorch.
+//! `g = clip * grad`, `p *= 1 - lr * weight_decay`, `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2)
+//! g^2`, `p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)`; `t` counts from 1. A parameter,
+//! its gradient, its moments and its shadow have one shape. Ops that compute in a narrower type than `p` read
+//! `shadow`, which is `p` rounded after every update. On a GPU [`gpu::clip_and_update`] takes the place of
+//! this module: it computes the norm, clips and updates all tensors without synchronizing with the host.
+//! Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; order of operations as in
+//! PyTorch.
 
 mod cpu;
 pub mod gpu;
@@ -20,7 +22,7 @@ use crate::tensor::Real;
 
 const OP: &str = "adamw";
 
-/// The numbers of one update.
+/// The scalars of one update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Learning rate of this step.
@@ -29,17 +31,17 @@ pub struct AdamW {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Factor of the gradient.
+    /// Clipping factor: the gradient is multiplied by it.
     pub clip: f64,
     /// Number of this update, from 1.
     pub step: u64,
 }
 
-/// The numbers of the formula as they multiply the elements.
+/// The derived factors of the update formula.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Factors {
     step_size: f64,
@@ -68,12 +70,12 @@ impl AdamW {
     }
 }
 
-/// One trained tensor with what belongs to it.
+/// One trained tensor with its gradient, moments and shadow.
 #[derive(Debug)]
 pub struct Trained<'a, T: Real> {
-    /// The numbers that are trained, in the statistics type.
+    /// The parameters, in the statistics type.
     pub param: &'a mut Tensor<T::Stat>,
-    /// Their rounded copy, where ops compute in another type.
+    /// Their rounded copy, where ops compute in a narrower type.
     pub shadow: Option<&'a mut Tensor<T>>,
     /// Gradient.
     pub grad: &'a Tensor<T::Stat>,

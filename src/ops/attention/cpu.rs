@@ -100,7 +100,7 @@ fn softmax<T: Real>(args: &Attention<'_, T>, tile: &QueryTile, i: usize, row: &m
     )
 }
 
-/// See [`super::backward`]. A task is one key head of one group of tiles, which shares no key row with another task.
+/// See [`super::backward`]. A task is one key head of one group of tiles; no two tasks share a key row.
 pub(super) fn backward<T: Real>(
     device: &Device,
     args: &Attention<'_, T>,
@@ -187,7 +187,7 @@ struct Context<'a, T: Real> {
 }
 
 impl<T: Real> Context<'_, T> {
-    /// Adds what one tile and query head contribute to the local gradients of their task.
+    /// Adds the contribution of one tile and query head to the local gradients of their task.
     #[allow(clippy::too_many_arguments, reason = "three outputs of one task and its scratch")]
     fn tile(
         &self,
@@ -227,7 +227,7 @@ impl<T: Real> Context<'_, T> {
         }
     }
 
-    /// Scores to probabilities, and `dO V^T` to `dS`, for one query; zero where it sees nothing.
+    /// Turns scores into probabilities, and `dO V^T` into `dS`, for one query; zero for masked keys.
     fn row(&self, query: usize, range: &KvRange, head: usize, p: &mut [T], ds: &mut [T]) {
         let args = self.args;
         let d = args.heads.head_dim;
@@ -251,7 +251,7 @@ impl<T: Real> Context<'_, T> {
     }
 }
 
-/// Keys that a tile looks at, over all its ranges.
+/// Keys that a tile attends to, over all its ranges.
 fn num_keys(tile: &QueryTile) -> usize {
     tile.keys.iter().map(|r| r.rows.len()).sum()
 }

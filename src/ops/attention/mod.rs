@@ -9,13 +9,13 @@
 //! | `k`, `v` | `[total_tokens, num_key_value_heads * head_dim]` | |
 //! | `lse` | `[query_rows, num_attention_heads]` | natural log of the sum of exponentials, saved for backward |
 //!
-//! What a query sees is in the [`AttentionPlan`], built on the host: tiles of query rows with ranges of key rows. Backward
-//! computes the probabilities again from `lse`, tile by tile: with `D[i, h] = dO[i, h] . O[i, h]`,
-//! `dS = P * (dO V^T - D)`, `dQ = scale * dS K`, `dK = scale * dS^T Q`, `dV = P^T dO`. Every sum has a fixed order.
-//! Source of the recomputation: Dao et al., "FlashAttention", 2022.
+//! The [`AttentionPlan`], built on the host, holds the mask: tiles of query rows with ranges of key rows.
+//! Backward computes the probabilities again from `lse`, tile by tile: with `D[i, h] = dO[i, h] . O[i, h]`,
+//! `dS = P * (dO V^T - D)`, `dQ = scale * dS K`, `dK = scale * dS^T Q`, `dV = P^T dO`. Every sum has a fixed
+//! order. Source of the recomputation: Dao et al., "FlashAttention", 2022.
 //!
-//! On a GPU numbers are bf16, `head_dim` is 16, 32, 64 or 128, and the tensors may have more rows than the batch, as many as the
-//! plan was given room for: rows beyond the batch are neither read nor written.
+//! On a GPU numbers are bf16, `head_dim` is 16, 32, 64 or 128, and the tensors may have more rows than the
+//! batch, up to the capacity of the plan: rows beyond the batch are neither read nor written.
 
 mod cpu;
 mod gpu;
@@ -37,7 +37,7 @@ const OP: &str = "attention";
 pub struct Heads {
     /// Heads of the queries.
     pub num_attention_heads: usize,
-    /// Heads of keys and values; divides the former.
+    /// Heads of keys and values; divides `num_attention_heads`.
     pub num_key_value_heads: usize,
     /// Elements of one head.
     pub head_dim: usize,
@@ -73,7 +73,7 @@ pub struct Attention<'a, T: Real> {
     pub v: &'a Tensor<T>,
     /// Shape of the heads.
     pub heads: Heads,
-    /// Who sees whom.
+    /// The mask: which keys each query sees.
     pub plan: &'a AttentionPlan,
 }
 
@@ -89,7 +89,8 @@ impl<T: Real> Attention<'_, T> {
         check_shape(OP, "v", self.v, self.k.shape())
     }
 
-    /// Records `products` products of all pairs, and tensors like `q` and like `k` that are read or written once.
+    /// Records `products` matrix products over all (query, key) pairs, and the tensors shaped like `q` and
+    /// like `k` that are read or written once.
     fn record(&self, device: &Device, op: &'static str, products: u64, [like_q, like_k]: [usize; 2]) {
         let pairs = self.plan.num_pairs() * self.heads.num_attention_heads as u64;
         let numbers = like_q * self.q.len() + like_k * self.k.len();
@@ -123,7 +124,7 @@ pub fn forward<T: Real>(
     Ok(())
 }
 
-/// What the forward pass left, and where the gradients go.
+/// The saved tensors of the forward pass, and where the gradients go.
 #[derive(Debug)]
 pub struct Backward<'a, T: Real> {
     /// Gradient of `o`.
@@ -157,7 +158,7 @@ pub fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backwa
     match runner::<T>(device, OP)? {
         Runner::Cpu => cpu::backward(device, args, grads)?,
         Runner::Gpu => gpu::backward(device, args, grads)?,
-        // Its buffers count where a CPU is planned.
+        // The memory plan of a CPU counts its buffers.
         Runner::Skip if device.machine() == Machine::Cpu => cpu::backward(device, args, grads)?,
         Runner::Skip => {}
     }

@@ -1,5 +1,5 @@
-//! Who sees whom, as tiles of query rows and ranges of key rows: a plain value that can be printed and tested, and for a GPU lists
-//! in its memory that say the same.
+//! The attention mask, as tiles of query rows and ranges of key rows: a plain value that can be printed and
+//! tested, and for a GPU the same content as work lists in its memory.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ const TILE: usize = 64;
 pub enum MaskKind {
     /// All of them.
     Full,
-    /// Those up to its own row.
+    /// Keys up to its own row (causal).
     Causal,
 }
 
@@ -29,12 +29,12 @@ pub struct KvRange {
     pub mask: MaskKind,
 }
 
-/// Query rows that look at the same ranges.
+/// Query rows that see the same ranges of keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryTile {
     /// Rows of the query tensor.
     pub rows: Range<usize>,
-    /// What they see, in row order.
+    /// The ranges of keys they see, in row order.
     pub keys: Vec<KvRange>,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Group {
     pub(super) query_rows: Range<usize>,
 }
 
-/// What the lists of a plan have room for, in the memory of a GPU.
+/// Capacity of the work lists of a plan, in GPU memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PlanCapacity {
     /// Rows of the query tensor.
@@ -62,7 +62,7 @@ pub struct PlanCapacity {
 }
 
 impl PlanCapacity {
-    /// What no plan for these segments exceeds, whichever of their rows are queries.
+    /// An upper bound for every plan over these segments, whichever of their rows are queries.
     pub fn of(segments: &[Segment]) -> Self {
         let total = segments.last().map_or(0, |s| s.start + s.len);
         let mut capacity =
@@ -79,7 +79,7 @@ impl PlanCapacity {
         capacity
     }
 
-    /// What is enough for both.
+    /// The larger of both in every field.
     pub fn max(self, other: Self) -> Self {
         Self {
             query_rows: self.query_rows.max(other.query_rows),
@@ -90,16 +90,18 @@ impl PlanCapacity {
         }
     }
 
-    /// False if something of it is more than in `room`.
+    /// True if no field exceeds that of `room`.
     pub fn fits(self, room: Self) -> bool {
         self.max(room) == room
     }
 }
 
-/// See the module text. Query rows are the rows of the batch, or some of them ([`AttentionPlan::for_rows`]).
+/// See the module documentation. Query rows are the rows of the batch, or some of them
+/// ([`AttentionPlan::for_rows`]).
 ///
-/// A GPU reads the plan as lists in its own memory: made once for one batch ([`AttentionPlan::upload`]), or for a capacity and
-/// written again for every batch, at the same addresses ([`AttentionPlan::with_capacity`], [`AttentionPlan::replace`]).
+/// A GPU reads the plan as work lists in its own memory: either uploaded once for one batch
+/// ([`AttentionPlan::upload`]), or allocated for a capacity and rewritten for every batch at the same
+/// addresses ([`AttentionPlan::with_capacity`], [`AttentionPlan::replace`]).
 #[derive(Debug, Default)]
 pub struct AttentionPlan {
     tiles: Vec<QueryTile>,
@@ -114,13 +116,14 @@ pub struct AttentionPlan {
 }
 
 impl AttentionPlan {
-    /// Every row is a query; a row sees the prefixes of its segment and the segment up to itself.
+    /// Causal: every row is a query, and sees the prefixes of its segment and the segment up to itself.
     pub fn causal(segments: &[Segment]) -> Self {
         let total = segments.last().map_or(0, |s| s.start + s.len);
         Self::for_rows(segments, &(0..total).collect::<Vec<_>>())
     }
 
-    /// Every row is a query and sees its whole segment, before and after itself (encoders). Prefixes count as part of it.
+    /// Bidirectional (encoders): every row is a query and sees its whole segment. Prefixes count as part of
+    /// it.
     pub fn bidirectional(segments: &[Segment]) -> Self {
         let mut plan = Self::causal(segments);
         for tile in &mut plan.tiles {
@@ -134,7 +137,7 @@ impl AttentionPlan {
         plan
     }
 
-    /// Only the rows `query_rows` (ascending) are queries, and they alone have rows in the query tensor.
+    /// Only the rows `query_rows` (ascending) are queries; the query tensor holds these rows only.
     pub fn for_rows(segments: &[Segment], query_rows: &[usize]) -> Self {
         let mut plan = Self {
             segments: segments.iter().map(Segment::rows).collect(),
@@ -174,7 +177,7 @@ impl AttentionPlan {
         plan
     }
 
-    /// A plan without rows, whose lists on the GPU have room for `capacity`.
+    /// A plan without rows, whose work lists on the GPU have this capacity.
     ///
     /// # Errors
     /// Those of the device.
@@ -182,7 +185,7 @@ impl AttentionPlan {
         Ok(Self { tables: Some(Tables::with_capacity(device, capacity)?), ..Self::default() })
     }
 
-    /// Puts the lists into the memory of the GPU, which computes nothing without.
+    /// Copies the work lists to GPU memory. Required before the plan is used on a GPU.
     ///
     /// # Errors
     /// Those of the device.
@@ -191,12 +194,12 @@ impl AttentionPlan {
         Ok(())
     }
 
-    /// Becomes `other`, with the lists at the addresses and with the capacity that they have here, after everything that was
-    /// started before. Without lists on a GPU there are none afterwards.
+    /// Replaces this plan by `other`, after all work queued so far. Work lists on the GPU keep their
+    /// addresses and their capacity; a plan without them stays without.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::error::Error::Shape) if there is not room for so much of something, and then nothing has changed;
-    /// those of the device.
+    /// [`Error::Shape`](crate::error::Error::Shape) if `other` exceeds the capacity, and then nothing has
+    /// changed; errors of the device.
     pub fn replace(&mut self, device: &Device, other: Self) -> Result<()> {
         let mut tables = self.tables.take();
         let written = tables.as_mut().map_or(Ok(()), |tables| tables.replace(device, &other));
@@ -231,17 +234,18 @@ impl AttentionPlan {
         self.tables.as_ref()
     }
 
-    /// Query rows that there are.
+    /// Number of query rows.
     pub fn num_query_rows(&self) -> usize {
         self.query_rows.len()
     }
 
-    /// Key rows that there are.
+    /// Number of key rows.
     pub fn num_key_rows(&self) -> usize {
         self.num_key_rows
     }
 
-    /// Rows of the query and of the key tensor: those that there are, or those that the lists on the GPU have room for.
+    /// Rows of the query and of the key tensor: those of the batch or, with work lists on a GPU, their
+    /// capacity.
     pub(super) fn tensor_rows(&self) -> [usize; 2] {
         let capacity = self.tables().map(|tables| tables.capacity);
         capacity.map_or([self.num_query_rows(), self.num_key_rows], |c| [c.query_rows, c.key_rows])
@@ -257,7 +261,7 @@ impl AttentionPlan {
         }
     }
 
-    /// Number of pairs of a query and a key it sees.
+    /// Number of unmasked (query, key) pairs.
     pub fn num_pairs(&self) -> u64 {
         self.num_pairs
     }

@@ -6,8 +6,8 @@
 //! | `ids` | `[total_tokens, 1]` | below `vocab_size` |
 //! | `y` | `[total_tokens, hidden_size]` | overwritten |
 //!
-//! A CPU checks the ids. A GPU takes them as they are, since a kernel has nobody to tell: there [`crate::batch::Batch::validate`] is
-//! what keeps them inside the table.
+//! The CPU checks the ids. A kernel cannot report an error, so on a GPU [`crate::batch::Batch::validate`]
+//! must have checked them before.
 
 mod cpu;
 mod gpu;
@@ -32,7 +32,7 @@ pub struct Forward<'a, T: Real> {
     pub ids: &'a Tensor<u32>,
     /// `[total_tokens, hidden_size]`, overwritten.
     pub y: &'a mut Tensor<T>,
-    /// How many of the tokens there are.
+    /// Number of live tokens.
     pub live_rows: LiveRows,
 }
 

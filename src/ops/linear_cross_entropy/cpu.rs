@@ -1,7 +1,8 @@
 //! LM head and cross-entropy on the CPU.
 //!
-//! The vocabulary is cut into blocks, the same ones for any number of threads; each block makes its logits, later its part of
-//! `dx`, and packs its weights once for each. Sums over blocks run in block order.
+//! The vocabulary is cut into blocks, independent of the number of threads. Each block computes its logits
+//! and later its part of `dx`, and packs its weights once for each of the two. Sums over blocks run in block
+//! order.
 
 use std::ops::Range;
 
@@ -15,12 +16,12 @@ use crate::ops::gemm::{Mat, MatMut, Write, axpy, gemm, par_gemm};
 use crate::ops::simd;
 use crate::tensor::Real;
 
-/// At most so many blocks of the vocabulary: enough for 16 threads.
+/// Maximum number of blocks of the vocabulary: enough for 16 threads.
 const MAX_BLOCKS: usize = 16;
-/// A block has at least this many tokens.
+/// Minimum number of tokens per block.
 const MIN_BLOCK: usize = 256;
 
-/// Where the gradient goes, and the factor of the loss.
+/// Where the gradient goes, and the scale of the loss.
 struct Gradient<'a, T: Real> {
     dx: &'a mut Tensor<T>,
     scale: f64,
@@ -148,7 +149,7 @@ impl<T: Real> Chunk<'_, T> {
         }
     }
 
-    /// Turns the logits into their gradients, and these into `dx`.
+    /// Replaces the logits by their gradients, and computes `dx` from these.
     fn gradient(
         &self,
         logits: &mut [Tensor<T>],

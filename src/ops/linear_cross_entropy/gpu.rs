@@ -29,7 +29,7 @@ pub(super) fn forward<T: Real>(device: &Device, operands: Operands<'_, T>) -> Re
     run(device, &plan, operands)
 }
 
-/// The same by a given plan.
+/// [`forward`] with a given plan.
 pub(super) fn run<T: Real>(device: &Device, plan: &Plan, operands: Operands<'_, T>) -> Result<()> {
     let Operands { x, weight, targets, scores, dx } = operands;
     let tables = targets.tables()?;
@@ -119,7 +119,8 @@ pub(super) fn logits<T: Real>(
     if z.is_empty() {
         return Ok(());
     }
-    // Rows of a size that is no multiple of 16 bytes are made in padded ones; this is for the few rows that somebody looks at.
+    // Rows whose size is not a multiple of 16 bytes are computed into padded rows and copied through the
+    // host. Only generation takes this path, for a few rows.
     let padded = match plan.stride == z.cols() {
         true => None,
         false => Some(device.zeros::<T>(z.rows(), plan.stride)?),

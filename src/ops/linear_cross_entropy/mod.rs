@@ -1,8 +1,10 @@
-//! LM head and cross-entropy in one op, over the supervised rows only; the logits of all rows never exist at once.
+//! LM head and cross-entropy in one op, over the supervised rows only; the logits are never held for all rows
+//! at once.
 //!
-//! With `z[r, :] = x[r, :] W^T` and targets `(row, token, weight)`: `logprob = z[row, token] - logsumexp(z[row, :])`,
-//! `loss = -sum(weight * logprob)`. Where a gradient is asked for, with `w[r]` the sum of the weights on row `r`:
-//! `dz[r, j] = scale * (w[r] * softmax(z[r])[j] - sum of weights of targets (r, j))`, `dx = dz W`.
+//! With `z[r, :] = x[r, :] W^T` and targets `(row, token, weight)`: `logprob = z[row, token] -
+//! logsumexp(z[row, :])`, `loss = -sum(weight * logprob)`. For the gradient, with `w[r]` the sum of the
+//! weights on row `r`: `dz[r, j] = scale * (w[r] * softmax(z[r])[j] - sum of weights of targets (r, j))`, `dx
+//! = dz W`.
 //!
 //! | argument | shape | |
 //! |---|---|---|
@@ -11,9 +13,11 @@
 //! | `targets` | [`Targets`] | sorted by row; several may share a row; with the scale of the loss |
 //! | `dx` | `[rows, hidden_size]` | the rows of the targets are overwritten, others left alone |
 //!
-//! Rows are taken in chunks whose logits fit [`LOGITS_BYTES`] or [`GPU_LOGITS_BYTES`]; the logits are computed once (4 h V operations per row with the
-//! gradient, where recomputing them would take 6 h V). `scale` is one over the weight of the whole optimizer step. On a GPU `hidden_size` is a multiple
-//! of 8, log-probabilities are made of the f32 sums and never of rounded logits, and the scores stay there until they are read.
+//! Rows are taken in chunks whose logits fit [`LOGITS_BYTES`] or [`GPU_LOGITS_BYTES`]; the logits are
+//! computed once (4 h V operations per row with the gradient, where recomputing them would take 6 h V).
+//! `scale` is one over the total weight of the optimizer step. On a GPU `hidden_size` is a multiple of 8,
+//! log-probabilities are computed from the f32 sums and never from rounded logits, and the scores stay in GPU
+//! memory until they are read.
 
 mod cpu;
 mod gpu;
@@ -35,13 +39,14 @@ use targets::Place;
 
 const OP: &str = "linear_cross_entropy";
 
-/// At most so many bytes of logits exist at once on the CPU.
+/// Maximum bytes of logits held at once on the CPU.
 pub const LOGITS_BYTES: usize = 512 << 20;
 
-/// The same on a GPU, where memory is scarce: 512 rows of Qwen's vocabulary in bf16.
+/// Maximum bytes of logits held at once on a GPU, where memory is scarce: 512 rows of Qwen's vocabulary in
+/// bf16.
 pub const GPU_LOGITS_BYTES: usize = 160 << 20;
 
-/// What the forward pass knows about one target.
+/// The score of one target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TargetScore {
     /// Natural log of the probability of the token.
@@ -59,17 +64,17 @@ pub struct Forward<'a, T: Real> {
     pub weight: &'a Tensor<T>,
     /// Targets of the rows.
     pub targets: &'a Targets,
-    /// Overwritten; with room for the targets.
+    /// Overwritten; needs capacity for the targets.
     pub scores: &'a mut Scores,
-    /// `[rows, hidden_size]`, overwritten; none where nobody needs it.
+    /// `[rows, hidden_size]`, overwritten; `None` if no gradient is needed.
     pub dx: Option<&'a mut Tensor<T>>,
 }
 
-/// Log-probabilities of the targets, and `dx` where it is asked for.
+/// Computes the log-probabilities of the targets, and `dx` unless it is `None`.
 ///
 /// # Errors
-/// [`Error::Shape`] if the shapes do not follow the table of the module, a token is out of range or there is no room for the scores;
-/// those of the device.
+/// [`Error::Shape`] if the shapes do not follow the table of the module, a token is out of range or the
+/// scores lack the capacity; errors of the device.
 pub fn forward<T: Real>(device: &Device, args: Forward<'_, T>) -> Result<()> {
     let Forward { x, weight, targets, scores, dx } = args;
     check_shape(OP, "weight", weight, [weight.rows(), x.cols()])?;
@@ -93,7 +98,7 @@ pub fn forward<T: Real>(device: &Device, args: Forward<'_, T>) -> Result<()> {
             *found = cpu::forward(device, x, weight, targets, dx)?;
             Ok(())
         }
-        // It allocates what it would, and no more.
+        // A dry run allocates the temporary tensors of the CPU's code and computes nothing.
         (Runner::Skip, place) => {
             let zeros = cpu::forward(device, x, weight, targets, dx)?;
             if let Place::Host(found) = place {
@@ -115,8 +120,8 @@ fn record<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>, has_gradi
     device.record(OP, Work::new(flops, (numbers * size_of::<T>()) as u64));
 }
 
-/// The logits `x W^T`, `[rows, vocab_size]`: for tests and for the few rows that generation looks at. On a GPU a
-/// vocabulary that is no multiple of 8 takes a way through the host.
+/// The logits `x W^T`, `[rows, vocab_size]`: for tests and for the few rows that generation needs. On a GPU a
+/// vocabulary size that is not a multiple of 8 is copied through the host.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not fit each other; those of the device.
@@ -131,7 +136,7 @@ pub fn logits<T: Real>(device: &Device, x: &Tensor<T>, weight: &Tensor<T>) -> Re
     Ok(z)
 }
 
-/// Rows whose logits exist at once.
+/// Rows whose logits are held at once.
 fn chunk_rows<T: Real>(machine: Machine, vocab_size: usize) -> usize {
     let bytes = match machine {
         Machine::Cpu => LOGITS_BYTES,

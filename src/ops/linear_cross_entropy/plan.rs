@@ -1,8 +1,9 @@
 //! How the head is cut into chunks, tiles and parts of the vocabulary on a GPU: pure functions, with values to print and to test.
 //!
-//! The logits have tiles enough for any GPU; a gradient of few rows and hidden columns has not, so its blocks divide the
-//! vocabulary among themselves, in the fewest parts that nearly fill the waves. Where shared memory limits 128 x 128
-//! (`ops::tiles`: sm_80 and sm_90), tiles are 128 x 256 if their waves are shorter.
+//! The product for the logits has enough tiles to fill any GPU. The product for the gradient has not, if rows
+//! and hidden columns are few; so it is split along the vocabulary (split-k), into the fewest parts that
+//! nearly fill the waves. Where shared memory limits 128 x 128 (`ops::tiles`: sm_80 and sm_90), tiles are 128
+//! x 256 if their waves are shorter.
 
 use super::GPU_LOGITS_BYTES;
 use crate::device::arch::Chip;
@@ -11,19 +12,19 @@ use crate::ops::tiles::{Shape, block_times, efficiency};
 
 /// Chunks are whole tile rows.
 const CHUNK_UNIT: usize = 128;
-/// More rows than this gain nothing.
+/// Maximum rows of a chunk; more would not be faster.
 const MAX_CHUNK: usize = 1024;
-/// Rows of logits are made of whole 16-byte pieces.
+/// Rows of logits are padded to a multiple of 16 bytes.
 const ROW_UNIT: usize = 8;
-/// Tokens that a step of the product with W takes.
+/// Tokens per k-step of the product with W.
 const STEP: usize = 32;
-/// A part of the vocabulary is at least so many steps long.
+/// Minimum k-steps of a part of the vocabulary.
 const MIN_STEPS: usize = 4;
-/// Bytes of a step of one row or column of a tile.
+/// Bytes per k-step of one row or column of a tile.
 const STEP_BYTES: usize = 64;
 /// Tile columns that are walked together.
 const GROUP: usize = 8;
-/// Waves this full are full enough.
+/// Fill of the waves at which no more parts are tried.
 const FULL: f64 = 0.9;
 /// Elements of a block of the last kernel.
 const REDUCE_ELEMENTS: usize = 1024;
@@ -32,10 +33,10 @@ const WIDE: Shape = Shape { size: [128, 256], warps: [2, 4] };
 const LARGE: Shape = Shape { size: [128, 128], warps: [2, 4] };
 const SMALL: Shape = Shape { size: [64, 64], warps: [2, 2] };
 
-/// What is computed.
+/// The shape of the problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Problem {
-    /// Rows of x, or room for them.
+    /// Rows of x, or the capacity for rows.
     pub rows: usize,
     /// Columns of x.
     pub hidden_size: usize,
@@ -43,7 +44,7 @@ pub struct Problem {
     pub vocab_size: usize,
 }
 
-/// What to use instead of the plan's choice: for tests.
+/// Overrides of the plan's choice, for tests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Rows of a chunk.
@@ -92,7 +93,7 @@ pub struct Plan {
     pub reduce_blocks: usize,
 }
 
-/// The plan for `problem`, with what is `wanted` where there is a kernel for it.
+/// The plan for `problem`, with the overrides of `wanted` where there is a kernel for them.
 pub fn plan(problem: &Problem, wanted: Wanted, chip: Chip) -> Plan {
     let Problem { rows, hidden_size, vocab_size } = *problem;
     let stride = vocab_size.next_multiple_of(ROW_UNIT);

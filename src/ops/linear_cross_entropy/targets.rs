@@ -1,6 +1,7 @@
-//! What the op is given and what it gives back, where it stands: lists on the CPU, tables and tensors in the memory of a GPU.
+//! The targets and the scores of the op: lists on the CPU, tables and tensors in GPU memory.
 //!
-//! A graph of launches is recorded once for so many rows and targets; what differs between batches is written into the tables.
+//! A CUDA graph is recorded once for a capacity of rows and targets; the targets of each batch are written
+//! into the tables.
 
 use crate::batch::TokenTarget;
 use crate::device::kernels::params::{CrossEntropyRow, CrossEntropyTarget};
@@ -28,7 +29,8 @@ pub(super) struct Tables {
 }
 
 impl Targets {
-    /// Exactly these targets on exactly so many rows. `scale` is the factor of the loss in the gradient.
+    /// These targets on `num_rows` rows, without spare capacity. `scale` is the factor of the loss in the
+    /// gradient.
     ///
     /// # Errors
     /// As [`Targets::write`].
@@ -38,7 +40,7 @@ impl Targets {
         Ok(new)
     }
 
-    /// Empty, with capacity for so many rows and targets. Write before the first use.
+    /// Empty, with capacity for this many rows and targets. Call [`Targets::write`] before the first use.
     ///
     /// # Errors
     /// Those of the device.
@@ -92,22 +94,22 @@ impl Targets {
         &self.list
     }
 
-    /// Rows of `x` that there are.
+    /// Number of rows of `x`.
     pub fn num_rows(&self) -> usize {
         self.num_rows
     }
 
-    /// Rows of `x` that it has capacity for.
+    /// Capacity for rows of `x`.
     pub fn max_rows(&self) -> usize {
         self.max_rows
     }
 
-    /// Targets that it has capacity for.
+    /// Capacity for targets.
     pub fn max_targets(&self) -> usize {
         self.max_targets
     }
 
-    /// Factor of the loss.
+    /// Scale of the loss.
     pub fn scale(&self) -> f64 {
         self.scale
     }
@@ -143,7 +145,7 @@ fn entries(
     (rows, targets.iter().map(entry).collect())
 }
 
-/// What is known of every target once the op is done; on a GPU it stays there until somebody reads it.
+/// The scores of all targets. On a GPU they stay in its memory until they are read.
 #[derive(Debug)]
 pub struct Scores {
     pub(super) place: Place,
@@ -153,12 +155,12 @@ pub struct Scores {
 pub(super) enum Place {
     /// On the host.
     Host(Vec<TargetScore>),
-    /// `[room for targets, 2]`: log-probability, and 1 where no token has a larger logit; with the number of targets.
+    /// `[capacity, 2]`: log-probability, and 1 where no token has a larger logit; with the number of targets.
     Device(Tensor<f32>, usize),
 }
 
 impl Scores {
-    /// Empty, with capacity for the scores of so many targets.
+    /// Empty, with capacity for the scores of this many targets.
     ///
     /// # Errors
     /// Those of the device.
@@ -173,7 +175,8 @@ impl Scores {
     /// Starts the copy of the scores of the first `count` targets to the host, for [`Scores::take`].
     ///
     /// # Errors
-    /// [`Error::Shape`] if there is no room for so many, or they are on the host already; those of the device.
+    /// [`Error::Shape`] if `count` exceeds the capacity, or the scores are on the host already; errors of the
+    /// device.
     pub fn send(&self, copy: &mut PendingCopy, count: usize) -> Result<()> {
         match &self.place {
             Place::Device(tensor, _) => copy.send(tensor, 2 * count),
@@ -181,7 +184,7 @@ impl Scores {
         }
     }
 
-    /// Waits for what [`Scores::send`] has sent.
+    /// Waits for the copy that [`Scores::send`] started.
     ///
     /// # Errors
     /// Those of the device.
@@ -189,7 +192,7 @@ impl Scores {
         Ok(copy.take::<f32>()?.chunks_exact(2).map(score).collect())
     }
 
-    /// The scores of the targets, in their order; on a dry device zeros.
+    /// The scores of the targets, in their order; zeros on a dry device.
     ///
     /// # Errors
     /// Those of the device.
@@ -200,10 +203,11 @@ impl Scores {
         }
     }
 
-    /// The scores of the first `count` targets: after a graph of launches has run again, with other targets in the tables.
+    /// The scores of the first `count` targets, for use after a graph has been replayed with other targets in
+    /// the tables.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there is no room for so many; those of the device.
+    /// [`Error::Shape`] if `count` exceeds the capacity; errors of the device.
     pub fn read_first(&self, device: &Device, count: usize) -> Result<Vec<TargetScore>> {
         let (scores, room): (Vec<TargetScore>, usize) = match &self.place {
             Place::Host(scores) => (scores.iter().take(count).copied().collect(), scores.len()),
@@ -219,7 +223,7 @@ impl Scores {
     }
 }
 
-/// The two numbers of a target.
+/// The score from the two numbers of a target.
 fn score(pair: &[f32]) -> TargetScore {
     TargetScore { logprob: f64::from(pair[0]), is_argmax: pair[1] != 0.0 }
 }

@@ -1,4 +1,4 @@
-//! The way back through linear layers, step by step: `dxa`, `dx`, the gradients of the adapters.
+//! The backward pass of linear layers, in steps: `dxa`, `dx`, the gradients of the adapters.
 
 use super::group::LayerRows;
 use super::{Group, Layer, LoraGrad, OP, Rows, cpu, gpu, work};
@@ -8,7 +8,8 @@ use crate::ops::projection::FusedProjection;
 use crate::ops::{Runner, check_shape, runner};
 use crate::tensor::Real;
 
-/// As [`projection`](super::projection), the products that give `dxa`, for the kernel that makes `dy`.
+/// As [`projection`](super::projection), for `dxa`: the projection to fuse into the kernel that produces
+/// `dy`.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
@@ -43,12 +44,12 @@ pub fn project_back<T: Real>(
     }
 }
 
-/// The gradient of a group's input and what it is made of, by layer where it is a list.
+/// Inputs and output of [`backward_input`]; lists go by layer.
 #[derive(Debug)]
 pub struct InputGradient<'a, T: Real> {
     /// Gradients of the outputs, `[rows, out_features]` each.
     pub dy: &'a [&'a Tensor<T>],
-    /// Of [`project_back`].
+    /// From [`project_back`].
     pub dxa: &'a [&'a Tensor<T>],
     /// `[rows, in_features]`, overwritten.
     pub dx: &'a mut Tensor<T>,
@@ -72,12 +73,12 @@ pub fn backward_input<T: Real>(
     }
 }
 
-/// What the gradients of one layer's adapters are made of, and where they go.
+/// Inputs and outputs of [`gradients`] for one layer.
 #[derive(Debug)]
 pub struct GradJob<'a, 'g, T: Real> {
     /// The layer.
     pub layer: Layer<'a, T>,
-    /// The rows that go through it.
+    /// The rows that go through the layer.
     pub rows: &'a Rows,
     /// Input of the forward pass, `[rows, in_features]`.
     pub x: &'a Tensor<T>,
@@ -85,7 +86,7 @@ pub struct GradJob<'a, 'g, T: Real> {
     pub dy: &'a Tensor<T>,
     /// Saved by the forward pass.
     pub xa: &'a Tensor<T>,
-    /// Of [`project_back`].
+    /// From [`project_back`].
     pub dxa: &'a Tensor<T>,
     /// Gradients by adapter index, as long as `loras`. A GPU finds them through [`Layer::adapters`].
     pub grads: &'a mut [Option<LoraGrad<'g, T::Stat>>],
@@ -132,7 +133,7 @@ pub struct LayerBackward<'a, 'g, T: Real> {
 pub struct Backward<'a, 'g, T: Real> {
     /// Input of the forward pass, `[rows, in_features]`.
     pub x: &'a Tensor<T>,
-    /// Where `dx` goes; none where nobody needs it.
+    /// Where `dx` goes; `None` if it is not needed.
     pub dx: Option<&'a mut Tensor<T>>,
     /// By layer.
     pub layers: &'a mut [LayerBackward<'a, 'g, T>],

@@ -1,6 +1,6 @@
 //! LoRA linear on the CPU, a layer at a time: matrix products over the runs of rows of each adapter.
 //!
-//! This runs on a dry device too, up to the arithmetic: its temporary tensors belong in the memory plan.
+//! A dry device runs this too, without the arithmetic, since the memory plan counts its temporary tensors.
 
 use std::any::Any;
 use std::ops::Range;
@@ -33,7 +33,8 @@ fn project_one<T: Real>(
 ) -> Result<()> {
     let rank = xa.cols();
     if !device.is_dry() {
-        // Rows without an adapter, and columns beyond an adapter's rank, are read by nobody but must be defined.
+        // Rows without an adapter, and columns beyond an adapter's rank, are never read but must be
+        // initialized.
         xa.data_mut().fill(T::ZERO);
     }
     for (_, lora, rows) in one.runs() {
@@ -157,7 +158,7 @@ pub(super) fn backward_input<T: Real>(
 ) -> Result<()> {
     let InputGradient { dy, dxa, dx } = args;
     for (i, (one, (dy, dxa))) in group.each().zip(dy.iter().zip(dxa)).enumerate() {
-        // The layers after the first one add to what it left.
+        // The first layer overwrites `dx`, the others add to it.
         let write = if i == 0 { Write::Overwrite } else { Write::Add };
         Share { one, dy, dxa, write }.write_to(device, dx)?;
     }
@@ -250,7 +251,7 @@ fn gradients_of_one<T: Real>(device: &Device, job: &mut GradJob<'_, '_, T>) -> R
     Ok(())
 }
 
-/// What the gradient of a magnitude is made of.
+/// Inputs of the gradient of a magnitude.
 struct OfMagnitude<'a, T: Real> {
     lora: &'a Lora<'a, T>,
     weight: &'a Tensor<T>,
@@ -258,7 +259,7 @@ struct OfMagnitude<'a, T: Real> {
     xa: Mat<'a, T>,
     dy: &'a Tensor<T>,
     rows: &'a Range<usize>,
-    /// Room for `(W + scaling B A) x~`, which was never stored.
+    /// Buffer for `(W + scaling B A) x~`, which the forward pass does not store.
     z: Tensor<T>,
 }
 
@@ -278,7 +279,7 @@ impl<T: Real> OfMagnitude<'_, T> {
     }
 }
 
-/// `f(g) * dy` of some rows with DoRA; none without, where that is `dy`.
+/// `f(g) * dy` of some rows with DoRA; `None` without DoRA, where the factor is 1.
 fn scaled_dy<T: Real>(
     device: &Device,
     lora: &Lora<'_, T>,
@@ -300,7 +301,7 @@ fn scaled_dy<T: Real>(
 
 /// See [`super::dora_norm`].
 pub(super) fn dora_norm<T: Real>(merged: Merged<'_, T>, norm: &mut Tensor<T::Stat>) {
-    /// Rows of `W + s B A` that exist at once.
+    /// Rows of `W + s B A` that are held at once.
     const PIECE: usize = 64;
     let Merged { weight, a, b, scaling } = merged;
     let (cols, r) = (weight.cols(), a.rows());
@@ -328,7 +329,7 @@ fn gains<T: Real>(lora: &Lora<'_, T>) -> Vec<T> {
     })
 }
 
-/// The input of the adapter where dropout changes it.
+/// The adapter's input after dropout; `None` without dropout.
 fn dropped_input<T: Real>(
     device: &Device,
     one: LayerRows<'_, T>,

@@ -9,7 +9,7 @@ use crate::ops::simd;
 use crate::rng::{Purpose, philox};
 use crate::tensor::Real;
 
-/// What a row is independent of its place in a batch: sample and position, one pair per row.
+/// The identity of a row, independent of its place in a batch: sample and position, one pair per row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowKeys {
     keys: Vec<[u32; 2]>,
@@ -39,7 +39,7 @@ impl RowKeys {
         &self.keys
     }
 
-    /// True without rows.
+    /// True if there are no rows.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -63,8 +63,8 @@ impl Dropout {
         (threshold > 0).then_some(Self { threshold, key: [words[0], words[1]], key_ptr: DevicePtr(0) })
     }
 
-    /// The same for kernels, which find the key at this address ([`gpu::dropout_keys`](super::gpu::dropout_keys)): there it changes
-    /// from step to step.
+    /// The same dropout for kernels, which read the key at this address
+    /// ([`gpu::dropout_keys`](super::gpu::dropout_keys)), where it is rewritten for every step.
     pub fn with_key_at(self, key_ptr: DevicePtr) -> Self {
         Self { key_ptr, ..self }
     }
@@ -74,12 +74,12 @@ impl Dropout {
         self.threshold
     }
 
-    /// What the masks of this layer and step are drawn with.
+    /// The Philox key of this layer and step.
     pub fn key(&self) -> [u32; 2] {
         self.key
     }
 
-    /// Where kernels find the key; null on a CPU.
+    /// Address of the key for kernels; null on a CPU.
     pub(super) fn key_ptr(&self) -> DevicePtr {
         self.key_ptr
     }

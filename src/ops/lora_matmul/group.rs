@@ -1,4 +1,5 @@
-//! What the op works on: linear layers that share their input, their adapters, and the rows that go through them.
+//! The inputs of the op: linear layers that share their input, their adapters, and the rows that go through
+//! them.
 
 use std::ops::Range;
 
@@ -16,26 +17,27 @@ use crate::tensor::Real;
 pub struct Group<'a, T: Real> {
     /// At least one; on a GPU at most [`MAX_LAYERS`](super::plan::MAX_LAYERS).
     pub layers: &'a [Layer<'a, T>],
-    /// Which rows go through which adapter.
+    /// Maps rows to adapters.
     pub rows: &'a Rows,
-    /// The tile of a GPU's kernels, instead of the plan's choice: for benchmarks and tests.
+    /// Overrides the tile that the plan would choose on a GPU, for benchmarks and tests.
     pub tile: Option<[usize; 2]>,
 }
 
-/// One linear layer: what is frozen, and its adapters as the processor and as kernels find them.
+/// One linear layer: its frozen weights, and its adapters in the form for the CPU and in the form for
+/// kernels.
 #[derive(Debug, Clone, Copy)]
 pub struct Layer<'a, T: Real> {
     /// `[out_features, in_features]`, frozen; on a GPU multiples of 8.
     pub weight: &'a Tensor<T>,
     /// `[1, out_features]`, frozen.
     pub bias: Option<&'a Tensor<T>>,
-    /// Adapters by index; none where the layer is not a target.
+    /// Adapters by index; `None` where an adapter does not target the layer.
     pub loras: &'a [Option<Lora<'a, T>>],
-    /// The same for kernels, with their gradients; none on a CPU, and where the layer is not a target.
+    /// The adapters for kernels, with their gradients; `None` on a CPU, and if the layer is not a target.
     pub adapters: Option<&'a LayerAdapters>,
-    /// Magnitudes and norms of those with DoRA for kernels, with their gradients; none on a CPU, and without DoRA.
+    /// The DoRA magnitudes and norms for kernels, with their gradients; `None` on a CPU, and without DoRA.
     pub magnitudes: Option<&'a Magnitudes>,
-    /// Dropout on the adapters' input; none in evaluation.
+    /// Dropout on the adapters' input; `None` in evaluation.
     pub dropout: Option<Dropout>,
 }
 
@@ -48,16 +50,16 @@ pub struct Lora<'a, T: Real> {
     pub b: &'a Tensor<T>,
     /// `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
     pub scaling: T::Stat,
-    /// What DoRA adds.
+    /// The magnitude, for DoRA.
     pub dora: Option<Dora<'a, T>>,
 }
 
-/// The magnitude of an adapter and what it is divided by, `[1, out_features]` each.
+/// The magnitude of an adapter and its divisor, `[1, out_features]` each.
 #[derive(Debug, Clone, Copy)]
 pub struct Dora<'a, T: Real> {
     /// Trained.
     pub magnitude: &'a Tensor<T>,
-    /// Of [`dora_norm`](super::dora_norm).
+    /// From [`dora_norm`](super::dora_norm).
     pub norm: &'a Tensor<T::Stat>,
 }
 
@@ -92,13 +94,13 @@ fn b_shape_on(machine: Machine, out_features: usize, r: usize) -> [usize; 2] {
 }
 
 impl<'a, T: Real> Group<'a, T> {
-    /// These layers with these rows, and the tiles of the plan.
+    /// A group of these layers and rows, with the tile that the plan chooses.
     pub fn new(layers: &'a [Layer<'a, T>], rows: &'a Rows) -> Self {
         Self { layers, rows, tile: None }
     }
 
-    /// Columns of `xa` and `dxa` of layer `i`. On a GPU: the largest rank of the group, rounded up to whole fragments of the tensor
-    /// cores; none where the layer has no adapter.
+    /// Columns of `xa` and `dxa` of layer `i`. On a GPU: the largest rank of the group, rounded up to the
+    /// fragment size of the tensor cores; 0 if the layer has no adapter.
     pub fn xa_cols(&self, i: usize) -> usize {
         let own = self.layers[i].max_rank();
         match self.rows.machine() {
@@ -131,7 +133,7 @@ impl<'a, T: Real> Group<'a, T> {
         self.layers.iter().map(move |layer| LayerRows { layer, rows })
     }
 
-    /// A group has at least one layer, and as many arguments as layers.
+    /// Fails unless the group has at least one layer, and one argument per layer.
     pub(super) fn check_count(&self, arg: &'static str, count: usize) -> Result<()> {
         match self.layers.len() == count && count > 0 {
             true => Ok(()),
@@ -139,7 +141,7 @@ impl<'a, T: Real> Group<'a, T> {
         }
     }
 
-    /// The layers, and the `xa` or `dxa` of each.
+    /// The layers, each with its `xa` or `dxa`.
     pub(super) fn check<'t>(&self, xa: impl Iterator<Item = &'t Tensor<T>>) -> Result<()> {
         for (i, (one, xa)) in self.each().zip(xa).enumerate() {
             check_shape(OP, "weight", one.layer.weight, [one.layer.out_features(), self.in_features()])?;
@@ -174,14 +176,14 @@ impl<T: Real> Layer<'_, T> {
         self.loras.iter().flatten().any(|lora| lora.dora.is_some())
     }
 
-    /// The frozen part alone.
+    /// The layer without its adapters.
     pub(super) fn frozen(&self) -> Self {
         Self { loras: &[], adapters: None, magnitudes: None, dropout: None, ..*self }
     }
 }
 
 impl<'a, T: Real> LayerRows<'a, T> {
-    /// Adapter and rows of every run that has one.
+    /// Adapter and rows of every run with an adapter.
     pub(super) fn runs(&self) -> impl Iterator<Item = (usize, &'a Lora<'a, T>, Range<usize>)> {
         let loras = self.layer.loras;
         self.rows.runs().iter().filter_map(|run| {

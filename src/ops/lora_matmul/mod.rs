@@ -16,15 +16,16 @@
 //!
 //! | `dxa` | `[rows, r]` | `scaling * (g * dy) B`, of the backward pass |
 //!
-//! Both directions come in steps, because what makes `x` or `dy` may make the narrow product with it along the way, and because the
-//! gradients of several layers go through one launch on a GPU: [`project`] gives `xa`, [`apply`] `y`; [`project_back`] gives `dxa`,
-//! [`backward_input`] gives `dx = dy W + mask(dxa A)` (and `mask(((g - 1) * dy) W)` for DoRA), summed over the layers of the group in
-//! their order, and [`gradients`] adds `dB += scaling * (g * dy)^T xa` and `dA += dxa^T x~`; `c` counts as a constant, as in PEFT.
-//! [`recompute`] is [`apply`] once more, with the same bits. On a GPU `B` and its gradient are kept transposed, `[r, out_features]`,
-//! `xa` includes the scaling, and the columns of `xa` and `dxa` are rounded up to 16.
-//! The dropout mask is a function of seed, step, layer, sample, position and column: it is never stored, and packing or
-//! splitting a batch does not change it. Sources: Hu et al., "LoRA", 2021; Kalajdzievski, "rsLoRA", 2023; Liu et al., "DoRA", 2024;
-//! behaviour of PEFT 0.18.
+//! Both directions are divided into steps, because the projections can be fused into the kernel that produces
+//! `x` or `dy`, and because the gradients of several layers share one launch on a GPU: [`project`] gives
+//! `xa`, [`apply`] `y`; [`project_back`] gives `dxa`, [`backward_input`] gives `dx = dy W + mask(dxa A)` (and
+//! `mask(((g - 1) * dy) W)` for DoRA), summed over the layers of the group in their order, and [`gradients`]
+//! adds `dB += scaling * (g * dy)^T xa` and `dA += dxa^T x~`; `c` counts as a constant, as in PEFT.
+//! [`recompute`] repeats [`apply`] and gives the same bits. On a GPU `B` and its gradient are stored
+//! transposed, `[r, out_features]`, `xa` includes the scaling, and the columns of `xa` and `dxa` are rounded
+//! up to 16. The dropout mask is a function of seed, step, layer, sample, position and column: it is never
+//! stored, and packing or splitting a batch does not change it. Sources: Hu et al., "LoRA", 2021;
+//! Kalajdzievski, "rsLoRA", 2023; Liu et al., "DoRA", 2024; behaviour of PEFT 0.18.
 
 mod backward;
 mod cpu;
@@ -80,8 +81,8 @@ pub fn forward<T: Real>(
     apply(device, group, x, &mut outputs.collect::<Vec<_>>())
 }
 
-/// The products that give `xa` of a group, for the kernel of another op that makes the group's input and multiplies along the way.
-/// None where [`project`] has to do it: on a CPU, with DoRA, and without adapters.
+/// The projection of a group (which gives `xa`), to fuse into the kernel of the op that produces the group's
+/// input. `None` if [`project`] must be called instead: on a CPU, with DoRA, and without adapters.
 ///
 /// # Errors
 /// [`Error::Shape`](crate::error::Error::Shape) if the shapes do not follow the table of the module.
@@ -114,7 +115,7 @@ pub fn project<T: Real>(
     work::record_project(device, group, true);
     match runner::<T>(device, OP)? {
         Runner::Gpu => gpu::project(device, group, x, xa),
-        // Temporary tensors of the CPU belong into its plan.
+        // The memory plan of a CPU counts its temporary tensors.
         Runner::Cpu | Runner::Skip => cpu::project(device, group, x, xa),
     }
 }
@@ -124,7 +125,7 @@ pub fn project<T: Real>(
 pub struct Apply<'a, T: Real> {
     /// `[rows, out_features]`, overwritten.
     pub y: &'a mut Tensor<T>,
-    /// Of [`project`].
+    /// From [`project`].
     pub xa: &'a Tensor<T>,
 }
 

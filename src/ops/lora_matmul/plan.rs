@@ -1,40 +1,42 @@
 //! How a LoRA matmul is cut into blocks on a GPU: pure functions of shapes and architecture, with values to print and to test.
 //!
-//! The large products choose a tile by the time that its waves take (`ops::tiles`): the area of its blocks, in whole and partial
-//! waves, over the share of the tensor cores' rate that the tile reaches on the architecture. On an RTX 3080 (68 multiprocessors,
-//! two 128 x 128 blocks each) 2,176 rows are 17 tile rows: with 1,024 columns that is one full wave, and any multiple of both
-//! fills whole waves. There 128 x 256 never beats 128 x 128, whose waves are cut finer at the same rate; on an A100 or H200 it is the
-//! tile of every product that has enough of them. The narrow products are bound by memory; they only need enough blocks.
+//! The large products choose a tile by the time that its waves take (`ops::tiles`): the area of its blocks,
+//! in whole and partial waves, over the share of the tensor cores' rate that the tile reaches on the
+//! architecture. On an RTX 3080 (68 multiprocessors, two 128 x 128 blocks each) 2,176 rows are 17 tile rows:
+//! with 1,024 columns that is one full wave, and any multiple of both fills whole waves. There 128 x 256
+//! never beats 128 x 128, whose waves are cut finer at the same rate; on an A100 or H200 it is chosen for
+//! every product with enough tiles. The projections are bound by memory bandwidth; they only need enough
+//! blocks.
 
 use crate::device::arch::{Chip, occupancy};
 use crate::device::kernels::Kernel;
 use crate::ops::tiles::{Shape, block_times, efficiency};
 
-/// Ranks are stored and multiplied in units of this many; what is missing is 0.
+/// Ranks are padded with zeros to a multiple of this.
 pub const RANK_UNIT: usize = 16;
-/// `features` of every matrix are a multiple of this: rows are made of whole 16-byte pieces.
+/// `features` of every matrix are a multiple of this, so that rows are a multiple of 16 bytes.
 pub const FEATURE_UNIT: usize = 8;
-/// Layers that share their input and go through one launch: q, k, v.
+/// Maximum layers of a group, which go through one launch: q, k, v.
 pub const MAX_LAYERS: usize = 3;
-/// Gradients of factors that one launch makes: two for each of the seven layers of a decoder block.
+/// Maximum factor gradients per launch: two for each of the seven layers of a decoder block.
 pub const MAX_GRADIENTS: usize = 14;
 
 /// Bytes of a k-step of one row or column of a tile: 32 numbers of bf16.
 const STEP_BYTES: u32 = 64;
 /// Tile columns that are walked together, row by row: 8 columns of 128 weights share the L2 cache of 5 MB with the rows of x.
 const GROUP: usize = 8;
-/// Columns that share the calls of a dropout mask.
+/// Columns that share the Philox calls of a dropout mask.
 const MASK_COLUMNS: usize = 128;
-/// Rows of a block of the down kernels.
+/// Rows per block of the down kernels.
 const DOWN_ROWS: usize = 32;
-/// Features of a block of the grad kernels.
+/// Features per block of the grad kernels.
 pub(super) const GRAD_FEATURES: usize = 64;
-/// Rows that a step of the grad kernels takes.
+/// Rows per step of the grad kernels.
 const GRAD_STEP: usize = 32;
 /// Stages of the grad kernels.
 const GRAD_STAGES: u32 = 4;
 
-/// What is multiplied: layers that share their input, or one alone.
+/// The shape of the problem: layers that share their input, or one alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// Rows of x and y.
@@ -47,7 +49,7 @@ pub struct Problem {
     pub rank: usize,
     /// Dropout on the adapters' input.
     pub dropout: bool,
-    /// The tile to use instead of the one that looks best, if there is a kernel with it.
+    /// Overrides the choice of the tile, if there is a kernel with this tile.
     pub tile: Option<[usize; 2]>,
 }
 
@@ -82,13 +84,14 @@ pub struct TiledPlan {
     pub group: usize,
     /// Blocks that are resident on one multiprocessor.
     pub blocks_per_sm: u32,
-    /// Blocks over blocks that run at once: 2.06 waves take as long as nearly 3.
+    /// Blocks divided by the blocks that run at once. 2.06 waves take nearly as long as 3.
     pub waves: f64,
-    /// Share of the multiprocessors' time that goes to rows and columns that exist, in full and partial waves.
+    /// Share of the multiprocessors' time spent on real (unpadded) rows and columns, over full and partial
+    /// waves.
     pub utilisation: f64,
 }
 
-/// A launch of narrow products.
+/// A launch of projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NarrowPlan {
     /// The kernel, which has the ranks of a block in its name.
@@ -117,7 +120,7 @@ impl Tile {
         Self { kernel, shape: Shape { size, warps }, stages, beside: 0 }
     }
 
-    /// With the mask of a layer, 16 bytes a row and stretch of columns.
+    /// The dropout mask of a layer takes 16 bytes per row and stretch of columns.
     const fn with_mask(self) -> Self {
         let [rows, columns] = self.shape.size;
         Self { beside: (16 * rows * columns.div_ceil(MASK_COLUMNS)) as u32, ..self }
@@ -184,7 +187,7 @@ pub fn grad(rank: usize, features: &[usize], dropout: bool) -> NarrowPlan {
     NarrowPlan { kernel, grid: [columns as u32, rank_chunks as u32, 1], dynamic_smem, rank_chunks }
 }
 
-/// Ranks that one block of a narrow product handles.
+/// Ranks that one block of a projection handles.
 fn ranks_per_block(rank: usize) -> usize {
     match rank {
         0..=16 => 16,
@@ -208,7 +211,7 @@ fn best(tiles: &[Tile], problem: &Problem, columns: &[usize], chip: Chip) -> Til
     let time = |(plan, efficiency): &(TiledPlan, f64)| -> f64 {
         let [m, n] = plan.tile;
         let times = block_times(plan.tiles_m * plan.tiles_n, sms, plan.blocks_per_sm as usize);
-        // One division of a whole number: equals stay equal.
+        // A single division of an integer, so equal times compare equal.
         (times * m * n) as f64 / efficiency
     };
     let mut plans: Vec<_> = plans.collect();
@@ -219,7 +222,7 @@ fn best(tiles: &[Tile], problem: &Problem, columns: &[usize], chip: Chip) -> Til
 fn tiled(tile: &Tile, rows: usize, columns: &[usize], chip: Chip) -> TiledPlan {
     let &Tile { kernel, shape: Shape { size: [m, n], .. }, stages, beside } = tile;
     let ring = beside + stages * STEP_BYTES * (m + n) as u32;
-    // The result passes through the same memory, its rows padded by 16 bytes.
+    // The result is staged in the same shared memory, with rows padded by 16 bytes.
     let result = (m * (2 * n + 16)) as u32;
     let dynamic_smem = ring.max(result);
     let tiles_m = rows.div_ceil(m);
@@ -301,7 +304,7 @@ mod tests {
         &[12288, 12288],
     ];
 
-    /// What the choice was before there were wide tiles for dx and rates by architecture: waves alone, and 0.85 for 64 x 64.
+    /// The choice before wide tiles for dx and rates by architecture: waves alone, and 0.85 for 64 x 64.
     fn by_waves(rows: usize, columns: &[usize], has_wide: bool) -> [usize; 2] {
         let time = |[m, n]: [usize; 2], per_sm: usize, rate: f64| {
             let blocks = rows.div_ceil(m) * columns.iter().map(|c| c.div_ceil(n)).sum::<usize>();

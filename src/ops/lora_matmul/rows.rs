@@ -1,4 +1,4 @@
-//! Which rows go through which adapter, and their keys for dropout: on the host, and on a GPU also in its memory.
+//! The mapping of rows to adapters, and their keys for dropout: on the host, and on a GPU also in its memory.
 
 use super::{OP, RowKeys};
 use crate::batch::AdapterRows;
@@ -16,7 +16,7 @@ pub struct Rows {
     /// Rows of the tensors.
     capacity: usize,
     live: LiveRows,
-    /// None on a CPU.
+    /// `None` on a CPU.
     tables: Option<Tables>,
 }
 
@@ -24,12 +24,13 @@ pub struct Rows {
 #[derive(Debug)]
 struct Tables {
     runs: Table<LoraRun>,
-    /// With dropout.
+    /// The dropout keys of the rows; `None` without dropout.
     keys: Option<Table<[u32; 2]>>,
 }
 
 impl Rows {
-    /// The rows of a batch: ascending `runs` (rows that are in none go through no adapter), and for dropout the `keys`.
+    /// The rows of a batch: ascending `runs` (a row outside all runs has no adapter), and for dropout the
+    /// `keys`.
     ///
     /// # Errors
     /// [`Error::Shape`] if the runs do not ascend within `num_rows` or there are not as many keys as rows; errors of the device.
@@ -59,12 +60,12 @@ impl Rows {
         Ok(Self { runs: Vec::new(), keys: RowKeys::default(), capacity, live: LiveRows::ALL, tables })
     }
 
-    /// The same with a number that says how many of the rows there are.
+    /// The same rows with another source for the number of live rows.
     pub fn counted(self, live: LiveRows) -> Self {
         Self { live, ..self }
     }
 
-    /// Takes the rows of another batch; see [`Rows::new`].
+    /// Replaces the rows by those of another batch; see [`Rows::new`].
     ///
     /// # Errors
     /// As [`Rows::new`], and [`Error::Shape`] if there are more rows or runs than capacity.
@@ -109,12 +110,12 @@ impl Rows {
         self.capacity
     }
 
-    /// How many of them there are.
+    /// The number of live rows.
     pub(super) fn live(&self) -> LiveRows {
         self.live
     }
 
-    /// Whose rows they are.
+    /// The machine that the rows are made for.
     pub(super) fn machine(&self) -> Machine {
         if self.tables.is_some() { Machine::Gpu } else { Machine::Cpu }
     }
@@ -137,7 +138,7 @@ impl Rows {
         self.tables.as_ref().map_or([DevicePtr(0); 2], |tables| [tables.runs.ptr(), tables.runs.count_ptr()])
     }
 
-    /// True if kernels find keys for dropout.
+    /// True if the keys for dropout are in GPU memory.
     pub(super) fn has_key_table(&self) -> bool {
         self.tables.as_ref().is_some_and(|tables| tables.keys.is_some())
     }

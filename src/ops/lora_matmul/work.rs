@@ -1,7 +1,8 @@
-//! What a call costs, for the ledger: the frozen products and the adapters apart.
+//! The work of a call, for the ledger, with frozen products and adapters counted apart.
 //!
-//! Every operand of a call counts once, so the input that the layers of a group share counts once too. The product of `xa` with
-//! `B` is part of the launch of the frozen layers on a GPU; there launches count to the frozen part.
+//! Every operand of a call counts once, so the input that the layers of a group share counts once too. On a
+//! GPU the product of `xa` with `B` is part of the launch of the frozen layers, so that launch counts to the
+//! frozen part.
 
 use super::group::LayerRows;
 use super::{GradJob, Group, Layer};
@@ -25,12 +26,12 @@ impl<T: Real> Layer<'_, T> {
         2 * (rows * self.weight.len()) as u64
     }
 
-    /// Numbers of all `A`.
+    /// Elements of all `A`.
     fn a_numbers(&self) -> u64 {
         self.loras.iter().flatten().map(|lora| lora.a.len() as u64).sum()
     }
 
-    /// Numbers of all `B`.
+    /// Elements of all `B`.
     fn b_numbers(&self) -> u64 {
         self.loras.iter().flatten().map(|lora| lora.b.len() as u64).sum()
     }
@@ -40,7 +41,7 @@ impl<T: Real> Layer<'_, T> {
     }
 }
 
-/// `xa` of a group; `reads` unless whoever made the input has it at hand.
+/// The work of `xa` of a group; `reads`: the input is read from memory, not fused into its producer.
 pub(super) fn record_project<T: Real>(device: &Device, group: &Group<'_, T>, reads: bool) {
     let in_features = group.in_features();
     let input = (group.rows.capacity() * in_features) as u64;
@@ -52,7 +53,7 @@ pub(super) fn record_project<T: Real>(device: &Device, group: &Group<'_, T>, rea
     record(device, "lora_matmul.project.lora", work, size_of::<T>());
 }
 
-/// Frozen layers under the first name and adapters under the second.
+/// Records frozen layers under the first name and adapters under the second.
 pub(super) fn record_apply<T: Real>(device: &Device, [base, lora]: [&'static str; 2], group: &Group<'_, T>) {
     let rows = group.rows.capacity();
     let (mut frozen, mut adapters) = (Work::new(0, (rows * group.in_features()) as u64), Work::new(0, 0));
@@ -70,7 +71,7 @@ pub(super) fn record_apply<T: Real>(device: &Device, [base, lora]: [&'static str
     record(device, base, frozen, size_of::<T>());
 }
 
-/// `dxa` of a group; `reads` unless whoever made `dy` has it at hand.
+/// The work of `dxa` of a group; `reads`: `dy` is read from memory, not fused into its producer.
 pub(super) fn record_project_back<T: Real>(device: &Device, group: &Group<'_, T>, reads: bool) {
     let mut work = Work::new(0, 0);
     for one in group.each().filter(|one| one.layer.max_rank() > 0) {
@@ -82,7 +83,7 @@ pub(super) fn record_project_back<T: Real>(device: &Device, group: &Group<'_, T>
     record(device, "lora_matmul.project_back.lora", work, size_of::<T>());
 }
 
-/// `dx` of a group.
+/// The work of `dx` of a group.
 pub(super) fn record_backward_input<T: Real>(device: &Device, group: &Group<'_, T>) {
     let (rows, in_features) = (group.rows.capacity(), group.in_features());
     let (mut frozen, mut adapters) = (Work::new(0, (rows * in_features) as u64), Work::new(0, 0));
@@ -98,7 +99,8 @@ pub(super) fn record_backward_input<T: Real>(device: &Device, group: &Group<'_, 
     record(device, "lora_matmul.backward", frozen, size_of::<T>());
 }
 
-/// `dA` and `dB`, which are read and written. Layers that follow each other with one input read it once.
+/// The work of `dA` and `dB`, which are read and written. Consecutive layers with the same input read it
+/// once.
 pub(super) fn record_gradients<T: Real>(device: &Device, jobs: &[GradJob<'_, '_, T>]) {
     let (mut work, mut statistics, mut input) = (Work::new(0, 0), 0, std::ptr::null());
     for job in jobs.iter().filter(|job| job.layer.max_rank() > 0) {
@@ -119,7 +121,7 @@ pub(super) fn record_gradients<T: Real>(device: &Device, jobs: &[GradJob<'_, '_,
     }
 }
 
-/// Records `work`, whose bytes count elements until multiplied by `size`, unless there is none.
+/// Records `work`, whose bytes count elements until multiplied by `size`, unless it is empty.
 fn record(device: &Device, op: &'static str, work: Work, size: usize) {
     if work.flops > 0 {
         device.record(op, Work { bytes: work.bytes * size as u64, ..work });

@@ -9,13 +9,13 @@ use crate::ops::projection::BLOCK_ROWS;
 use crate::ops::{LiveRows, check_pieces};
 use crate::tensor::Real;
 
-/// Columns of a quad.
+/// Columns per quad.
 const STRETCH: usize = 128;
-/// Quads of a block.
+/// Quads per block.
 const QUADS: usize = 64;
-/// Sizes of heads that divide a stretch.
+/// Supported `head_dim`: the sizes that divide the columns of a quad.
 const HEADS: [usize; 4] = [16, 32, 64, 128];
-/// Jobs of a launch.
+/// Jobs per launch.
 const MAX_JOBS: usize = 2;
 
 /// See [`super::forward`].
@@ -59,7 +59,7 @@ pub(super) fn blocks(rows: usize, cols: usize) -> usize {
 /// Input, parameters, and output or gradient.
 type Job<'a, T> = (&'a Tensor<T>, &'a QkNormRope<'a, T>, &'a Tensor<T>);
 
-/// The params of one launch, and its blocks. Jobs without rows have no blocks.
+/// The params of one launch, and its number of blocks. Jobs without rows have no blocks.
 fn params<T: Real>(jobs: &[Job<'_, T>]) -> Result<(QkNormRopeParams, usize)> {
     let head_dim = jobs.first().map_or(HEADS[0], |job| job.1.head_dim);
     if jobs.len() > MAX_JOBS || !HEADS.contains(&head_dim) || jobs.iter().any(|j| j.1.head_dim != head_dim) {

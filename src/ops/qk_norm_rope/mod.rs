@@ -6,7 +6,7 @@
 //!
 //! | argument | shape | |
 //! |---|---|---|
-//! | `x` | `[rows, num_heads * head_dim]` | as the projection made it; kept for the backward pass |
+//! | `x` | `[rows, num_heads * head_dim]` | output of the projection; kept for the backward pass |
 //! | `weight` | `[1, head_dim]` | optional, frozen, shared by all heads |
 //! | `y` | `[rows, num_heads * head_dim]` | overwritten |
 //!
@@ -34,7 +34,7 @@ const OP: &str = "qk_norm_rope";
 /// The parameters of one call.
 #[derive(Debug, Clone, Copy)]
 pub struct QkNormRope<'a, T: Real> {
-    /// None for models without QK-norm.
+    /// `None` for models without QK-norm.
     pub norm: Option<HeadNorm<'a, T>>,
     /// Angles of the rows.
     pub table: &'a RopeTable<T::Stat>,
@@ -68,10 +68,10 @@ impl<T: Real> QkNormRope<'_, T> {
     }
 }
 
-/// Queries, or keys, on the way forward.
+/// The forward job of the queries or the keys.
 #[derive(Debug)]
 pub struct RopeJob<'a, T: Real> {
-    /// As the projection made it.
+    /// Output of the projection.
     pub x: &'a Tensor<T>,
     /// Norm, angles and head.
     pub op: QkNormRope<'a, T>,
@@ -79,7 +79,7 @@ pub struct RopeJob<'a, T: Real> {
     pub y: &'a mut Tensor<T>,
 }
 
-/// Queries, or keys, on the way back.
+/// The backward job of the queries or the keys.
 #[derive(Debug)]
 pub struct RopeBackwardJob<'a, T: Real> {
     /// Input of the forward pass.
@@ -112,9 +112,10 @@ pub fn forward<T: Real>(device: &Device, jobs: &mut [RopeJob<'_, T>]) -> Result<
 pub struct Backward<'a, 'j, T: Real> {
     /// One or two.
     pub jobs: &'a mut [RopeBackwardJob<'j, T>],
-    /// Of the layers whose output gradients these are: those of the jobs, and then those of `complete`. None on a CPU.
+    /// The projection of the layers that take these gradients as `dy`: those of the jobs, then those of
+    /// `complete`. `None` on a CPU.
     pub projection: Option<FusedProjection>,
-    /// Gradients that are complete already (that of the values): read for the projection alone.
+    /// Gradients that are complete already (that of the values); only the projection reads them.
     pub complete: &'a [&'a Tensor<T>],
 }
 

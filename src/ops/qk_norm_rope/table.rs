@@ -1,4 +1,4 @@
-//! Where rows stand in their sequences, and the cosines and sines of the positions.
+//! The positions of rows in their sequences, and the cosines and sines of these positions.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::ops::LiveRows;
 use crate::tensor::{DType, Real};
 
-/// Positions by row, and cosines and sines by position, `[num_positions, head_dim / 2]` each. The angles are shared by the tables
-/// that come from one.
+/// Positions by row, and cosines and sines by position, `[num_positions, head_dim / 2]` each. Tables derived
+/// from one table share its angles.
 #[derive(Debug)]
 pub struct RopeTable<T: Real> {
     positions: Vec<usize>,
@@ -25,10 +25,11 @@ struct Angles<T: Real> {
 }
 
 impl<T: Real> RopeTable<T> {
-    /// The table for rows at exactly these `positions`, with base `theta`.
+    /// The table for rows at these `positions`, with base `theta` and no spare capacity.
     ///
-    /// The angles of f32 are rounded where transformers rounds them (inverse frequency and product in f32), since at position
-    /// 1000 one rounding more or less is an angle of 6e-5. In f64 nothing is rounded.
+    /// The angles of f32 are rounded where transformers rounds them (inverse frequency and product in f32),
+    /// since at position 1000 one rounding more or less changes the angle by 6e-5. In f64 nothing is rounded
+    /// to f32.
     ///
     /// # Errors
     /// [`Error::Shape`] if `head_dim` is odd; else errors of the device.
@@ -69,10 +70,11 @@ impl<T: Real> RopeTable<T> {
         Ok(Self { positions: Vec::new(), by_row, angles: self.angles.clone() })
     }
 
-    /// Replaces the rows, after everything that was started before.
+    /// Replaces the rows, after all work queued so far.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there are more than room, or a position is beyond the last; else errors of the device.
+    /// [`Error::Shape`] if the rows exceed the capacity, or a position is beyond the last; else errors of the
+    /// device.
     pub fn write(&mut self, device: &Device, positions: &[usize]) -> Result<()> {
         let limit = self.angles.cos.rows();
         if let Some(position) = positions.iter().find(|&&position| position >= limit) {
@@ -96,12 +98,12 @@ impl<T: Real> RopeTable<T> {
         Ok(Self { positions, by_row, angles: self.angles.clone() })
     }
 
-    /// How many of the rows there are.
+    /// The number of live rows.
     pub fn live_rows(&self) -> LiveRows {
         LiveRows::at(self.by_row.count_ptr())
     }
 
-    /// Rows that it has capacity for.
+    /// Capacity in rows.
     pub fn capacity(&self) -> usize {
         self.by_row.capacity()
     }
@@ -111,7 +113,7 @@ impl<T: Real> RopeTable<T> {
         2 * self.angles.cos.cols()
     }
 
-    /// Rows that there are.
+    /// Number of rows.
     pub(super) fn len(&self) -> usize {
         self.positions.len()
     }

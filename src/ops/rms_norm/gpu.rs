@@ -11,20 +11,20 @@ use crate::ops::check_pieces;
 use crate::ops::projection::BLOCK_ROWS;
 use crate::tensor::Real;
 
-/// Columns that a warp holds.
+/// Columns per warp.
 const GROUP: usize = 1024;
-/// Warps of a block.
+/// Warps per block.
 const WARPS: usize = 8;
-/// The most columns: two groups a warp.
+/// Maximum columns: two groups per warp.
 const MAX_COLS: usize = 2 * WARPS * GROUP;
 
 /// A piece of each of the four rows of 256 threads.
 const SLOT_BYTES: u32 = 4 * 256 * 16;
 /// Slots of a group of columns: 256 columns of 32 rows each.
 const SLOTS_PER_GROUP: usize = 4;
-/// What every GPU from sm_80 on has room for, beside the sums.
+/// Maximum slots: every GPU from sm_80 on has shared memory for these beside the sums.
 const MAX_SLOTS: usize = 6;
-/// Sums of the narrow products: 64 columns of 32 rows of 4 warps.
+/// Bytes of the sums of the projections: 64 columns of 32 rows of 4 warps.
 const SUMS_BYTES: u32 = 4 * 32 * 64 * 4;
 
 /// How `rows` rows of `cols` columns are cut into blocks: rows of a block, and whether warps hold two groups of columns.
@@ -98,7 +98,8 @@ pub(super) fn backward<T: Real>(device: &Device, args: Backward<'_, T>) -> Resul
     device.launch(&launch, &RmsNormBwdLoraParams { norm: params, project, slots, reserved: 0 })
 }
 
-/// The launch of a kernel that also makes narrow products, and how many slots of shared memory keep columns of its `tensors` inputs.
+/// The launch of a kernel with a fused projection, and how many slots of shared memory keep columns of its
+/// `tensors` inputs.
 pub(super) fn fused(kernel: Kernel, rows: usize, cols: usize, tensors: usize) -> (Launch, i32) {
     let slots = (tensors * cols.div_ceil(GROUP) * SLOTS_PER_GROUP).min(MAX_SLOTS);
     let dynamic_smem = (slots as u32 * SLOT_BYTES).max(SUMS_BYTES);

@@ -10,9 +10,10 @@
 //! | `y` | `[rows, hidden_size]` | overwritten |
 //! | `rstd` | `[rows, 1]` | saved for the backward pass |
 //!
-//! Backward, with `x^ = s * rstd` and `g = dy * weight`: `ds = d_in + rstd * (g - x^ * mean(g * x^))`, where `d_in` is the gradient that
-//! came along the residual stream. It also writes `y` again where asked, since it has all that `apply` reads. On a GPU the mean
-//! square is that of the rounded `s`, which is what is stored. Source: Zhang and Sennrich, "Root mean square layer normalization", 2019.
+//! Backward, with `x^ = s * rstd` and `g = dy * weight`: `ds = d_in + rstd * (g - x^ * mean(g * x^))`, where
+//! `d_in` is the gradient of the residual stream. On request it also writes `y` again, since it reads all
+//! inputs of `apply`. On a GPU the mean square is that of the rounded `s`, as stored. Source: Zhang and
+//! Sennrich, "Root mean square layer normalization", 2019.
 
 mod cpu;
 mod gpu;
@@ -34,7 +35,7 @@ const OP: &str = "rms_norm";
 pub struct Forward<'a, T: Real> {
     /// Output of the sublayer; becomes the stream `s`.
     pub x: &'a mut Tensor<T>,
-    /// Added to it.
+    /// Added to `x`.
     pub residual: Option<&'a Tensor<T>>,
     /// The parameters.
     pub norm: Norm<'a, T>,
@@ -44,7 +45,7 @@ pub struct Forward<'a, T: Real> {
     pub rstd: &'a mut Tensor<T::Stat>,
     /// How many of the rows there are.
     pub live_rows: LiveRows,
-    /// Of the layers that read `y`; none on a CPU.
+    /// The projection of the layers that read `y`; `None` on a CPU.
     pub projection: Option<FusedProjection>,
 }
 
@@ -109,19 +110,20 @@ pub struct Backward<'a, T: Real> {
     pub norm: Norm<'a, T>,
     /// As the forward pass made it.
     pub rstd: &'a Tensor<T::Stat>,
-    /// Gradient along the residual stream; none: 0.
+    /// Gradient of the residual stream; `None` means 0.
     pub d_in: Option<&'a Tensor<T>>,
     /// Overwritten.
     pub ds: &'a mut Tensor<T>,
-    /// Overwritten with the output of the forward pass, where somebody needs it.
+    /// Overwritten with the output of the forward pass; `None` if it is not needed.
     pub normed: Option<&'a mut Tensor<T>>,
     /// How many of the rows there are.
     pub live_rows: LiveRows,
-    /// Of the layer whose output gradient `ds` is; none on a CPU.
+    /// The projection of the layer that takes `ds` as its `dy`; `None` on a CPU.
     pub projection: Option<FusedProjection>,
 }
 
-/// Writes `ds`, the gradient that flows through the norm plus `d_in`, and where asked `normed`, the `y` of the forward pass.
+/// Writes `ds`, the gradient through the norm plus `d_in`, and on request `normed`, the `y` of the forward
+/// pass.
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module; errors of the device.

@@ -1,4 +1,4 @@
-//! Picking and adding rows on a GPU: a block has a row of the index.
+//! Gather and scatter-add of rows on a GPU: one block per row of the index.
 
 use super::{OP, RowIndex};
 use crate::device::kernels::Kernel;

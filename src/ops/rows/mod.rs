@@ -1,7 +1,8 @@
-//! Picking some rows of a tensor, and adding them back: the last layer runs on the supervised rows only.
+//! Gather and scatter-add of rows: the last layer runs on the supervised rows only.
 //!
-//! `gather`: `y[i, :] = x[index[i], :]`. `scatter_add`: `x[index[i], :] += y[i, :]`. An index is ascending without repeats. The picked
-//! rows are `[capacity, cols]`, of which as many are alive as the index has entries; the others are left alone.
+//! `gather`: `y[i, :] = x[index[i], :]`. `scatter_add`: `x[index[i], :] += y[i, :]`. An index is ascending
+//! without repeats. The gathered tensor is `[capacity, cols]`; its first rows, one per entry of the index,
+//! are live, the others are left alone.
 
 mod cpu;
 mod gpu;
@@ -18,7 +19,7 @@ use crate::tensor::Real;
 
 const OP: &str = "rows";
 
-/// Ascending numbers of rows, on the host and on the device.
+/// Ascending row indices, on the host and on the device.
 #[derive(Debug)]
 pub struct RowIndex {
     rows: Vec<usize>,
@@ -26,7 +27,7 @@ pub struct RowIndex {
 }
 
 impl RowIndex {
-    /// The index of exactly these rows.
+    /// The index of these rows, without spare capacity.
     ///
     /// # Errors
     /// [`Error::Shape`] if they do not ascend; errors of the device.
@@ -46,10 +47,10 @@ impl RowIndex {
         Ok(Self { rows: Vec::new(), table })
     }
 
-    /// Replaces the rows, after everything that was started before.
+    /// Replaces the rows, after all work queued so far.
     ///
     /// # Errors
-    /// [`Error::Shape`] if they do not ascend or are more than there is room for; errors of the device.
+    /// [`Error::Shape`] if they do not ascend or exceed the capacity; errors of the device.
     pub fn write(&mut self, device: &Device, rows: &[usize]) -> Result<()> {
         let entries: Option<Vec<u32>> = rows.iter().map(|&row| u32::try_from(row).ok()).collect();
         let ascending = rows.windows(2).all(|w| w[0] < w[1]);
@@ -67,12 +68,12 @@ impl RowIndex {
         &self.rows
     }
 
-    /// How many of the rows of what was picked there are.
+    /// The number of live rows of the gathered tensor.
     pub fn live_rows(&self) -> LiveRows {
         LiveRows::at(self.table.count_ptr())
     }
 
-    /// Rows that it has capacity for.
+    /// Capacity in rows.
     pub fn capacity(&self) -> usize {
         self.table.capacity()
     }

@@ -1,4 +1,4 @@
-//! SwiGLU on a GPU: two pieces of 16 bytes of every tensor a thread.
+//! SwiGLU on a GPU: each thread handles two 16-byte pieces of every tensor.
 
 use super::{Backward, Forward, OP};
 use crate::device::kernels::Kernel;
@@ -11,7 +11,7 @@ use crate::ops::check_pieces;
 use crate::ops::projection::BLOCK_ROWS;
 use crate::tensor::Real;
 
-/// Elements of a block: 256 threads with two pieces of eight.
+/// Elements per block: 256 threads with two pieces of eight.
 const BLOCK: usize = 256 * 2 * 8;
 
 /// See [`super::forward`].
@@ -61,7 +61,7 @@ pub(super) fn backward<T: Real>(device: &Device, args: Backward<'_, T>) -> Resul
     device.launch(&launch, &SwigluBwdLoraParams { swiglu: params, project })
 }
 
-/// The launch of a kernel that also makes narrow products.
+/// The launch of a kernel with a fused projection.
 fn fused(kernel: Kernel, rows: usize) -> Launch {
     Launch { kernel, grid: [rows.div_ceil(BLOCK_ROWS) as u32, 1, 1], dynamic_smem: 0 }
 }

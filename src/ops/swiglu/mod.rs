@@ -22,15 +22,15 @@ const OP: &str = "swiglu";
 /// What [`forward`] reads and writes.
 #[derive(Debug)]
 pub struct Forward<'a, T: Real> {
-    /// Through `silu`.
+    /// Input of `silu`.
     pub gate: &'a Tensor<T>,
-    /// Its factor.
+    /// Factor of `silu(gate)`.
     pub up: &'a Tensor<T>,
     /// Overwritten.
     pub h: &'a mut Tensor<T>,
     /// How many of the rows there are.
     pub live_rows: LiveRows,
-    /// Of the layer that reads `h`; none on a CPU.
+    /// The projection of the layer that reads `h`; `None` on a CPU.
     pub projection: Option<FusedProjection>,
 }
 
@@ -61,7 +61,7 @@ pub struct Backward<'a, T: Real> {
     pub up: &'a mut Tensor<T>,
     /// How many of the rows there are.
     pub live_rows: LiveRows,
-    /// Of the two layers whose output gradients are made; none on a CPU.
+    /// The projection of the gate and up layers, which take the results as `dy`; `None` on a CPU.
     pub projection: Option<FusedProjection>,
 }
 

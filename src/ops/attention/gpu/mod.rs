@@ -1,8 +1,9 @@
 //! Attention on a GPU: one launch forward, two backward, over the work lists of the plan.
 //!
-//! Heads of 16, 32, 64 and 128. Backward computes dq and, in the same kernel, what the other one needs of every query: its `lse`
-//! and `D`; then dk and dv. What the kernels do is said in their files below `kernels/`. Lists are those of
-//! [`AttentionPlan::upload`] or [`AttentionPlan::replace`](super::AttentionPlan::replace), grids are made for their capacity.
+//! `head_dim` is 16, 32, 64 or 128. The first kernel of the backward pass computes dq, and `lse` and `D` of
+//! every query for the second one, which computes dk and dv. The files in `kernels/` describe the kernels.
+//! The work lists come from [`AttentionPlan::upload`] or
+//! [`AttentionPlan::replace`](super::AttentionPlan::replace); grids are sized for their capacity.
 
 mod plan;
 mod tables;
@@ -123,7 +124,7 @@ fn tables_of(plan: &AttentionPlan) -> Result<&Tables> {
     })
 }
 
-/// A launch of `blocks` blocks; none where there is nothing to do.
+/// A launch of `blocks` blocks; no launch if `blocks` is 0.
 fn launch(kernel: Kernel, blocks: usize, dynamic_smem: usize) -> Option<Launch> {
     let grid = [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1];
     (blocks > 0).then_some(Launch { kernel, grid, dynamic_smem: dynamic_smem as u32 })

@@ -1,7 +1,7 @@
 //! Which kernels compute attention on a GPU, in how many blocks: pure functions of heads and of the capacity for tiles.
 //!
-//! Blocks are numbered with the heads of one tile as neighbours, the heaviest tiles first: heads that share a key head meet in the
-//! L2 cache, and what runs last is short.
+//! Blocks are numbered with the heads of one tile as neighbours, so that heads that share a key head hit the
+//! L2 cache together; the heaviest tiles come first, so that the last blocks are short.
 
 use super::launch;
 use crate::device::kernels::Kernel;
@@ -11,14 +11,14 @@ use crate::ops::attention::{Heads, OP};
 
 /// Rows of a query tile and of a key tile.
 pub(super) const TILE: usize = 64;
-/// Keys that a block of the dq kernels takes at a time, and its stages.
+/// Keys that a block of the dq kernels loads per stage, and its number of stages.
 const DQ_KEYS: usize = 32;
 const DQ_STAGES: usize = 2;
-/// Stages of the dkv kernels, and bytes of the statistics of a query.
+/// Number of stages of the dkv kernels, and bytes of the statistics of a query.
 const DKV_STAGES: usize = 2;
 const STATS_BYTES: usize = 8;
 
-/// Most query tiles and key tiles that lists have room for.
+/// Capacity of the work lists in query tiles and key tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TileCapacity {
     /// Query tiles.
@@ -66,7 +66,7 @@ const KERNELS: [Kernels; 4] = [
 /// The kernels for this head_dim.
 ///
 /// # Errors
-/// [`Error::Device`] where there are none, with what there is.
+/// [`Error::Device`] if there are none for it; the message lists the supported sizes.
 pub(super) fn kernels(device: &Device, head_dim: usize) -> Result<&'static Kernels> {
     KERNELS.iter().find(|kernels| kernels.head_dim == head_dim).ok_or_else(|| Error::Device {
         what: format!(
@@ -82,18 +82,18 @@ fn tile_bytes(kernels: &Kernels) -> usize {
     TILE * kernels.head_dim * 2
 }
 
-/// One tile of keys and one of values. Nothing to launch without room for tiles.
+/// Shared memory holds one tile of keys and one of values. No launch if the capacity is 0.
 pub(super) fn forward(kernels: &Kernels, heads: &Heads, capacity: TileCapacity) -> Option<Launch> {
     launch(kernels.forward, capacity.tiles * heads.num_attention_heads, 2 * tile_bytes(kernels))
 }
 
-/// Two stages of 32 keys and their values.
+/// Shared memory holds two stages of 32 keys and their values.
 pub(super) fn dq(kernels: &Kernels, heads: &Heads, capacity: TileCapacity) -> Option<Launch> {
     let stage = 2 * DQ_KEYS * kernels.head_dim * 2;
     launch(kernels.dq, capacity.tiles * heads.num_attention_heads, DQ_STAGES * stage)
 }
 
-/// Keys and values of the block, and two stages of queries, dO and their statistics.
+/// Shared memory holds keys and values of the block, and two stages of queries, dO and their statistics.
 pub(super) fn dkv(kernels: &Kernels, heads: &Heads, capacity: TileCapacity) -> Option<Launch> {
     let stage = 2 * tile_bytes(kernels) + TILE * STATS_BYTES;
     let smem = 2 * tile_bytes(kernels) + DKV_STAGES * stage;

@@ -1,4 +1,4 @@
-//! The work lists that the kernels read: made from a plan, and kept in the memory of the GPU at a fixed capacity.
+//! The work lists that the kernels read: built from a plan and kept in GPU memory at a fixed capacity.
 
 use std::cmp::Reverse;
 
@@ -100,12 +100,12 @@ pub(crate) struct Tables {
     pub(super) packed_rows: Table<i32>,
     pub(super) key_tiles: Table<AttentionKeyTile>,
     pub(super) visits: Table<i32>,
-    /// What they were made for.
+    /// The capacity of the lists.
     pub(crate) capacity: PlanCapacity,
 }
 
 impl Tables {
-    /// The lists of `plan`, with room for these and no more.
+    /// The lists of `plan`, with exactly the capacity that it needs.
     pub(crate) fn exact(device: &Device, plan: &AttentionPlan) -> Result<Self> {
         let lists = Lists::new(plan);
         Ok(Self {
@@ -124,10 +124,10 @@ impl Tables {
         })
     }
 
-    /// Empty lists with room for every plan that takes no more than `capacity`.
+    /// Empty lists, with capacity for every plan within `capacity`.
     pub(crate) fn with_capacity(device: &Device, capacity: PlanCapacity) -> Result<Self> {
         let PlanCapacity { query_rows, key_rows, segments, ranges, visits } = capacity;
-        // Every segment may end with a tile that is not full.
+        // Every segment may end with a partial tile.
         let tiles = query_rows / TILE + segments.min(query_rows);
         let key_tiles = key_rows / TILE + segments.min(key_rows);
         let mut tables = Self {
@@ -142,7 +142,7 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Replaces the lists by those of `plan`; all or nothing.
+    /// Replaces the lists by those of `plan`. On an error nothing has changed.
     pub(crate) fn replace(&mut self, device: &Device, plan: &AttentionPlan) -> Result<()> {
         let PlanCapacity { query_rows, key_rows, segments, ranges, visits } = self.capacity;
         let lists = Lists::new(plan);
@@ -166,7 +166,7 @@ impl Tables {
         self.visits.write(device, &lists.visits)
     }
 
-    /// What grids are made for.
+    /// The capacity that grids are sized for.
     pub(super) fn tile_capacity(&self) -> TileCapacity {
         TileCapacity { tiles: self.tiles.capacity(), key_tiles: self.key_tiles.capacity() }
     }
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use crate::ops::attention::tests::{linked_segments, seen};
 
-    /// The pairs that the lists of queries show, and those that the lists of keys show.
+    /// The (query, key) pairs in the query lists, and those in the key lists.
     fn pairs(lists: &Lists) -> [Vec<(i32, i32)>; 2] {
         let packed =
             |tile: usize| lists.packed_rows[tile * TILE..][..TILE].iter().filter(|&&row| row < i32::MAX);
@@ -212,7 +212,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
-        /// Both lists show every query what its links say, cover all keys, and fit into the room for so many rows.
+        /// Both lists contain exactly the pairs of the links, cover all keys, and stay within the capacity
+        /// for this many rows.
         #[test]
         fn lists_show_every_row_what_its_links_say((segments, rows) in linked_segments()) {
             let mut expected: Vec<(i32, i32)> = Vec::new();

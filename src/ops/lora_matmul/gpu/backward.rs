@@ -109,8 +109,8 @@ pub(super) fn launch_input<T: Real>(
     device.launch(&tiled(&plan), &params)
 }
 
-/// Adds `dA += dxa^T dropout(x)` and `dB += dy^T xa` of up to seven layers to the gradients that their adapters name: in one launch for
-/// all layers without DoRA, and layer by layer with it.
+/// Adds `dA += dxa^T dropout(x)` and `dB += dy^T xa` of up to seven layers to the gradients in their adapter
+/// tables: one launch for all layers without DoRA, and one launch per layer with DoRA.
 pub(in super::super) fn gradients<T: Real>(device: &Device, jobs: &[GradJob<'_, '_, T>]) -> Result<()> {
     let (with, without): (Vec<_>, Vec<_>) = jobs.iter().partition(|job| job.layer.has_dora());
     launch_gradients(device, &without)?;
@@ -144,7 +144,7 @@ pub(super) fn launch_gradients<T: Real>(device: &Device, of_layers: &[&GradJob<'
         features: job.layer.in_features() as i32,
         ..common(job)
     });
-    // All dB first: then the dA that read the same x are neighbours.
+    // All dB come first, so that the dA that read the same x are neighbours.
     let mut jobs: Vec<LoraGradJob> = db.chain(da).collect();
     if jobs.len() > MAX_GRADIENTS {
         return Err(Error::shape(OP, "gradients", format!("at most {MAX_GRADIENTS}"), jobs.len()));

@@ -18,14 +18,14 @@ const IN_FEATURES: usize = 264;
 const OUT_FEATURES: usize = 200;
 const RANK: usize = 8;
 
-/// Largest root mean square error relative to the result: results are rounded to bf16 (1.7e-3), and gradients are made of
-/// numbers that are.
+/// Maximum root mean square error relative to the result: results are rounded to bf16 (1.7e-3), and gradients
+/// are computed from rounded numbers.
 const LIMIT: f64 = 4e-3;
 
 /// Runs a layer with an adapter forward and backward, on `device` and in f64 on the CPU.
 ///
 /// # Errors
-/// Errors of the device. Wrong results are findings.
+/// Errors of the device. Wrong results are returned as findings, not as errors.
 pub fn self_test(device: &Device) -> Result<Vec<Finding>> {
     let check = "LoRA matmul against f64";
     if device.machine() == Machine::Cpu {
@@ -46,7 +46,7 @@ pub fn self_test(device: &Device) -> Result<Vec<Finding>> {
     Ok(vec![Finding { check, detail, outcome }])
 }
 
-/// Operands, as numbers that bf16 holds: x, W, A, B transposed, dy.
+/// The operands, all exactly representable in bf16: x, W, A, B transposed, dy.
 struct Operands {
     x: Vec<bf16>,
     weight: Vec<bf16>,
@@ -86,7 +86,7 @@ impl Operands {
         one.run(device, [da, db])
     }
 
-    /// The same in f64.
+    /// The reference results, in f64.
     fn on_cpu(&self) -> Result<[Vec<f64>; 4]> {
         let cpu = Device::cpu(0)?;
         let a = cpu.tensor(RANK, IN_FEATURES, &as_f64(&self.a))?;
@@ -112,7 +112,8 @@ struct One<'a, T: Real> {
 }
 
 impl<T: Real> One<'_, T> {
-    /// y, dx, dA and dB as they are on the device; `grads` are where the last two go. What shall be overwritten is NaN before.
+    /// y, dx, dA and dB as the device computes them; `grads` holds the last two. Outputs that must be
+    /// overwritten start as NaN.
     fn run(self, device: &Device, grads: [Tensor<T::Stat>; 2]) -> Result<[Vec<f64>; 4]> {
         let rows = Rows::new(device, ROWS, &[AdapterRows { adapter: 0, rows: 0..ROWS }], None)?;
         let Self { x, dy, weight, lora, adapters } = self;
@@ -138,7 +139,7 @@ impl<T: Real> One<'_, T> {
     }
 }
 
-/// NaN is not.
+/// False for NaN.
 fn is_good(error: f64) -> bool {
     error <= LIMIT
 }

@@ -1,12 +1,14 @@
-//! DoRA on a GPU: what lies between the products of a layer with magnitudes, one launch (or two) a function.
+//! DoRA on a GPU: the operations between the matrix products of a layer with magnitudes, one or two launches
+//! per function.
 //!
-//! With `c` of [`norm`], `g = magnitude / c`, `x~, rest` of [`dropout`] and `z = x~ W^T + scaling * (x~ A^T) B^T` (the layer's own
-//! kernels on `x~`, without bias), the layer is `y = g z + bias` without dropout ([`scale`] in place), and with it
-//! `y = rest W^T + g z + bias` ([`scale`] with an addend). Backward: `dyg = g dy` ([`scale`]) takes the place of `dy` in `dxa`, `dA`
-//! and `dB`; without dropout also in `dx`, and with it `dx = dy W + mask(u)` with `u = ((g - 1) dy) W + dxa A`, the kernel of `dx`
-//! without mask on `(g - 1) dy` ([`scale`] with [`Gain::LessOne`]), masked by [`dropout`] with an addend.
-//! [`magnitude_gradient`] takes `dy` and `z`. Rows go by [`Rows`], so one launch serves all adapters of a batch. The calls are
-//! recorded by whoever composes them.
+//! With `c` of [`norm`], `g = magnitude / c`, `x~, rest` of [`dropout`] and `z = x~ W^T + scaling * (x~ A^T)
+//! B^T` (the layer's own kernels on `x~`, without bias), the layer is `y = g z + bias` without dropout
+//! ([`scale`] in place), and with it `y = rest W^T + g z + bias` ([`scale`] with an addend). Backward: `dyg =
+//! g dy` ([`scale`]) takes the place of `dy` in `dxa`, `dA` and `dB`; without dropout also in `dx`, and with
+//! it `dx = dy W + mask(u)` with `u = ((g - 1) dy) W + dxa A`, the kernel of `dx` without mask on `(g - 1)
+//! dy` ([`scale`] with [`Gain::LessOne`]), masked by [`dropout`] with an addend. [`magnitude_gradient`] takes
+//! `dy` and `z`. [`Rows`] says which adapter a row uses, so one launch serves all adapters of a batch. The
+//! caller records the work in the ledger.
 
 use super::{Dropout, Rows, lora_dropout};
 use crate::device::kernels::params::{
@@ -19,15 +21,15 @@ use crate::ops::check_shape;
 use crate::ops::lora_matmul::{Merged, OP};
 use crate::tensor::Real;
 
-/// Rows of W of one block of the norms.
+/// Rows of W per block of the norm kernel.
 const NORM_ROWS: usize = 16;
-/// Rows and columns of one block that scales.
+/// Rows and columns per block of the scale kernel.
 const SCALE: [usize; 2] = [8, 1024];
-/// Columns of one block of the gradient.
+/// Columns per block of the gradient kernel.
 const GRAD_COLUMNS: usize = 256;
-/// Rows whose products are added up by one block.
+/// Rows per block of the gradient kernel.
 const SLAB_ROWS: usize = 128;
-/// Threads of a block of dropout, and columns that two of them share.
+/// Threads per block of the dropout kernel, and columns that two of them share.
 const DROPOUT: [usize; 2] = [128, 128];
 
 /// Writes `norm[j] = || (W + scaling * B A)[j, :] ||`, `[1, out_features]`, f32.
@@ -63,7 +65,7 @@ pub struct Magnitude<'a, T: Real> {
     pub magnitude: &'a Tensor<T>,
     /// Of [`norm`].
     pub norm: &'a Tensor<T::Stat>,
-    /// Its gradient, added to; none where nobody trains it.
+    /// Its gradient, added to; `None` if it is not trained.
     pub grad: Option<&'a Tensor<T::Stat>>,
 }
 
@@ -114,7 +116,7 @@ impl Magnitudes {
     }
 }
 
-/// What columns are multiplied with.
+/// The factor of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gain {
     /// `g`.
@@ -128,9 +130,9 @@ pub enum Gain {
 pub struct Scale<'a, T: Real> {
     /// The gains.
     pub magnitudes: &'a Magnitudes,
-    /// What is multiplied, `[rows, out_features]`; the output itself where there is none.
+    /// The input, `[rows, out_features]`; `None`: the output is scaled in place.
     pub input: Option<&'a Tensor<T>>,
-    /// With what.
+    /// The factor.
     pub gain: Gain,
     /// Added to the result, `[rows, out_features]`.
     pub addend: Option<&'a Tensor<T>>,
@@ -138,7 +140,8 @@ pub struct Scale<'a, T: Real> {
     pub bias: Option<&'a Tensor<T>>,
 }
 
-/// Writes `out[t, j] = gain[j] * input[t, j] + addend[t, j] + bias[j]` with the gains of the adapter that row `t` goes through.
+/// Writes `out[t, j] = gain[j] * input[t, j] + addend[t, j] + bias[j]` with the gains of the adapter of row
+/// `t`.
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit; errors of the device.
@@ -180,11 +183,11 @@ pub fn scale<T: Real>(device: &Device, rows: &Rows, args: Scale<'_, T>, out: &mu
 /// What [`magnitude_gradient`] reads.
 #[derive(Debug, Clone, Copy)]
 pub struct MagnitudeGradient<'a, T: Real> {
-    /// The divisors, and where the gradients go.
+    /// The norms `c`, and where the gradients go.
     pub magnitudes: &'a Magnitudes,
     /// Gradient of the output, `[rows, out_features]`.
     pub dy: &'a Tensor<T>,
-    /// See the module text, `[rows, out_features]`.
+    /// See the module documentation, `[rows, out_features]`.
     pub z: &'a Tensor<T>,
 }
 
@@ -234,9 +237,9 @@ pub fn magnitude_gradient<T: Real>(
 pub struct Dropped<'a, T: Real> {
     /// The mask.
     pub mask: Dropout,
-    /// `dropout(input) + addend`, overwritten. With none, the addend is overwritten.
+    /// `dropout(input) + addend`, overwritten. If `None`, the addend is overwritten.
     pub out: Option<&'a mut Tensor<T>>,
-    /// `input - out`, overwritten; with an output of its own and without addend only.
+    /// `input - out`, overwritten; only allowed with an `out` and without an addend.
     pub rest: Option<&'a mut Tensor<T>>,
     /// Added before rounding.
     pub addend: Option<&'a mut Tensor<T>>,

@@ -1,9 +1,10 @@
 //! LoRA matmul on a GPU: the launches of both directions for a group of layers.
 //!
-//! Numbers are bf16, gradients f32. Unlike on the CPU, `B` is kept transposed, `[r, out_features]`, and so is its gradient; the columns
-//! of `xa` and `dxa` are the largest rank rounded up to 16. A group takes one launch each for `xa`, for `y`, for `dxa` and for `dx`; the
-//! gradients of all factors of several groups take one launch together ([`gradients`]). What each kernel does is said in its file
-//! below `kernels/`. Groups with DoRA take their kernels several times (`with_dora.rs`).
+//! Numbers are bf16, gradients f32. Unlike on the CPU, `B` and its gradient are stored transposed, `[r,
+//! out_features]`; `xa` and `dxa` have the largest rank rounded up to 16 as their number of columns. A group
+//! takes one launch each for `xa`, `y`, `dxa` and `dx`; the gradients of all factors of several groups take
+//! one launch together ([`gradients`]). The files in `kernels/` describe the kernels. Groups with DoRA launch
+//! their kernels several times (`with_dora.rs`).
 
 mod backward;
 mod check;
@@ -29,11 +30,11 @@ use crate::ops::check_shape;
 use crate::ops::projection::FusedProjection;
 use crate::tensor::Real;
 
-/// The narrow product `output = scaling * dropout(input) factors^T` of one layer.
+/// The projection `output = scaling * dropout(input) factors^T` of one layer.
 type Down = LoraDownLayer;
 
 impl<T: Real> Group<'_, T> {
-    /// The shapes that plans are made of.
+    /// The shapes that plans depend on.
     fn problem(&self) -> Problem {
         Problem {
             rows: self.rows.capacity(),
@@ -45,7 +46,7 @@ impl<T: Real> Group<'_, T> {
         }
     }
 
-    /// What kernels ask beyond [`Group::check`].
+    /// The checks that kernels need beyond [`Group::check`].
     fn check_for_kernels(&self) -> Result<()> {
         if self.layers.is_empty() || self.layers.len() > MAX_LAYERS {
             return Err(Error::shape(OP, "layers", format!("1 to {MAX_LAYERS}"), self.layers.len()));
@@ -69,7 +70,8 @@ impl<T: Real> Group<'_, T> {
         Ok(())
     }
 
-    /// Columns of the `xa` or `dxa` of adapted layers: at least those of this group, and more where a larger one made them.
+    /// Columns of the `xa` or `dxa` of adapted layers: at least those of this group; more if the buffers were
+    /// allocated for a larger group.
     fn xa_stride(&self, arg: &'static str, xa: &[&Tensor<T>]) -> Result<usize> {
         let with = self.layers.iter().zip(xa).filter(|(layer, _)| adapted(layer).is_some());
         let own = self.problem().rank_stride();
@@ -82,7 +84,7 @@ impl<T: Real> Group<'_, T> {
         Ok(cols)
     }
 
-    /// The narrow products of the adapted layers, whose inputs have so many features, in one launch.
+    /// The projections of the adapted layers, whose inputs have `features` columns, in one launch.
     fn down(&self, device: &Device, layers: &[Down], has_dropout: bool) -> Result<()> {
         let problem = self.problem();
         if layers.is_empty() || problem.rows == 0 {
@@ -105,7 +107,8 @@ impl<T: Real> Group<'_, T> {
         device.launch(&narrow(&plan), &params)
     }
 
-    /// The same for the kernel that makes the inputs. One for each layer, 0 features where it is not adapted. None where none is.
+    /// The projections to fuse into the kernel that produces the inputs: one per layer, with 0 features if
+    /// the layer is not adapted. `None` if no layer is adapted.
     fn fused(&self, layers: &[Down], is_masked: bool) -> Option<FusedProjection> {
         let problem = self.problem();
         let [runs, num_runs] = self.rows.run_ptrs();

@@ -1,4 +1,4 @@
-//! The tables of adapters that kernels read in device memory: where their factors and gradients are.
+//! The adapter tables in device memory: the addresses of factors and gradients, for kernels.
 
 use std::sync::Arc;
 
@@ -19,12 +19,12 @@ pub struct FactorGrads<'a, T: Real> {
     pub b_t: &'a Tensor<T::Stat>,
 }
 
-/// A layer and the parts that adapters have in it.
+/// A layer and its adapters.
 #[derive(Debug, Clone)]
 pub struct LayerFactors<'a, T: Real> {
     /// `[out_features, in_features]`.
     pub shape: [usize; 2],
-    /// By adapter; none where an adapter leaves the layer alone.
+    /// By adapter index; `None` where an adapter does not target the layer.
     pub adapters: Vec<Option<Factors<'a, T>>>,
 }
 
@@ -35,7 +35,8 @@ pub struct Factors<'a, T: Real> {
     pub a: &'a Tensor<T>,
     /// `B` transposed, `[r, out_features]`.
     pub b_t: &'a Tensor<T>,
-    /// Their gradients, added to by [`gradients`](crate::ops::lora_matmul::gradients); none where nobody trains them.
+    /// Their gradients, added to by [`gradients`](crate::ops::lora_matmul::gradients); `None` if they are not
+    /// trained.
     pub grads: Option<FactorGrads<'a, T>>,
     /// `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
     pub scaling: f32,
@@ -49,12 +50,13 @@ pub struct LayerAdapters {
     /// Address of the table of `B` transposed, by adapter.
     pub(super) b_t: DevicePtr,
     pub(super) max_rank: usize,
-    /// Where the tables are, with those of other layers.
+    /// The memory of the tables, shared with other layers.
     _memory: Arc<Tensor<u32>>,
 }
 
 impl LayerAdapters {
-    /// The table of the adapters of a layer `[out_features, in_features]`, by index; none where an adapter leaves the layer alone.
+    /// The table of the adapters of a layer `[out_features, in_features]`, by index; `None` where an adapter
+    /// does not target the layer.
     ///
     /// # Errors
     /// As [`LayerAdapters::of_layers`].
@@ -66,7 +68,7 @@ impl LayerAdapters {
         Ok(Self::of_layers(device, &[LayerFactors { shape, adapters: adapters.to_vec() }])?.remove(0))
     }
 
-    /// The tables of many layers, in one piece of memory.
+    /// The tables of many layers, in one allocation.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::error::Error::Shape) if a factor or gradient has another shape than its layer `[out_features, in_features]`; errors of the
@@ -121,7 +123,7 @@ impl LayerAdapters {
     }
 }
 
-/// The keys of the masks of all layers; [`Table::write`] sets those of another step.
+/// The dropout keys of all layers; [`Table::write`] sets those of another step.
 ///
 /// # Errors
 /// Errors of the device.

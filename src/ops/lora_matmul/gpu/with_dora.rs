@@ -1,8 +1,9 @@
-//! Groups in which some layers have DoRA: their kernels several times, with what lies between them from [`dora`], whose text has the
-//! formulas.
+//! Groups in which some layers have DoRA: several launches of the plain kernels, with the operations of
+//! [`dora`] between them. The formulas are documented there.
 //!
-//! Without dropout a layer with DoRA goes along with its group: only its output and its `dy` are scaled. With dropout its frozen
-//! weight sees another input than those of the others, so it goes alone.
+//! Without dropout a layer with DoRA is launched with its group, and only its output and its `dy` are scaled.
+//! With dropout its frozen weight has another input than the rest of the group, so it has launches of its
+//! own.
 
 use super::backward::{launch_gradients, launch_input};
 use super::dora::{self, Dropped, Gain, MagnitudeGradient, Magnitudes, Scale};
@@ -41,8 +42,8 @@ pub(super) fn apply<T: Real>(
     Ok(())
 }
 
-/// Writes the product of the layer with its dropped-out input to `y`, without bias, and gives that of the frozen weight with the
-/// rest of the input. None, and nothing done, without dropout.
+/// Writes the product of the layer with its dropped-out input to `y`, without bias, and returns the product
+/// of the frozen weight with the rest of the input. Without dropout it does nothing and returns `None`.
 fn apply_dropped<T: Real>(
     device: &Device,
     LayerRows { layer, rows }: LayerRows<'_, T>,
@@ -77,7 +78,8 @@ pub(super) fn backward_input<T: Real>(
         let dy = &or_plain(&scaled, dy);
         return launch_input(device, group, InputGradient { dy, dxa, dx });
     };
-    // First all layers, those with DoRA as frozen ones; then what dropout lets through of these.
+    // First all layers, those with DoRA as if frozen; then `mask(u)` (see `dora`) is added for each layer
+    // with DoRA.
     let none = device.empty(dx.rows(), 0)?;
     let (mut layers, mut without) = (Vec::new(), dxa.to_vec());
     for (layer, dxa) in group.layers.iter().zip(&mut without) {
@@ -105,7 +107,8 @@ pub(super) fn backward_input<T: Real>(
     Ok(())
 }
 
-/// The gradients of a layer with DoRA: those of its magnitudes need its output once more.
+/// The gradients of a layer with DoRA. The gradient of the magnitude needs the output of the layer, which is
+/// recomputed.
 pub(super) fn gradients<T: Real>(device: &Device, job: &GradJob<'_, '_, T>) -> Result<()> {
     let one = job.layer_rows();
     let magnitudes = magnitudes(one.layer)?;
@@ -121,7 +124,7 @@ pub(super) fn gradients<T: Real>(device: &Device, job: &GradJob<'_, '_, T>) -> R
     launch(device, &Group::new(&alone, job.rows), input, &mut [Apply { y: &mut z, xa: job.xa }])?;
     drop(dropped);
     dora::magnitude_gradient(device, job.rows, MagnitudeGradient { magnitudes, dy: job.dy, z: &z })?;
-    // z is done with, and makes room.
+    // `z` is not needed any more; its memory is freed.
     let mut scaled = z;
     let args = Scale { magnitudes, input: Some(job.dy), gain: Gain::Whole, addend: None, bias: None };
     dora::scale(device, job.rows, args, &mut scaled)?;
@@ -138,7 +141,7 @@ fn scaled<T: Real>(device: &Device, one: LayerRows<'_, T>, dy: &Tensor<T>, gain:
     Ok(out)
 }
 
-/// `dy` times the gains of every layer with DoRA; none without.
+/// `dy` times the gains, for every layer with DoRA; `None` for the others.
 pub(super) fn scaled_each<T: Real>(
     device: &Device,
     group: &Group<'_, T>,
@@ -150,7 +153,7 @@ pub(super) fn scaled_each<T: Real>(
     group.each().zip(dy).map(of_layer).collect()
 }
 
-/// What there is of `scaled`, and `dy` elsewhere.
+/// The entry of `scaled` where there is one, else `dy`.
 pub(super) fn or_plain<'t, T: Real>(
     scaled: &'t [Option<Tensor<T>>],
     dy: &[&'t Tensor<T>],
