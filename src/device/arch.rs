@@ -20,21 +20,21 @@ pub enum Arch {
     Sm120,
 }
 
-/// What a plan is made for: plans depend on nothing else of a device.
+/// The properties of a device that kernel plans depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chip {
-    /// What the multiprocessors are.
+    /// Architecture of the multiprocessors.
     pub arch: Arch,
-    /// How many there are.
+    /// Number of multiprocessors.
     pub multiprocessors: u32,
 }
 
 impl Chip {
-    /// The card that kernels are tuned for.
+    /// The chip that kernels are tuned for.
     pub const RTX_3080: Self = Self { arch: Arch::Sm86, multiprocessors: 68 };
 }
 
-/// What a multiprocessor has, and what a block may have of it.
+/// Resources of a multiprocessor, and the limits of one block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Warps that can be resident.
@@ -45,33 +45,34 @@ pub struct Limits {
     pub registers: u32,
     /// Bytes of shared memory for all resident blocks.
     pub smem: u32,
-    /// Most bytes of shared memory of one block, static and dynamic together.
+    /// Maximum bytes of shared memory of one block, static and dynamic together.
     pub smem_per_block: u32,
 }
 
-/// Registers are given to a warp in units of this many.
+/// Allocation unit of registers, per warp.
 const REGISTER_UNIT: u32 = 256;
 
 /// A multiprocessor has this many schedulers, each with its own share of registers.
 const SCHEDULERS: u32 = 4;
 
-/// Shared memory is given to a block in units of this many bytes.
+/// Allocation unit of shared memory, in bytes per block.
 const SMEM_UNIT: u32 = 128;
 
-/// Bytes of shared memory that the system takes of each block.
+/// Bytes of shared memory that the system reserves per block.
 const SMEM_RESERVED: u32 = 1024;
 
-/// Most registers of a thread.
+/// Maximum registers per thread.
 pub const MAX_REGISTERS: u32 = 255;
 
-/// Most threads of a block.
+/// Maximum threads per block.
 pub const MAX_THREADS: u32 = 1024;
 
 impl Arch {
     /// All of them, oldest first.
     pub const ALL: [Self; 5] = [Self::Sm80, Self::Sm86, Self::Sm89, Self::Sm90, Self::Sm120];
 
-    /// The architecture of exactly this compute capability. Others run the PTX, or none if older than 8.0.
+    /// The architecture of this compute capability, if it has machine code. Other GPUs run the PTX; GPUs
+    /// older than 8.0 are not supported.
     pub fn of(major: u32, minor: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|arch| arch.number() == 10 * major + minor)
     }
@@ -87,7 +88,7 @@ impl Arch {
         }
     }
 
-    /// The limits of its multiprocessors.
+    /// The limits of the multiprocessors of this architecture.
     pub const fn limits(self) -> Limits {
         let (warps, blocks, smem_kib) = match self {
             Self::Sm80 => (64, 32, 164),
@@ -99,10 +100,11 @@ impl Arch {
         Limits { warps, blocks, registers: 65_536, smem, smem_per_block: smem - SMEM_RESERVED }
     }
 
-    /// Multiply-adds of bf16 with sums in f32 that `mma.sync` makes per cycle on one multiprocessor: 312 TFLOP/s of an A100 (108
-    /// multiprocessors, 1.41 GHz), 59.5 of an RTX 3080 (68, 1.71 GHz), 165 of an RTX 4090 (128, 2.52 GHz), 113 of an RTX 5080 (84,
-    /// 2.617 GHz). The rate of Hopper's sheet is that of `wgmma`; `mma.sync` makes about half of it. Where GeForce and
-    /// professional cards share an architecture it is the GeForce's.
+    /// Multiply-adds of bf16 with sums in f32 that `mma.sync` makes per cycle on one multiprocessor: 312
+    /// TFLOP/s of an A100 (108 multiprocessors, 1.41 GHz), 59.5 of an RTX 3080 (68, 1.71 GHz), 165 of an RTX
+    /// 4090 (128, 2.52 GHz), 113 of an RTX 5080 (84, 2.617 GHz). The rate of Hopper's sheet is that of
+    /// `wgmma`; `mma.sync` makes about half of it. Where GeForce and professional cards share an
+    /// architecture, the rate is that of the GeForce.
     pub const fn mma_per_clock(self) -> u32 {
         match self {
             Self::Sm80 | Self::Sm90 => 1024,
@@ -127,11 +129,12 @@ pub fn occupancy(arch: Arch, threads: u32, registers: u32, smem: u32) -> u32 {
     }
     let warps = threads.div_ceil(32);
     let registers_per_warp = (32 * registers).next_multiple_of(REGISTER_UNIT);
-    // A block is laid out over all schedulers evenly, which matters for blocks that would fill the registers alone.
+    // The warps of a block are spread evenly over all schedulers, which matters for blocks that fill the
+    // registers.
     if registers_per_warp * warps.next_multiple_of(SCHEDULERS) > limits.registers {
         return 0;
     }
-    // No registers are no limit. A warp's registers lie with one scheduler.
+    // 0 registers mean no limit. The registers of a warp belong to one scheduler.
     let by_registers = (limits.registers / SCHEDULERS)
         .checked_div(registers_per_warp)
         .map_or(limits.blocks, |warps_per_scheduler| SCHEDULERS * warps_per_scheduler / warps);
@@ -149,14 +152,14 @@ mod tests {
     #[test]
     fn blocks_per_multiprocessor_are_those_of_the_cuda_calculator() {
         for (arch, threads, registers, smem, blocks) in [
-            // Nothing but threads and blocks.
+            // Limited by threads and blocks only.
             (Sm80, 32, 32, 0, 32),
             (Sm86, 64, 32, 0, 16),
             (Sm89, 64, 32, 0, 24),
             (Sm90, 1024, 32, 0, 2),
             (Sm120, 64, 32, 0, 24),
             (Sm120, 1024, 32, 0, 1),
-            // Registers: 65,536, a warp's with one of four schedulers.
+            // Limited by registers: 65,536, divided among four schedulers.
             (Sm86, 256, 128, 0, 2),
             (Sm86, 256, 129, 0, 1),
             (Sm80, 96, 200, 0, 2),
@@ -164,7 +167,7 @@ mod tests {
             (Sm86, 1024, 64, 0, 1),
             (Sm86, 1024, 65, 0, 0),
             (Sm90, 384, 168, 0, 1),
-            // Shared memory, of which each block has another KiB.
+            // Limited by shared memory, of which the system takes one more KiB per block.
             (Sm86, 256, 128, 48 << 10, 2),
             (Sm86, 256, 128, 49 << 10, 2),
             (Sm86, 256, 128, (49 << 10) + 1, 1),

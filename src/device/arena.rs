@@ -1,49 +1,50 @@
-//! Where tensors lie in one block of device memory: offsets and no memory, so that a plan runs the code of the run.
+//! Allocator of offsets in one block of device memory. It holds no memory itself, so a plan runs the same
+//! code as the run.
 //!
-//! Best fit: a request takes the smallest hole that is large enough, the lowest of equal ones, and the space above the last
-//! tensor only if no hole fits. That space is never compared with holes, so offsets do not depend on the capacity: the
-//! high-water mark of a dry run without an end is exactly the capacity that the same requests need. Neighbouring holes become
-//! one at once.
+//! Best fit: a request takes the smallest hole that is large enough, the lowest of equal ones, and the space
+//! above the last tensor only if no hole fits. That space is never compared with holes, so offsets do not
+//! depend on the capacity: the high-water mark of a dry run with unlimited capacity is exactly the capacity
+//! that the same requests need. Neighbouring holes are merged at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Tensors begin at multiples of this many bytes: what `cuMemAlloc` gives, and enough for every vector load and bulk copy.
+/// Alignment of tensors in bytes: that of `cuMemAlloc`, and enough for every vector load and bulk copy.
 pub(super) const ALIGNMENT: u64 = 256;
 
-/// How full an arena is, in bytes.
+/// Usage of an arena, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ArenaUse {
-    /// Its size; that of a dry run has no end.
+    /// Size of the arena; unlimited in a dry run.
     pub capacity_bytes: u64,
-    /// In tensors now, rounded up to their alignment.
+    /// Bytes in live tensors, rounded up to their alignment.
     pub used_bytes: u64,
-    /// The end of the highest tensor that ever was: the capacity that the requests so far need.
+    /// The highest end of any tensor so far: the capacity that the requests so far need.
     pub high_water_bytes: u64,
 }
 
-/// A request that found no place.
+/// A request that did not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NoRoom {
     /// Bytes asked for, rounded up to their alignment.
     pub(super) needed: u64,
-    /// Free bytes in all.
+    /// Total free bytes.
     pub(super) free: u64,
-    /// Free bytes in one piece.
+    /// Bytes of the largest contiguous free range.
     pub(super) largest: u64,
     /// Bytes of the arena.
     pub(super) capacity: u64,
 }
 
-/// Where tensors were while launches were recorded.
+/// The places of tensors while launches were recorded.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Places {
     /// Offset and length.
     ranges: Vec<(u64, u64)>,
-    /// Requests up to then.
+    /// Number of requests up to the end of the recording.
     requests: u64,
 }
 
-/// See the module text.
+/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Arena {
     capacity: u64,
@@ -51,11 +52,11 @@ pub(super) struct Arena {
     top: u64,
     used_bytes: u64,
     high_water: u64,
-    /// Length of every tensor and its number in the order of the requests, by offset.
+    /// By offset: the length of every tensor and the number of its request.
     used: BTreeMap<u64, (u64, u64)>,
-    /// Requests so far.
+    /// Number of requests so far.
     requests: u64,
-    /// Offset and length of every request since somebody asked for them.
+    /// Offset and length of every request since [`Arena::begin_trace`].
     trace: Option<Vec<(u64, u64)>>,
     /// Length of every hole below `top`, by offset. No hole touches another one or `top`.
     holes: BTreeMap<u64, u64>,
@@ -64,7 +65,7 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// An arena of `capacity` bytes, of which a last part that is shorter than the alignment stays unused.
+    /// An arena of `capacity` bytes, rounded down to the alignment.
     pub(super) fn new(capacity: u64) -> Self {
         Self {
             capacity: capacity - capacity % ALIGNMENT,
@@ -79,12 +80,13 @@ impl Arena {
         }
     }
 
-    /// An arena in which everything finds a place, for plans.
+    /// An arena of unlimited capacity, for plans.
     pub(super) fn without_end() -> Self {
         Self::new(u64::MAX)
     }
 
-    /// The offset of `bytes` bytes. Nothing takes one alignment too, so that tensors without elements differ in address.
+    /// Allocates `bytes` bytes and returns their offset. A request of 0 bytes takes one alignment unit, so
+    /// that empty tensors differ in address.
     pub(super) fn take(&mut self, bytes: u64) -> Result<u64, NoRoom> {
         let length = bytes.max(1).checked_next_multiple_of(ALIGNMENT);
         let Some(length) = length else { return Err(self.no_room(bytes)) };
@@ -113,7 +115,7 @@ impl Arena {
         Ok(offset)
     }
 
-    /// From here on the places of requests are noted.
+    /// Starts to trace the places of requests.
     pub(super) fn begin_trace(&mut self) {
         self.trace = Some(Vec::new());
     }
@@ -123,7 +125,7 @@ impl Arena {
         Places { ranges: self.trace.take().unwrap_or_default(), requests: self.requests }
     }
 
-    /// Offset of a tensor that was asked for after `places` were noted and lies on one of them.
+    /// Offset of a live tensor that was requested after `places` were traced and overlaps one of them.
     pub(super) fn newcomer_on(&self, places: &Places) -> Option<u64> {
         let newcomers = self.used.iter().filter(|(_, (_, request))| *request > places.requests);
         let mut offsets = newcomers.map(|(&offset, &(length, _))| (offset, offset + length));
@@ -131,7 +133,7 @@ impl Arena {
         offsets.find(|&(start, end)| meets(start, end)).map(|(start, _)| start)
     }
 
-    /// Takes back what lies at `offset`.
+    /// Frees the tensor at `offset`.
     pub(super) fn give(&mut self, offset: u64) {
         let Some((length, _)) = self.used.remove(&offset) else {
             debug_assert!(false, "no tensor begins at {offset}");
@@ -155,7 +157,7 @@ impl Arena {
         }
     }
 
-    /// How full it is.
+    /// The usage of the arena.
     pub(super) fn usage(&self) -> ArenaUse {
         ArenaUse {
             capacity_bytes: self.capacity,
@@ -164,7 +166,7 @@ impl Arena {
         }
     }
 
-    /// Whether nothing lies in it.
+    /// True if no tensor is in the arena.
     pub(super) fn is_empty(&self) -> bool {
         self.used.is_empty()
     }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A request: take this many bytes, or give back one of those that are there.
+/// A request: allocate this many bytes, or free one of the live allocations.
 #[derive(Debug, Clone)]
 enum Request {
     Take(u64),
@@ -20,7 +20,7 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
     prop::collection::vec(request, 0..200)
 }
 
-/// What every request got, the (offset, bytes) that are left, and the arena.
+/// The results of all requests, the live (offset, bytes), and the arena.
 type Played = (Vec<Result<u64, NoRoom>>, Vec<(u64, u64)>, Arena);
 
 /// Plays `requests`.
@@ -46,7 +46,7 @@ fn play(mut arena: Arena, requests: &[Request]) -> Played {
     (answers, live, arena)
 }
 
-/// What must hold at any time.
+/// The invariants of the arena.
 fn check(arena: &Arena, live: &[(u64, u64)]) {
     let mut ranges: Vec<(u64, u64, bool)> = live
         .iter()
@@ -133,7 +133,8 @@ fn absurd_sizes_are_refused() {
     assert!(Arena::new(255).take(1).is_err());
 }
 
-/// The requests of one training pass in the order of a decoder: per block what is kept and what is not, then back.
+/// The requests of one training pass of a decoder: per block the saved and the temporary tensors, then the
+/// backward pass.
 fn step(arena: &mut Arena, tokens: u64, peak: &mut u64) {
     const BLOCKS: usize = 28;
     let (hidden, mlp, kv, rank) = (1024, 3072, 1024, 16);
@@ -180,7 +181,7 @@ fn step(arena: &mut Arena, tokens: u64, peak: &mut u64) {
 
 #[test]
 fn a_training_step_wastes_little() {
-    // Passes of different lengths after one another, over weights that stay.
+    // Several passes of different lengths, while the weights stay allocated.
     let mut arena = Arena::without_end();
     let mut peak = 0;
     arena.take(1 << 30).unwrap();

@@ -1,8 +1,8 @@
-//! Cards by name: what a plan needs to know about a GPU that is not in this machine.
+//! Known GPUs by name: the data that a plan needs for a GPU that is not in this machine.
 //!
-//! Peaks are those of NVIDIA's documents, for dense products of bf16 with sums in f32. Ceilings are what a plan may count on;
-//! where nobody measured them they are parts of the peak, and the text of each card says so. Nothing here was measured on the
-//! card by this project unless it says that too.
+//! Peaks are those of NVIDIA's documents, for dense products of bf16 with sums in f32. Ceilings are the rates
+//! that a plan assumes. Unless they were measured they are fractions of the peak; the documentation of each
+//! card says which. A number was measured by this project only where the documentation says so.
 
 use super::arch::{Arch, Chip};
 
@@ -19,30 +19,30 @@ pub struct Card {
     pub sms: u32,
     /// Bytes of its memory.
     pub memory_bytes: u64,
-    /// Bytes that programs can have; the driver and a display take the rest.
+    /// Bytes available to programs; the driver and a display take the rest.
     pub usable_bytes: u64,
-    /// Bytes of these that are not for tensors: context, kernels, and what fragmentation loses.
+    /// Bytes of these that tensors cannot use: context, kernels, and fragmentation.
     pub reserve_bytes: u64,
-    /// Peak of its memory, bytes per second.
+    /// Peak memory bandwidth, bytes per second.
     pub dram_peak: f64,
-    /// Peak of its tensor cores, floating-point operations per second.
+    /// Peak rate of the tensor cores, floating-point operations per second.
     pub bf16_peak: f64,
-    /// What a plan counts on, bytes per second.
+    /// Memory bandwidth that a plan assumes, bytes per second.
     pub dram_ceiling: f64,
-    /// What a plan counts on, floating-point operations per second.
+    /// Compute rate that a plan assumes, floating-point operations per second.
     pub bf16_ceiling: f64,
 }
 
 const GIB: u64 = 1 << 30;
 
-/// Part of the memory that programs can have: 9.3 of the 10 GiB of an RTX 3080 with a display.
+/// Share of the memory available to programs: 9.3 of the 10 GiB of an RTX 3080 with a display.
 const USABLE: f64 = 0.93;
 
-/// What is not for tensors: an estimate of context and kernels, for all cards.
+/// Bytes that tensors cannot use: an estimate of context and kernels, for all cards.
 const RESERVE: u64 = 350_000_000;
 
-/// Seconds that a launch adds to a step: an assumption, not a measurement. Back-to-back kernels of one stream are about 1 us
-/// apart, and a call of the driver takes 4 to 6 us, of which most is hidden behind the kernel before.
+/// Seconds that a launch adds to a step: an assumption, not a measurement. Back-to-back kernels of one stream
+/// are about 1 us apart, and a driver call takes 4 to 6 us, most of it hidden behind the previous kernel.
 pub const LAUNCH_SECS: f64 = 2e-6;
 
 /// GeForce RTX 3080 10 GB. 68 SMs, 272 tensor cores at 1710 MHz, 760 GB/s, 59.5 TFLOP/s: "NVIDIA Ampere GA102 GPU
@@ -174,7 +174,7 @@ const H200: Card = Card {
     bf16_ceiling: 790e12,
 };
 
-/// The cards that a plan can be for.
+/// The cards that a plan can be made for.
 pub const CARDS: [Card; 8] = [RTX3080, RTX3090, RTX4090, RTX5080, RTX5090, A100, H100, H200];
 
 impl Card {
@@ -204,22 +204,23 @@ impl Card {
         CARDS.iter().find(|card| names.iter().any(|name| name == card.name))
     }
 
-    /// What plans of kernels go by.
+    /// The chip that kernel plans depend on.
     pub fn chip(&self) -> Chip {
         Chip { arch: self.arch, multiprocessors: self.sms }
     }
 
-    /// Seconds that work takes at least: at the peaks, whatever is longer of computing on tensor cores and of moving bytes.
+    /// Lower bound of the seconds for `work`: the longer of compute time and memory time at the peak rates.
     pub fn floor_secs(&self, tensor_flops: u64, bytes: u64) -> f64 {
         (tensor_flops as f64 / self.bf16_peak).max(bytes as f64 / self.dram_peak)
     }
 
-    /// Bytes for tensors.
+    /// Bytes available to tensors.
     pub fn tensor_bytes(&self) -> u64 {
         self.usable_bytes - self.reserve_bytes
     }
 
-    /// Predicted seconds of work: the larger one of computing on tensor cores and of moving bytes, and the launches.
+    /// Predicted seconds for `work`: the longer of compute time and memory time at the ceilings, plus the
+    /// launches.
     pub fn predicted_secs(&self, tensor_flops: u64, bytes: u64, launches: u64) -> f64 {
         let compute = tensor_flops as f64 / self.bf16_ceiling;
         let memory = bytes as f64 / self.dram_ceiling;

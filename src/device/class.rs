@@ -1,14 +1,15 @@
 //! What a buffer is for: the rows of a memory plan.
 //!
-//! A [`Device`](super::Device) handle carries a class, and what it makes belongs to it
-//! ([`Device::class`](super::Device::class)); so ops need not know, and what they make for themselves is temporary.
+//! A [`Device`](super::Device) handle carries a class, and the buffers it allocates belong to that class
+//! ([`Device::class`](super::Device::class)). So ops need not know classes; their own temporary buffers have
+//! the class of the handle they are given.
 
 /// What a buffer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
     /// Frozen weights.
     Weights,
-    /// Adapter as the ops read it.
+    /// The adapter in the precision that the ops read.
     Adapter,
     /// The adapter in full precision, where the ops read a rounded copy.
     Master,
@@ -20,7 +21,7 @@ pub enum Class {
     XIn,
     /// Saved: the stream between attention and MLP.
     XMid,
-    /// Saved: queries, keys and values as the projections made them.
+    /// Saved: queries, keys and values, as output by the projections.
     Qkv,
     /// Saved: output of attention, and log of the sums of its softmax.
     OLse,
@@ -34,7 +35,7 @@ pub enum Class {
     Tables,
     /// Logits of some rows.
     Logits,
-    /// Everything that lives within one block or op.
+    /// Temporary buffers within one block or op.
     Temporary,
 }
 
@@ -79,7 +80,7 @@ impl Class {
         }
     }
 
-    /// True for what the forward pass leaves to the backward pass.
+    /// True for the tensors that the forward pass saves for the backward pass.
     pub fn is_saved(self) -> bool {
         matches!(self, Self::XIn | Self::XMid | Self::Qkv | Self::OLse | Self::GateUp | Self::Xa | Self::Rstd)
     }

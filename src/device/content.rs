@@ -1,4 +1,4 @@
-//! What tensors hold: how they are made, filled, read and overwritten, on every kind of device.
+//! The content of tensors: creating, reading and overwriting it on every kind of device.
 
 use super::tensor::{HostData, Tensor};
 use super::{Device, Machine};
@@ -10,11 +10,11 @@ impl Device {
     /// assertions), to be overwritten whole.
     ///
     /// # Errors
-    /// [`Error::Device`] if memory runs out, with what is needed and what is free.
+    /// [`Error::Device`] if memory runs out, with the needed and the free bytes.
     pub fn empty<T: Element>(&self, rows: usize, cols: usize) -> Result<Tensor<T>> {
         let mut tensor = Tensor::new(self, rows, cols)?;
         if cfg!(debug_assertions) {
-            // Nothing on a GPU, where a block comes with its bits set.
+            // Nothing to do on a GPU, whose allocator has set the bits already.
             bytemuck::cast_slice_mut::<T, u8>(tensor.data_mut()).fill(0xff);
         }
         Ok(tensor)
@@ -43,7 +43,7 @@ impl Device {
         Ok(tensor)
     }
 
-    /// A read-only tensor over memory that somebody else keeps (weights as they were read). A GPU copies it from there.
+    /// A read-only tensor over memory with another owner (the weights file). A GPU gets a copy.
     ///
     /// # Errors
     /// [`Error::Shape`] if the number of values is not rows times cols; else as [`Device::empty`].
@@ -58,7 +58,8 @@ impl Device {
         Ok(Tensor::borrowed(self, rows, cols, data))
     }
 
-    /// The content of a tensor of this device, on the host: after everything that was started before. Zeros of a dry device.
+    /// Copies the content of a tensor of this device to the host, after all work queued so far. Zeros on a
+    /// dry device.
     ///
     /// # Errors
     /// [`Error::Device`] if the copy or something before it failed.
@@ -73,10 +74,11 @@ impl Device {
         }
     }
 
-    /// As [`Device::read`], into memory of the caller's. A dry device leaves it alone.
+    /// As [`Device::read`], into the caller's buffer. A dry device leaves the buffer unchanged.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there is more or less room than elements; else as [`Device::read`].
+    /// [`Error::Shape`] if the length of the buffer differs from the number of elements; else as
+    /// [`Device::read`].
     pub fn read_into<T: Element>(&self, tensor: &Tensor<T>, values: &mut [T]) -> Result<()> {
         if values.len() != tensor.len() {
             return Err(Error::shape("device.read", "values", tensor.len(), values.len()));
@@ -91,7 +93,7 @@ impl Device {
         }
     }
 
-    /// Overwrites a tensor of this device with `values`, after everything that was started before.
+    /// Overwrites a tensor of this device with `values`, after all work queued so far.
     ///
     /// # Errors
     /// [`Error::Shape`] if there are more or fewer values than elements; [`Error::Device`] if the copy failed.
@@ -102,7 +104,7 @@ impl Device {
         self.write_start(tensor, values)
     }
 
-    /// Overwrites the first elements of a tensor of this device, after everything that was started before.
+    /// Overwrites the first elements of a tensor of this device, after all work queued so far.
     ///
     /// # Errors
     /// [`Error::Shape`] if there are more values than elements; [`Error::Device`] if the copy failed.

@@ -1,12 +1,15 @@
-//! The CUDA driver: how its library is found, which of its functions are used, and that none is called after a sticky error.
+//! The CUDA driver: finding its library, the functions used, and the guard that stops all calls after a
+//! sticky error.
 //!
-//! This is the only file that names cudarc, which finds and loads the library at run time, so that one binary runs with and
-//! without a GPU. Functions are looked up here and not through cudarc's wrappers, for two reasons. A wrapper panics where the
-//! driver lacks its symbol, and a driver that is too old shall be an error. And a wrapper returns a Rust `enum`, for which a number
-//! of a newer driver would be undefined behaviour. Here a result is the plain number that it is in C.
+//! This is the only file that names cudarc, which finds and loads the library at run time, so that one binary
+//! runs with and without a GPU. Functions are looked up here and not through cudarc's wrappers, for two
+//! reasons. A wrapper panics where the driver lacks its symbol, but a driver that is too old must give an
+//! error. And a wrapper returns a Rust `enum`, for which an unknown code of a newer driver would be undefined
+//! behaviour. Here a result is a plain integer, as in C.
 //!
-//! After a sticky error (see `codes`) every call returns that error at once, without asking the driver (`calls`). This holds for the
-//! whole process and also while values are dropped: what the GPU still holds is left to the end of the process.
+//! After a sticky error (see `codes`) every call returns that error at once, without asking the driver
+//! (`calls`). This holds for the whole process, and also while values are dropped: resources that the GPU
+//! still holds are freed when the process ends.
 
 #![allow(unsafe_code, reason = "the driver is a library of C")]
 
@@ -30,7 +33,7 @@ use cudarc::driver::sys;
 use super::launch::Launch;
 use crate::error::{Error, Result};
 
-/// Something of the driver's (context, stream, event, module, function): a pointer that is only passed back.
+/// An opaque handle of the driver (context, stream, event, module, function).
 type Handle = usize;
 
 /// An address in the memory of the GPU.
@@ -105,7 +108,7 @@ struct Library {
     functions: Functions,
     /// `cuFuncLoad`, since CUDA 12.4.
     func_load: Option<unsafe extern "C" fn(Handle) -> u32>,
-    /// The newest CUDA that it knows: 13000 is 13.0.
+    /// The newest CUDA version that the driver supports: 13000 is 13.0.
     version: c_int,
     calls: calls::Calls,
 }
@@ -188,12 +191,12 @@ impl Library {
         Ok(library)
     }
 
-    /// Calls the driver, unless a call has failed for good before: for functions that return at once.
+    /// Calls a driver function that returns at once, unless a sticky error has occurred.
     fn call(&self, function: &'static str, call: impl FnOnce(&Functions) -> u32) -> Result<(), Fault> {
         self.calls.make(function, || call(&self.functions))
     }
 
-    /// The same for functions that may wait. Other threads' calls go on meanwhile.
+    /// As [`Library::call`], for functions that may block. Calls of other threads proceed meanwhile.
     fn call_waiting(
         &self,
         function: &'static str,

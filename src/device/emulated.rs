@@ -1,7 +1,8 @@
 //! The emulator as a device driver: runs the GPU kernels on the CPU, one fiber per thread, and can check every access.
 //!
-//! The work is done in C++ (kernels/simt/), because the kernels are the same `.cu` files that nvcc compiles. This file owns the
-//! memory it hands out, serialises launches, and turns places in the code into `file:line`. It exists for tests.
+//! The work is done in C++ (kernels/simt/), because the kernels are the same `.cu` files that nvcc compiles.
+//! This file owns the memory it allocates, serialises launches, and turns code addresses into `file:line`. It
+//! exists for tests.
 
 #![allow(unsafe_code, reason = "calls into C++, which the type system cannot check")]
 
@@ -24,17 +25,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::kernels::DevicePtr;
 use crate::error::{Error, Result};
 
-/// In which order threads and blocks go on.
+/// Scheduling order of threads and blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Schedule {
-    /// Ascending, each thread until it has to wait.
+    /// Ascending; each thread runs until it has to wait.
     Fixed,
     /// Any order that CUDA permits, by a seed: random picks (seed % 4 = 0 or 2), one thread as far as possible (1), one lane of
     /// every warp as late as possible (3). The same seed gives the same order.
     Random(u64),
 }
 
-/// How kernels are run.
+/// Options for running kernels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmulatorOptions {
     /// Check every access to memory: bounds, alignment, unwritten reads, races. 3 to 20 times slower, on one thread.
@@ -47,8 +48,9 @@ pub struct EmulatorOptions {
     pub threads: usize,
     /// Seconds after which a launch is an error; 0 means never.
     pub watchdog_secs: f64,
-    /// Cut off the sums of matrix products as tensor cores do, instead of rounding them: eight products and the sum so far lose
-    /// what is below 25 bits of the largest of them, and the result is cut off to f32.
+    /// Truncate the sums of matrix products as tensor cores do, instead of rounding them: eight products and
+    /// the running sum lose all bits below the 25 leading bits of the largest of them, and the result is
+    /// truncated to f32.
     pub truncates_mma: bool,
 }
 
@@ -159,8 +161,8 @@ impl Emulator {
         Ok(Self { machine, options: Mutex::new(options), busy: Mutex::new(()) })
     }
 
-    /// A buffer of `bytes` bytes, 256-byte aligned, in addresses that no other buffer has had. Its content is 0xFF (NaN in every
-    /// float format), and under `check` counts as never written.
+    /// Allocates a buffer of `bytes` bytes, 256-byte aligned, at addresses that no buffer has had before. Its
+    /// content is 0xFF (NaN in every float format), and under `check` counts as never written.
     ///
     /// # Errors
     /// [`Error::Device`] if the system gives no memory.
@@ -173,7 +175,7 @@ impl Emulator {
         Ok(DevicePtr(address))
     }
 
-    /// Gives a buffer back. Later uses of its addresses are errors.
+    /// Frees a buffer. Later uses of its addresses are errors.
     ///
     /// # Errors
     /// [`Error::Device`] if `ptr` is not the start of a live buffer of this emulator.
@@ -215,7 +217,7 @@ impl Emulator {
         check(unsafe { simt_set(self.machine.as_ptr(), dst.0, c_int::from(byte), len) })
     }
 
-    /// Makes the content of memory what it is in a new buffer: 0xFF, and never written.
+    /// Resets memory to the state of a new buffer: 0xFF, and counted as never written.
     ///
     /// # Errors
     /// [`Error::Device`] if the bytes are not inside one live buffer.
@@ -228,8 +230,8 @@ impl Emulator {
     /// Runs a kernel to its end. `params` are the bytes of its params struct.
     ///
     /// # Errors
-    /// [`Error::Device`] if the launch breaks a limit, or if a check, a trap or the time limit ended it; the message names kernel,
-    /// block, thread and line. What the kernel wrote until then stays written.
+    /// [`Error::Device`] if the launch breaks a limit, or if a check, a trap or the time limit ended it; the
+    /// message names kernel, block, thread and line. Writes made until then remain.
     pub(crate) fn launch(
         &self,
         symbol: &str,
@@ -241,7 +243,7 @@ impl Emulator {
         let _busy = self.enter();
         let options = RawOptions::from(*self.options());
         let name = CString::new(symbol).map_err(|_| failed(format!("kernel {symbol:?}: not a name")))?;
-        // Params structs hold pointers; bytes from anywhere may be less aligned than that.
+        // Params structs hold pointers; the bytes passed in may be less aligned than that.
         let mut aligned = vec![0_u64; params.len().div_ceil(size_of::<u64>())];
         bytemuck::cast_slice_mut(&mut aligned)[..params.len()].copy_from_slice(params);
         // SAFETY: the machine is open, all pointers are to live values of the stated sizes, and C++ keeps none of them. The kernel
@@ -260,12 +262,12 @@ impl Emulator {
         })
     }
 
-    /// Changes how later calls run.
+    /// Changes the options of later calls.
     pub(crate) fn set_options(&self, options: EmulatorOptions) {
         *self.options() = options;
     }
 
-    /// What kernels that ran under `stats` have asked of memory since the last call.
+    /// Counters of memory accesses of kernels that ran under `stats`, since the last call.
     pub(crate) fn take_counters(&self) -> Counters {
         let _busy = self.enter();
         let mut counters = Counters::default();
@@ -299,7 +301,7 @@ impl Emulator {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        // SAFETY: nobody else has the machine any more, and it is closed once.
+        // SAFETY: there is no other reference to the machine, and it is closed once.
         unsafe { simt_close(self.machine.as_ptr()) };
     }
 }

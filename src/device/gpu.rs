@@ -1,5 +1,5 @@
-//! What stands behind a GPU device: a driver (CUDA, the emulator, or none in a plan). The memory that its tensors live in is in
-//! `region.rs`, what is recorded instead of started in `recording.rs`.
+//! The backend of a GPU device: a driver (CUDA, the emulator, or none in a plan). Memory of tensors is in
+//! `region.rs`, recording of launches in `recording.rs`.
 
 #![cfg_attr(
     not(any(feature = "cuda", feature = "emulated")),
@@ -19,38 +19,38 @@ use super::recording::Call;
 use super::region::{LOWER, Region, size};
 use crate::error::{Error, Result};
 
-/// What runs launches and copies.
+/// The driver that runs launches and copies.
 #[derive(Debug)]
 pub(super) enum Driver {
     /// A GPU.
     #[cfg(feature = "cuda")]
     Cuda(Box<Cuda>),
-    /// The kernels on the processor, with checks.
+    /// The emulator: kernels on the processor, with checks.
     #[cfg(feature = "emulated")]
     Emulated(Emulator),
-    /// Nothing: memory has addresses and no content, launches are counted.
+    /// A dry run: memory has addresses and no content, launches are counted.
     Dry,
 }
 
-/// See the module text.
+/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Gpu {
     pub(super) driver: Driver,
     chip: Chip,
     limits: Limits,
-    /// What messages call it: `cuda:0 (NVIDIA GeForce RTX 3080)`.
+    /// The name of the device in messages: `cuda:0 (NVIDIA GeForce RTX 3080)`.
     pub(super) label: String,
     pub(super) region: Mutex<Option<Region>>,
-    /// What was called since a recording began; none outside of one.
+    /// The calls since the recording began; `None` if there is no recording.
     pub(super) recording: Mutex<Option<Vec<Call>>>,
 }
 
 /// Memory of a GPU, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GpuMemory {
-    /// Not in use by anybody.
+    /// Free bytes.
     pub free_bytes: u64,
-    /// In all.
+    /// Total bytes.
     pub total_bytes: u64,
 }
 
@@ -83,7 +83,7 @@ impl Gpu {
         }
     }
 
-    /// A plan, with as much memory as it takes.
+    /// A dry GPU for plans, with unlimited memory.
     pub(super) fn dry(chip: Chip) -> Self {
         let (limits, label) = (chip.arch.limits(), format!("plan of {}", chip.arch));
         Self {
@@ -96,22 +96,22 @@ impl Gpu {
         }
     }
 
-    /// What plans of kernels go by.
+    /// The chip that kernel plans depend on.
     pub(super) fn chip(&self) -> Chip {
         self.chip
     }
 
-    /// What a block may have of a multiprocessor.
+    /// Limits of a block.
     pub(super) fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// What messages call it.
+    /// The name of the device in messages.
     pub(super) fn label(&self) -> &str {
         &self.label
     }
 
-    /// True of a card, which works on while the host does something else.
+    /// True of a card, which works asynchronously to the host.
     pub(super) fn is_card(&self) -> bool {
         match self.driver {
             #[cfg(feature = "cuda")]
@@ -122,7 +122,7 @@ impl Gpu {
         }
     }
 
-    /// True of a plan: memory has addresses and no content, launches are counted.
+    /// True of a dry run: memory has addresses and no content, launches are counted.
     pub(super) fn is_dry(&self) -> bool {
         matches!(self.driver, Driver::Dry)
     }
@@ -150,7 +150,7 @@ impl Gpu {
         }
     }
 
-    /// Copies to the device. `data` may be used for something else afterwards.
+    /// Copies to the device. `data` can be reused when this returns.
     pub(super) fn write(&self, ptr: DevicePtr, data: &[u8]) -> Result<()> {
         self.refuse_in_recording("a copy to the device")?;
         match &self.driver {
@@ -163,7 +163,7 @@ impl Gpu {
         }
     }
 
-    /// Copies from the device, after everything that was started before. A dry device gives what `data` holds already.
+    /// Copies from the device, after all work queued so far. A dry device leaves `data` unchanged.
     pub(super) fn read(&self, ptr: DevicePtr, data: &mut [u8]) -> Result<()> {
         self.refuse_in_recording("a copy to the host")?;
         match &self.driver {
@@ -176,7 +176,7 @@ impl Gpu {
         }
     }
 
-    /// Starts a kernel. The caller has checked grid, shared memory and params.
+    /// Launches a kernel. The caller has checked grid, shared memory and params.
     pub(super) fn launch(&self, launch: &Launch, params: &[u8]) -> Result<()> {
         match &self.driver {
             #[cfg(feature = "cuda")]
@@ -192,7 +192,7 @@ impl Gpu {
         }
     }
 
-    /// Waits until everything that was started is done.
+    /// Waits until all queued work is done.
     pub(super) fn synchronize(&self) -> Result<()> {
         match &self.driver {
             #[cfg(feature = "cuda")]
@@ -203,7 +203,8 @@ impl Gpu {
         }
     }
 
-    /// Runs `work` and gives the seconds between its first and its last launch or copy, by the clock of the GPU.
+    /// Runs `work` and returns the seconds between its first and its last launch or copy, by the clock of the
+    /// GPU.
     pub(super) fn time<R>(&self, work: impl FnOnce() -> R) -> Result<(R, Option<f64>)> {
         match &self.driver {
             #[cfg(feature = "cuda")]
@@ -212,7 +213,7 @@ impl Gpu {
         }
     }
 
-    /// Memory of the card; `None` where there is none.
+    /// Memory of the card; `None` if the device is not a card.
     pub(super) fn memory(&self) -> Result<Option<GpuMemory>> {
         match &self.driver {
             #[cfg(feature = "cuda")]
@@ -221,7 +222,7 @@ impl Gpu {
         }
     }
 
-    /// An allocation of its own.
+    /// A separate allocation.
     pub(super) fn allocate(&self, bytes: u64) -> Result<DevicePtr> {
         match &self.driver {
             #[cfg(feature = "cuda")]
@@ -249,7 +250,7 @@ impl Gpu {
     }
 }
 
-/// A size for the emulator, which fails on sizes that are no memory.
+/// The size for the emulator, which refuses impossible sizes.
 #[cfg(feature = "emulated")]
 pub(super) fn to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)

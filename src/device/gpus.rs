@@ -1,4 +1,5 @@
-//! What is known of GPUs before one is used: the driver, the cards, and whether the kernels of this build run on them.
+//! The GPUs of this machine before one is opened: the driver, the cards, and whether the kernels of this
+//! build run on them.
 
 use std::fmt;
 
@@ -6,24 +7,24 @@ use super::arch::Arch;
 use super::image::{self, Choice};
 use crate::error::{Error, Result};
 
-/// A release of CUDA: 13.0.
+/// A version of CUDA: 13.0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    /// Before the point.
+    /// Major number.
     pub major: u32,
-    /// Behind the point.
+    /// Minor number.
     pub minor: u32,
 }
 
 impl Version {
-    /// From the number that `cuDriverGetVersion` gives.
+    /// From the number that `cuDriverGetVersion` returns.
     #[cfg(feature = "cuda")]
     pub(super) fn from_cuda(number: i32) -> Self {
         let number = u32::try_from(number).unwrap_or(0);
         Self { major: number / 1000, minor: number % 1000 / 10 }
     }
 
-    /// From what a compiler says: `ptxas 12.8, V12.8.93`.
+    /// From the version text of a compiler: `ptxas 12.8, V12.8.93`.
     pub(super) fn of_compiler(text: &str) -> Option<Self> {
         let (major, rest) = text.split_once(' ')?.1.split_once('.')?;
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
@@ -46,9 +47,9 @@ impl fmt::Display for Version {
 /// The driver and its GPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Driver {
-    /// The newest CUDA that it knows.
+    /// The newest CUDA version that the driver supports.
     pub version: Version,
-    /// The GPUs that it shows, in the order of their indices.
+    /// The GPUs that the driver lists, in the order of their indices.
     pub gpus: Vec<GpuInfo>,
 }
 
@@ -81,7 +82,7 @@ pub struct GpuInfo {
     pub compute_capability: (u32, u32),
     /// Multiprocessors.
     pub num_multiprocessors: u32,
-    /// Most shared memory of a block, in bytes.
+    /// Maximum shared memory of a block, in bytes.
     pub smem_per_block: u32,
     /// Memory in bytes.
     pub total_bytes: u64,
@@ -94,8 +95,9 @@ impl fmt::Display for GpuInfo {
 }
 
 impl GpuInfo {
-    /// The architecture that plans of kernels go by: its own, or for a GPU that this program does not know the one with the most
-    /// shared memory that it has too, since that decides what fits; the newest of equal ones.
+    /// The architecture for kernel plans: the GPU's own, if this program knows it. Otherwise the known
+    /// architecture with the most shared memory among those that need no more than the GPU has, since shared
+    /// memory decides which tiles fit; the newest of equal ones.
     pub fn arch(&self) -> Arch {
         let (major, minor) = self.compute_capability;
         let fits = |arch: &&Arch| arch.limits().smem_per_block <= self.smem_per_block;
@@ -105,10 +107,10 @@ impl GpuInfo {
             .unwrap_or(Arch::Sm86)
     }
 
-    /// Which kernels of this build a driver for CUDA `driver` loads on it, and why.
+    /// Which kernels of this build a driver for CUDA `driver` loads on this GPU, and why.
     ///
     /// # Errors
-    /// [`Error::Device`] that says what the build has and what is needed.
+    /// [`Error::Device`] that names the kernels in the build and those needed.
     pub fn image(&self, driver: Version) -> Result<Choice> {
         image::choose(&self.to_string(), self.compute_capability, driver)
     }
@@ -117,7 +119,8 @@ impl GpuInfo {
 /// The driver and its GPUs.
 ///
 /// # Errors
-/// [`Error::Device`]: this build knows no GPUs, or there is no driver, or one that is too old or fails.
+/// [`Error::Device`]: this build has no GPU support, or there is no driver, or the driver is too old or
+/// fails.
 pub fn gpus() -> Result<Driver> {
     #[cfg(feature = "cuda")]
     return super::cuda::list();
@@ -125,7 +128,7 @@ pub fn gpus() -> Result<Driver> {
     Err(without_cuda())
 }
 
-/// The error of a build that knows no GPUs.
+/// The error of a build without GPU support.
 #[cfg(not(feature = "cuda"))]
 pub(super) fn without_cuda() -> Error {
     Error::Device {

@@ -1,13 +1,13 @@
-//! Launches that were recorded once and run again and again, with one call of the driver for all of them.
+//! Graphs: launches that are recorded once and replayed many times, with one driver call for all of them.
 //!
-//! [`Device::capture`] runs code whose launches and fills are noted instead of started; [`Device::replay`] starts them all, in their
-//! order. Addresses and grids are those of the recording, so whatever changes between runs stands in the memory of the device:
-//! tables ([`super::Table`]), and how many entries these have. On a card this is a CUDA graph; the emulator repeats
-//! the calls, so that everything about it but the driver is tested without one.
+//! [`Device::capture`] runs code whose launches and fills are recorded instead of started; [`Device::replay`]
+//! starts them all, in order. Addresses and grids are those of the recording, so data that changes between
+//! replays must be in device memory: tables ([`super::Table`]) and their numbers of entries. On a card this
+//! is a CUDA graph. The emulator repeats the calls, so everything except the driver is tested without a card.
 //!
-//! Temporary tensors of the recorded code lie in the reserved memory ([`Device::reserve`]) at the places they had. Tensors that were
-//! there before stay where they are; one that is made after the recording and still there at a replay may lie on such a place,
-//! and the replay is refused.
+//! A replay uses the places in the reserved memory ([`Device::reserve`]) that the temporary tensors of the
+//! recorded code had. Tensors that existed before the recording keep their places. A tensor that is created
+//! after the recording and still alive at a replay may overlap such a place; then the replay is refused.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::ledger::Ledger;
 use super::recording::Recording;
 use crate::error::{Error, Result};
 
-/// See the module text.
+/// See the module documentation.
 #[derive(Debug)]
 pub struct Graph {
     gpu: Arc<Gpu>,
@@ -39,7 +39,8 @@ impl Graph {
 }
 
 impl Device {
-    /// Runs `work` and keeps its launches and fills instead of starting them. Copies between host and device are refused within.
+    /// Runs `work` and records its launches and fills instead of starting them. Copies between host and
+    /// device are refused meanwhile.
     ///
     /// # Errors
     /// The error of `work`; [`Error::Device`] of a CPU, without reserved memory, or if the driver failed.
@@ -55,15 +56,16 @@ impl Device {
         let ledger = self.take_ledger();
         self.lock().merge(&before);
         let graph = recording.map(|recording| Graph { gpu: gpu.clone(), recording, ledger });
-        // What went wrong in the recorded code is the reason, whatever became of the recording.
+        // An error of the recorded code is the one to report, even if ending the recording fails too.
         let result = result?;
         Ok((graph?, result))
     }
 
-    /// Starts what was recorded, after everything that was started before.
+    /// Starts a recorded graph, after all work queued so far.
     ///
     /// # Errors
-    /// [`Error::Device`] if the graph is another device's, if a tensor that was made since lies in its memory, or if the driver failed.
+    /// [`Error::Device`] if the graph belongs to another device, if a tensor created since overlaps its
+    /// memory, or if the driver failed.
     pub fn replay(&self, graph: &Graph) -> Result<()> {
         let gpu = match self.gpu() {
             Some(gpu) if Arc::ptr_eq(gpu, &graph.gpu) => gpu,
@@ -84,7 +86,7 @@ impl Device {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // An error stays with the driver and comes out of the next call.
+        // The driver keeps the error and returns it from the next call.
         let _ = self.gpu.forget(&self.recording);
     }
 }

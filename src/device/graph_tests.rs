@@ -34,7 +34,7 @@ fn copies_are_refused_within_and_a_newcomer_in_its_memory_stops_a_replay() {
     let mut tensor = device.tensor(1, 1, &[1u32]).unwrap();
     let error = device.capture(|| device.write(&mut tensor, &[2])).unwrap_err();
     assert!(error.to_string().contains("while launches are recorded"), "{error}");
-    // The temporary tensor is gone after the recording, and its place is given to the next one.
+    // The temporary tensor is freed after the recording, and the next tensor gets its place.
     let (graph, ()) = device.capture(|| device.zeros::<u32>(1, 4).map(drop)).unwrap();
     device.replay(&graph).unwrap();
     let newcomer = device.tensor(1, 4, &[0u32; 4]).unwrap();

@@ -1,7 +1,7 @@
-//! Memory of this machine that a run could have.
+//! Memory of this machine available to a run.
 
-/// Bytes that programs can still have without swapping: `MemAvailable` of Linux, or less in a container with a limit of its
-/// own; none where the system does not say.
+/// Bytes that can be allocated without swapping: `MemAvailable` of Linux, or less in a container with a
+/// memory limit; `None` if the system does not report it.
 pub fn available_memory() -> Option<u64> {
     let available = meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
     let of_group = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
@@ -10,7 +10,8 @@ pub fn available_memory() -> Option<u64> {
     Some(left.map_or(available, |left| left.min(available)))
 }
 
-/// What a control group leaves to its processes. Cached files count for nothing: they make room.
+/// Bytes that a control group leaves to its processes. Cached files are not counted as used, since they can
+/// be evicted.
 fn left_in_group(max: &str, stat: &str) -> Option<u64> {
     let anon: u64 = stat.lines().find_map(|line| line.strip_prefix("anon "))?.trim().parse().ok()?;
     max.trim().parse::<u64>().ok().map(|max| max.saturating_sub(anon))

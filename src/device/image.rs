@@ -1,8 +1,9 @@
-//! The compiled kernels as they lie in the program, and which of them a driver can load on a GPU.
+//! The compiled kernels embedded in the program, and the choice of the one that a driver can load on a GPU.
 //!
-//! There is machine code for some architectures, and PTX that the compiler inside a driver turns into machine code for all others.
-//! The program chooses and hands the driver that one image, instead of a file with all of them from which the driver picks one: so
-//! what is taken can be said and tested, and images can be packed in a way that no driver has to know.
+//! There is machine code for some architectures, and PTX that the compiler inside a driver turns into machine
+//! code for all others. The program chooses one image and passes only that to the driver, instead of a fat
+//! binary from which the driver chooses. So the choice can be shown and tested, and images can be compressed
+//! in a format of our own.
 
 use std::fmt;
 
@@ -34,11 +35,12 @@ impl fmt::Display for Image {
 pub struct Packed {
     /// In the format of zlib.
     pub bytes: &'static [u8],
-    /// Bytes of what is in it.
+    /// Bytes after decompression.
     pub size: usize,
 }
 
-/// An image as drivers take it: machine code is an ELF file, PTX is text that ends in a zero byte. Aligned to 16 bytes.
+/// An image in the form that drivers load: machine code is an ELF file, PTX is text that ends in a zero byte.
+/// Aligned to 16 bytes.
 #[cfg(feature = "cuda")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unpacked {
@@ -58,7 +60,7 @@ impl Image {
     /// The image, ready to be loaded.
     ///
     /// # Errors
-    /// [`Error::Device`]: this build does not have it, or the file of the program is damaged.
+    /// [`Error::Device`]: this build does not contain it, or the program file is damaged.
     #[cfg(feature = "cuda")]
     pub fn unpack(self) -> Result<Unpacked> {
         let found = IMAGES.iter().find(|(image, _)| *image == self).map(|(_, packed)| *packed);
@@ -78,12 +80,12 @@ fn unpack(Packed { bytes, size }: Packed) -> Option<Unpacked> {
     (written == Ok(size)).then_some(Unpacked { words, size })
 }
 
-/// The oldest CUDA that a driver has to be for: it has the functions that are used, and its compiler reads the PTX, which is
-/// written in the language of CUDA 11.8.
+/// The minimum CUDA version of a driver: it has the functions used here, and its compiler reads the PTX,
+/// whose version is that of CUDA 11.8.
 pub(super) const OLDEST_DRIVER: Version = Version { major: 12, minor: 0 };
 
-/// The first driver for a CUDA, by the first number of its version. Source: CUDA toolkit release notes, "CUDA Toolkit and
-/// Corresponding Driver Versions".
+/// The first driver for a CUDA version, by its major version. Source: CUDA toolkit release notes, "CUDA
+/// Toolkit and Corresponding Driver Versions".
 const RELEASES: [(Version, u32); 10] = [
     (Version { major: 12, minor: 0 }, 525),
     (Version { major: 12, minor: 1 }, 530),
@@ -97,7 +99,7 @@ const RELEASES: [(Version, u32); 10] = [
     (Version { major: 13, minor: 0 }, 580),
 ];
 
-/// The driver to install where one for CUDA `needed` is missing, in words: `525 or newer`.
+/// The driver to install for CUDA `needed`, as text: `525 or newer`.
 pub(super) fn driver_for(needed: Version) -> String {
     match RELEASES.iter().find(|(cuda, _)| *cuda >= needed) {
         Some((_, release)) => format!("{release} or newer"),
@@ -105,27 +107,27 @@ pub(super) fn driver_for(needed: Version) -> String {
     }
 }
 
-/// Systems on a chip. Machine code is shared among cards with the same major number, but not between cards and these.
-/// Source: CUDA C++ programming guide, "Binary Compatibility".
+/// Systems on a chip. Machine code for cards runs on all cards with the same major number, but not on systems
+/// on a chip, and vice versa. Source: CUDA C++ programming guide, "Binary Compatibility".
 const SYSTEMS_ON_A_CHIP: [(u32, u32); 2] = [(8, 7), (8, 8)];
 
-/// What a build has.
+/// The images in a build.
 #[derive(Debug, Clone, Copy)]
 struct Build<'a> {
     /// The architectures with machine code, oldest first.
     code: &'a [Arch],
-    /// The release of ptxas that made it.
+    /// The version of ptxas that compiled it.
     ptxas: Version,
     /// The architecture of the PTX.
     ptx: Arch,
 }
 
-/// The image to load, and why this one.
+/// The image to load, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
-    /// What is loaded.
+    /// The image to load.
     pub image: Image,
-    /// Why, as the end of a sentence.
+    /// The reason, as the end of a sentence.
     reason: String,
 }
 
@@ -139,10 +141,10 @@ impl fmt::Display for Choice {
     }
 }
 
-/// Why nothing can be loaded.
+/// Why no image can be loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
-    /// The driver is for an older CUDA than this.
+    /// The driver is older than this CUDA version.
     Driver(Version),
     /// The GPU is older than all kernels.
     Gpu,
@@ -166,7 +168,8 @@ impl Build<'_> {
         if SYSTEMS_ON_A_CHIP.contains(&(major, minor)) {
             return ptx(format!("machine code of cards does not run on compute capability {major}.{minor}"));
         }
-        // Machine code runs on every driver of the same major release as its compiler, and on later ones, if it knows the card.
+        // Machine code runs on every driver of the same CUDA major version as its compiler or a later one, if
+        // the driver supports the card.
         let needed = Version { minor: 0, ..self.ptxas }.max(first_driver(arch));
         if driver < needed {
             let what = format!("machine code for {arch} by {}", short(PTXAS));
@@ -180,7 +183,7 @@ impl Build<'_> {
     }
 }
 
-/// The first driver that knows cards of this architecture.
+/// The first CUDA version whose driver supports cards of this architecture.
 fn first_driver(arch: Arch) -> Version {
     match arch {
         Arch::Sm80 | Arch::Sm86 | Arch::Sm89 | Arch::Sm90 => OLDEST_DRIVER,
@@ -191,7 +194,7 @@ fn first_driver(arch: Arch) -> Version {
 /// Which image of this program a driver for CUDA `driver` loads on a GPU of this compute capability; `label` is for messages.
 ///
 /// # Errors
-/// [`Error::Device`] that says what the build has, what is needed, and what to install.
+/// [`Error::Device`] that names the images in the build, what is needed, and what to install.
 pub(super) fn choose(label: &str, capability: (u32, u32), driver: Version) -> Result<Choice> {
     let code: Vec<Arch> = architectures();
     let ptx = IMAGES.iter().find_map(|(image, _)| match image {
@@ -240,7 +243,7 @@ pub fn architectures() -> Vec<Arch> {
     IMAGES.iter().filter_map(code).collect()
 }
 
-/// What the kernels of this build were compiled for and by what, in words.
+/// The architectures and the compiler of the kernels of this build, as text.
 pub fn images() -> String {
     let mut names: Vec<String> = IMAGES.iter().map(|(image, _)| image.to_string()).collect();
     for name in &mut names {

@@ -29,7 +29,7 @@ fn images_are_chosen_by_gpu_and_driver() {
     let rows: [((u32, u32), &[Image]); 11] = [
         ((8, 0), &[code(Sm80); 6]),
         ((8, 6), &[code(Sm86); 6]),
-        // A system on a chip, which runs no machine code of cards.
+        // A system on a chip, which cannot run machine code for cards.
         ((8, 7), &[ptx; 6]),
         ((8, 9), &[code(Sm89); 6]),
         ((9, 0), &[code(Sm90); 6]),

@@ -1,7 +1,8 @@
 //! The kernels of this build: an enum generated from `kernels/*.cu`, their params structs, and their images.
 //!
-//! The C++ sources are where kernels and params structs are declared; `build.rs` reads them and writes what is included here.
-//! Sizes and offsets of the structs are asserted by both compilers. See `docs/architecture.md`.
+//! Kernels and params structs are declared in the C++ sources; `build.rs` reads them and generates the code
+//! included here. Sizes and offsets of the structs are asserted by both compilers. See
+//! `docs/architecture.md`.
 
 use super::arch::{Arch, occupancy};
 use super::image::{Image, Packed};
@@ -19,7 +20,7 @@ pub trait Params: bytemuck::Pod {
     const NAME: &'static str;
 }
 
-/// What a kernel may take, by its row in `kernels/README.md`. Plans stay within it.
+/// The resource limits of a kernel, from its row in `kernels/README.md`. Plans stay within them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
     /// Registers per thread, on sm_86.
@@ -28,7 +29,7 @@ pub struct Budget {
     pub smem: u32,
 }
 
-/// What the compiler gave a kernel on one architecture.
+/// The resources that the compiler allocated for a kernel on one architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resources {
     /// Registers per thread.
@@ -37,14 +38,14 @@ pub struct Resources {
     pub static_smem: u32,
     /// Local memory, in bytes per thread.
     pub stack: u32,
-    /// Bytes that a thread stores to local memory and loads from it because registers ran out.
+    /// Register spills: bytes that a thread stores to and loads from local memory.
     pub spills: u32,
 }
 
-/// Bytes of shared memory that a block may have without asking.
+/// Bytes of shared memory that a block may use without opting in.
 const SMEM_OF_EVERY_KERNEL: u32 = 48 << 10;
 
-/// What is known of a kernel when this is compiled.
+/// Data of a kernel that is known at compile time.
 struct Facts {
     symbol: &'static str,
     file: &'static str,
@@ -57,12 +58,12 @@ struct Facts {
 }
 
 impl Kernel {
-    /// The name that the driver knows it by: `lora_matmul_fwd_bf16`.
+    /// The symbol of the kernel: `lora_matmul_fwd_bf16`.
     pub const fn symbol(self) -> &'static str {
         self.facts().symbol
     }
 
-    /// Its file below `kernels/`.
+    /// Its source file in `kernels/`.
     pub const fn file(self) -> &'static str {
         self.facts().file
     }
@@ -72,7 +73,7 @@ impl Kernel {
         self.facts().threads
     }
 
-    /// Blocks that the compiler was told must fit on one multiprocessor.
+    /// Minimum blocks per multiprocessor given to the compiler (`__launch_bounds__`).
     pub const fn min_blocks(self) -> u32 {
         self.facts().min_blocks
     }
@@ -87,20 +88,21 @@ impl Kernel {
         self.facts().params_name
     }
 
-    /// What it may take.
+    /// The resource limits of the kernel.
     pub const fn budget(self) -> Budget {
         self.facts().budget
     }
 
-    /// What the compiler gave it on `arch`; `None` where there is no machine code.
+    /// The resources it uses on `arch`; `None` if the build has no machine code for it.
     pub fn resources(self, arch: Arch) -> Option<Resources> {
         self.facts().resources.iter().find(|(other, _)| *other == arch).map(|(_, resources)| *resources)
     }
 
-    /// Whether the blocks that plans count on one multiprocessor of `arch` need more shared memory than a driver is sure to set
-    /// aside, so that it has to be asked for all there is: where launches ask for theirs and several blocks are to be resident, or
-    /// one that takes more than every kernel may have. Kernels with static shared memory alone are left to the driver, which
-    /// knows their size; they are narrow products, and what is not shared memory is the cache of their factors.
+    /// True if the driver must be asked for the maximum shared-memory carve-out on `arch`, because it might
+    /// reserve less than the resident blocks of a plan need. That is the case for kernels with dynamic shared
+    /// memory of which several blocks must be resident, or one block that needs more than the default limit.
+    /// For kernels with static shared memory alone the driver knows the size and chooses itself: they are
+    /// projections, and memory that is not shared memory serves as L1 cache for their factors.
     pub fn needs_carveout(self, arch: Arch) -> bool {
         let Budget { registers, smem } = self.budget();
         let fixed = self.resources(arch).map_or(0, |resources| resources.static_smem);

@@ -1,14 +1,15 @@
-//! The one door to the kernels: what a launch is, what is checked before it, and where it goes.
+//! Launches: the only way to run a kernel, with the checks before it and the dispatch to the driver.
 //!
-//! A kernel takes one params struct by value, so a launch is a kernel, a grid, a size of shared memory and the bytes of the
-//! struct, on every device. All checks that need no GPU are here, where the dry device and the emulator find the same mistakes.
+//! A kernel takes one params struct by value, so a launch is a kernel, a grid, a size of shared memory and
+//! the bytes of the struct, on every device. All checks that need no GPU are here, so that the dry device and
+//! the emulator find the same mistakes.
 
 use super::Device;
 use super::arch::Limits;
 use super::kernels::{Kernel, Params};
 use crate::error::{Error, Result};
 
-/// Most blocks in x: 2^31 - 1. In y and z: 65535.
+/// Maximum blocks in x: 2^31 - 1. In y and z: 65535.
 const MAX_GRID: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
 /// A kernel and how it is cut into blocks. The threads of a block belong to the kernel ([`Kernel::threads`]).
@@ -34,8 +35,8 @@ impl std::fmt::Display for Launch {
 }
 
 impl Launch {
-    /// What is wrong with launching it with a params struct called `params_name` of `params_size` bytes, on multiprocessors
-    /// with these limits.
+    /// The reason why this launch is invalid, if it is, given the params struct `params_name` of
+    /// `params_size` bytes and these limits of a multiprocessor.
     fn fault(&self, params_name: &str, params_size: usize, limits: &Limits) -> Option<String> {
         let kernel = self.kernel;
         if (params_name, params_size) != (kernel.params_name(), kernel.params_size()) {
@@ -50,7 +51,7 @@ impl Launch {
                 return Some(format!("got {blocks} blocks in {name}, expected 1 to {most}"));
             }
         }
-        // What the compiler uses differs between architectures by nothing or little; the largest number is on the safe side.
+        // Compiled sizes differ little or not at all between architectures; the largest is on the safe side.
         let resources = super::arch::Arch::ALL.into_iter().filter_map(|arch| kernel.resources(arch));
         let fixed = resources.map(|resources| resources.static_smem).max().unwrap_or(0);
         let smem = u64::from(self.dynamic_smem) + u64::from(fixed);
@@ -68,14 +69,15 @@ impl Launch {
 }
 
 impl Device {
-    /// Starts a kernel with `params`. Launches run one after another, in the order of the calls; an error inside a kernel may
-    /// come out of a later call.
+    /// Starts a kernel with `params`. Launches run one after another, in the order of the calls; a later call
+    /// may report an error inside a kernel.
     ///
-    /// A dry device of a GPU counts it ([`super::Ledger::launches`]) and runs nothing; so do the others, and run it.
+    /// All devices count the launch ([`super::Ledger::launches`]); a dry device does not run it.
     ///
     /// # Errors
-    /// [`Error::Device`] that names the kernel, the grid and the device: the params struct is another kernel's, the grid or the
-    /// shared memory are beyond what the device has, the device has no kernels, or an earlier launch failed.
+    /// [`Error::Device`] that names the kernel, the grid and the device: the params struct belongs to another
+    /// kernel, the grid or the shared memory exceed the limits of the device, the device has no kernels, or
+    /// an earlier launch failed.
     pub fn launch<P: Params>(&self, launch: &Launch, params: &P) -> Result<()> {
         let refused = |what: String| Error::Device {
             what: format!("{}: cannot launch {launch}: {what}", self.label()),

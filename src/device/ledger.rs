@@ -1,4 +1,4 @@
-//! What was computed: calls, floating-point operations and bytes by op; and launches by kernel and grid.
+//! Counters of the work done: calls, floating-point operations and bytes by op; launches by kernel and grid.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ pub struct Work {
     pub flops: u64,
     /// Bytes of its operands, each read or written once.
     pub bytes: u64,
-    /// Kernel launches on a GPU, which the ledger counts itself: those after the call was noted, up to the next call.
+    /// Kernel launches on a GPU, counted by the ledger: those between the record of this call and the next.
     pub launches: u64,
 }
 
@@ -35,7 +35,7 @@ impl std::ops::AddAssign for Work {
 pub struct Ledger {
     entries: BTreeMap<&'static str, (u64, Work)>,
     launches: BTreeMap<Launch, u64>,
-    /// The op whose launches come now.
+    /// The op to which launches are counted.
     current: Option<&'static str>,
 }
 
@@ -48,7 +48,7 @@ impl Ledger {
         self.current = Some(op);
     }
 
-    /// Adds all that another one holds.
+    /// Adds the counts of another ledger.
     pub(super) fn merge(&mut self, other: &Self) {
         for (op, (calls, work)) in &other.entries {
             let (own_calls, own) = self.entries.entry(op).or_default();
@@ -61,7 +61,7 @@ impl Ledger {
         self.current = other.current;
     }
 
-    /// Counts a launch, of the op that was noted last.
+    /// Counts a launch for the op that was recorded last.
     pub(super) fn add_launch(&mut self, launch: &Launch) {
         *self.launches.entry(*launch).or_default() += 1;
         if let Some((_, work)) = self.current.and_then(|op| self.entries.get_mut(op)) {
@@ -69,7 +69,7 @@ impl Ledger {
         }
     }
 
-    /// How often each launch was, by kernel, grid and shared memory.
+    /// Number of launches by kernel, grid and shared memory.
     pub fn launches(&self) -> impl Iterator<Item = (Launch, u64)> + '_ {
         self.launches.iter().map(|(&launch, &count)| (launch, count))
     }

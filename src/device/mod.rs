@@ -1,13 +1,14 @@
-//! Where numbers live and who computes: the device, its buffers, and the ledger of what a step costs.
+//! The compute device, its buffers, and the ledger of the work of a step.
 //!
-//! A `cpu` computes with the code of the ops; a GPU runs kernels, on the card (`cuda`) or on the processor under checks
-//! (`emulated`). A dry device does everything but compute, in place of a CPU or of a GPU: its buffers have sizes and no memory,
-//! and ops and launches are recorded instead of run. So the plan of a step comes from the code that runs it.
+//! A `cpu` computes with the code of the ops; a GPU runs kernels, on the card (`cuda`) or on the processor
+//! under checks (`emulated`). A dry device stands in for a CPU or a GPU and does everything except compute:
+//! its buffers have sizes but no memory, and ops and launches are recorded instead of run. So the plan of a
+//! step comes from the code that runs it.
 //!
-//! Whoever has a device asks two questions, and need not know more: which [`Machine`] it is, which decides what code an op takes,
-//! what tables there are and how buffers are rounded; and whether it [is dry](Device::is_dry), which decides whether numbers come of
-//! it. What stands behind a GPU (the driver, the emulator, or none in a plan) is known in `gpu.rs` alone; outside of it only clocks
-//! and messages differ ([`Device::is_card`], [`Device::label`]).
+//! Users of a device need two of its properties only: its [`Machine`], which decides which code an op runs,
+//! which tables there are and how buffers are rounded; and whether it [is dry](Device::is_dry), which decides
+//! whether results have values. The backend of a GPU (the driver, the emulator, or none in a plan) is known
+//! in `gpu.rs` alone; elsewhere only clocks and messages differ ([`Device::is_card`], [`Device::label`]).
 
 pub mod arch;
 pub mod card;
@@ -59,7 +60,8 @@ use self::gpu::Gpu;
 use self::pool::Pool;
 use crate::error::{Error, Result};
 
-/// Whose code ops take, and whose memory and work are counted. A dry device stands in for one of them.
+/// The kind of machine: it selects the code of ops, and how memory and work are counted. A dry device stands
+/// in for one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Machine {
     /// The processor: buffers of any size, no launches.
@@ -69,7 +71,7 @@ pub enum Machine {
 }
 
 impl Machine {
-    /// Bytes that the size of a buffer is a multiple of.
+    /// Granularity of buffer sizes, in bytes.
     pub fn granularity(self) -> u64 {
         match self {
             Self::Cpu => 1,
@@ -78,7 +80,7 @@ impl Machine {
     }
 }
 
-/// A device: who computes, the memory its tensors come from, and the ledger. Clones are handles of the same device.
+/// A device: the executor, the memory of its tensors, and the ledger. Clones are handles of the same device.
 #[derive(Debug, Clone)]
 pub struct Device {
     backend: Backend,
@@ -87,14 +89,14 @@ pub struct Device {
     ledger: Arc<Mutex<Ledger>>,
 }
 
-/// What stands behind a device.
+/// The backend of a device.
 #[derive(Debug, Clone)]
 enum Backend {
     /// Threads of this process.
     Cpu(Arc<rayon::ThreadPool>),
-    /// Nothing, in place of them.
+    /// A dry CPU.
     DryCpu,
-    /// A driver, the emulator, or nothing in place of them.
+    /// A card, the emulator, or a dry GPU.
     Gpu(Arc<Gpu>),
 }
 
@@ -113,12 +115,12 @@ impl Device {
         Self { class, ..self.clone() }
     }
 
-    /// Whose code an op takes, and whose memory and work are counted.
+    /// The kind of machine that this device is or stands in for.
     pub fn machine(&self) -> Machine {
         self.backend.machine()
     }
 
-    /// True where ops and launches are recorded and not run.
+    /// True if ops and launches are recorded but not run.
     pub fn is_dry(&self) -> bool {
         match &self.backend {
             Backend::Cpu(_) => false,
@@ -127,20 +129,20 @@ impl Device {
         }
     }
 
-    /// True of a card: it works on while the host does something else, and has a clock and memory of its own.
+    /// True of a card, which works asynchronously to the host and has a clock and memory of its own.
     pub fn is_card(&self) -> bool {
         self.gpu().is_some_and(|gpu| gpu.is_card())
     }
 
-    /// True where launches run and have results: on the emulator, and on a card in a build with kernels.
+    /// True if launches run: on the emulator, and on a card in a build with kernels.
     pub fn runs_kernels(&self) -> bool {
         self.machine() == Machine::Gpu && !self.is_dry() && !(self.is_card() && kernels::IMAGES.is_empty())
     }
 
-    /// What plans of kernels go by.
+    /// The chip that kernel plans depend on.
     ///
     /// # Errors
-    /// [`Error::Device`] of a CPU, which runs none.
+    /// [`Error::Device`] on a CPU, which runs no kernels.
     pub fn chip(&self) -> Result<Chip> {
         self.gpu().map(|gpu| gpu.chip()).ok_or_else(|| Error::Device {
             what: format!("{}: the device runs no kernels", self.label()),
@@ -148,7 +150,7 @@ impl Device {
         })
     }
 
-    /// What messages call it: `cpu`, `cuda:0 (NVIDIA GeForce RTX 3080)`.
+    /// The name of the device in messages: `cpu`, `cuda:0 (NVIDIA GeForce RTX 3080)`.
     pub fn label(&self) -> &str {
         match &self.backend {
             Backend::Cpu(_) => "cpu",
@@ -157,7 +159,7 @@ impl Device {
         }
     }
 
-    /// Number of threads that compute; 0 where the processor does not.
+    /// Number of compute threads; 0 if the processor does not compute.
     pub fn num_threads(&self) -> usize {
         match &self.backend {
             Backend::Cpu(threads) => threads.current_num_threads(),
@@ -165,7 +167,7 @@ impl Device {
         }
     }
 
-    /// Runs `work` on the device's threads: every parallel loop inside uses them and no others.
+    /// Runs `work` on the device's threads: every parallel loop inside uses only these.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.backend {
             Backend::Cpu(threads) => threads.install(work),
@@ -173,22 +175,22 @@ impl Device {
         }
     }
 
-    /// Takes one block of `bytes` bytes for all tensors from here on, if this is a GPU: no allocation in a step, and the same
-    /// addresses in every run. How much a run needs is the [`ArenaUse::high_water_bytes`] of its plan. Tensors that are there
-    /// stay where they are. 0 gives the block back.
+    /// On a GPU, reserves one block of `bytes` bytes for all tensors from here on: no allocation within a
+    /// step, and the same addresses in every run. A run needs the [`ArenaUse::high_water_bytes`] of its plan.
+    /// Existing tensors stay where they are. 0 frees the block.
     ///
     /// # Errors
-    /// [`Error::Device`] if memory runs out, or if tensors lie in what was reserved before.
+    /// [`Error::Device`] if memory runs out, or if there are tensors in the block reserved before.
     pub fn reserve(&self, bytes: u64) -> Result<()> {
         self.gpu().map_or(Ok(()), |gpu| gpu.reserve(bytes))
     }
 
-    /// How full the reserved block is; `None` without one.
+    /// Usage of the reserved block; `None` if none is reserved.
     pub fn arena(&self) -> Option<ArenaUse> {
         self.gpu().and_then(|gpu| gpu.arena())
     }
 
-    /// Free and total memory of the card; `None` where there is no card.
+    /// Free and total memory of the card; `None` if the device is not a card.
     ///
     /// # Errors
     /// [`Error::Device`] if the driver failed.
@@ -196,18 +198,19 @@ impl Device {
         self.gpu().map_or(Ok(None), |gpu| gpu.memory())
     }
 
-    /// Waits until everything that was started is done.
+    /// Waits until all queued work is done.
     ///
     /// # Errors
-    /// [`Error::Device`] if something of it failed.
+    /// [`Error::Device`] if any of it failed.
     pub fn synchronize(&self) -> Result<()> {
         self.gpu().map_or(Ok(()), |gpu| gpu.synchronize())
     }
 
-    /// Runs `work` and gives its result with the seconds that the card took for it, by its clock; `None` on other devices.
+    /// Runs `work` and returns its result with the seconds that it took by the clock of the card; `None` on
+    /// other devices.
     ///
     /// # Errors
-    /// [`Error::Device`] if something of it, or before it, failed.
+    /// [`Error::Device`] if any of it, or any work before it, failed.
     pub fn time<R>(&self, work: impl FnOnce() -> R) -> Result<(R, Option<f64>)> {
         match self.gpu() {
             Some(gpu) => gpu.time(work),
@@ -225,17 +228,17 @@ impl Device {
         self.pool.peak_by_class()
     }
 
-    /// Starts a new peak from what is in use now.
+    /// Resets the peak to the bytes in use now.
     pub fn reset_peak(&self) {
         self.pool.reset_peak();
     }
 
-    /// Records that `op` runs with this cost; the launches that follow are its own.
+    /// Records a call of `op` with this cost; the launches that follow count to it.
     pub fn record(&self, op: &'static str, work: Work) {
         self.lock().add(op, work);
     }
 
-    /// The ledger so far, and an empty one from here on.
+    /// Returns the ledger so far, and starts an empty one.
     pub fn take_ledger(&self) -> Ledger {
         std::mem::take(&mut *self.lock())
     }

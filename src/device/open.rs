@@ -1,4 +1,4 @@
-//! How devices are made: the processor, a card, the emulator, and dry ones in place of them.
+//! Constructors of devices: the processor, a card, the emulator, and dry ones.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ impl Device {
     /// The CPU with `threads` threads; 0 means all of them. Results do not depend on the number.
     ///
     /// # Errors
-    /// [`Error::Device`] if the system gives no threads.
+    /// [`Error::Device`] if the system cannot create threads.
     pub fn cpu(threads: usize) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -28,12 +28,13 @@ impl Device {
         Ok(Self::new(Backend::Cpu(Arc::new(pool))))
     }
 
-    /// A device that records what the CPU would do, and computes nothing.
+    /// A dry CPU: it records the work and computes nothing.
     pub fn dry() -> Self {
         Self::new(Backend::DryCpu)
     }
 
-    /// The GPU with this index, with the kernels of this build. Every tensor has memory of its own until [`Device::reserve`].
+    /// The GPU with this index, with the kernels of this build. Every tensor is a separate allocation until
+    /// [`Device::reserve`].
     ///
     /// # Errors
     /// [`Error::Device`]: no driver, one that is too old, no such GPU, kernels that do not run on it, or an error of the driver.
@@ -47,23 +48,23 @@ impl Device {
         }
     }
 
-    /// A device that records what a GPU of this architecture would do: ops plan their kernels, launches are counted, and
-    /// tensors get addresses in an arena without end, whose high-water mark is what [`Device::reserve`] needs.
+    /// A dry GPU of this architecture: ops plan their kernels, launches are counted, and tensors get
+    /// addresses in an unlimited arena. Its high-water mark is the size to pass to [`Device::reserve`].
     pub fn dry_gpu(chip: Chip) -> Self {
         Self::of_gpu(Gpu::dry(chip))
     }
 
-    /// The kernels on the processor, under checks if `options` ask for them. Plans are those of an RTX 3080.
+    /// The emulator: kernels on the processor, checked if `options` say so. Plans are those of an RTX 3080.
     ///
     /// # Errors
-    /// [`Error::Device`] if the system gives no memory or threads.
+    /// [`Error::Device`] if the system has no memory or cannot create threads.
     #[cfg(feature = "emulated")]
     pub fn emulated(options: EmulatorOptions) -> Result<Self> {
         let emulator = super::emulated::Emulator::new(options)?;
         Ok(Self::of_gpu(Gpu::emulated(emulator, Chip::RTX_3080)))
     }
 
-    /// Changes how later launches run, if this is an emulated device.
+    /// Changes the options of later launches, if this is an emulated device.
     #[cfg(feature = "emulated")]
     pub fn set_emulator_options(&self, options: EmulatorOptions) {
         if let Some(emulator) = self.gpu().and_then(|gpu| gpu.emulator()) {
@@ -71,7 +72,8 @@ impl Device {
         }
     }
 
-    /// What the launches under [`EmulatorOptions::stats`] asked of memory since the last call; nothing on other devices.
+    /// Counters of memory accesses of the launches under [`EmulatorOptions::stats`] since the last call;
+    /// empty on other devices.
     #[cfg(feature = "emulated")]
     pub fn take_counters(&self) -> Counters {
         self.gpu().and_then(|gpu| gpu.emulator()).map(|e| e.take_counters()).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Results that come back while the device goes on: a copy to the host is started now and taken later.
+//! Asynchronous copies to the host: started now, received later, while the device continues.
 
 use super::Device;
 #[cfg(feature = "cuda")]
@@ -7,21 +7,21 @@ use super::tensor::Tensor;
 use crate::error::{Error, Result};
 use crate::tensor::Element;
 
-/// A place on the host for the content of one tensor at a time.
+/// A host buffer for the content of one tensor at a time.
 #[derive(Debug)]
 pub struct PendingCopy {
     device: Device,
-    /// What is here already: from a device that finishes what it starts.
+    /// The content, if it is on the host already: from a device that computes synchronously.
     here: Option<Vec<u8>>,
-    /// What is on its way, or its buffer for the next time.
+    /// The copy in flight, or its buffer for the next copy.
     #[cfg(feature = "cuda")]
     in_flight: Option<InFlight>,
-    /// Whether something was sent that nobody took.
+    /// True if a copy was started and not yet received.
     is_full: bool,
 }
 
 impl PendingCopy {
-    /// An empty one.
+    /// No copy.
     pub fn new(device: &Device) -> Self {
         Self {
             device: device.clone(),
@@ -32,8 +32,8 @@ impl PendingCopy {
         }
     }
 
-    /// Starts the copy of the first `len` elements of `tensor`, after everything that was started before. What was sent before is
-    /// lost if nobody took it.
+    /// Starts the copy of the first `len` elements of `tensor`, after all work queued so far. An earlier copy
+    /// that was not received is lost.
     ///
     /// # Errors
     /// [`Error::Shape`] if the tensor is shorter; [`Error::Device`] if the driver failed.
@@ -44,7 +44,7 @@ impl PendingCopy {
         self.is_full = true;
         #[cfg(feature = "cuda")]
         if let Some(block) = tensor.block().filter(|block| block.gpu().is_card()) {
-            // With room for the whole tensor, so that no later copy of it has to make room.
+            // With capacity for the whole tensor, so that no later copy of it needs an allocation.
             let room = tensor.len() * size_of::<T>();
             self.in_flight =
                 Some(block.gpu().post(self.in_flight.take(), block.ptr(), len * size_of::<T>(), room)?);
@@ -55,10 +55,10 @@ impl PendingCopy {
         Ok(())
     }
 
-    /// Waits for what was sent, and gives it.
+    /// Waits for the copy and returns its content.
     ///
     /// # Errors
-    /// [`Error::Shape`] if nothing was sent; [`Error::Device`] if the copy or something before it failed.
+    /// [`Error::Shape`] if no copy was started; [`Error::Device`] if the copy or something before it failed.
     pub fn take<T: Element>(&mut self) -> Result<Vec<T>> {
         if !std::mem::take(&mut self.is_full) {
             return Err(Error::shape("pending copy", "content", "something sent", "nothing"));

@@ -1,7 +1,8 @@
 //! The memory that tensors come from and go back to.
 //!
-//! Training asks for the same few sizes again and again; the system would hand out zeroed pages each time (measured: about 3%
-//! of a step). The pool keeps freed buffers and never holds more than the largest amount that was ever in use at once.
+//! Training asks for the same few sizes again and again; the system would hand out zeroed pages each time
+//! (measured: about 3% of a step). The pool keeps freed buffers and never holds more than the peak of the
+//! bytes in use.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,15 +16,15 @@ pub struct MemoryUse {
     pub live_bytes: u64,
     /// In use at the peak.
     pub peak_bytes: u64,
-    /// Memory that belongs to others (weights as they were read), in use now.
+    /// Memory with another owner (the weights file), in use now.
     pub borrowed_bytes: u64,
 }
 
-/// See the module text.
+/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Pool {
     state: Mutex<State>,
-    /// Buffers take multiples of so many bytes.
+    /// Granularity of buffer sizes, in bytes.
     granularity: u64,
 }
 
@@ -33,9 +34,9 @@ struct State {
     /// Bytes in use by class, now and at the peak.
     live: ByClass,
     peak: ByClass,
-    /// Capacity (words) of everything handed out or free.
+    /// Capacity (words) of all buffers, allocated and free.
     held_words: usize,
-    /// The most capacity that was handed out at once.
+    /// Peak of the allocated capacity.
     peak_words: usize,
     used_words: usize,
     /// Free buffers by capacity.
@@ -48,7 +49,8 @@ impl Pool {
         Self { state: Mutex::default(), granularity }
     }
 
-    /// A buffer of at least `words` words with unspecified (initialised) content; `None` if the system has no room for it.
+    /// A buffer of at least `words` words with unspecified (initialised) content; `None` if the system has no
+    /// memory for it.
     pub(super) fn take(&self, words: usize) -> Option<Vec<u64>> {
         let capacity = size_class(words);
         let mut state = self.lock();
@@ -61,7 +63,8 @@ impl Pool {
             }
             buffer
         });
-        // Asked first, because `vec!` ends the process where there is no room. Only `vec!` gets zeroed pages without touching them.
+        // Tried first, because `vec!` aborts the process if memory runs out. Only `vec!` gets zeroed pages
+        // without touching them.
         if buffer.is_none() && Vec::<u64>::new().try_reserve_exact(capacity).is_err() {
             return None;
         }
@@ -72,7 +75,7 @@ impl Pool {
             Some(buffer) => buffer,
             None => {
                 state.held_words += got;
-                // Never hold more than was needed at once: the largest free buffers go first.
+                // Never hold more than the peak: the largest free buffers are dropped first.
                 while state.held_words > state.peak_words {
                     let Some((capacity, mut buffers)) = state.free.pop_last() else { break };
                     buffers.pop();
@@ -106,7 +109,7 @@ impl Pool {
         }
     }
 
-    /// Counts it as no longer in use.
+    /// Counts a buffer as no longer in use.
     pub(super) fn discount(&self, class: Class, bytes: u64) {
         let bytes = bytes.next_multiple_of(self.granularity);
         let mut state = self.lock();
@@ -114,7 +117,7 @@ impl Pool {
         *state.live.get_mut(class) -= bytes;
     }
 
-    /// Counts memory of others, by difference.
+    /// Changes the count of memory with another owner.
     pub(super) fn count_borrowed(&self, bytes: u64, in_use: bool) {
         let borrowed = &mut self.lock().memory.borrowed_bytes;
         *borrowed = if in_use { *borrowed + bytes } else { *borrowed - bytes };
@@ -140,7 +143,8 @@ impl Pool {
     }
 }
 
-/// Rounds up to 1/8 of the next lower power of two, so that about equal sizes share their buffers (at most 12.5% more).
+/// Rounds up to 1/8 of the next lower power of two, so that similar sizes share buffers (at most 12.5% more
+/// memory).
 fn size_class(words: usize) -> usize {
     let step = (words.max(64) / 8 + 1).next_power_of_two() / 2;
     words.max(8).div_ceil(step) * step

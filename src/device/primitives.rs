@@ -1,7 +1,8 @@
-//! Whether the primitives of kernels give what they shall: one kernel on raw bits, against stored results.
+//! Check of the primitives of kernels: one kernel on raw bits, compared with stored results.
 //!
-//! The stored results are the same for GPUs and for the emulator, so whatever the emulator and the kernels both read wrongly in the
-//! description of the instruction set shows as soon as a GPU runs this: `tanren inspect device --self-test` does.
+//! The stored results are the same for GPUs and for the emulator, so an error that the emulator and the
+//! kernels share about the instruction set is found as soon as a GPU runs this: `tanren inspect device
+//! --self-test` does.
 
 use half::bf16;
 
@@ -12,36 +13,37 @@ use super::{Device, Launch};
 use crate::error::Result;
 use crate::rng::philox;
 
-/// What must come out: a line for each case and primitive, 32 lanes in hexadecimal.
+/// The stored results: a line for each case and primitive, 32 lanes in hexadecimal.
 const STORED: &str = include_str!("../../tests/golden/primitives/results.txt");
 
 const LANES: usize = 32;
 
-/// The cases, by what their numbers are.
+/// The cases, named by their kind of numbers.
 const CASES: [&str; 4] = ["integers", "fractions", "wide", "special"];
 
 /// Elements of `a` and of the matrices of `ldmatrix` in one case, and of `b`.
 const SQUARE: usize = 256;
 const NARROW: usize = 128;
 
-/// How near a result must be to the stored one.
+/// Tolerance of a result against the stored one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Agreement {
     /// The same bits.
     Bits,
-    /// The same f32, any NaN for a NaN: processors differ in which one they make.
+    /// The same f32, or any NaN for a NaN: processors differ in the NaN they produce.
     Float,
-    /// An f32 that is off by this part of it at most.
+    /// An f32 with at most this relative error.
     Relative(f32),
-    /// An f32 that is off by this part of the sum of the products' magnitudes at most. Tensor cores align the products of a sum
-    /// to the largest one and cut off what is below its last bit, in an order that is not documented.
+    /// An f32 with at most this error relative to the sum of the products' magnitudes. Tensor cores align the
+    /// products of a sum to the largest one and truncate the bits below its last bit, in an undocumented
+    /// order.
     OfProducts(f32),
 }
 
-/// What the kernel gives, in its order.
+/// The outputs of the kernel, in its order.
 const PRIMITIVES: [(&str, Agreement); 32] = {
     use Agreement::{Bits, Float, OfProducts, Relative};
-    // 17 terms, each cut off below 2^-23 of the largest.
+    // 17 terms, each truncated below 2^-23 of the largest.
     const TENSOR: Agreement = OfProducts(1.0 / 262_144.0);
     // The hardware's error is 2 units in the last place.
     const FAST: Agreement = Relative(1.0 / 2_097_152.0);
@@ -84,7 +86,7 @@ const PRIMITIVES: [(&str, Agreement); 32] = {
 /// The first row of `mma` in [`PRIMITIVES`].
 const MMA: usize = 16;
 
-/// Numbers that rounding and the rest of f32 stumble over. None is the negative of another one of its four lanes.
+/// Edge cases of rounding and of f32. No number is the negative of another one in its group of four lanes.
 const SPECIAL: [u32; LANES] = [
     0x0000_0000, // 0
     0x3f80_0000, // 1
@@ -130,7 +132,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// Made of random bits by exact operations only, so they are the same on every machine.
+    /// Made from random bits by exact operations only, so they are the same on every machine.
     fn new() -> Self {
         let mut inputs = Self {
             words: Vec::new(),
@@ -143,7 +145,7 @@ impl Inputs {
             let number = |bits: u32| match name {
                 "integers" => (bits >> 8) as f32 % 129.0 - 64.0,
                 "fractions" => bits as i32 as f32 / 2_147_483_648.0,
-                // Between 2^-16 and 2^15 times as much.
+                // Scaled by 2^-16 to 2^15.
                 _ => bits as i32 as f32 / 2_147_483_648.0 * f32::from_bits((111 + (bits & 31)) << 23),
             };
             let draw = |stream: u32, len: usize| random(1000 + 10 * case + stream, len);
@@ -164,7 +166,7 @@ impl Inputs {
         inputs
     }
 
-    /// The sum of the magnitudes of what `mma` adds up for one result.
+    /// The sum of the magnitudes of the terms of one `mma` result.
     fn magnitude(&self, case: usize, part: usize, lane: usize) -> f64 {
         let (row, column) = (lane / 4 + part / 2 * 8, 2 * (lane % 4) + part % 2);
         let a = &self.a[case * SQUARE + row * 16..][..16];
@@ -173,7 +175,7 @@ impl Inputs {
         (part + 1) as f64 + products.sum::<f64>()
     }
 
-    /// What `device` makes of them, by case, primitive and lane.
+    /// The results of `device`, by case, primitive and lane.
     fn run(&self, device: &Device) -> Result<Vec<u32>> {
         let words = device.tensor(CASES.len(), LANES, &self.words)?;
         let numbers = device.tensor(CASES.len(), LANES, &self.numbers)?;
@@ -194,7 +196,7 @@ impl Inputs {
         device.read(&out)
     }
 
-    /// Where `got` is not what is stored, a line for each case and primitive.
+    /// The differences between `got` and the stored results, a line for each case and primitive.
     fn faults(&self, got: &[u32], stored: &[u32]) -> Vec<String> {
         let number = CASES.len() * PRIMITIVES.len() * LANES;
         if (got.len(), stored.len()) != (number, number) {
@@ -237,7 +239,7 @@ fn agree(agreement: Agreement, got: u32, stored: u32, magnitude: impl Fn() -> f6
     }
 }
 
-/// The stored results; fewer than there should be if the file is not as it was written.
+/// The stored results; fewer than expected if the file is damaged.
 fn stored() -> Vec<u32> {
     let lines = STORED.lines().filter(|line| !line.starts_with('#'));
     lines
@@ -249,7 +251,7 @@ fn stored() -> Vec<u32> {
 /// Runs every primitive on `device` and compares the bits with those stored.
 ///
 /// # Errors
-/// Errors of the device. Wrong results are findings.
+/// Errors of the device. Wrong results are returned as findings, not as errors.
 pub fn self_test(device: &Device) -> Result<Vec<Finding>> {
     let inputs = Inputs::new();
     let faults = inputs.faults(&inputs.run(device)?, &stored());

@@ -1,4 +1,5 @@
-//! The stored results against the tables of the instruction set, against the emulator, and, where there is one, against a GPU.
+//! Compares the stored results with the tables of the instruction set, with the emulator, and, if there is
+//! one, with a GPU.
 
 use super::*;
 
@@ -87,7 +88,7 @@ fn stored_numbers_are_rounded_as_ieee_says() {
                 .map(|name| row(&stored, case, name));
         let [inverse_root, power] = ["rsqrtf", "exp2"].map(|name| row(&stored, case, name));
         let (numbers, words) = (&inputs.numbers[case * LANES..], &inputs.words[case * LANES..]);
-        // cvt makes one NaN of all.
+        // cvt maps every NaN to the same one.
         let half = |x: f32| if x.is_nan() { 0x7fff } else { u32::from(bf16::from_f32(x).to_bits()) };
         for lane in 0..LANES {
             let (x, next) = (numbers[lane], numbers[lane ^ 1]);
@@ -100,7 +101,7 @@ fn stored_numbers_are_rounded_as_ieee_says() {
             assert!(same(inverse[lane], 1.0 / x), "1 / {x}");
             let exactly = |got: u32, want: f64| {
                 let got = f64::from(f32::from_bits(got));
-                // Beyond f32, and below its normal numbers, which the hardware gives as 0.
+                // Overflow, and subnormal results, which the hardware flushes to 0.
                 let want = if want > f64::from(f32::MAX) { f64::INFINITY } else { want };
                 let want = if want < f64::from(f32::MIN_POSITIVE) { 0.0 } else { want };
                 got == want || got.is_nan() && want.is_nan() || (got / want - 1.0).abs() < 5e-7
@@ -153,15 +154,15 @@ mod devices {
         let fast = EmulatorOptions { threads: 1, ..EmulatorOptions::default() };
         let checked = EmulatorOptions { check: true, ..fast };
         let scheduled = EmulatorOptions { schedule: Schedule::Random(3), ..checked };
-        // The tolerances are made for sums that are cut off.
+        // The tolerances are made for truncated sums.
         for options in [fast, checked, scheduled, EmulatorOptions { truncates_mma: true, ..fast }] {
             let findings = self_test(&Device::emulated(options).unwrap()).unwrap();
             assert!(findings.iter().all(|finding| finding.outcome == Outcome::Passed), "{findings:?}");
         }
     }
 
-    /// 16 products of 1.5 * 2^-24 onto 1, 2, 3 and 4. Each of them rounds 1 up to the next number, 2^-23 further. Cut off, each is
-    /// 2^-24, eight of them are 2^-21; beside 2 and more they are nothing.
+    /// 16 products of 1.5 * 2^-24 onto 1, 2, 3 and 4. Each of them rounds 1 up to the next number, 2^-23
+    /// further. Truncated, each is 2^-24, and eight of them are 2^-21; added to 2 or more they vanish.
     #[test]
     fn the_emulator_cuts_sums_off_where_it_is_told_to() {
         let sums = |truncates_mma| {
@@ -200,7 +201,7 @@ mod devices {
             assert!(inputs.run(&device).unwrap() == first);
         }
     }
-    /// What a kernel reads before anybody wrote it is NaN: in builds with debug assertions, so the test is there in these only.
+    /// Unwritten memory reads as NaN in builds with debug assertions, so the test exists in these only.
     #[cfg(debug_assertions)]
     #[test]
     fn gpu_memory_starts_as_nan() {

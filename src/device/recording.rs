@@ -1,7 +1,7 @@
-//! What a GPU keeps instead of starting it, while launches are recorded; and copies to the host that are taken later.
+//! Recording of launches on a GPU, and asynchronous copies to the host.
 //!
-//! On a card the driver keeps the launches, as a CUDA graph. The emulator has a list of calls and repeats them; a dry device has
-//! nothing to repeat.
+//! On a card the driver records the launches, as a CUDA graph. The emulator keeps a list of calls and repeats
+//! them; a dry device has nothing to repeat.
 
 #![cfg_attr(
     not(all(feature = "cuda", feature = "emulated")),
@@ -27,18 +27,18 @@ use super::kernels::DevicePtr;
 use super::launch::Launch;
 use crate::error::{Error, Result};
 
-/// A call that waits to be repeated.
+/// A recorded call.
 #[derive(Debug, Clone)]
 pub(super) enum Call {
-    /// A kernel with its params.
+    /// A kernel launch with its params.
     Launch(Launch, Vec<u8>),
-    /// Memory that gets one byte everywhere.
+    /// A fill of memory with one byte.
     Fill(DevicePtr, u8, u64),
-    /// Memory whose content ends.
+    /// The end of the content of some memory.
     Poison(DevicePtr, u64),
 }
 
-/// What was recorded, and where its tensors were.
+/// The recorded calls, and the places of their tensors.
 #[derive(Debug)]
 pub(super) struct Recording {
     recorded: Recorded,
@@ -50,15 +50,15 @@ enum Recorded {
     /// A graph of the driver.
     #[cfg(feature = "cuda")]
     Cuda(super::cuda::GraphHandle),
-    /// Calls to repeat; none on a dry device.
+    /// The calls to repeat; empty on a dry device.
     Calls(Vec<Call>),
 }
 
 impl Gpu {
-    /// From here on launches and fills are kept and not started.
+    /// Begins a recording: launches and fills are recorded, not started.
     ///
     /// # Errors
-    /// If a recording is under way, or the driver failed.
+    /// If a recording is active already, or the driver failed.
     pub(super) fn begin_recording(&self) -> Result<()> {
         self.refuse_in_recording("a recording")?;
         #[cfg(feature = "cuda")]
@@ -72,7 +72,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Ends a recording, and gives what it kept.
+    /// Ends a recording and returns it.
     ///
     /// # Errors
     /// If the driver failed.
@@ -87,10 +87,10 @@ impl Gpu {
         Ok(Recording { recorded, places })
     }
 
-    /// Starts what was recorded.
+    /// Starts the recorded calls.
     ///
     /// # Errors
-    /// If a tensor lies now where a recorded one was, or something of it failed.
+    /// If a live tensor overlaps the place of a recorded one, or a call failed.
     pub(super) fn replay(&self, recording: &Recording) -> Result<()> {
         let newcomer = self.region().as_ref().and_then(|region| region.arena.newcomer_on(&recording.places));
         if let Some(offset) = newcomer {
@@ -123,7 +123,7 @@ impl Gpu {
         }
     }
 
-    /// Gives back what the driver holds of a recording.
+    /// Frees the driver's resources of a recording.
     ///
     /// # Errors
     /// If the driver failed.
@@ -135,7 +135,7 @@ impl Gpu {
         }
     }
 
-    /// True if a recording is under way and has taken the call.
+    /// True if a recording is active and has taken the call.
     #[cfg(feature = "emulated")]
     pub(super) fn noted(&self, call: impl FnOnce() -> Call) -> bool {
         match self.recording().as_mut() {
@@ -161,7 +161,8 @@ impl Gpu {
         self.recording.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a copy to the host, into the buffer of one that was received, or into a new one for `room` bytes.
+    /// Starts a copy to the host, into the buffer of an earlier copy that was received, or into a new one of
+    /// `room` bytes.
     ///
     /// # Errors
     /// If the driver failed.
@@ -183,7 +184,7 @@ impl Gpu {
     }
 }
 
-/// A copy to the host that is on its way, or has been taken.
+/// A copy to the host that is in flight, or was received.
 #[cfg(feature = "cuda")]
 #[derive(Debug)]
 pub(super) struct InFlight {
@@ -194,7 +195,7 @@ pub(super) struct InFlight {
 
 #[cfg(feature = "cuda")]
 impl InFlight {
-    /// Waits for it.
+    /// Waits for the copy.
     ///
     /// # Errors
     /// If the copy or something before it failed.

@@ -1,9 +1,10 @@
-//! The memory that tensors of a GPU live in.
+//! Memory for the tensors of a GPU.
 //!
-//! Memory comes in two ways. By default every tensor has an allocation of its own, which the emulator and compute-sanitizer can
-//! guard. After [`Gpu::reserve`] tensors lie in one block whose size a dry run has found: no allocation inside a step, and the
-//! same addresses in every run. Memory that is given back is used again at once, although work on it may still be under way:
-//! launches and copies go through one stream, so whatever uses it next also comes next.
+//! Memory is allocated in two ways. By default every tensor has an allocation of its own, which the emulator
+//! and compute-sanitizer can guard. After [`Gpu::reserve`] all tensors are in one block whose size a dry run
+//! has found: no allocation within a step, and the same addresses in every run. Freed memory is reused at
+//! once, although work on it may still be queued. That is safe, because launches and copies go through one
+//! stream: the next use is queued after it.
 
 #![cfg_attr(
     not(any(feature = "cuda", feature = "emulated")),
@@ -21,7 +22,7 @@ use super::kernels::DevicePtr;
 use super::recording::Call;
 use crate::error::{Error, Result};
 
-/// Where addresses of a dry device begin: none of them is null.
+/// First address of a dry device: not null.
 const DRY_BASE: u64 = 1 << 40;
 
 /// One block of memory for many tensors.
@@ -31,27 +32,27 @@ pub(super) struct Region {
     pub(super) arena: Arena,
 }
 
-/// Memory of one tensor, which goes back when this is dropped.
+/// Memory of one tensor, freed on drop.
 #[derive(Debug)]
 pub(super) struct Block {
     gpu: Arc<Gpu>,
     ptr: DevicePtr,
-    /// Where it lies in the region; `None` if it is an allocation of its own.
+    /// Offset in the region; `None` if it is a separate allocation.
     offset: Option<u64>,
 }
 
 impl Region {
-    /// Addresses without memory behind them, as many as it takes.
+    /// Addresses without memory, in unlimited number.
     pub(super) fn dry() -> Self {
         Self { base: DevicePtr(DRY_BASE), arena: Arena::without_end() }
     }
 }
 
 impl Gpu {
-    /// Takes `bytes` for all tensors from here on; 0 gives back what was taken.
+    /// Reserves `bytes` for all tensors from here on; 0 frees the reserved block.
     ///
     /// # Errors
-    /// If memory runs out, or tensors lie in what was reserved before.
+    /// If memory runs out, or there are tensors in the block reserved before.
     pub(super) fn reserve(&self, bytes: u64) -> Result<()> {
         let mut region = self.region();
         if let Some(old) = region.as_ref().filter(|old| !old.arena.is_empty()) {
@@ -78,16 +79,17 @@ impl Gpu {
         Ok(())
     }
 
-    /// How full the reserved memory is; `None` if every tensor has memory of its own.
+    /// Usage of the reserved block; `None` if every tensor is a separate allocation.
     pub(super) fn arena(&self) -> Option<ArenaUse> {
         self.region().as_ref().map(|region| region.arena.usage())
     }
 
-    /// Memory for `bytes` bytes of a tensor. In builds with debug assertions all its bits are set, which makes NaN of every real
-    /// number; an emulator's own allocation comes that way, and counts as never written until somebody writes it.
+    /// Memory for `bytes` bytes of a tensor. In builds with debug assertions all its bits are set, so every
+    /// real number is NaN; a separate allocation of the emulator has this content anyway, and counts as
+    /// unwritten until the first write.
     ///
     /// # Errors
-    /// [`Error::Device`] with what is needed, what is free, and what to lower.
+    /// [`Error::Device`] with the needed bytes, the free bytes, and the options to lower.
     pub(super) fn block(self: &Arc<Self>, bytes: u64) -> Result<Block> {
         let mut region = self.region();
         let (ptr, offset) = match region.as_mut() {
@@ -110,7 +112,8 @@ impl Gpu {
         drop(region);
         let block = Block { gpu: self.clone(), ptr, offset };
         match &self.driver {
-            // What the last tensor left must not pass for content. A new allocation is in this state already.
+            // The content of an earlier tensor must not be mistaken for valid. A new allocation is in this
+            // state already.
             #[cfg(feature = "emulated")]
             Driver::Emulated(_)
                 if bytes > 0 && offset.is_some() && self.noted(|| Call::Poison(ptr, bytes)) => {}
@@ -131,7 +134,7 @@ impl Gpu {
     }
 }
 
-/// What needs less memory.
+/// How to use less memory.
 pub(super) const LOWER: &str =
     "lower --max-tokens-per-pass, --max-seq-length or --lora-r, or choose a smaller model";
 
@@ -144,12 +147,12 @@ pub(super) fn size(bytes: u64) -> String {
 }
 
 impl Block {
-    /// Its address.
+    /// Address of the memory.
     pub(super) fn ptr(&self) -> DevicePtr {
         self.ptr
     }
 
-    /// The GPU that it is on.
+    /// GPU of the memory.
     pub(super) fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
     }
@@ -159,7 +162,7 @@ impl Drop for Block {
     fn drop(&mut self) {
         match (self.offset, self.gpu.region().as_mut()) {
             (Some(offset), Some(region)) => region.arena.give(offset),
-            // An error stays with the driver and comes out of the next call.
+            // The driver keeps the error and returns it from the next call.
             _ => {
                 let _ = self.gpu.free(self.ptr);
             }

@@ -1,7 +1,7 @@
-//! What can be checked on a device without a model: copies, fills, memory, and one kernel.
+//! The self-test of a device without a model: copies, fills, memory, and one kernel.
 //!
-//! Everything here has an answer that the host knows exactly. `tanren inspect device --self-test` runs it on a machine that
-//! somebody does not trust yet, and the tests run it on every device there is.
+//! The host knows the exact result of every check. `tanren inspect device --self-test` runs them on a new
+//! machine, and the tests run them on every available device.
 
 use std::time::Instant;
 
@@ -11,35 +11,35 @@ use super::{Device, Launch, Tensor};
 use crate::error::{Error, Result};
 use crate::rng::philox;
 
-/// What one check found.
+/// The finding of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What was checked.
+    /// Name of the check.
     pub check: &'static str,
-    /// What was measured, or what was wrong.
+    /// The measurement, or the fault.
     pub detail: String,
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
-/// How a check ended.
+/// Outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// As it should be.
+    /// The result is correct.
     Passed,
-    /// A wrong result.
+    /// The result is wrong.
     Failed,
-    /// There was nothing to check.
+    /// The check does not apply to this device.
     Skipped,
 }
 
-/// Threads of a block of the kernel `self_test`, as a number of elements.
+/// Elements per block of the kernel `self_test`, one per thread.
 const BLOCK: usize = Kernel::SelfTest.threads() as usize;
 
 /// Runs all checks.
 ///
 /// # Errors
-/// [`Error::Device`] if the device itself fails. Wrong results are findings.
+/// [`Error::Device`] if the device itself fails. Wrong results are returned as findings, not as errors.
 pub fn self_test(device: &Device) -> Result<Vec<Finding>> {
     [copies, fills, too_much, kernel, memory, speed].into_iter().map(|check| check(device)).collect()
 }
@@ -74,7 +74,7 @@ fn difference(got: &[u32], expected: &[u32]) -> Option<String> {
     ))
 }
 
-/// Up and down again, with sizes around those of the staging buffers.
+/// Copies to the device and back, with sizes around those of the staging buffers.
 fn copies(device: &Device) -> Result<Finding> {
     const BUFFER: usize = 8 << 18;
     let mut wrong = None;
@@ -89,13 +89,13 @@ fn copies(device: &Device) -> Result<Finding> {
     Ok(finding("copies", wrong, format!("{total} words up and down are the same")))
 }
 
-/// Bytes per second of a large copy each way.
+/// Bandwidth of a large copy in each direction.
 fn speed(device: &Device) -> Result<Finding> {
     let len: usize = if device.is_card() { 16 << 20 } else { 4 << 20 };
     let data = words(101, len);
     let mut tensor = device.empty(1, len)?;
     let rate = |copy: &mut dyn FnMut() -> Result<()>| -> Result<f64> {
-        // The first copy finds memory that was never touched.
+        // The first copy touches new pages, so it is not measured.
         copy()?;
         let start = Instant::now();
         copy()?;
@@ -130,7 +130,7 @@ fn fills(device: &Device) -> Result<Finding> {
     Ok(finding("fills", wrong, "zeros where they belong, neighbours untouched"))
 }
 
-/// Many tensors that come and go in reserved memory, each with a pattern of its own.
+/// Many tensors that are allocated and freed in reserved memory, each with a pattern of its own.
 fn memory(device: &Device) -> Result<Finding> {
     const RESERVED: u64 = 32 << 20;
     device.reserve(RESERVED)?;
@@ -159,7 +159,7 @@ fn memory(device: &Device) -> Result<Finding> {
     Ok(finding("memory", wrong, detail))
 }
 
-/// More than there is is an error, and harms nothing.
+/// A request beyond the total memory gives an error and leaves the device usable.
 fn too_much(device: &Device) -> Result<Finding> {
     let wrong = match device.empty::<u32>(1 << 30, 1 << 20) {
         Ok(_) => Some("got 4 PiB of memory, expected an error".to_owned()),
@@ -209,7 +209,7 @@ impl Case {
         self.grid.iter().map(|&blocks| blocks as usize).product::<usize>() * BLOCK
     }
 
-    /// The launch with what it reads and writes.
+    /// The launch and its params.
     pub(super) fn launch(&self, x: &Tensor<u32>, y: &Tensor<u32>, fault: u32) -> (Launch, SelfTestParams) {
         let dynamic_smem = 4 * Kernel::SelfTest.threads() * self.stride;
         let launch = Launch { kernel: Kernel::SelfTest, grid: self.grid, dynamic_smem };
@@ -225,7 +225,7 @@ impl Case {
         (launch, params)
     }
 
-    /// What the kernel makes of `x`.
+    /// The result of the kernel for `x`.
     pub(super) fn run(&self, device: &Device, x: &[u32], fault: u32) -> Result<Vec<u32>> {
         let x = device.tensor(1, x.len(), x)?;
         let y = device.empty(1, x.len())?;
@@ -234,11 +234,11 @@ impl Case {
         device.read(&y)
     }
 
-    /// The same on the host.
+    /// The expected result, computed on the host.
     pub(super) fn expected(&self, x: &[u32]) -> Vec<u32> {
         let mut y = Vec::with_capacity(x.len());
         for (block, x) in x.chunks_exact(BLOCK).enumerate() {
-            // Integers wrap here as there.
+            // Integers wrap as on the device.
             let added = u32::from(self.addend).wrapping_add(self.offset as u32).wrapping_add(block as u32);
             let z: Vec<u32> = x.iter().map(|x| self.factor.wrapping_mul(*x).wrapping_add(added)).collect();
             y.extend((0..BLOCK).map(|thread| z[BLOCK - 1 - thread] ^ z[BLOCK - 1 - (thread ^ 1)]));

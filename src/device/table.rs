@@ -1,8 +1,8 @@
-//! A list in the memory of a GPU that changes from batch to batch: a capacity, and how many entries there are.
+//! A list in GPU memory that changes from batch to batch, with a capacity and a number of entries.
 //!
-//! A graph of launches is recorded once, with the addresses of its tables and with grids for their capacity; what differs
-//! between batches is the content of the tables. So kernels read the number of entries from memory ([`Table::count_ptr`]), and
-//! blocks beyond it end at once.
+//! A graph is recorded once, with the addresses of its tables and with grids for their capacity; only the
+//! content of the tables differs between batches. So kernels read the number of entries from memory
+//! ([`Table::count_ptr`]), and blocks beyond it return at once.
 
 use std::marker::PhantomData;
 
@@ -11,10 +11,10 @@ use super::kernels::DevicePtr;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 
-/// Words before the entries: the number of entries, and what keeps these at the start of a sector of 32 bytes.
+/// Words before the entries: their number, and padding so that the entries start at a sector of 32 bytes.
 const HEADER: usize = 8;
 
-/// See the module text. `S` is a struct that kernels know, of whole 32-bit words.
+/// See the module documentation. `S` is a struct shared with kernels, whose size is a multiple of 4 bytes.
 #[derive(Debug)]
 pub struct Table<S> {
     words: Tensor<u32>,
@@ -26,7 +26,7 @@ pub struct Table<S> {
 impl<S: bytemuck::Pod> Table<S> {
     const WORDS: usize = size_of::<S>() / size_of::<u32>();
 
-    /// A table of exactly these entries.
+    /// A table of these entries, without spare capacity.
     ///
     /// # Errors
     /// Those of the device.
@@ -45,10 +45,10 @@ impl<S: bytemuck::Pod> Table<S> {
         Ok(Self { words, capacity, len: 0, entry: PhantomData })
     }
 
-    /// Replaces the content, after everything that was started before.
+    /// Replaces the content, after all work queued so far.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there are more entries than room; those of the device.
+    /// [`Error::Shape`] if the entries exceed the capacity; errors of the device.
     pub fn write(&mut self, device: &Device, entries: &[S]) -> Result<()> {
         if entries.len() > self.capacity {
             return Err(Error::shape(
@@ -78,17 +78,17 @@ impl<S: bytemuck::Pod> Table<S> {
         self.words.ptr()
     }
 
-    /// Entries that there are.
+    /// Number of entries.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// True without entries.
+    /// True if there are no entries.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Entries that it has capacity for: what grids are made for.
+    /// Capacity in entries, which grids are sized for.
     pub fn capacity(&self) -> usize {
         self.capacity
     }

@@ -1,4 +1,4 @@
-//! A two-dimensional row-major buffer, on the host or on a GPU, that knows its shape and gives its memory back when dropped.
+//! A two-dimensional row-major buffer with a shape, on the host or on a GPU. Its memory is freed on drop.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,10 +11,11 @@ use super::region::{Block, LOWER};
 use crate::error::{Error, Result};
 use crate::tensor::Element;
 
-/// Memory that somebody else keeps, as numbers.
+/// A slice of memory with another owner.
 pub type HostData<T> = Arc<dyn AsRef<[T]> + Send + Sync>;
 
-/// Numbers `[rows, cols]`, row-major. On a GPU the content is there and not here; on a dry device there is none.
+/// Elements `[rows, cols]`, row-major. On a GPU the content is in its memory, not on the host; a dry device
+/// has no content.
 pub struct Tensor<T: Element> {
     rows: usize,
     cols: usize,
@@ -31,7 +32,7 @@ enum Storage<T> {
 }
 
 impl<T: Element> Tensor<T> {
-    /// Unspecified content, and on a dry device none.
+    /// Unspecified content; none on a dry device.
     pub(super) fn new(device: &Device, rows: usize, cols: usize) -> Result<Self> {
         let size = rows.checked_mul(cols).and_then(|len| len.checked_mul(size_of::<T>()));
         let Some(bytes) = size.filter(|&bytes| isize::try_from(bytes).is_ok()) else {
@@ -77,7 +78,7 @@ impl<T: Element> Tensor<T> {
         self.rows * self.cols
     }
 
-    /// True without elements.
+    /// True if there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -87,7 +88,7 @@ impl<T: Element> Tensor<T> {
         (self.len() * size_of::<T>()) as u64
     }
 
-    /// Its memory on a GPU.
+    /// The memory on a GPU.
     pub(super) fn block(&self) -> Option<&Block> {
         match &self.storage {
             Storage::Device(block) => Some(block),
@@ -95,7 +96,7 @@ impl<T: Element> Tensor<T> {
         }
     }
 
-    /// Its address on a GPU, for params of kernels; null on other devices.
+    /// The address on a GPU, for params of kernels; null on other devices.
     pub fn ptr(&self) -> DevicePtr {
         self.block().map_or(DevicePtr(0), Block::ptr)
     }
@@ -109,7 +110,7 @@ impl<T: Element> Tensor<T> {
         }
     }
 
-    /// The content, to change; empty on a GPU and on a dry device. Borrowed memory is copied first.
+    /// The content, mutable; empty on a GPU and on a dry device. Borrowed memory is copied first.
     pub fn data_mut(&mut self) -> &mut [T] {
         let len = self.len();
         if let Storage::Borrowed(data) = &self.storage {
@@ -152,7 +153,7 @@ impl<T: Element> fmt::Debug for Tensor<T> {
     }
 }
 
-/// The error of a size that there is no memory for.
+/// The out-of-memory error for a size.
 fn too_large(device: &Device, size: &str) -> Error {
     Error::Device { what: format!("{}: out of memory: {size} needed", device.label()), fix: LOWER.into() }
 }

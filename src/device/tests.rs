@@ -1,4 +1,4 @@
-//! Tensors on every kind of device, the arena behind them, and what a launch refuses.
+//! Tensors on every kind of device, the arena behind them, and invalid launches.
 
 use super::*;
 
@@ -91,7 +91,7 @@ fn sizes_that_no_machine_has_are_errors() {
         }
         assert_eq!(device.memory().live_bytes, 0);
     }
-    // The system refuses this one, and nothing is counted.
+    // The system refuses this allocation, and nothing is counted.
     let cpu = Device::cpu(1).unwrap();
     assert!(cpu.zeros::<u8>(1 << 31, 1 << 31).is_err());
     assert_eq!(cpu.memory(), MemoryUse::default());
@@ -138,7 +138,7 @@ fn a_plan_has_the_addresses_and_the_size_of_the_arena() {
     assert_eq!(Device::dry().arena(), None);
 }
 
-/// A launch of the kernel `self_test` that is right, with its params.
+/// A valid launch of the kernel `self_test`, with its params.
 fn launch() -> (Launch, kernels::params::SelfTestParams) {
     let launch = Launch { kernel: kernels::Kernel::SelfTest, grid: [3, 2, 1], dynamic_smem: 512 };
     (launch, bytemuck::Zeroable::zeroed())
@@ -270,7 +270,7 @@ mod emulated {
         let text = error.to_string();
         assert!(error.exit_code() == 5 && text.contains("self_test"), "{text}");
         assert!(text.contains("self_test.cu"), "{text}");
-        // The emulator goes on, unlike a GPU.
+        // Unlike a GPU, the emulator is usable after an error.
         assert_eq!(CASE.run(&device, &x, 0).unwrap(), CASE.expected(&x));
     }
 

@@ -391,7 +391,7 @@ fn real_shapes() {
     same("swiglu forward", case, swiglu_forward(&device, case, 4 * intermediate));
 }
 
-/// What only an emulator can do.
+/// Tests that only the emulator can run.
 mod emulator {
     use super::*;
     use crate::device::EmulatorOptions;

@@ -1,16 +1,17 @@
-//! Calls of the driver in their order, and none after a sticky error.
+//! Serialises calls of the driver, and refuses all calls after a sticky error.
 //!
-//! Calls that return at once come one after another, so that none slips in behind one that fails. Those that wait, for the GPU or for
-//! a compiler, take as long as a step or longer; they run beside the others, or a thread that waits for a result would stop the one that
-//! starts the next work. The price is a moment between the return of a failing wait and the note of it, in which a call that another
-//! thread has already begun still reaches the driver. Every call that begins after an error was returned to anybody is refused.
+//! Calls that return at once hold a lock, so that no call can follow one that fails. Calls that block on the
+//! GPU or on a compiler take as long as a step or longer. They run without the lock; otherwise a thread that
+//! waits for a result would stop the thread that queues the next work. The price is a short window after a
+//! blocking call has failed and before the error is recorded: a call that another thread has already begun
+//! still reaches the driver. Every call that begins after an error was returned to any caller is refused.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Fault, codes};
 use crate::device::launch::Launch;
 
-/// See the module text.
+/// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
     state: Mutex<State>,
@@ -20,12 +21,12 @@ pub(super) struct Calls {
 struct State {
     /// The first sticky error.
     failed: Option<Fault>,
-    /// The last kernel that was started, for messages: an error inside it comes out of a later call.
+    /// The last kernel that was launched, for messages: a later call reports an error inside it.
     last_launch: Option<Launch>,
 }
 
 impl Calls {
-    /// Makes a call that returns at once, unless a call has failed for good before.
+    /// Makes a call that returns at once, unless a sticky error has occurred.
     pub(super) fn make(&self, function: &'static str, call: impl FnOnce() -> u32) -> Result<(), Fault> {
         let mut state = self.lock();
         state.check()?;
@@ -33,14 +34,15 @@ impl Calls {
         state.note(function, code)
     }
 
-    /// Makes a call that may wait, unless a call has failed for good before. Other calls go on meanwhile.
+    /// Makes a call that may block, unless a sticky error has occurred. Other calls proceed meanwhile.
     pub(super) fn wait(&self, function: &'static str, call: impl FnOnce() -> u32) -> Result<(), Fault> {
         self.lock().check()?;
         let code = call();
         self.lock().note(function, code)
     }
 
-    /// The kernel that messages name from here on; none after a graph, whose kernels are not told apart.
+    /// Sets the kernel that messages name; `None` after a graph launch, since it is not known which kernel of
+    /// the graph failed.
     pub(super) fn launched(&self, launch: Option<Launch>) {
         self.lock().last_launch = launch;
     }
@@ -55,7 +57,7 @@ impl State {
         self.failed.map_or(Ok(()), Err)
     }
 
-    /// Notes how a call ended. Of several sticky errors the first one stays.
+    /// Records the result of a call. Of several sticky errors the first one is kept.
     fn note(&mut self, function: &'static str, code: u32) -> Result<(), Fault> {
         if code == 0 {
             return Ok(());
@@ -80,7 +82,8 @@ mod tests {
     /// Long enough for any machine; a test that passes does not wait for it.
     const LONG: Duration = Duration::from_secs(60);
 
-    /// Runs `meanwhile` while a call waits that ends with `code`, and gives what the waiting thread got.
+    /// Runs `meanwhile` while another thread blocks in a call that ends with `code`; returns the result of
+    /// that call.
     fn while_one_waits(calls: &Calls, code: u32, meanwhile: impl FnOnce()) -> Result<(), Fault> {
         let (begun, has_begun) = mpsc::channel();
         let (end, may_end) = mpsc::channel::<()>();
@@ -88,7 +91,7 @@ mod tests {
             let waiting = scope.spawn(move || {
                 calls.wait("cuEventSynchronize", || {
                     begun.send(()).unwrap();
-                    // Ends also if `meanwhile` has failed.
+                    // Ends the call even if `meanwhile` has failed.
                     let _ = may_end.recv_timeout(LONG);
                     code
                 })
@@ -109,7 +112,7 @@ mod tests {
         let calls = Calls::default();
         let mut made = 0;
         let result = while_one_waits(&calls, 0, || {
-            // From a third thread, so that a lock that is held would be seen and not waited for.
+            // From a third thread, so that a held lock fails the test instead of blocking it.
             let (done, is_done) = mpsc::channel();
             thread::scope(|scope| {
                 scope.spawn(|| {

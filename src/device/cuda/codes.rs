@@ -1,47 +1,47 @@
-//! What the driver's error numbers mean for a run: their names, whether the GPU can be used afterwards, and what to do.
+//! The driver's error codes: their names, whether the GPU can be used afterwards, and what to do.
 //!
-//! Names and numbers are those of `CUresult` in cuda.h (13.0). An error is *sticky* where the header says that the process is
-//! left in an inconsistent state, and where experience says the same without the header. A number that is not here is of a
-//! newer driver, and nothing is known about what it leaves behind; so it is sticky too.
+//! Names and numbers are those of `CUresult` in cuda.h (13.0). An error is *sticky* if the header says that
+//! the process is left in an inconsistent state, or if experience shows it. An unknown number comes from a
+//! newer driver; since its effect is not known, it counts as sticky too.
 
 use Advice::{Driver, Hardware, Memory, Mps, NoDevice, Ours, Restart, Shared};
 
-/// What is known about a number.
+/// An error code and its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Code {
     /// As in cuda.h, without `CUDA_ERROR_`; empty for an unknown number.
     pub(super) name: &'static str,
-    /// Whether nothing more may be asked of the driver in this process.
+    /// True if the driver must not be called again in this process.
     pub(super) sticky: bool,
-    /// What it means, if more than its name says.
+    /// Explanation, if the name is not enough.
     pub(super) meaning: &'static str,
-    /// What helps.
+    /// The kind of fix.
     advice: Advice,
 }
 
-/// Kinds of help.
+/// Kinds of fixes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Advice {
-    /// Another driver, or the same one installed anew.
+    /// Install another driver, or reinstall it.
     Driver,
-    /// The machine: card, bus, cooling.
+    /// Check the hardware: card, bus, cooling.
     Hardware,
-    /// Less memory.
+    /// Use less memory.
     Memory,
-    /// The multi-process service.
+    /// Check the multi-process service (MPS).
     Mps,
-    /// A GPU that can be seen.
+    /// Make a GPU visible.
     NoDevice,
-    /// A mistake in this program.
+    /// Report a bug in this program.
     Ours,
-    /// Starting again.
+    /// Start the program again.
     Restart,
-    /// Somebody else has the GPU.
+    /// Another process uses the GPU.
     Shared,
 }
 
 impl Code {
-    /// What the user can do.
+    /// The fix, as text for the user.
     pub(super) fn fix(&self) -> &'static str {
         match self.advice {
             Driver => {
@@ -112,7 +112,7 @@ const CODES: &[Row] = &[
     (211, "NOT_MAPPED", PASSES, Ours, ""),
     (212, "NOT_MAPPED_AS_ARRAY", PASSES, Ours, ""),
     (213, "NOT_MAPPED_AS_POINTER", PASSES, Ours, ""),
-    // The header does not say that it stays; the context of the faulty page is torn down all the same.
+    // The header does not call it sticky, but the driver destroys the context of the faulty page.
     (214, "ECC_UNCORRECTABLE", STICKY, Hardware, "the memory of the GPU lost data"),
     (215, "UNSUPPORTED_LIMIT", PASSES, Ours, ""),
     (216, "CONTEXT_ALREADY_IN_USE", PASSES, Shared, "the context belongs to another thread"),
@@ -138,7 +138,7 @@ const CODES: &[Row] = &[
     (500, "NOT_FOUND", PASSES, Ours, "the kernels of this build have no such name"),
     (600, "NOT_READY", PASSES, Ours, "the work is still under way"),
     (700, "ILLEGAL_ADDRESS", STICKY, Restart, "a kernel read or wrote memory that is not there"),
-    // Refused before anything ran, so the context is as before.
+    // Refused before any work ran, so the context is unchanged.
     (701, "LAUNCH_OUT_OF_RESOURCES", PASSES, Ours, "the kernel needs more registers or shared memory than there are"),
     (702, "LAUNCH_TIMEOUT", STICKY, Restart, "a kernel took longer than the display of this GPU allows"),
     (703, "LAUNCH_INCOMPATIBLE_TEXTURING", PASSES, Ours, ""),
@@ -188,9 +188,9 @@ const CODES: &[Row] = &[
     (913, "FUNCTION_NOT_LOADED", PASSES, Ours, ""),
     (914, "INVALID_RESOURCE_TYPE", PASSES, Ours, ""),
     (915, "INVALID_RESOURCE_CONFIGURATION", PASSES, Ours, ""),
-    // Confidential computing: what was encrypted with the old key is lost.
+    // Confidential computing: data encrypted with the old key is lost.
     (916, "KEY_ROTATION", STICKY, Restart, "the encryption key of the GPU could not be changed"),
-    // Seen after a suspend, a lost card and a crashed driver, and never followed by a call that worked.
+    // Seen after a suspend, a lost card and a crashed driver; no later call succeeded.
     (999, "UNKNOWN", STICKY, Hardware, "the driver failed, after a suspend, a lost card or an error of its own"),
 ];
 

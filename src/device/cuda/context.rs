@@ -1,7 +1,8 @@
 //! A GPU in use: its primary context, one stream, memory, kernels, and a clock.
 //!
-//! There is one stream for launches and copies. Pointers inside params structs are invisible to the driver and to cudarc, so
-//! nobody could order two streams by what they touch; with one stream the order is that of the calls.
+//! There is one stream for launches and copies. Neither the driver nor cudarc sees the pointers inside params
+//! structs, so they could not order two streams by the memory these touch. With one stream, work runs in the
+//! order of the calls.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_int, c_void};
@@ -18,7 +19,7 @@ use crate::device::launch::Launch;
 use crate::device::region::{LOWER, size};
 use crate::error::{Error, Result};
 
-/// `CU_STREAM_NON_BLOCKING`: work of others on the default stream is not waited for.
+/// `CU_STREAM_NON_BLOCKING`: the stream does not wait for work on the default stream.
 const NON_BLOCKING: u32 = 1;
 
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
@@ -27,10 +28,10 @@ const MAX_DYNAMIC_SHARED_SIZE_BYTES: u32 = 8;
 /// `CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT`.
 const PREFERRED_SHARED_MEMORY_CARVEOUT: u32 = 9;
 
-/// `CU_SHAREDMEM_CARVEOUT_MAX_SHARED`: per cent of the most that a multiprocessor can have.
+/// `CU_SHAREDMEM_CARVEOUT_MAX_SHARED`: per cent of the maximum of a multiprocessor.
 const MOST_SHARED_MEMORY: c_int = 100;
 
-/// See the module text.
+/// See the module documentation.
 pub(in crate::device) struct Cuda {
     library: &'static Library,
     info: GpuInfo,
@@ -39,7 +40,7 @@ pub(in crate::device) struct Cuda {
     device: c_int,
     context: Handle,
     stream: Handle,
-    /// The kernels; 0 in a build without them.
+    /// The module with the kernels; 0 in a build without kernels.
     module: Handle,
     functions: Mutex<BTreeMap<Kernel, Function>>,
     staging: Mutex<Option<Staging>>,
@@ -49,7 +50,7 @@ pub(in crate::device) struct Cuda {
 #[derive(Debug, Clone, Copy)]
 struct Function {
     handle: Handle,
-    /// The most dynamic shared memory that the driver was told of.
+    /// The dynamic shared memory that the driver was asked to allow so far.
     allowed_smem: u32,
 }
 
@@ -77,7 +78,7 @@ impl Cuda {
         let ordinal = c_int::try_from(index).unwrap_or(c_int::MAX);
         let device = devices::device(library, ordinal).map_err(error)?;
         let arch = info.arch();
-        // From here on `drop` gives back what there is; a handle that is 0 was not made.
+        // From here on `drop` releases the handles; 0 means not created.
         let mut cuda = Self {
             library,
             arch,
@@ -116,17 +117,17 @@ impl Cuda {
         Ok(())
     }
 
-    /// What plans of kernels go by.
+    /// The chip that kernel plans depend on.
     pub(in crate::device) fn chip(&self) -> Chip {
         Chip { arch: self.arch, multiprocessors: self.info.num_multiprocessors }
     }
 
-    /// What a block may have: the limits of the architecture, with the shared memory that the driver says.
+    /// Limits of a block: those of the architecture, with the shared memory that the driver reports.
     pub(in crate::device) fn limits(&self) -> Limits {
         Limits { smem_per_block: self.info.smem_per_block, ..self.arch.limits() }
     }
 
-    /// What messages call it.
+    /// The name of the device in messages.
     pub(in crate::device) fn label(&self) -> &str {
         &self.label
     }
@@ -143,7 +144,7 @@ impl Cuda {
         })
     }
 
-    /// Memory of its own; aligned to 256 bytes.
+    /// Allocates memory, aligned to 256 bytes.
     pub(in crate::device) fn allocate(&self, bytes: u64) -> Result<DevicePtr> {
         let mut address = 0;
         let size = usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -170,7 +171,7 @@ impl Cuda {
         }
     }
 
-    /// Gives back what [`Cuda::allocate`] gave, after the work on it.
+    /// Frees memory of [`Cuda::allocate`], after all work that uses it.
     pub(in crate::device) fn free(&self, ptr: DevicePtr) -> Result<()> {
         self.ours(|cuda| {
             // SAFETY: the address is one of `allocate`, and its owner is being dropped.
@@ -194,12 +195,12 @@ impl Cuda {
         self.staged(|cuda, staging| staging.write(cuda, ptr.0, data))
     }
 
-    /// Copies from the GPU, after everything that was started before.
+    /// Copies from the GPU, after all work queued so far.
     pub(in crate::device) fn read(&self, ptr: DevicePtr, data: &mut [u8]) -> Result<()> {
         self.staged(|cuda, staging| staging.read(cuda, ptr.0, data))
     }
 
-    /// Starts a kernel.
+    /// Launches a kernel.
     pub(in crate::device) fn launch(&self, launch: &Launch, params: &[u8]) -> Result<()> {
         if self.module == 0 {
             return Err(Error::Device {
@@ -239,7 +240,8 @@ impl Cuda {
         Ok(())
     }
 
-    /// The function of a kernel, allowed to use this much dynamic shared memory. Without permission it is 48 KiB in all.
+    /// The function of a kernel, with this much dynamic shared memory allowed. The default limit is 48 KiB in
+    /// total.
     fn function(&self, kernel: Kernel, smem: u32) -> Result<Handle, Fault> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         let known = functions.get(&kernel).copied();
@@ -269,8 +271,9 @@ impl Cuda {
         })
     }
 
-    /// Loads all kernels. The driver would load each at its first launch, which is no good while launches are recorded. Drivers
-    /// without `cuFuncLoad` load a kernel with the module, or no later than it is looked up.
+    /// Loads all kernels now. Otherwise the driver loads each at its first launch, which must not happen
+    /// during a graph capture. Drivers without `cuFuncLoad` load a kernel with the module, or at the latest
+    /// when it is looked up.
     pub(super) fn load_kernels(&self) -> Result<(), Fault> {
         if self.module == 0 {
             return Ok(());
@@ -287,7 +290,7 @@ impl Cuda {
 
     fn lookup(&self, kernel: Kernel) -> Result<Handle, Fault> {
         let mut handle = 0;
-        // Symbols are names of C, so there is no zero byte inside.
+        // Symbols are C identifiers, so they contain no zero byte.
         let name = CString::new(kernel.symbol()).unwrap_or_default();
         self.call("cuModuleGetFunction", |driver| {
             // SAFETY: writes the handle that the pointer points to; the name ends in a zero byte and outlives the call.
@@ -296,7 +299,7 @@ impl Cuda {
         Ok(handle)
     }
 
-    /// Waits until everything that was started is done.
+    /// Waits until all queued work is done.
     pub(in crate::device) fn synchronize(&self) -> Result<()> {
         self.ours(Self::wait)
     }
@@ -311,13 +314,13 @@ impl Cuda {
         Ok(event)
     }
 
-    /// Lets `event` happen when what was started before is done.
+    /// Records `event` behind all work queued so far.
     pub(super) fn record(&self, event: Handle) -> Result<(), Fault> {
         // SAFETY: both handles belong to this context.
         self.call("cuEventRecord", |driver| unsafe { (driver.cuEventRecord)(event, self.stream) })
     }
 
-    /// From here on messages name no kernel, until the next one is started.
+    /// Messages name no kernel until the next launch.
     pub(super) fn forget_last_launch(&self) {
         self.library.calls.launched(None);
     }
@@ -336,7 +339,7 @@ impl Cuda {
         self.library.call(function, call)
     }
 
-    /// Calls a function of the driver that may wait, see [`Library::call_waiting`].
+    /// Calls a function of the driver that may block, see [`Library::call_waiting`].
     pub(super) fn call_waiting(
         &self,
         function: &'static str,
@@ -352,13 +355,14 @@ impl Cuda {
         })
     }
 
-    /// Makes the context that of this thread: any thread may come, and others may have set theirs.
+    /// Makes the context current in this thread: calls may come from any thread, and other code may have set
+    /// its own.
     fn bind(&self) -> Result<(), Fault> {
         // SAFETY: the context was retained and is not released before `drop`.
         self.call("cuCtxSetCurrent", |driver| unsafe { (driver.cuCtxSetCurrent)(self.context) })
     }
 
-    /// Runs `work` with the context current; a fault becomes an error of this GPU.
+    /// Runs `work` with the context current; a failed call becomes an error that names this GPU.
     pub(super) fn ours<R>(&self, work: impl FnOnce(&Self) -> Result<R, Fault>) -> Result<R> {
         self.bind().and_then(|()| work(self)).map_err(|fault| fault.error(&self.label))
     }
@@ -373,7 +377,7 @@ impl Cuda {
         })
     }
 
-    /// Gives everything back, up to the first error.
+    /// Releases everything, up to the first error.
     fn stop(&mut self) -> Result<(), Fault> {
         if self.context == 0 {
             return Ok(());
@@ -402,7 +406,7 @@ impl Cuda {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        // Nobody is left to hear of an error, and after a sticky one nothing was called.
+        // `drop` cannot return an error, and after a sticky error no call was made.
         let _ = self.stop();
     }
 }

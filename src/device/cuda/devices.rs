@@ -1,4 +1,4 @@
-//! The GPUs that the driver shows.
+//! The GPUs that the driver lists.
 
 use std::ffi::{CStr, c_char, c_int};
 
@@ -15,7 +15,7 @@ const COMPUTE_CAPABILITY_MINOR: u32 = 76;
 /// `CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN`.
 const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: u32 = 97;
 
-/// The driver and its GPUs, in the order of their indices. No context is made, so nothing is taken of their memory.
+/// The driver and its GPUs, in the order of their indices. No context is created, so no GPU memory is used.
 ///
 /// # Errors
 /// [`crate::error::Error::Device`]: no driver, one that is too old, or one that fails.

@@ -1,4 +1,4 @@
-//! What a GPU does beyond single calls: graphs of launches, copies that are taken later, and a clock.
+//! Graphs, asynchronous copies to the host, and timing on a GPU.
 
 use super::context::Cuda;
 use super::staging::Buffer;
@@ -6,18 +6,18 @@ use super::{Fault, Handle};
 use crate::device::kernels::DevicePtr;
 use crate::error::Result;
 
-/// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: what would break a recording is refused in this thread; others may go on.
+/// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: calls that would break a capture are refused in this thread only.
 const THREAD_LOCAL: i32 = 1;
 
 /// `CU_EVENT_DEFAULT`: with timing.
 const WITH_TIMING: u32 = 0;
 
-/// A recorded graph that is ready to run.
+/// An instantiated graph.
 #[derive(Debug)]
 pub(in crate::device) struct GraphHandle(Handle);
 
 impl Cuda {
-    /// From here on launches and fills are kept and not started.
+    /// Begins a capture: launches and fills are recorded, not started.
     pub(in crate::device) fn begin_capture(&self) -> Result<()> {
         self.ours(|cuda| {
             cuda.load_kernels()?;
@@ -28,7 +28,8 @@ impl Cuda {
         })
     }
 
-    /// Makes a graph of what was kept, and sends it to the GPU, so that its first run takes no longer than the others.
+    /// Ends a capture, instantiates the graph and uploads it to the GPU, so that its first run takes no
+    /// longer than the others.
     pub(in crate::device) fn end_capture(&self) -> Result<GraphHandle> {
         self.ours(|cuda| {
             let (mut graph, mut ready) = (0, 0);
@@ -50,7 +51,7 @@ impl Cuda {
                 })
             });
             if let Err(fault) = uploaded {
-                // What matters is why it cannot be used.
+                // The error to report is the first one.
                 let _ = cuda.destroy(ready);
                 return Err(fault);
             }
@@ -66,25 +67,26 @@ impl Cuda {
         })
     }
 
-    /// Starts a graph.
+    /// Launches a graph.
     pub(in crate::device) fn launch_graph(&self, graph: &GraphHandle) -> Result<()> {
         self.ours(|cuda| {
             cuda.call("cuGraphLaunch", |driver| {
                 // SAFETY: the handle was made by `end_capture` and not destroyed; memory that its kernels use is reserved.
                 unsafe { (driver.cuGraphLaunch)(graph.0, cuda.stream()) }
             })?;
-            // Which kernel of the graph an error comes from is not known.
+            // An error does not say which kernel of the graph it comes from.
             cuda.forget_last_launch();
             Ok(())
         })
     }
 
-    /// Gives a graph back, after its last run.
+    /// Destroys a graph, after its last run.
     pub(in crate::device) fn destroy_graph(&self, graph: &GraphHandle) -> Result<()> {
         self.ours(|cuda| cuda.destroy(graph.0))
     }
 
-    /// Starts a copy of `bytes` bytes to the host, into `buffer`, which is made for `room` bytes if it is missing or too small.
+    /// Starts a copy of `bytes` bytes to the host, into `buffer`, which is allocated with `room` bytes if it
+    /// is missing or too small.
     pub(in crate::device) fn post(
         &self,
         buffer: &mut Option<Buffer>,
@@ -114,12 +116,12 @@ impl Cuda {
         })
     }
 
-    /// Gives a buffer of [`Cuda::post`] back.
+    /// Frees a buffer of [`Cuda::post`].
     pub(in crate::device) fn free_buffer(&self, buffer: Buffer) -> Result<()> {
         self.ours(|cuda| buffer.free(cuda))
     }
 
-    /// Runs `work` and gives the seconds that the GPU spent between the calls inside.
+    /// Runs `work` and returns the GPU time of the calls inside, in seconds.
     pub(in crate::device) fn time<R>(&self, work: impl FnOnce() -> R) -> Result<(R, f64)> {
         let events = self.ours(|cuda| {
             let events = [cuda.event(WITH_TIMING)?, cuda.event(WITH_TIMING)?];

@@ -1,61 +1,62 @@
-//! Two pinned buffers through which everything goes to the GPU and back.
+//! Two pinned staging buffers for all copies to and from the GPU.
 //!
-//! The GPU copies from pinned memory by itself. While it moves one buffer, the processor fills or empties the other one, straight
-//! from or to the caller's memory. Small copies to the GPU lie one behind the other in a buffer, so
-//! that none waits for the one before: that may be queued behind the work of a whole step. The buffers are made at the first
-//! copy and kept.
+//! The GPU copies pinned memory by DMA. While it transfers one buffer, the processor fills or empties the
+//! other one, directly from or to the caller's memory. Small copies to the GPU are placed one behind the
+//! other in a buffer, so that none waits for the previous one, which may be queued behind the work of a whole
+//! step. The buffers are allocated at the first copy and kept.
 
 use std::ffi::c_void;
 
 use super::context::Cuda;
 use super::{Address, Fault, Handle};
 
-/// Bytes of a buffer: large enough that starting a copy costs nothing beside it, small enough to stay in a processor's cache.
+/// Bytes of a buffer: large enough that the overhead of starting a copy is negligible, small enough to stay
+/// in the processor's cache.
 const BUFFER_BYTES: usize = 8 << 20;
 
-/// Copies start at multiples of this many bytes of a buffer: a line of the processor's cache.
+/// Alignment of copies within a buffer, in bytes: a cache line of the processor.
 const COPY_ALIGNMENT: usize = 64;
 
-/// `CU_EVENT_DISABLE_TIMING`: cheaper, and all that waiting needs.
+/// `CU_EVENT_DISABLE_TIMING`: cheaper, and sufficient for waiting.
 const DISABLE_TIMING: u32 = 2;
 
-/// See the module text.
+/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Staging {
     buffers: [Buffer; 2],
-    /// The buffer whose turn it is.
+    /// Index of the next buffer to use.
     current: usize,
 }
 
 /// Pinned memory of the host.
 #[derive(Debug)]
 pub(in crate::device) struct Buffer {
-    /// Address of `capacity` pinned bytes on the host, as a number so that threads may hand it on.
+    /// Address of `capacity` pinned bytes on the host, as an integer so that the type is `Send`.
     host: usize,
     capacity: usize,
-    /// Bytes from its start that copies may still read.
+    /// Length of the prefix that copies in flight may still read.
     used: usize,
-    /// Happens when the last copy from or to it is done.
+    /// Event behind the last copy from or to the buffer.
     done: Handle,
-    /// Whether a copy may still be under way.
+    /// True if a copy may still be in flight.
     busy: bool,
 }
 
 impl Staging {
-    /// Makes the buffers.
+    /// Allocates the buffers.
     pub(super) fn new(cuda: &Cuda) -> Result<Self, Fault> {
         let first = Buffer::new(cuda, BUFFER_BYTES)?;
         match Buffer::new(cuda, BUFFER_BYTES) {
             Ok(second) => Ok(Self { buffers: [first, second], current: 0 }),
             Err(fault) => {
-                // What matters is why the second one is missing.
+                // The error to report is that of the second buffer.
                 let _ = first.free(cuda);
                 Err(fault)
             }
         }
     }
 
-    /// Copies `data` to `to`. Everything is on its way when this returns, and `data` is no longer needed.
+    /// Copies `data` to `to`. When this returns all copies are queued, and `data` is no longer needed.
     pub(super) fn write(&mut self, cuda: &Cuda, to: Address, data: &[u8]) -> Result<(), Fault> {
         let (mut to, mut data) = (to, data);
         while !data.is_empty() {
@@ -80,10 +81,10 @@ impl Staging {
         Ok(())
     }
 
-    /// Copies from `from` to `data`, and returns when it is there.
+    /// Copies from `from` to `data`, and waits for the copy.
     pub(super) fn read(&mut self, cuda: &Cuda, from: Address, data: &mut [u8]) -> Result<(), Fault> {
         let mut from = from;
-        // The chunk that is on its way, and in which buffer.
+        // The chunk in flight, and its buffer.
         let mut coming: Option<(usize, &mut [u8])> = None;
         for chunk in data.chunks_mut(BUFFER_BYTES) {
             let index = self.turn();
@@ -101,19 +102,19 @@ impl Staging {
         }
     }
 
-    /// Gives everything back.
+    /// Frees the buffers.
     pub(super) fn free(self, cuda: &Cuda) -> Result<(), Fault> {
         self.buffers.into_iter().try_for_each(|buffer| buffer.free(cuda))
     }
 
-    /// The other buffer's turn; which one that is.
+    /// Switches to the other buffer and returns its index.
     fn turn(&mut self) -> usize {
         self.current = 1 - self.current;
         self.current
     }
 }
 
-/// Gives pinned memory back, which no copy touches and no slice shows any more.
+/// Frees pinned memory that no copy and no slice uses any more.
 fn free_pinned(cuda: &Cuda, host: *mut c_void) -> Result<(), Fault> {
     cuda.call_waiting("cuMemFreeHost", |driver| {
         // SAFETY: the callers, both in this file, pass what `cuMemHostAlloc` gave them, once, after the last copy.
@@ -129,19 +130,19 @@ impl Buffer {
             // SAFETY: writes the pointer that the pointer points to.
             unsafe { (driver.cuMemHostAlloc)(&mut host, capacity, 0) }
         })?;
-        // SAFETY: the driver has just given these bytes, and nobody else knows of them.
+        // SAFETY: the driver has just allocated these bytes, and there is no other reference to them.
         unsafe { host.cast::<u8>().write_bytes(0, capacity) };
         match cuda.event(DISABLE_TIMING) {
             Ok(done) => Ok(Self { host: host as usize, capacity, used: 0, done, busy: false }),
             Err(fault) => {
-                // What matters is why there is no event.
+                // The error to report is that of the event.
                 let _ = free_pinned(cuda, host);
                 Err(fault)
             }
         }
     }
 
-    /// Bytes behind those that copies may still read.
+    /// Free bytes behind those that copies may still read.
     fn free_bytes(&self) -> usize {
         self.capacity - self.used.next_multiple_of(COPY_ALIGNMENT).min(self.capacity)
     }
@@ -155,12 +156,13 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut((self.host + start) as *mut u8, len) }
     }
 
-    /// Bytes that there is room for.
+    /// Capacity in bytes.
     pub(super) fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Starts a copy of `len` bytes from the GPU; the caller has waited, and there is room.
+    /// Starts a copy of `len` bytes from the GPU. The caller has waited for earlier copies and checked the
+    /// capacity.
     pub(super) fn fetch(&mut self, cuda: &Cuda, from: Address, len: usize) -> Result<(), Fault> {
         let (host, len) = (self.host as *mut c_void, len.min(self.capacity));
         cuda.call("cuMemcpyDtoHAsync_v2", |driver| {
@@ -171,7 +173,7 @@ impl Buffer {
         self.started(cuda, len)
     }
 
-    /// Gives everything back, after the last copy.
+    /// Frees buffer and event, after the last copy.
     pub(super) fn free(mut self, cuda: &Cuda) -> Result<(), Fault> {
         self.wait(cuda)?;
         // SAFETY: the event was made by `Buffer::new` and is not used again.
@@ -179,7 +181,8 @@ impl Buffer {
         free_pinned(cuda, self.host as *mut c_void)
     }
 
-    /// Notes that a copy was started which touches bytes up to `end`. Copies end in their order, so `done` speaks for all.
+    /// Records that a copy was started which uses bytes up to `end`. Copies complete in order, so `done`
+    /// covers all of them.
     fn started(&mut self, cuda: &Cuda, end: usize) -> Result<(), Fault> {
         self.used = end;
         self.busy = true;
@@ -198,7 +201,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// Waits, and copies what arrived to `data`.
+    /// Waits for the copy, and moves its bytes to `data`.
     pub(super) fn take(&mut self, cuda: &Cuda, data: &mut [u8]) -> Result<(), Fault> {
         self.wait(cuda)?;
         data.copy_from_slice(self.bytes(0, data.len()));

@@ -1,4 +1,5 @@
-//! The tester tested: kernels with planted bugs (kernels/simt/tests/mutants.cuh) and how each has to be found, in 8 schedules.
+//! Tests of the emulator's checks: kernels with planted bugs (kernels/simt/tests/mutants.cuh) and how each
+//! must be detected, in 8 schedules.
 //!
 //! The table in kernels/simt/README.md shows the same bugs with their results.
 
@@ -6,12 +7,12 @@ use super::kernel_tests::{AddParams, Task, gemm, numbers, upload};
 use super::{Emulator, EmulatorOptions, Schedule};
 use crate::device::kernels::DevicePtr;
 
-/// How a bug is found.
+/// How a bug is detected.
 #[derive(Debug, Clone, Copy)]
 enum Found {
-    /// The checks end the launch with a message that holds one of these texts.
+    /// The checks end the launch with a message that contains one of these texts.
     Checks(&'static [&'static str]),
-    /// The checks see nothing wrong, but the result is.
+    /// The checks pass, but the result is wrong.
     Values,
     /// The result is right; a line of the kernel takes shared memory at least this many times as long as it must.
     Shared(f64),
@@ -36,7 +37,7 @@ const FOREIGN: &str = "not in device memory";
 const FOR_EVER: &str = "wait for each other for ever";
 const NOT_THE_SAME: &str = "all lanes must reach the same warp-wide call";
 
-/// The name of the kernel without `bug_`, what it is run on, and how it is found.
+/// The name of the kernel without `bug_`, its task, and how the bug is detected.
 const BUGS: [(&str, Task, Found); 54] = [
     ("no_loop_barrier", GEMM, Checks(&[UNWRITTEN, RACE, IN_FLIGHT])),
     ("wait_off_by_one", GEMM, Checks(&[IN_FLIGHT])),
@@ -108,7 +109,7 @@ fn schedules() -> impl Iterator<Item = EmulatorOptions> {
     })
 }
 
-/// What is wrong with how a bug was found, if anything.
+/// The difference between the expected and the actual detection, if any.
 fn fault(name: &str, task: Task, found: Found, options: EmulatorOptions) -> Option<String> {
     let options = match (name, found) {
         ("for_ever", _) => EmulatorOptions { watchdog_secs: 0.2, ..options },

@@ -1,4 +1,5 @@
-//! What kernels asked of shared and global memory, by source line, against the least that the same bytes need.
+//! Counters of shared and global memory accesses by source line, compared with the minimum for the same
+//! bytes.
 //!
 //! The model is the textbook's: 32 banks of 4 bytes, sectors of 32 bytes. Use it as a lint (`shared_ratio() == 1.0`), not as a
 //! prediction of time.
@@ -19,14 +20,14 @@ pub struct Counts {
     pub sectors: u64,
     /// The least possible number of them.
     pub ideal_sectors: u64,
-    /// Bytes of global memory that threads asked for, each as often as it was asked for.
+    /// Bytes of global memory that threads accessed, counted once per access.
     pub global_bytes: u64,
     /// Tile products of the tensor cores, m16n8k16.
     pub mma: u64,
 }
 
 impl Counts {
-    /// 1 without bank conflicts, 2 if accesses take twice as long as they need, and so on. 1 without any access.
+    /// 1 without bank conflicts, 2 if accesses take twice the minimum, and so on. 1 without any access.
     pub fn shared_ratio(&self) -> f64 {
         ratio(self.wavefronts, self.ideal_wavefronts)
     }

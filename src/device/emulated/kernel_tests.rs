@@ -89,7 +89,7 @@ pub(super) enum Task {
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) bytes: Vec<u8>,
-    /// Whether the reference says the same.
+    /// True if the result matches the reference.
     pub(super) is_right: bool,
 }
 

@@ -1,9 +1,9 @@
-//! Places in compiled kernels as `file:line`.
+//! Maps addresses in compiled kernels to `file:line`.
 
 /// A line of a kernel source.
 pub type Place = (String, u32);
 
-/// Replaces every `<pc:0x... 0x...>` of a message by the first of these places that lies in a kernel source.
+/// Replaces every `<pc:0x... 0x...>` in a message by the first of these addresses that is in a kernel source.
 pub(super) fn resolve_all(text: &str) -> String {
     let mut result = String::new();
     let mut rest = text;

@@ -87,7 +87,7 @@ fn traps_and_loops_without_end_are_errors_without_checks_too() {
             let error = task.run(&emulator, &format!("bug_{name}")).unwrap_err().to_string();
             assert!(error.contains(want) && error.contains(".cuh:"), "{name}: {error}");
         }
-        // And the emulator still works.
+        // The emulator still works afterwards.
         assert!(Task::Gemm(130, 136, 72).run(&emulator, "test_gemm").unwrap().is_right);
     }
 }

@@ -177,7 +177,7 @@ fn gpu_repeats_have_the_same_bits() {
     });
 }
 
-/// What only an emulator can do.
+/// Tests that only the emulator can run.
 mod emulator {
     use super::*;
     use crate::device::EmulatorOptions;

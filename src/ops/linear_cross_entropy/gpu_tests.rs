@@ -334,7 +334,7 @@ fn real_shapes() {
     assert_as_good("logits", &z, &exact, &rounded(&exact), 2.0);
 }
 
-/// What only an emulator can do.
+/// Tests that only the emulator can run.
 mod emulator {
     use super::*;
     use crate::device::EmulatorOptions;

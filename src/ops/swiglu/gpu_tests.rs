@@ -72,7 +72,7 @@ fn real_shapes() {
     }
 }
 
-/// What only an emulator can do.
+/// Tests that only the emulator can run.
 mod emulator {
     use super::*;
     use crate::device::EmulatorOptions;

@@ -328,7 +328,7 @@ fn real_shapes() {
     }
 }
 
-/// What only an emulator can do.
+/// Tests that only the emulator can run.
 mod emulator {
     use super::*;
     use crate::device::EmulatorOptions;
