@@ -1,7 +1,7 @@
-//! Everything that is printed goes through here, because every write may fail and none may matter.
+//! All output goes through here, because a failed write must never affect a run.
 //!
-//! `println!` panics when its stream is full or closed: a training that was saved would end as a failure. So writes are
-//! tried and their errors dropped; a stream that is full is mentioned once on the other one.
+//! `println!` panics when its stream is full or closed: a training that was saved would end as a failure. So
+//! write errors are dropped; a stream that fails is reported once on the other one.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::units::{bytes, harmless, seconds};
 use crate::session::Notice;
 
-/// Time between two lines about the progress of one thing where there is no bar.
+/// Time between two progress lines if there is no bar.
 const PLAIN_PAUSE: Duration = Duration::from_secs(10);
 
 /// The two output streams, and the progress bar on one of them.
@@ -25,25 +25,25 @@ pub(super) struct Console {
     /// Set when standard output failed; nothing more is written to it.
     out_failed: AtomicBool,
     live: Mutex<Option<Live>>,
-    /// Of the file that is downloaded.
+    /// Speed of the current download.
     pace: Mutex<Option<Pace>>,
 }
 
-/// What is in progress.
+/// The progress bar.
 #[derive(Debug)]
 struct Live {
     what: &'static str,
-    /// None where standard error is no terminal.
+    /// `None` if standard error is not a terminal.
     bar: Option<ProgressBar>,
     last_line: Instant,
 }
 
-/// How fast a file arrives, over all the time since its first report.
+/// Download speed of a file, averaged since its first report.
 #[derive(Debug)]
 struct Pace {
     file: String,
     start: Instant,
-    /// Bytes that were there at the first report.
+    /// Bytes on disk at the first report.
     first: u64,
 }
 
@@ -60,16 +60,16 @@ impl Pace {
     }
 }
 
-/// How far something is.
+/// A state of progress.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Progress<'a> {
-    /// A word for it; another word starts another bar.
+    /// Label; another label starts a new bar.
     pub(super) what: &'static str,
     /// So far.
     pub(super) done: u64,
     /// In all.
     pub(super) total: u64,
-    /// More about it, for the end of the line.
+    /// Detail for the end of the line.
     pub(super) detail: &'a str,
 }
 
@@ -84,7 +84,7 @@ impl Console {
         }
     }
 
-    /// Whether results are read on a terminal, which can underline.
+    /// True if standard output is a terminal, which can underline.
     pub(super) fn out_is_terminal(&self) -> bool {
         self.out_is_terminal
     }
@@ -94,12 +94,12 @@ impl Console {
         self.err_is_terminal
     }
 
-    /// A line of results. Control characters in it, which names and texts of files may hold, lose their power.
+    /// A line of results. Control characters, which names and texts of files may contain, are escaped.
     pub(super) fn line(&self, text: impl Display) {
         self.styled(harmless(&text.to_string(), true));
     }
 
-    /// A line of results as it is, for text with styles of our own.
+    /// A line of results without escaping, for text with our own styles.
     pub(super) fn styled(&self, text: impl Display) {
         if self.out_failed.load(Ordering::Relaxed) {
             return;
@@ -107,7 +107,7 @@ impl Console {
         let written = self.above_bar(|| writeln!(std::io::stdout().lock(), "{text}"));
         if let Err(error) = written
             && !self.out_failed.swap(true, Ordering::Relaxed)
-            // A reader that has seen enough (`| head`) is nothing to talk about.
+            // A closed pipe (`| head`) is not reported.
             && error.kind() != ErrorKind::BrokenPipe
         {
             self.note(format_args!("note: standard output cannot be written ({error}); going on without it"));
@@ -129,12 +129,12 @@ impl Console {
 
     /// A line about the run.
     pub(super) fn note(&self, text: impl Display) {
-        // One write, so that lines of several processes on one terminal do not mix.
+        // A single write, so that lines of several processes on one terminal do not mix.
         let text = format!("{}\n", harmless(&text.to_string(), true));
         let _ = self.above_bar(|| std::io::stderr().lock().write_all(text.as_bytes()));
     }
 
-    /// What trainings and scorings say in the same words.
+    /// Prints the notices common to training and scoring.
     pub(super) fn notice(&self, notice: Notice) {
         match notice {
             Notice::Note(text) => self.note(format_args!("note: {text}")),
@@ -153,7 +153,7 @@ impl Console {
         }
     }
 
-    /// Moves the bar, or from time to time writes a line where there is none.
+    /// Moves the bar or, if there is none, prints a line from time to time.
     pub(super) fn progress(&self, progress: Progress<'_>) {
         let Progress { what, done, total, detail } = progress;
         let mut live = self.lock();
@@ -200,7 +200,7 @@ impl Console {
         clear(&mut self.lock());
     }
 
-    /// Runs `write` while the bar is away.
+    /// Runs `write` while the bar is hidden.
     fn above_bar<R>(&self, write: impl FnOnce() -> R) -> R {
         let live = self.lock();
         match live.as_ref().and_then(|live| live.bar.as_ref()) {
@@ -236,7 +236,7 @@ mod tests {
         let pace = Pace { file: "model.safetensors".into(), start: Instant::now(), first: 100 << 20 };
         let detail =
             |secs, done: u64, total: u64| pace.detail(Duration::from_secs(secs), done << 20, total << 20);
-        // What an earlier download left does not count as fast.
+        // Bytes of an earlier download do not count for the speed.
         assert_eq!(detail(0, 100, 1000), "MiB: model.safetensors");
         assert_eq!(detail(10, 200, 1000), "MiB, 10.0 MiB/s, 1m 20s left: model.safetensors");
     }

@@ -10,7 +10,7 @@ use crate::config::{variant, variants};
 use crate::error::{Error, Result};
 use crate::model::open::write_random;
 
-/// Writes the folder and says what is in it.
+/// Writes the folder and lists its content.
 ///
 /// # Errors
 /// An input error for an unknown variant or a folder that holds a model, or an I/O error.
@@ -53,7 +53,7 @@ fn unknown<T>(name: &str) -> Result<T> {
     }
 }
 
-/// Refuses a folder with a model in it: weights of others are never replaced by random ones.
+/// Refuses a folder with a model in it: existing weights are never replaced by random ones.
 fn refuse_model(dir: &Path) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
     let mut names: Vec<String> =

@@ -1,4 +1,4 @@
-//! The command line: clap structs and all printing. Nothing outside this folder prints.
+//! The command line: clap structs and all printing. Only this folder prints.
 //!
 //! Results go to standard output, everything about the run (progress, notes, warnings, errors) to standard error. A failed
 //! write to either never changes what a command does nor its exit code.
@@ -26,8 +26,8 @@ use self::console::Console;
 use self::options::{Cli, Command};
 use crate::error::Result;
 
-/// Parses a command line (the program name first), runs it, prints what went wrong, and gives the exit code: 0 ok, 2 input,
-/// 3 I/O, 4 numeric, 5 device, 6 interrupted after saving, 70 for a mistake of ours.
+/// Parses a command line (the program name first), runs it, prints the error, and returns the exit code: 0
+/// ok, 2 input, 3 I/O, 4 numeric, 5 device, 6 interrupted after saving, 70 for an internal error.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let console = Arc::new(Console::new());
     let code = panics::contained(&console, || match options::parse(args) {
@@ -38,7 +38,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             u8::try_from(usage.exit_code()).unwrap_or(2)
         }
     });
-    // What is left in the buffer; the exit handler of the standard library would drop errors too.
+    // Flushes the buffer; the exit handler of the standard library would ignore errors too.
     let _ = std::io::stdout().flush();
     ExitCode::from(code)
 }

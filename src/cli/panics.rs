@@ -1,17 +1,20 @@
-//! The last net: a panic is a mistake of ours, so the user gets one line to report and an exit code of its own.
+//! The panic handler: a panic is a bug in tanren, so the user gets one line to report and a special exit
+//! code.
 //!
-//! Some panics are expected (the tokenizer library has them, and its wrapper turns them into errors), so the hook prints
-//! nothing; the message of the panic that ends the program is printed here. `RUST_BACKTRACE` brings Rust's own output back.
+//! Some panics are expected (those of the tokenizer library, which its wrapper turns into errors), so the
+//! hook prints nothing; the message of a panic that ends the program is printed here. `RUST_BACKTRACE` brings
+//! Rust's own output back.
 
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::console::Console;
 
-/// Exit code of a mistake of ours (`EX_SOFTWARE` of sysexits).
+/// Exit code of an internal error (`EX_SOFTWARE` of sysexits).
 const INTERNAL: u8 = 70;
 
-/// Runs `work`; its exit code, or that of a panic, which is then explained.
+/// Runs `work` and returns its exit code, or on a panic prints the explanation and returns that of an
+/// internal error.
 pub(super) fn contained(console: &Console, work: impl FnOnce() -> u8) -> u8 {
     let last: Arc<Mutex<String>> = Arc::default();
     let seen = Arc::clone(&last);

@@ -1,4 +1,4 @@
-//! The plan of a training as text: memory, what blocks keep, work, and what a card is predicted to do.
+//! The plan of a training as text: memory, activation policy, work, and the prediction for a card.
 
 use super::table;
 use super::units::{bytes, count, flops, seconds, sol};
@@ -40,7 +40,7 @@ pub(super) fn summary(plan: &Plan) -> Vec<String> {
     table::pairs(&rows)
 }
 
-/// Bytes by use when the most is in use.
+/// Bytes by use at the peak.
 pub(super) fn by_use(plan: &Plan) -> Vec<String> {
     let row = |name: &str, number: u64| {
         let part = 100.0 * number as f64 / plan.peak_bytes.max(1) as f64;
@@ -51,7 +51,7 @@ pub(super) fn by_use(plan: &Plan) -> Vec<String> {
     table::columns(&["use", ">memory", ">bytes", ">part"], &rows)
 }
 
-/// The work of one step by group of ops; with the time that a card is predicted to need.
+/// The work of one step by group of ops, with the predicted time on a card.
 pub(super) fn by_group(plan: &Plan) -> Vec<String> {
     let rows: Vec<_> = plan.groups.iter().map(|group| work_row(group.name.name(), group)).collect();
     columns("group", rows, plan)
@@ -64,7 +64,7 @@ pub(super) fn by_op(plan: &Plan) -> Vec<String> {
     columns("op", ops.into_iter().map(|op| work_row(&op.name, op)).collect(), plan)
 }
 
-/// What the card is predicted to do.
+/// The prediction for the card.
 pub(super) fn prediction(plan: &Plan) -> Option<String> {
     let predicted = plan.prediction?;
     let title = Card::find(&plan.device).map_or(plan.device.as_str(), |card| card.title);
@@ -77,12 +77,12 @@ pub(super) fn prediction(plan: &Plan) -> Option<String> {
     ))
 }
 
-/// The most tokens that fit at once, by policy.
+/// Maximum tokens per pass, by policy.
 pub(super) fn capacity(plan: &Plan) -> Vec<String> {
     let tokens = |tokens: Option<usize>| tokens.map_or("none".to_owned(), |n| count(n as u64));
     let row = |of: &crate::train::Capacity| vec![of.activation_policy.name().to_owned(), tokens(of.tokens)];
     let rows: Vec<_> = plan.capacity.iter().map(row).collect();
-    table::columns(&["all blocks", ">tokens at once"], &rows)
+    table::columns(&["all blocks", ">tokens per pass"], &rows)
 }
 
 fn work_row<K>(name: &str, work: &WorkOf<K>) -> Vec<String> {
@@ -102,7 +102,7 @@ fn columns(head: &str, rows: Vec<Vec<String>>, plan: &Plan) -> Vec<String> {
     table::columns(&heads, &rows)
 }
 
-/// A time of which a step may take less than a second.
+/// Formats a time that may be below a second.
 fn milliseconds(secs: f64) -> String {
     if secs < 10.0 { format!("{:.1} ms", 1e3 * secs) } else { seconds(secs) }
 }

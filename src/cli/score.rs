@@ -12,23 +12,23 @@ use crate::config::{DeviceChoice, ScoreConfig};
 use crate::error::Result;
 use crate::score::{self, Accuracy, ChoiceReport, Context, Event, Findings, LogprobReport, Summary};
 
-/// Most answers for which the table of outputs against predictions is shown; a wider one does not fit a screen.
+/// Maximum number of answers for which the confusion table is shown; a wider one does not fit a screen.
 const MAX_CONFUSION: usize = 10;
 
-/// Longest answer in the tables, in characters.
+/// Maximum length of an answer in the tables, in characters.
 const MAX_CHOICE: usize = 24;
 
-/// Scores.
+/// Runs a scoring.
 ///
 /// # Errors
-/// What is wrong with options, files, numbers or the device; or that the run was stopped.
+/// Errors of options, files, numbers or the device; or that the run was stopped.
 pub(super) fn run(args: &ScoreArgs, console: &Arc<Console>) -> Result<()> {
     let config = ScoreConfig::resolve(args.flags()?, args.config())?;
     console.lines(table::pairs(&settings(&config)));
     let stop = Stop::install(console)?;
     let context = Context { template_helper: Some(template::helper()?), stop: Some(stop.question()) };
     let summary = score::run(&config, &context, &mut |event| {
-        // Where the run does not ask often, the user still hears at once.
+        // The run may not poll for the signal often, but the user gets feedback at once.
         stop.asked();
         show(console, event);
     });
@@ -58,7 +58,7 @@ fn settings(config: &ScoreConfig) -> Vec<(&'static str, String)> {
         (
             "device",
             match config.device {
-                // What it computes in is said when it is chosen.
+                // The dtype is printed once the device is chosen.
                 DeviceChoice::Auto => config.device.to_string(),
                 _ => format!("{}, {}", config.device, config.dtype),
             },
@@ -121,7 +121,7 @@ fn result(summary: &Summary) -> Vec<(&'static str, String)> {
     rows
 }
 
-/// A number of rows as a share of those with a known answer.
+/// A number of rows, and its share of the rows with a known answer.
 fn share(correct: usize, of: &Accuracy) -> String {
     match of.num_with_gold {
         0 => "- (no row has one of the choices as its output)".to_owned(),
@@ -129,7 +129,8 @@ fn share(correct: usize, of: &Accuracy) -> String {
     }
 }
 
-/// How often each choice is the output and how often it was predicted, by which output, and accuracy by field.
+/// How often each choice is the output and how often it was predicted, the confusion table, and accuracy by
+/// field.
 fn choices(report: &ChoiceReport, console: &Console) {
     let names: Vec<String> = report.choices.iter().map(|choice| short(choice)).collect();
     let counts = report.gold.iter().zip(&report.predicted).zip(&names);
@@ -159,7 +160,7 @@ fn choices(report: &ChoiceReport, console: &Console) {
     }
 }
 
-/// A text from the data, short and on one line.
+/// A text from the data, shortened to one line.
 fn short(text: &str) -> String {
     let mut short: String = text.chars().take(MAX_CHOICE).collect();
     if short.len() < text.len() {

@@ -1,4 +1,4 @@
-//! Ctrl-C and termination: the first asks for an orderly end, the second ends at once.
+//! Ctrl-C and termination: the first requests an orderly end, the second ends the process at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,10 +9,10 @@ use signal_hook::flag;
 use super::console::Console;
 use crate::error::{Error, Result};
 
-/// Exit code after a second signal, as shells have it for an interrupted program.
+/// Exit code after a second signal: that of an interrupted program in shells.
 const NOW: i32 = 130;
 
-/// Whether somebody wants the program to end.
+/// The flag that the signal handlers set.
 #[derive(Debug, Clone)]
 pub(super) struct Stop {
     asked: Arc<AtomicBool>,
@@ -21,7 +21,7 @@ pub(super) struct Stop {
 }
 
 impl Stop {
-    /// Catches SIGINT and SIGTERM from here on. SIGHUP is left alone: `nohup` asks to ignore it.
+    /// Catches SIGINT and SIGTERM from here on. SIGHUP is not handled, because `nohup` ignores it.
     ///
     /// # Errors
     /// [`Error::Device`] if the system refuses.
@@ -39,7 +39,7 @@ impl Stop {
         Ok(Self { asked, told: Arc::default(), console: Arc::clone(console) })
     }
 
-    /// True if the run should end; says so the first time.
+    /// True if the run should end; prints a note the first time.
     pub(super) fn asked(&self) -> bool {
         let asked = self.asked.load(Ordering::Relaxed);
         if asked && !self.told.swap(true, Ordering::Relaxed) {
@@ -48,7 +48,7 @@ impl Stop {
         asked
     }
 
-    /// The same as a function that a run can keep.
+    /// The same check as a closure for a run.
     pub(super) fn question(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
         let stop = self.clone();
         Arc::new(move || stop.asked())
@@ -57,6 +57,6 @@ impl Stop {
 
 /// Makes writes beyond the limit of `ulimit -f` fail with an error, as on a full disk, instead of ending the process.
 pub(super) fn survive_file_size_limit() {
-    // A handler is enough, whatever it does. Without it the limit kills, which is the default of the system.
+    // Any handler is enough. Without one the signal ends the process, the default of the system.
     let _ = flag::register(SIGXFSZ, Arc::default());
 }

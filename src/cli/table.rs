@@ -1,13 +1,13 @@
 //! Aligned tables for people.
 
-/// `name  value` lines with the values below each other.
+/// `name  value` lines with aligned values.
 pub(super) fn pairs(rows: &[(&str, String)]) -> Vec<String> {
     let widest = rows.iter().map(|(name, _)| width(name)).max().unwrap_or(0);
     let line = |(name, value): &(&str, String)| format!("  {name}{}  {value}", spaces(name, widest));
     rows.iter().map(|row| line(row).trim_end().to_owned()).collect()
 }
 
-/// Columns under their heads. A head that starts with `>` has its numbers on the right.
+/// Columns with heads. A head that starts with `>` aligns its column to the right.
 pub(super) fn columns(heads: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let titles = heads.iter().map(|head| head.trim_start_matches('>').to_owned()).collect();
     let all: Vec<&Vec<String>> = std::iter::once(&titles).chain(rows).collect();
@@ -28,12 +28,12 @@ pub(super) fn columns(heads: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     all.iter().map(line).collect()
 }
 
-/// What fills `cell` up to `width` columns.
+/// The spaces that pad `cell` to `width` columns.
 fn spaces(cell: &str, columns: usize) -> String {
     " ".repeat(columns.saturating_sub(width(cell)))
 }
 
-/// Columns on a terminal: characters of East Asian scripts take two.
+/// Width on a terminal: East Asian characters take two columns.
 fn width(text: &str) -> usize {
     let wide = |c: char| {
         matches!(c, '\u{1100}'..='\u{115f}' | '\u{2e80}'..='\u{a4cf}' | '\u{ac00}'..='\u{d7a3}'

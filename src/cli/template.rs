@@ -1,4 +1,4 @@
-//! The hidden command that renders chat templates, and how a run starts it.
+//! The hidden command that renders chat templates, and the command line that starts it.
 
 use crate::data::template::sandbox::{HelperCommand, serve_template};
 use crate::error::{Error, Result};
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 /// Name of the hidden command, as clap derives it from [`super::options::Command::RenderTemplate`].
 const COMMAND: &str = "render-template";
 
-/// Answers requests for renderings until the input ends.
+/// Serves rendering requests until the input ends.
 ///
 /// # Errors
 /// If the limits of the process cannot be set, or the parent is gone.
@@ -14,10 +14,10 @@ pub(super) fn serve() -> Result<()> {
     serve_template(std::io::stdin().lock(), std::io::stdout().lock())
 }
 
-/// How to start this program as the process that renders.
+/// The command that starts this program as the rendering process.
 ///
 /// # Errors
-/// An I/O error if the system does not say where the program is.
+/// An I/O error if the system does not report the path of the program.
 pub(super) fn helper() -> Result<HelperCommand> {
     let program = std::env::current_exe().map_err(|e| Error::io("tanren", "find the running program", e))?;
     Ok(HelperCommand { program, args: vec![COMMAND.into()] })

@@ -1,4 +1,4 @@
-//! Numbers as people read them: bytes, counts, operations, times.
+//! Human-readable numbers: bytes, counts, operations, times.
 
 use crate::config::Batching;
 
@@ -25,7 +25,7 @@ pub(super) fn count(number: u64) -> String {
     text
 }
 
-/// What a batch is filled with, as `8 rows` or `4,096 tokens`.
+/// The size of a batch, as `8 rows` or `4,096 tokens`.
 pub(super) fn batch(batching: Batching) -> String {
     match batching {
         Batching::Samples(rows) => format!("{rows} rows"),
@@ -44,7 +44,7 @@ pub(super) fn seconds(secs: f64) -> String {
     }
 }
 
-/// `before` and the share of the speed of light, or nothing where that is not known.
+/// `before` and `sol` as a percentage; empty if `sol` is not known.
 pub(super) fn sol(before: &str, share: Option<f64>) -> String {
     share.map_or_else(String::new, |share| match 100.0 * share {
         percent if percent < 9.95 => format!("{before}sol {percent:.1}%"),
@@ -61,7 +61,7 @@ pub(super) fn shell_word(text: &str) -> String {
     }
 }
 
-/// Text that cannot move the cursor of a terminal: control characters become escapes; line ends stay if `multi_line`.
+/// Text that is safe for a terminal: control characters are escaped; line ends stay if `multi_line`.
 pub(super) fn harmless(text: &str, multi_line: bool) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,13 +1,15 @@
-//! What a block is made of: plain values that a family's `config.json` is turned into, and that the model runs.
+//! The structure of a block: plain values that are read from a family's `config.json` and that the model
+//! executes.
 //!
-//! A field is here because a family that is built needs it; what all of them have alike is said by the type.
+//! There is a field for every difference between the supported families; the types hold what they have in
+//! common.
 
 use super::sites::Slot;
 
 /// One block: attention and MLP, with norms and residual around them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BlockSpec {
-    /// Where the norms stand.
+    /// Position of the norms (pre or post).
     pub wiring: Wiring,
     /// Its norms.
     pub norm: NormSpec,
@@ -17,10 +19,10 @@ pub struct BlockSpec {
     pub mlp: MlpSpec,
 }
 
-/// How norm and residual go with a sublayer `f`.
+/// Order of norm and residual around a sublayer `f`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wiring {
-    /// `x + f(norm(x))`, and a norm behind the last block (Xiong et al., 2020).
+    /// `x + f(norm(x))`, and a norm after the last block (Xiong et al., 2020).
     PreNorm,
     /// `norm(x + f(x))` (Vaswani et al., 2017).
     PostNorm,
@@ -53,14 +55,14 @@ pub struct AttnSpec {
 /// `down(silu(gate) * up)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MlpSpec {
-    /// Width inside.
+    /// Width of the hidden layer.
     pub size: usize,
 }
 
 /// A linear layer of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinearSpec {
-    /// Which one.
+    /// Its role in the block.
     pub slot: Slot,
     /// `[out_features, in_features]`.
     pub shape: [usize; 2],

@@ -1,4 +1,5 @@
-//! The keys of a configuration type, taken from the type itself: no list of options exists beside the struct.
+//! The keys of a configuration type, derived from the type itself, so that there is no second list of
+//! options.
 
 use std::fmt;
 
@@ -13,10 +14,10 @@ pub fn keys_of<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     }
 }
 
-/// A deserializer that reads nothing and answers with the field names it was asked for.
+/// A deserializer that reads nothing and captures the field names it is asked for.
 struct FieldNames;
 
-/// The answer, in the place of an error.
+/// The captured names, returned as an error.
 #[derive(Debug)]
 struct Names(&'static [&'static str]);
 

@@ -11,7 +11,7 @@ use crate::error::{Error, InputError, Result};
 /// Largest rank that is accepted.
 pub const MAX_RANK: usize = 4096;
 
-/// Names of linear layers in the families of the variant files; others are typing errors.
+/// Names of linear layers in the families of the variant files; other names are treated as typing errors.
 pub(super) const MODULE_NAMES: [&str; 21] = [
     "q_proj",
     "k_proj",
@@ -43,15 +43,15 @@ pub struct LoraConfig {
     pub r: usize,
     /// Numerator of the scale.
     pub alpha: f64,
-    /// Probability that an input of A is dropped.
+    /// Probability that an element of the input of A is dropped.
     pub dropout: f64,
-    /// Which layers.
+    /// The target layers.
     pub target_modules: TargetModules,
-    /// Layers that match and get none all the same.
+    /// Layers that are excluded although they match.
     pub exclude_modules: Option<TargetModules>,
-    /// The blocks that a list of names is for; all if absent or empty.
+    /// Blocks to which a list of names is limited; all if absent or empty.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// Names of the lists of blocks that `layers_to_transform` counts in; any if empty.
+    /// Names of the block lists that the indices of `layers_to_transform` refer to; any if empty.
     pub layers_pattern: Vec<String>,
     /// Ranks of layers whose path ends in a match; the first one counts.
     pub rank_pattern: Vec<(String, usize)>,
@@ -75,7 +75,7 @@ impl LoraConfig {
         alpha / if self.use_rslora { r.sqrt() } else { r }
     }
 
-    /// Which layers, in words.
+    /// The target layers, as text.
     pub fn describe_layers(&self) -> String {
         let mut text = match &self.target_modules {
             TargetModules::AllLinear => "all linear layers".to_owned(),
@@ -177,7 +177,7 @@ impl fmt::Display for TargetModules {
 }
 
 impl TargetModules {
-    /// Whether a text is a regular expression, and not names: names have none of these characters.
+    /// True if a text is a regular expression and not names: names contain none of these characters.
     pub(crate) fn is_expression(text: &str) -> bool {
         text.contains(['*', '+', '?', '^', '$', '|', '(', ')', '\\', '{', '}'])
             || text.contains(['[', ']']) && !(text.starts_with('[') && text.ends_with(']'))
@@ -241,7 +241,7 @@ impl TryFrom<Names> for TargetModules {
         }
         let names = match names {
             Names::One(text) => split_names(&text),
-            // Each may be several: that is how the words of a command line arrive.
+            // Each item may hold several names, as words of the command line do.
             Names::Many(names) => names.iter().flat_map(|names| split_names(names)).collect(),
         };
         // "all" is LLaMA-Factory's word.

@@ -1,4 +1,4 @@
-//! How the options about layers are written: blocks as numbers, and values by name.
+//! The syntax of the options about layers: block numbers, and values by name.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ enum WrittenBlocks {
     Many(Vec<OneBlock>),
 }
 
-/// A word of the command line may hold several.
+/// A word of the command line may hold several numbers.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum OneBlock {

@@ -1,8 +1,9 @@
 //! The shape of a decoder model, as its `config.json` gives it.
 //!
-//! A `config.json` may ask for maths that this engine does not do. Silently ignoring such a key would train another model
-//! than the user's, so everything that changes the maths is either supported or an error that names the key. The defaults
-//! of absent keys are those of the configuration classes of transformers. The reading is done in `families`.
+//! A `config.json` may need maths that this engine does not support. Ignoring such a key would silently train
+//! another model than the user's, so every key that changes the maths is either supported or an error that
+//! names the key. The defaults of absent keys are those of the configuration classes of transformers. The
+//! parsers are in `families`.
 
 use super::block::{AttnSpec, BlockSpec, MlpSpec, NormSpec, Wiring};
 use super::families::Family;
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 /// The shape and constants of a decoder model. Names are those of `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// Which block.
+    /// The structure of a block.
     pub family: Family,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -25,7 +26,7 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Width of one head, even. `num_attention_heads * head_dim` may differ from `hidden_size`.
     pub head_dim: usize,
-    /// Rows of the embedding table; may be more than the tokenizer has tokens.
+    /// Rows of the embedding table; may exceed the number of tokens of the tokenizer.
     pub vocab_size: usize,
     /// Longest sequence the model was made for, in tokens.
     pub max_position_embeddings: usize,
@@ -45,15 +46,15 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
     pub eos_token_ids: Vec<u32>,
-    /// Token that fills rows; unused here, since nothing is padded.
+    /// Padding token; unused here, since nothing is padded.
     pub pad_token_id: Option<u32>,
 }
 
 impl ModelConfig {
-    /// Whether weights of `other` have the shapes of this model's. Constants that shape nothing (`rope_theta`, the context length,
-    /// token ids) may differ: fine-tuned models change them.
+    /// True if the weights of `other` have the same shapes as this model's. Constants without effect on
+    /// shapes (`rope_theta`, the context length, token ids) may differ, since fine-tuned models change them.
     pub fn has_shape_of(&self, other: &Self) -> bool {
-        // Every field is named, so that a new one has to take a side.
+        // Every field is named, so that a new field must be classified here.
         let Self {
             family,
             hidden_size,
@@ -97,7 +98,7 @@ impl ModelConfig {
         self.num_key_value_heads * self.head_dim
     }
 
-    /// What block `layer` is made of.
+    /// The structure of block `layer`.
     pub fn block(&self, _layer: usize) -> BlockSpec {
         BlockSpec {
             wiring: Wiring::PreNorm,
@@ -125,7 +126,7 @@ impl ModelConfig {
         (0..self.num_hidden_layers).map(|layer| self.block_linear_weights(layer)).sum()
     }
 
-    /// Number of weights, tied ones counted once.
+    /// Number of parameters; tied ones count once.
     pub fn parameter_count(&self) -> u64 {
         let n = |size: usize| size as u64;
         let of_block = |layer| {

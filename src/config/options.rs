@@ -1,4 +1,4 @@
-//! Options as pairs of a name and a value, for programs. No TOML is needed to write them.
+//! Options as pairs of a name and a value, for programs that do not want to write TOML.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ pub enum Value {
     Integer(i64),
     /// A number.
     Number(f64),
-    /// A text. Where the option is no text, what it says, as on the command line: `"16"` is 16.
+    /// A text. If the option is not a text, it is parsed as on the command line: `"16"` is 16.
     Text(String),
     /// Several values.
     List(Vec<Value>),
@@ -43,7 +43,7 @@ impl From<String> for Value {
 }
 
 impl From<&Path> for Value {
-    /// Paths are UTF-8 in options; what is not is replaced, and the path is not found.
+    /// Paths in options must be UTF-8. Other bytes are replaced, so such a path is not found.
     fn from(value: &Path) -> Self {
         Self::Text(value.to_string_lossy().into_owned())
     }
@@ -67,7 +67,7 @@ impl<V: Into<Value>, const N: usize> From<[V; N]> for Value {
     }
 }
 
-/// `From` whole numbers of each type. One beyond 2^63 becomes a text, which is refused where a number belongs.
+/// `From` for each integer type. A number of 2^63 or more becomes a text, which numeric options refuse.
 macro_rules! whole_numbers {
     ($($number:ty),+) => { $(
         impl From<$number> for Value {
@@ -81,7 +81,7 @@ macro_rules! whole_numbers {
 whole_numbers!(i32, i64, u32, u64, usize);
 
 impl Value {
-    /// The value as TOML has it.
+    /// The value in TOML.
     pub(crate) fn into_toml(self) -> toml::Value {
         match self {
             Self::Bool(value) => value.into(),
@@ -125,7 +125,7 @@ impl Value {
 pub struct Options(Vec<(String, Value)>);
 
 impl Options {
-    /// None yet.
+    /// No options.
     pub fn new() -> Self {
         Self::default()
     }

@@ -1,4 +1,4 @@
-//! The model variants this build knows: shapes and presets, generated from `variants/*.toml` by the build script.
+//! The built-in model variants: shapes and presets, generated from `variants/*.toml` by the build script.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use crate::error::{Error, Result};
 /// A known model shape and its preset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Variant {
-    /// The name people use (`Qwen3-0.6B`).
+    /// The common name (`Qwen3-0.6B`).
     pub name: &'static str,
     /// Ids on the Hugging Face hub with this shape.
     pub hf_ids: &'static [&'static str],
-    /// The text of its `config.json`: the keys that say what the model is.
+    /// The text of its `config.json`: the keys that define the model.
     pub config_json: &'static str,
     /// Training options for a 10 GB card, as TOML text.
     pub preset: &'static str,
@@ -36,7 +36,8 @@ pub fn variant(name: &str) -> Option<&'static Variant> {
     })
 }
 
-/// The variant whose weights have the shapes of `config`, whatever its constants are ([`ModelConfig::has_shape_of`]).
+/// The variant whose weights have the shapes of `config`; constants may differ
+/// ([`ModelConfig::has_shape_of`]).
 pub fn matching_variant(config: &ModelConfig) -> Option<&'static Variant> {
     VARIANTS.iter().find(|variant| variant.model_config().is_ok_and(|known| known.has_shape_of(config)))
 }

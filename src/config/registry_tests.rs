@@ -1,4 +1,4 @@
-//! Tests of the built-in variants against the files they are made from and against what the families know.
+//! Tests of the built-in variants against their source files and against the known keys of the families.
 
 use serde_json::Map;
 

@@ -1,4 +1,5 @@
-//! Everything a scoring run needs to know: the options of `tanren score`, resolved. The only place with their defaults.
+//! The configuration of a scoring run: the options of `tanren score`, resolved. The only place with their
+//! defaults.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ use crate::error::Result;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScoreConfig {
-    /// What is computed for every row.
+    /// Scoring mode: what is computed for every row.
     pub mode: ScoreMode,
     /// Model folder or Hugging Face id.
     pub model: String,
@@ -35,38 +36,38 @@ pub struct ScoreConfig {
     pub choices: Option<Vec<String>>,
     /// How a row becomes one text.
     pub format: Format,
-    /// Which rows take part, by `meta.mode`.
+    /// Selects rows by `meta.mode`.
     pub train_mode: TrainMode,
     /// Fields of `meta` for which accuracy is also given per value.
     #[serde(deserialize_with = "list")]
     pub by: Vec<String>,
-    /// Most rows to score, from the start.
+    /// Maximum number of rows to score, from the start.
     pub limit: Option<usize>,
     /// Rows per batch.
     pub batch_size: Option<usize>,
     /// Tokens per batch, instead of a number of rows.
     pub tokens_per_batch: Option<usize>,
-    /// Longest row in tokens.
+    /// Maximum length of a row, in tokens.
     pub max_seq_length: usize,
-    /// What happens to longer rows.
+    /// Treatment of longer rows.
     pub truncation: Truncation,
-    /// Whether text in rows that looks like a special token stays text.
+    /// Whether special tokens written in rows are encoded as ordinary text.
     pub escape_special: bool,
     /// Whether rows with nothing to learn, and rows with an empty answer, are left out.
     pub skip_empty: bool,
     /// Whether the last answer of a conversation is learned alone.
     pub mask_history: bool,
-    /// Who computes.
+    /// Compute device.
     pub device: DeviceChoice,
     /// Type of weights and activations.
     pub dtype: Dtype,
-    /// How base weights are stored.
+    /// Storage format of the base weights.
     pub quant: Quant,
     /// CPU threads; all cores if absent.
     pub threads: Option<usize>,
-    /// Most packed rows (tokens) computed at once; bounds memory, never changes results.
+    /// Maximum tokens per pass; bounds memory, never changes results.
     pub max_tokens_per_pass: usize,
-    /// What the user should hear about options of other tools; a run tells it first.
+    /// Notes about options of other tools; a run prints them first.
     #[serde(skip)]
     pub notes: Vec<String>,
 }
@@ -109,7 +110,7 @@ impl Keyed for ScoreConfig {
 }
 
 impl ScoreConfig {
-    /// The configuration that these options say: names and values as on the command line, over defaults.
+    /// The configuration from these options over the defaults; names and values as on the command line.
     ///
     /// ```
     /// use tanren::config::ScoreConfig;
@@ -126,7 +127,7 @@ impl ScoreConfig {
         Self::resolve(pairs.into_iter().collect(), None)
     }
 
-    /// The configuration that a TOML file says.
+    /// The configuration from a TOML file.
     ///
     /// # Errors
     /// As [`ScoreConfig::resolve`].
@@ -134,8 +135,8 @@ impl ScoreConfig {
         Self::resolve(Options::new(), Some(path))
     }
 
-    /// Lays defaults, `file` and `flags` over each other, and checks the result. Names in `flags` are option names or
-    /// aliases. Relative paths start at the current folder, in the file too.
+    /// Merges defaults, `file` and `flags` (later ones win), and checks the result. Names in `flags` are
+    /// option names or aliases. Relative paths start at the current folder, in the file too.
     ///
     /// # Errors
     /// An input error of class `CONFIG` with file, line and option, or an I/O error if the file cannot be read.
@@ -143,7 +144,7 @@ impl ScoreConfig {
         Self::of_layers(Layers::given::<Self>(flags, file)?)
     }
 
-    /// The same from the text of a file alone; `path` is its name in messages.
+    /// The configuration from the text of a TOML file; `path` is its name in messages.
     ///
     /// # Errors
     /// As [`ScoreConfig::resolve`].
@@ -151,12 +152,12 @@ impl ScoreConfig {
         Self::of_layers(Layers::from_text::<Self>(path, text)?)
     }
 
-    /// What was given, over the defaults, checked.
+    /// Merges the given options over the defaults, and checks the result.
     fn of_layers(given: Layers) -> Result<Self> {
         let layers = given.over::<Self>(Layers::defaults::<Self>()?);
         let mut config: Self = layers.read()?;
         config.notes = layers.notes().to_vec();
-        // A GPU computes in bf16, whatever the default for the CPU is.
+        // A GPU computes in bf16, independent of the default for the CPU.
         if config.device.is_gpu() && config.dtype == Self::default().dtype {
             config.dtype = Dtype::Bf16;
         }
@@ -180,10 +181,10 @@ impl ScoreConfig {
         }
     }
 
-    /// Refuses values that are valid but that this build cannot do yet.
+    /// Refuses values that are valid but not supported by this build.
     ///
     /// # Errors
-    /// An input error of class `CONFIG` that names the option, its value, and what is supported.
+    /// An input error of class `CONFIG` that names the option, its value, and the supported values.
     pub fn check_supported(&self) -> Result<()> {
         check(&[
             ("mode", self.mode.to_string(), supported("mode")),

@@ -1,11 +1,12 @@
-//! The linear layers of a model: the one list of them, with their paths in Hugging Face checkpoints, which PEFT's rules are about.
+//! The only list of the linear layers of a model, with their paths in Hugging Face checkpoints, to which
+//! PEFT's rules apply.
 
 use std::ops::{Index, IndexMut, Range};
 use std::sync::Arc;
 
 use super::model::ModelConfig;
 
-/// Which linear layer of a block, in the order of the forward pass.
+/// The linear layers of a block, in the order of the forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Slot {
     /// Queries.
@@ -18,7 +19,7 @@ pub enum Slot {
     O,
     /// Gate of the MLP.
     Gate,
-    /// The other factor of the MLP.
+    /// Up projection of the MLP, the factor of the gate.
     Up,
     /// Output of the MLP.
     Down,
@@ -125,12 +126,12 @@ impl Index<usize> for Sites {
     }
 }
 
-/// Something for every linear layer, by the number of the layer in [`Sites`].
+/// One value per linear layer, by the number of the layer in [`Sites`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PerSite<X>(Vec<X>);
 
 impl<X> PerSite<X> {
-    /// What `make` makes of every layer, in their order.
+    /// The results of `make` for every layer, in order.
     ///
     /// # Errors
     /// The first error of `make`.
@@ -138,17 +139,17 @@ impl<X> PerSite<X> {
         sites.iter().enumerate().map(|(number, site)| make(number, site)).collect::<Result<_, E>>().map(Self)
     }
 
-    /// By number.
+    /// The value of a layer.
     pub fn iter(&self) -> std::slice::Iter<'_, X> {
         self.0.iter()
     }
 
-    /// By number, to change.
+    /// The value of a layer, mutable.
     pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, X> {
         self.0.iter_mut()
     }
 
-    /// The same for something that `make` makes of each.
+    /// Maps every value with `make`.
     ///
     /// # Errors
     /// The first error of `make`.
@@ -208,7 +209,7 @@ mod tests {
         let key = &sites[sites.number(0, Slot::K).unwrap()];
         assert_eq!((key.shape, key.bias, down.bias), ([128, 896], true, false));
         assert_eq!(sites.number(24, Slot::Q), None);
-        // Streams of random numbers go by it.
+        // Random streams depend on this order.
         assert_eq!(sites.number(2, Slot::O), Some(2 * 7 + 3));
     }
 }

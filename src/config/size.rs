@@ -20,10 +20,10 @@ const UNITS: [(&[&str], u64); 7] = [
     (&["GiB"], 1 << 30),
 ];
 
-/// No size has so many bytes: beyond 2^53 a float has no single bytes, and no machine has such memory.
+/// Upper limit of a size: beyond 2^53 a float cannot count single bytes, and no machine has that much memory.
 const MOST_BYTES: u64 = 9_000_000_000_000_000;
 
-/// What a file or a flag may hold.
+/// The accepted forms in a file or a flag.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "must be a size such as 9.3GiB, 10GB or 8000000000")]
 enum Written {
@@ -32,19 +32,19 @@ enum Written {
 }
 
 impl MemorySize {
-    /// So many bytes.
+    /// A size of this many bytes.
     pub fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes.
+    /// The size in bytes.
     pub fn bytes(self) -> u64 {
         self.0
     }
 }
 
 impl fmt::Display for MemorySize {
-    /// The number of bytes, so that a written configuration reads back to the same one.
+    /// Prints the number of bytes, so that a written configuration reads back to the same one.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }

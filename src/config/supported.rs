@@ -1,17 +1,17 @@
-//! What this build can do of what can be configured. The only place that knows: checks and the help ask here.
+//! Which valid option values this build supports. The only place that knows it; checks and the help use it.
 //!
-//! Which models it can do is said by the families (`families`), and what it can do of an adapter of PEFT by their reader.
+//! Supported models are defined by `families`, supported features of PEFT adapters by their reader.
 
 use std::fmt;
 
 use super::values::DeviceChoice;
 use crate::error::{Error, Result};
 
-/// Options of which this build cannot do every valid value, with those that it can.
+/// Options with valid values that this build does not support, and the values that it supports.
 const SUPPORTED: [(&str, &[&str]); 8] = [
     ("task", &["causal"]),
     ("quant", &["none"]),
-    // It says how to quantize.
+    // An option of quantization.
     ("double_quant", &[]),
     ("format", &["auto", "plain", "chat"]),
     ("loss", &["cross_entropy"]),
@@ -20,12 +20,12 @@ const SUPPORTED: [(&str, &[&str]); 8] = [
     ("mode", &["logprob", "choice"]),
 ];
 
-/// The values of an option that this build can do; for one that it can do all of, none are listed.
+/// The supported values of an option; empty if all values are supported.
 pub fn supported(option: &str) -> &'static [&'static str] {
     SUPPORTED.iter().find(|(name, _)| *name == option).map_or(&[], |(_, values)| *values)
 }
 
-/// Whether there is nothing to choose in an option: at most one of its values can be done.
+/// True if an option leaves no choice: at most one of its values is supported.
 pub fn has_no_choice(option: &str) -> bool {
     SUPPORTED.iter().any(|(name, values)| *name == option && values.len() < 2)
 }
@@ -35,7 +35,7 @@ pub(super) fn dtypes(device: DeviceChoice) -> &'static [&'static str] {
     if device.is_gpu() { &["bf16"] } else { &["f32"] }
 }
 
-/// The error for a value of an option that this build cannot do.
+/// The error for an option value that this build does not support.
 pub fn unsupported<T>(option: &str, value: impl fmt::Display) -> Result<T> {
     refuse(option, value, supported(option))
 }

@@ -1,13 +1,15 @@
-//! Which linear layers an adapter is for, and with which rank and scale: the rules of PEFT, over the paths of all modules.
+//! The target layers of an adapter, with their ranks and scales: the rules of PEFT, applied to the paths of
+//! all modules.
 //!
-//! A list names modules by their path, or by what follows a dot in it; a text is a regular expression for the whole path;
-//! `exclude_modules` takes back what matches it; `layers_to_transform` leaves the blocks of its numbers. The first key of
-//! `rank_pattern` (and `alpha_pattern`) that matches the end of a path, up to a dot, decides over its rank (and alpha).
-//! Source: PEFT 0.18, `tuners_utils.py` (`check_target_module_exists`) and `other.py` (`get_pattern_key`). Expressions are those
-//! of Python as far as the `fancy-regex` crate has them; what it does not know is refused.
+//! A list names modules by their path, or by what follows a dot in it; a text is a regular expression for the
+//! whole path; `exclude_modules` removes the modules that match it; `layers_to_transform` limits the result
+//! to the blocks with its numbers. The first key of `rank_pattern` (and `alpha_pattern`) that matches the end
+//! of a path, up to a dot, sets its rank (and alpha). Source: PEFT 0.18, `tuners_utils.py`
+//! (`check_target_module_exists`) and `other.py` (`get_pattern_key`). Expressions are those of Python as far
+//! as the `fancy-regex` crate supports them; other syntax is refused.
 //!
-//! PEFT passes over names that match nothing; here they are typing errors. What it would adapt and tanren does not (an
-//! embedding, a head) is refused, not left out.
+//! PEFT ignores names that match nothing; here they are errors, since they are usually typing errors. Modules
+//! that PEFT adapts and tanren does not (an embedding, a head) are refused, not ignored.
 
 use fancy_regex::{Regex, RegexBuilder};
 
@@ -16,7 +18,7 @@ use super::model::ModelConfig;
 use super::sites::{PerSite, Site, Sites};
 use crate::error::{Error, InputError, Result};
 
-/// Longest regular expression, in bytes.
+/// Maximum length of a regular expression, in bytes.
 const MAX_EXPRESSION: usize = 1 << 14;
 /// Steps of a match before it is given up. Names of layers take hundreds; a model has thousands of paths to match.
 const MAX_STEPS: usize = 20_000;
@@ -33,7 +35,7 @@ pub struct SiteLora {
 }
 
 impl LoraConfig {
-    /// What each linear layer of `model` gets.
+    /// The adapter of each linear layer of `model`.
     ///
     /// # Errors
     /// An input error that names the option: if something matches no module, or one that cannot have an adapter, if an
@@ -42,7 +44,8 @@ impl LoraConfig {
         Ok(self.resolve(model)?)
     }
 
-    /// The same without names that decide nothing in `model`: PEFT writes and reads them, and they change no result.
+    /// This adapter without names that have no effect on `model`: PEFT writes and reads such names, and they
+    /// change no result.
     #[expect(clippy::result_large_err, reason = "asked once per adapter; the place is added by the caller")]
     pub(crate) fn without_unused(mut self, model: &ModelConfig) -> Result<Self, InputError> {
         let sites = Sites::of(model);
@@ -62,7 +65,7 @@ impl LoraConfig {
         Ok(self)
     }
 
-    /// The same with an error that can still get a place.
+    /// As [`LoraConfig::at_sites`], with an error to which the caller can add a place.
     #[expect(
         clippy::result_large_err,
         reason = "asked a few times per run; the place is added by the caller"
@@ -108,7 +111,7 @@ impl LoraConfig {
         ranks.check_used(&used_ranks)?;
         alphas.check_used(&used_alphas)?;
         if found.iter().all(Option::is_none) {
-            // The option that takes the last layer away.
+            // The option that removes the last layer.
             let names_some = sites.iter().any(|site| target.matches(&site.path).unwrap_or(false));
             let field = match (names_some, &self.exclude_modules) {
                 (false, _) => "target_modules",
@@ -133,7 +136,7 @@ fn names(sites: &Sites) -> String {
     sites.names().join(", ")
 }
 
-/// One of the options that say modules.
+/// One of the options that name modules.
 struct Matcher<'a> {
     field: &'static str,
     kind: Kind<'a>,
@@ -164,12 +167,12 @@ impl<'a> Matcher<'a> {
         }
     }
 
-    /// Whether a list has the whole path, which `layers_to_transform` says nothing about.
+    /// True if a list contains the whole path, to which `layers_to_transform` does not apply.
     fn has_path(&self, path: &str) -> bool {
         matches!(self.kind, Kind::Names(names) if names.iter().any(|name| name == path))
     }
 
-    /// Fails for a name that is that of no module.
+    /// Fails for a name that matches no module.
     fn check_names<'p>(
         &self,
         model: &ModelConfig,
@@ -198,7 +201,7 @@ fn whole(field: &'static str, text: &str) -> Result<Regex, InputError> {
     expression(field, text, &format!(r"\A(?:{text})\z"))
 }
 
-/// Compiles `full`, which is made of what the user wrote, `text`.
+/// Compiles `full`, which is derived from the user's `text`.
 #[expect(clippy::result_large_err, reason = "see LoraConfig::resolve")]
 fn expression(field: &'static str, text: &str, full: &str) -> Result<Regex, InputError> {
     let refuse = |what: String| {
@@ -225,10 +228,10 @@ fn is_match(field: &'static str, expression: &Regex, path: &str) -> Result<bool,
     })
 }
 
-/// Which blocks `layers_to_transform` leaves.
+/// The blocks selected by `layers_to_transform`.
 struct LayerRule<'a> {
     layers: &'a [usize],
-    /// Each finds the number of the block in its first group.
+    /// Each captures the number of the block in its first group.
     expressions: Vec<Regex>,
 }
 
@@ -273,7 +276,7 @@ impl<'a> LayerRule<'a> {
                 fault("layers_pattern", format!("the expression cannot be matched: {error}"))
                     .fix("write it simpler")
             })?;
-            // As PEFT has it; a pattern with groups of its own finds something else there.
+            // As in PEFT; a pattern with groups of its own captures something else there.
             if let Some(number) = found.and_then(|groups| groups.get(1)) {
                 return match number.as_str().parse() {
                     Ok(layer) => Ok(self.layers.contains(&layer)),
@@ -307,7 +310,7 @@ impl<'a, V: Copy> Patterns<'a, V> {
         patterns.iter().map(compile).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The value of the first expression that matches, which is noted in `used`.
+    /// The value of the first expression that matches; the match is recorded in `used`.
     fn first(&self, path: &str, used: &mut [bool]) -> Result<Option<V>, InputError> {
         for ((field, _, expression, value), used) in self.0.iter().zip(used) {
             if is_match(field, expression, path)? {
@@ -318,7 +321,7 @@ impl<'a, V: Copy> Patterns<'a, V> {
         Ok(None)
     }
 
-    /// Fails for an expression that decided over no layer.
+    /// Fails for an expression that matched no layer first.
     fn check_used(&self, used: &[bool]) -> Result<(), InputError> {
         match self.0.iter().zip(used).find(|(_, used)| !**used) {
             None => Ok(()),
@@ -329,7 +332,7 @@ impl<'a, V: Copy> Patterns<'a, V> {
     }
 }
 
-/// The patterns that decide over one of the layers.
+/// The patterns that match one of the layers first.
 #[expect(clippy::result_large_err, reason = "see LoraConfig::resolve")]
 fn used<'s, V: Copy>(
     field: &'static str,

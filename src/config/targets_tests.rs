@@ -1,4 +1,5 @@
-//! Which layers options name, and what is refused. Agreement with PEFT is tested where its files are read.
+//! The layers selected by options, and refused options. Agreement with PEFT is tested where its files are
+//! read.
 
 use super::*;
 use crate::config::{TrainConfig, variant};

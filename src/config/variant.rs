@@ -9,7 +9,7 @@ use serde::Deserialize;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VariantFile {
-    /// The name people use (`Qwen3-0.6B`).
+    /// The common name (`Qwen3-0.6B`).
     pub name: String,
     /// Ids on the Hugging Face hub with this shape.
     pub hf_ids: Vec<String>,
@@ -37,7 +37,7 @@ pub const PRESET_KEYS: [&str; 10] = [
 /// Reads and checks one variant file.
 ///
 /// # Errors
-/// Text that says which key broke which rule.
+/// A text that names the key and the broken rule.
 pub fn parse(text: &str) -> Result<VariantFile, String> {
     let file: VariantFile = toml::from_str(text).map_err(|error| error.to_string())?;
     check(&file)?;

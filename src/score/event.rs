@@ -1,4 +1,4 @@
-//! What a scoring tells whoever watches it, and how it ended.
+//! The events of a scoring run, and its summary.
 
 use std::path::{Path, PathBuf};
 
@@ -8,31 +8,31 @@ use crate::data::audit::Audit;
 use crate::data::routing::Routing;
 use crate::session::{Limit, Notice};
 
-/// One thing that happened.
+/// An event.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
     /// Notes, warnings, and the progress of opening model and rows.
     Notice(Notice),
-    /// What the rows are like. In choice mode every row is counted with its longest choice as the answer.
+    /// Statistics of the rows. In choice mode every row is counted with its longest choice as the answer.
     Audit {
         /// The findings.
         audit: &'a Audit,
         /// Rows by mode, before `limit`.
         routing: Routing,
     },
-    /// The weights that are about to be loaded; they fit.
+    /// The weights are about to be loaded; they fit.
     Planned {
-        /// Their bytes on the device, without those of an adapter.
+        /// Bytes of the weights on the device, without an adapter.
         weights_bytes: u64,
-        /// What they may take; none if the device does not say.
+        /// The memory limit; `None` if the device does not report its memory.
         limit: Option<&'a Limit>,
     },
-    /// Rows that are scored.
+    /// Progress of scoring, in rows.
     Scoring {
-        /// So far.
+        /// Rows scored so far.
         done: usize,
-        /// In all.
+        /// Total number of rows.
         total: usize,
     },
     /// A result file is complete.
@@ -48,40 +48,40 @@ impl From<Notice> for Event<'_> {
     }
 }
 
-/// How a scoring ended.
+/// Summary of a scoring run.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Summary {
     /// The files that were written.
     pub files: Vec<PathBuf>,
-    /// Rows that were scored.
+    /// Number of rows scored.
     pub num_rows: usize,
-    /// Rows that were left out: too long, or without output.
+    /// Number of rows left out: too long, or without output.
     pub num_skipped: usize,
-    /// What the scores say.
+    /// The result.
     pub findings: Findings,
-    /// Tokens that went through the model; a prompt that choices share counts once.
+    /// Number of tokens computed; a prompt that choices share counts once.
     pub num_tokens: u64,
-    /// Seconds in all.
+    /// Total seconds.
     pub runtime: f64,
     /// Tokens per second while scoring.
     pub tokens_per_second: f64,
-    /// Share of the speed of light while scoring, from 0 to 1: see [`crate::session::Peak`], with the model FLOPs of the forward
-    /// pass. None on cards without a known peak and on the emulator.
+    /// Share of the speed of light while scoring, from 0 to 1: see [`crate::session::Peak`], with the model
+    /// FLOPs of the forward pass. `None` on cards without a known peak and on the emulator.
     pub sol: Option<f64>,
     /// Bytes of the weights of model and adapter.
     pub weights_bytes: u64,
-    /// Largest amount of memory for weights, adapter and activations at once, in bytes. Rows, the program and files in the page
-    /// cache do not count.
+    /// Peak memory of weights, adapter and activations, in bytes. Rows, the program and the page cache do not
+    /// count.
     pub peak_bytes: u64,
 }
 
-/// What the scores say, by mode.
+/// The result, by mode.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Findings {
-    /// Of log-probabilities.
+    /// Result of mode `logprob`.
     Logprob(LogprobReport),
-    /// Of choices.
+    /// Result of mode `choice`.
     Choice(ChoiceReport),
 }

@@ -12,7 +12,7 @@ use crate::data::encode::Example;
 use crate::data::record::Record;
 use crate::error::Result;
 
-/// What the log-probabilities of a file say.
+/// Summary of the log-probabilities of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LogprobReport {

@@ -1,9 +1,9 @@
 //! Scoring: log-probabilities of answers, forward only.
 //!
-//! [`run`] is the door: a resolved [`ScoreConfig`] in, files and a [`Summary`] out, [`Event`]s on
-//! the way. It prints nothing and never ends the process. Rows become tokens exactly as in training, so what is scored is
-//! what was trained. Files appear whole or not at all, and their bytes depend on model, adapter, rows and options alone,
-//! never on the number of threads.
+//! [`run`] is the entry point: it takes a resolved [`ScoreConfig`], emits [`Event`]s, writes files and
+//! returns a [`Summary`]. It prints nothing and never ends the process. Rows become tokens exactly as in
+//! training, so a score refers to the same tokens as the training. Files appear whole or not at all, and
+//! their bytes depend on model, adapter, rows and options alone, never on the number of threads.
 
 mod choice;
 mod event;

@@ -1,4 +1,4 @@
-//! The result files: names, what is refused before any work, and how they are written.
+//! The result files: their names, the checks before any work, and writing them.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::formats::atomic::{parent_of, write_file};
 use crate::formats::model_folder::is_model_folder;
 
-/// Where the results go.
+/// Paths of the result files.
 #[derive(Debug)]
 pub(super) struct Outputs {
     /// One line per row.
@@ -24,11 +24,11 @@ pub(super) struct Outputs {
 }
 
 impl Outputs {
-    /// Names the files, and finds out before hours of work whether they can be written.
+    /// Chooses the file names, and checks that they can be written, before hours of work.
     ///
     /// # Errors
-    /// An input error for a name that is no file's, for a file that exists (without `overwrite`), and for one that is read;
-    /// an I/O error if the folder cannot be made.
+    /// An input error for a name that cannot be a file, for a file that exists (without `overwrite`), and for
+    /// an input file; an I/O error if the folder cannot be made.
     pub(super) fn plan(config: &ScoreConfig) -> Result<Self> {
         let refuse = |what: &str, path: &Path| Error::input("OUTPUT", what).path(path).field("output");
         let Some(name) = config.output.file_name() else {
@@ -104,7 +104,8 @@ impl Outputs {
         let (table, formulas) =
             table(report, records, outcomes).map_err(|e| Error::io(&self.rows, "write", e))?;
         let Some(summary) = &self.summary else { return Ok(formulas) };
-        // Two files cannot be replaced in one step: an old summary goes first, so that it never stands beside a new table.
+        // Two files cannot be replaced in one step: the old summary is removed first, so that it never
+        // appears beside a new table.
         if summary.symlink_metadata().is_ok() {
             std::fs::remove_file(summary).map_err(|e| Error::io(summary, "replace", e))?;
         }
@@ -148,7 +149,7 @@ fn table(
             predicted.clone(),
             correct,
         ];
-        // Log-probabilities are negative, which is no formula.
+        // Log-probabilities are negative numbers, which spreadsheets do not run as formulas.
         let texts = row.len();
         // `{:?}` is the shortest decimal that comes back as the same number.
         row.extend(outcome.logprobs.iter().map(|logprob| format!("{logprob:?}")));

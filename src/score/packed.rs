@@ -1,9 +1,9 @@
-//! Several packed prompts in one batch, and which of its targets are whose.
+//! Several packed prompts in one batch, and the assignment of targets to rows or choices.
 
 use crate::batch::{Batch, Segment, TokenTarget};
 use crate::data::collate::Choices;
 
-/// A batch, and which of its targets belong together: a row's in logprob mode, a choice's in choice mode.
+/// A batch with its targets grouped into units: a unit is a row in logprob mode, and a choice in choice mode.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
     pub(super) batch: Batch,

@@ -1,4 +1,4 @@
-//! Which choice is picked, and how often that is right: pure functions over log-probabilities.
+//! Predictions and accuracy from log-probabilities: pure functions.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use serde::Serialize;
 use super::choice::cell;
 use crate::data::record::Record;
 
-/// How a missing value of a field is shown.
+/// The text shown for a missing value of a field.
 pub const MISSING: &str = "(none)";
 
-/// How many rows were answered rightly.
+/// Accuracy of a set of rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Accuracy {
@@ -18,15 +18,15 @@ pub struct Accuracy {
     pub num_rows: usize,
     /// Rows whose output is one of the choices; only these can be right or wrong.
     pub num_with_gold: usize,
-    /// Rows whose most probable choice is the output, and no other choice is as probable.
+    /// Rows whose output is the single most probable choice.
     pub num_correct: usize,
-    /// Rows where several choices share the highest log-probability: no answer, so never right.
+    /// Rows where several choices share the highest log-probability; these count as wrong.
     pub num_tied: usize,
-    /// The share of rows with gold that are right; none without any.
+    /// The share of rows with gold that are right; `None` if no row has gold.
     pub accuracy: Option<f64>,
     /// Rows whose choice of the highest log-probability per character is the output.
     pub num_correct_norm: usize,
-    /// Their share (`acc_norm` of the LM evaluation harness).
+    /// Share of `num_correct_norm` (`acc_norm` of the LM evaluation harness).
     pub accuracy_norm: Option<f64>,
 }
 
@@ -55,7 +55,7 @@ pub struct ByField {
     pub values: BTreeMap<String, Accuracy>,
 }
 
-/// What the choices of a file say.
+/// Summary of mode `choice`.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ChoiceReport {
@@ -67,7 +67,8 @@ pub struct ChoiceReport {
     pub choices: Vec<String>,
     /// Per choice: rows that have it as output.
     pub gold: Vec<usize>,
-    /// Per choice: rows for which it was predicted. One of them with all rows is a constant answer.
+    /// Per choice: rows for which it was predicted. If one choice has all rows, the model gives a constant
+    /// answer.
     pub predicted: Vec<usize>,
     /// Per output and per prediction: rows with gold.
     pub confusion: Vec<Vec<usize>>,
@@ -78,7 +79,7 @@ pub struct ChoiceReport {
 pub(super) struct Pick {
     pub(super) sum: usize,
     pub(super) norm: usize,
-    /// Whether another choice has the same number.
+    /// True if another choice has the same value.
     pub(super) sum_tied: bool,
     pub(super) norm_tied: bool,
 }
@@ -128,7 +129,8 @@ impl ChoiceReport {
     }
 }
 
-/// Picks among the choices; of equal ones the first. Characters are counted as by the LM evaluation harness (`acc_norm`).
+/// Predicts a choice; the first of equal ones. Characters are counted as by the LM evaluation harness
+/// (`acc_norm`).
 pub(super) fn pick(logprobs: &[f64], choices: &[String]) -> Pick {
     let per_character =
         logprobs.iter().zip(choices).map(|(x, choice)| x / choice.chars().count().max(1) as f64);
@@ -137,7 +139,7 @@ pub(super) fn pick(logprobs: &[f64], choices: &[String]) -> Pick {
     Pick { sum, norm, sum_tied, norm_tied }
 }
 
-/// The first of the highest values, and whether there are several.
+/// Index of the (first) highest value, and whether it is tied.
 fn first_highest(values: impl Iterator<Item = f64>) -> (usize, bool) {
     let (mut best, mut highest, mut tied) = (0, f64::NEG_INFINITY, false);
     for (i, value) in values.enumerate() {

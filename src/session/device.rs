@@ -1,4 +1,4 @@
-//! Which device a run gets, and what the user hears about it.
+//! Choosing the device of a run, and the notice to the user about it.
 
 use super::Notice;
 use crate::config::DeviceChoice;
@@ -6,12 +6,14 @@ use crate::device::Device;
 use crate::device::gpus::{Driver, gpus};
 use crate::error::{Error, Result};
 
-/// The device of a training or a scoring, with `threads` threads where it is the processor (`None`: all).
+/// Opens the device of a training or scoring run, with `threads` threads if it is the CPU (`None`: all).
 ///
-/// `auto` takes the first GPU that this build has kernels for, and says in one line what it took and why.
+/// `auto` takes the first GPU that this build has kernels for, and reports its choice and the reason in one
+/// line.
 ///
 /// # Errors
-/// [`Error::Device`]: a GPU was asked for, and there is no driver, no such GPU, no kernels for it, or no emulator in this build.
+/// [`Error::Device`]: a GPU was requested, but there is no driver, no such GPU, no kernels for it, or no
+/// emulator in this build.
 pub fn open_device(
     choice: DeviceChoice,
     threads: Option<usize>,
@@ -40,7 +42,7 @@ pub fn open_device(
 fn emulated(threads: Option<usize>) -> Result<Device> {
     use crate::device::EmulatorOptions;
 
-    // A launch takes as long as its work takes here, and a watchdog is for kernels that hang.
+    // A long time limit: it is for kernels that hang, and a launch on the emulator may take minutes.
     let options =
         EmulatorOptions { threads: threads.unwrap_or(0), watchdog_secs: 600.0, ..EmulatorOptions::default() };
     Device::emulated(options)
@@ -54,7 +56,7 @@ fn emulated(_threads: Option<usize>) -> Result<Device> {
     })
 }
 
-/// The GPU that `auto` takes, opened with `open`, or why there is none.
+/// The GPU that `auto` takes, opened with `open`, or the reason why there is none.
 fn usable<D>(driver: Result<Driver>, open: impl FnOnce(usize) -> Result<D>) -> Result<(String, D), String> {
     let found = driver.and_then(|driver| {
         let gpu = driver.gpu(0)?;

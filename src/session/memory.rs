@@ -1,4 +1,4 @@
-//! How much memory tensors may take, and how much they took.
+//! The memory limit of a run, and its peak use.
 
 use serde::Serialize;
 
@@ -9,24 +9,24 @@ use crate::model::init;
 use crate::model::weights::Weights;
 use crate::tensor::Real;
 
-/// Part of the free memory of this machine that a run may take unless told otherwise: the rest is for rows, the tokenizer, and
-/// other programs.
+/// Default share of the free memory of this machine that tensors may take: the rest is for rows, the
+/// tokenizer, and other programs.
 const DEFAULT_PART: f64 = 0.8;
 
-/// The same of the free memory of a GPU, which a run takes in one piece: the rest is for what the driver needs on top.
+/// Default share of the free memory of a GPU, which a run takes in one block: the rest is for the driver.
 const CARD_PART: f64 = 0.97;
 
-/// Most memory for tensors.
+/// Memory limit for tensors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Limit {
-    /// Bytes.
+    /// The limit in bytes.
     pub bytes: u64,
-    /// Who says so.
+    /// Where the limit comes from.
     pub source: String,
 }
 
-/// Bytes of memory as messages have them.
+/// Formats bytes for messages.
 pub(crate) fn size(bytes: u64) -> String {
     match bytes as f64 / f64::from(1 << 20) {
         mib if mib < 1024.0 => format!("{mib:.1} MiB"),
@@ -35,7 +35,8 @@ pub(crate) fn size(bytes: u64) -> String {
 }
 
 impl Limit {
-    /// What is free on a GPU, with what the run has taken there already; none if the device does not know.
+    /// The limit from the free memory of a GPU, including memory that the run has taken already; `None` if
+    /// the device does not report it.
     ///
     /// # Errors
     /// That of the driver.
@@ -47,7 +48,7 @@ impl Limit {
         }))
     }
 
-    /// What is free on this machine; none if it does not say.
+    /// The limit from the free memory of this machine; `None` if the system does not report it.
     pub(crate) fn of_machine() -> Option<Self> {
         available_memory().map(|bytes| Self {
             bytes: (bytes as f64 * DEFAULT_PART) as u64,
@@ -55,7 +56,7 @@ impl Limit {
         })
     }
 
-    /// What a run on `device` may take without being told.
+    /// The default limit of a run on `device`.
     ///
     /// # Errors
     /// That of the driver.
@@ -67,10 +68,10 @@ impl Limit {
     }
 }
 
-/// Bytes of weights of this shape in `T`, before they are loaded.
+/// Bytes of the weights of a model of this shape in `T`, before they are loaded.
 ///
 /// # Errors
-/// None of its own; those of the device.
+/// Errors of the device only.
 pub(crate) fn weights_bytes<T: Real>(config: &ModelConfig) -> Result<u64> {
     let device = Device::dry();
     let weights = init::dry::<T>(&device.class(Class::Weights), config)?;
@@ -79,13 +80,13 @@ pub(crate) fn weights_bytes<T: Real>(config: &ModelConfig) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Bytes of weights that are there.
+/// Bytes of loaded weights.
 pub(crate) fn held_bytes<T: Real>(weights: &Weights<T>) -> u64 {
     weights.tensors().iter().map(|tensor| (tensor.len() * size_of::<T>()) as u64).sum()
 }
 
-/// The most bytes that tensors took: `weights` and what came to them. On a GPU that is how far they reached in the memory that was
-/// taken for them, and the weights, which were there before. Files in the page cache, rows and the program do not count.
+/// Peak bytes of tensors, `weights` included. On a GPU this is the high-water mark of the reserved block plus
+/// the weights, which were loaded before. The page cache, rows and the program do not count.
 pub(crate) fn peak_bytes<T: Real>(device: &Device, weights: &Weights<T>) -> u64 {
     let memory = device.memory();
     match device.arena() {

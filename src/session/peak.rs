@@ -6,8 +6,8 @@ use super::Notice;
 use crate::device::{Card, Device, Machine};
 use crate::ops::measured_gemm_rate;
 
-/// The rate that `sol` is a share of. Defined once for steps, results, scores and plans:
-/// `sol = model FLOPs / (seconds * peak)`, from 0 to 1, with the model FLOPs of [`crate::model::ModelFlops`].
+/// The peak rate, the denominator of `sol`. Defined once for steps, results, scores and plans: `sol = model
+/// FLOPs / (seconds * peak)`, from 0 to 1, with the model FLOPs of [`crate::model::ModelFlops`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Peak {
     flops_per_second: f64,
@@ -16,9 +16,9 @@ pub struct Peak {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Source {
-    /// The sheet value of a card: dense products of bf16 with sums in f32.
+    /// The data sheet value of a card: dense bf16 products with f32 sums.
     Card(&'static Card),
-    /// f32 products on the threads of this run, when it began.
+    /// The rate of f32 products on the threads of this run, measured at its start.
     Measured,
 }
 
@@ -28,8 +28,8 @@ impl Peak {
         Self { flops_per_second: card.bf16_peak, source: Source::Card(card) }
     }
 
-    /// The peak of the device of a run, which is measured on the processor, in a few milliseconds. None of a card that is not
-    /// known, which is said, and of a device that stands in for another one.
+    /// The peak of the device of a run. On a CPU it is measured, in a few milliseconds. `None` for an unknown
+    /// card (with a note), for the emulator and for dry devices.
     pub fn of(device: &Device, notify: &mut dyn FnMut(Notice)) -> Option<Self> {
         let peak = match device.machine() {
             _ if device.is_card() => Card::of_label(device.label()).map(Self::of_card),
@@ -45,7 +45,7 @@ impl Peak {
         peak
     }
 
-    /// `sol` of so much work in so many seconds; none in no time.
+    /// `sol` of this work in this time; `None` if the time is 0.
     pub fn share(&self, model_flops: u64, seconds: f64) -> Option<f64> {
         (seconds > 0.0).then(|| model_flops as f64 / (seconds * self.flops_per_second))
     }

@@ -273,7 +273,7 @@ fn a_plan_for_a_card_needs_no_files() {
             "adapter master",
         ],
     );
-    assert!(out.contains("most tokens that fit at once") && out.contains("base linears"), "{out}");
+    assert!(out.contains("maximum tokens per pass") && out.contains("base linears"), "{out}");
     let json = accepted(&[&plan[..], &["--json", "--tokens", "9000"]].concat(), &[]);
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!((&json["device"], &json["fits"]), (&"rtx3080".into(), &true.into()));
@@ -303,7 +303,7 @@ fn the_plan_of_a_run_is_for_its_rows_here_or_on_a_card() {
     let options = ["--model", &model, "--train-file", rows.to_str().unwrap(), "--lora-r", "3"];
     let out = accepted(
         &[&["inspect", "plan"], &options[..]].concat(),
-        &["r 3,", "blocks keep", "% of the memory that is free", "saved gate, up", "tokens that fit"],
+        &["r 3,", "blocks keep", "% of the memory that is free", "saved gate, up", "maximum tokens per pass"],
     );
     assert!(!out.contains("predicted"), "{out}");
     let out = dir.path().join("out");

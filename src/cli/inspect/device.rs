@@ -1,4 +1,5 @@
-//! `tanren inspect device`: the processor, the GPUs, what of this build runs on them, and a test of both.
+//! `tanren inspect device`: the processor, the GPUs, which kernels of this build run on them, and the
+//! self-test.
 
 use crate::cli::console::Console;
 use crate::cli::options::{DeviceArgs, WhichDevice};
@@ -15,13 +16,13 @@ use crate::ops::lora_matmul;
 /// A check of a device.
 type Check = fn(&Device) -> Result<Vec<Finding>>;
 
-/// What `--self-test` runs behind [`self_test`], in this order, where kernels run.
+/// The checks that `--self-test` runs after [`self_test`], in this order, on devices that run kernels.
 const KERNEL_CHECKS: [Check; 2] = [primitives::self_test, lora_matmul::gpu::self_test];
 
-/// Shows the devices that were asked for, and tests them with `--self-test`.
+/// Shows the requested devices, and tests them with `--self-test`.
 ///
 /// # Errors
-/// [`Error::Device`] if a device that was asked for by name is not there or cannot be used, or if a test failed.
+/// [`Error::Device`] if a device requested by name is missing or cannot be used, or if a test failed.
 pub(super) fn show(args: &DeviceArgs, console: &Console) -> Result<()> {
     console.lines(table::pairs(&[("kernels", images())]));
     let mut tests = Tests { wanted: args.self_test, failed: Vec::new(), console };
@@ -53,7 +54,8 @@ pub(super) fn show(args: &DeviceArgs, console: &Console) -> Result<()> {
     tests.finish()
 }
 
-/// Whatever there is. A GPU that cannot be used is shown with the reason; it is an error only where it was to be tested.
+/// Shows all devices. A GPU that cannot be used is shown with the reason; it is an error only with
+/// `--self-test`.
 fn show_all(tests: &mut Tests<'_>) -> Result<()> {
     let console = tests.console;
     tests.run(&show_cpu(console)?)?;
@@ -82,7 +84,7 @@ fn show_all(tests: &mut Tests<'_>) -> Result<()> {
 /// A GPU in use.
 struct Opened {
     device: Device,
-    /// Which kernels; `None` in a build without any.
+    /// The image with its kernels; `None` in a build without kernels.
     image: Option<Choice>,
     memory: Option<GpuMemory>,
 }
@@ -100,19 +102,19 @@ impl Opened {
 /// The self-tests of one call.
 struct Tests<'a> {
     wanted: bool,
-    /// Devices that failed theirs.
+    /// Devices that failed.
     failed: Vec<String>,
     console: &'a Console,
 }
 
 impl Tests<'_> {
-    /// Tests `device` if that is wanted, and shows what comes of it.
+    /// Tests `device` if requested, and shows the results.
     fn run(&mut self, device: &Device) -> Result<()> {
         if !self.wanted {
             return Ok(());
         }
         let mut findings = self_test(device)?;
-        // What was found before an error is shown too.
+        // Findings before an error are shown too.
         let result = KERNEL_CHECKS.into_iter().filter(|_| device.runs_kernels()).try_for_each(|check| {
             findings.extend(check(device)?);
             Ok(())
@@ -215,7 +217,7 @@ fn show_gpu(gpu: &GpuInfo, driver: &Driver, opened: Result<&Opened, &Error>, con
     ]));
 }
 
-/// Why not, and what helps.
+/// The reason, and the fix.
 fn not_usable(error: &Error) -> String {
     match error {
         Error::Device { what, fix } => format!("no: {what}; fix: {fix}"),
@@ -223,7 +225,7 @@ fn not_usable(error: &Error) -> String {
     }
 }
 
-/// The instruction sets that the ops have code for, as far as this processor has them.
+/// The instruction sets that the ops use and this processor has.
 fn vector_units() -> String {
     #[cfg(target_arch = "x86_64")]
     let units = [
@@ -239,7 +241,7 @@ fn vector_units() -> String {
     if names.is_empty() { "none that the ops know".to_owned() } else { names.join(", ") }
 }
 
-/// Memory of the machine, where the system tells.
+/// Memory of the machine, if the system reports it.
 fn host_memory() -> String {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| -> Option<u64> {

@@ -1,4 +1,5 @@
-//! `tanren inspect kernels`: the GPU kernels of this build and what each takes of a multiprocessor.
+//! `tanren inspect kernels`: the GPU kernels of this build and the resources that each takes on a
+//! multiprocessor.
 
 use crate::cli::console::Console;
 use crate::cli::table;
@@ -47,7 +48,7 @@ pub(super) fn show(console: &Console) {
     console.lines(table::columns(&heads, &rows));
 }
 
-/// The rows of a kernel; without machine code one row of what is known from the source.
+/// The rows of a kernel; without machine code, one row with the data from the source.
 fn rows(kernel: Kernel) -> Vec<Vec<String>> {
     let (threads, smem) = (kernel.threads(), kernel.budget().smem);
     let start = vec![kernel.symbol().to_owned(), threads.to_string()];

@@ -1,4 +1,5 @@
-//! `tanren inspect`: what a model, a tokenizer, a data file, a device, a plan or this build is, before anything is computed.
+//! `tanren inspect`: shows a model, a tokenizer, a data file, a device, a plan or this build, before anything
+//! is computed.
 
 mod data;
 mod device;
@@ -15,10 +16,10 @@ use crate::error::Result;
 use crate::formats::hub::Watch;
 use crate::model::open::{OpenModel, open};
 
-/// Shows what was asked for.
+/// Runs the chosen view.
 ///
 /// # Errors
-/// What is wrong with the options or the files.
+/// Errors of the options or the files.
 pub(super) fn run(what: &InspectCommand, console: &Arc<Console>) -> Result<()> {
     match what {
         InspectCommand::Model(args) => match args.model.model() {
@@ -39,7 +40,7 @@ pub(super) fn run(what: &InspectCommand, console: &Arc<Console>) -> Result<()> {
     }
 }
 
-/// Opens a model and shows its download, if there is one. Ctrl-C ends the process; the next download goes on from there.
+/// Opens a model and shows its download, if there is one. Ctrl-C ends the process; the next download resumes.
 fn open_model(name: &str, console: &Console) -> Result<OpenModel> {
     let model = open(name, &Watch { tell: &|progress| console.notice(progress.into()), stop: &|| false });
     console.clear();

@@ -1,4 +1,5 @@
-//! `tanren inspect plan`: what a training will take, on this machine or on a card, with real rows or with made-up ones.
+//! `tanren inspect plan`: the resources a training needs, on this machine or on a card, with real or with
+//! synthetic rows.
 
 use std::sync::Arc;
 
@@ -11,28 +12,28 @@ use crate::config::{ModelConfig, TrainConfig, variant, variants};
 use crate::error::{Error, Result};
 use crate::train::{Plan, Workload, plan_workload};
 
-/// Tokens of a sequence where there are no rows.
+/// Default length of a synthetic sequence, in tokens.
 const SEQUENCE_LENGTH: usize = 512;
 
-/// Part of the tokens that is learned where there are no rows.
+/// Default share of supervised tokens in synthetic rows.
 const SUPERVISED_SHARE: f64 = 0.1;
 
 /// Shows the plan.
 ///
 /// # Errors
-/// What is wrong with options, rows or model; or that nothing fits, with what would.
+/// Errors of options, rows or model; or that the plan does not fit, with settings that would.
 pub(super) fn show(args: &PlanArgs, console: &Arc<Console>) -> Result<()> {
     let mut flags = args.train.flags()?;
     if let Some(name) = &args.variant {
         flags = flags.set("model", name.as_str());
     }
     let config = TrainConfig::resolve_plan(flags, args.train.config())?;
-    let made_up = args.variant.is_some()
+    let synthetic = args.variant.is_some()
         || args.tokens.is_some()
         || args.sequence_length.is_some()
         || args.supervised_share.is_some()
         || config.train_file.is_empty();
-    if !made_up {
+    if !synthetic {
         if !args.json {
             let rows = train::settings(&config).into_iter().filter(|(name, _)| *name != "output");
             console.lines(table::pairs(&rows.collect::<Vec<_>>()));
@@ -53,13 +54,13 @@ pub(super) fn show(args: &PlanArgs, console: &Arc<Console>) -> Result<()> {
         false => {
             let counts = ["model", "preset", "LoRA", "device"];
             let rows = train::settings(&config).into_iter().filter(|(name, _)| counts.contains(name));
-            let made_up = format!(
-                "{} tokens at once, in sequences of {}, {}% of them supervised (made up)",
+            let synthetic = format!(
+                "{} tokens per pass, in sequences of {}, {}% of them supervised (synthetic)",
                 count(workload.tokens as u64),
                 count(workload.sequence_length as u64),
                 100.0 * workload.supervised_share
             );
-            console.lines(table::pairs(&rows.chain([("rows", made_up)]).collect::<Vec<_>>()));
+            console.lines(table::pairs(&rows.chain([("rows", synthetic)]).collect::<Vec<_>>()));
             tables(&plan, console);
         }
     }
@@ -70,7 +71,7 @@ pub(super) fn show(args: &PlanArgs, console: &Arc<Console>) -> Result<()> {
 pub(in crate::cli) fn tables(planned: &Plan, console: &Console) {
     console.heading("plan");
     console.lines(plan::summary(planned));
-    console.heading("memory when the most is in use");
+    console.heading("memory at peak");
     console.lines(plan::by_use(planned));
     console.heading("work of one optimizer step by group");
     console.lines(plan::by_group(planned));
@@ -80,7 +81,7 @@ pub(in crate::cli) fn tables(planned: &Plan, console: &Console) {
         console.heading(prediction);
     }
     if !planned.capacity.is_empty() {
-        console.heading("the most tokens that fit at once");
+        console.heading("maximum tokens per pass");
         console.lines(plan::capacity(planned));
     }
 }

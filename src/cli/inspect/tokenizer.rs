@@ -18,7 +18,7 @@ use crate::data::texts::Texts;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
-/// Longest text that is read from standard input, in bytes.
+/// Maximum length of a text from standard input, in bytes.
 const MAX_STDIN: u64 = 16 << 20;
 
 /// Shows the tokenizer of a model, and the tokens of texts.
@@ -48,7 +48,7 @@ pub(super) fn show(args: &TokenizerArgs, console: &Console) -> Result<()> {
     Ok(())
 }
 
-/// The model folder; that of a tokenizer alone needs no weights.
+/// The model folder; a folder with only a tokenizer needs no weights.
 fn folder(name: &str, console: &Console) -> Result<PathBuf> {
     if Path::new(name).is_dir() {
         return Ok(PathBuf::from(name));
@@ -91,7 +91,7 @@ fn facts(tokenizer: &Tokenizer) -> Vec<(&'static str, String)> {
     rows.into_iter().map(|(name, value)| (name, harmless(&value, false))).collect()
 }
 
-/// A short conversation as the template writes it.
+/// A short conversation rendered by the template.
 fn sample(tokenizer: &Tokenizer, source: &str) -> Result<String> {
     let template = SandboxedTemplate::spawn(&template::helper()?, source, tokenizer.chat_template_origin())?;
     let turns = [Message::new("user", "What is 2 + 2?"), Message::new("assistant", "4")];

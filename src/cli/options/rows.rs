@@ -11,13 +11,13 @@ pub(super) const DATA: &str = "Data";
 
 #[derive(Debug, Default, Args, Serialize)]
 pub(super) struct RowArgs {
-    /// Longest row in tokens.
+    /// Maximum length of a row in tokens.
     #[arg(long, value_name = "TOKENS", help_heading = DATA)]
     max_seq_length: Option<usize>,
     /// What happens to longer rows: an error, the oldest text is cut (prompt-left), or the row is left out.
     #[arg(long, value_parser = words(Truncation::WORDS), help_heading = DATA)]
     truncation: Option<String>,
-    /// Keep text that looks like a special token as text.
+    /// Encode special tokens written in rows as ordinary text.
     #[arg(long, value_name = "true|false", help_heading = DATA)]
     escape_special: Option<bool>,
     /// Leave out rows with nothing to learn, and those whose answers are all empty.

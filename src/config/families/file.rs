@@ -1,4 +1,5 @@
-//! The keys of a `config.json`, by type: every reader names the key and its line where the value is not what it should be.
+//! Typed access to the keys of a `config.json`. Every reader names the key and its line if the value is
+//! wrong.
 
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use serde_json::{Map, Value};
 use super::Family;
 use crate::error::{Error, InputError, Result};
 
-/// The keys of a `config.json` and where they came from.
+/// The keys of a `config.json`, with its path and text.
 pub(super) struct ConfigFile<'a> {
     path: &'a Path,
     text: &'a str,
@@ -46,12 +47,12 @@ impl<'a> ConfigFile<'a> {
         self.keys.get(key).unwrap_or(&Value::Null)
     }
 
-    /// Whether a key is there, be it null.
+    /// True if the key is present, even if it is null.
     pub(super) fn is_written(&self, key: &str) -> bool {
         self.keys.contains_key(key)
     }
 
-    /// Whether a key is there and not null.
+    /// True if the key is present and not null.
     pub(super) fn has(&self, key: &str) -> bool {
         !self.value(key).is_null()
     }
@@ -152,7 +153,7 @@ impl<'a> ConfigFile<'a> {
         }
     }
 
-    /// The error for a key that asks for maths that is not built.
+    /// The error for a key that needs maths that is not supported.
     pub(super) fn refuse<T>(&self, key: &str, expected: &str) -> Result<T> {
         self.error(key, "this asks for maths that this build does not do")
             .got(self.value(key))
@@ -173,7 +174,8 @@ impl<'a> ConfigFile<'a> {
         }
     }
 
-    /// Refuses rotary frequencies that are scaled, under the names of transformers 4 and 5, or that turn a part of a head.
+    /// Refuses scaled rotary frequencies, under the names of transformers 4 and 5, and rotation of a part of
+    /// a head only.
     pub(super) fn refuse_other_rope(&self) -> Result<()> {
         for key in ["rope_scaling", "rope_parameters"] {
             let scaled = |inner: &Map<String, Value>| {

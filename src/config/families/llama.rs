@@ -52,16 +52,18 @@ const DIFFERENCES: Differences = Differences {
     qk_norm: false,
 };
 
-/// What the families of this shape do not share: defaults of their configuration classes, and parts that no key decides.
+/// The differences between families of this shape: defaults of their configuration classes, and parts that no
+/// key decides.
 pub(super) struct Differences {
     pub(super) family: Family,
-    /// Whether the number of key/value heads has to be there. Llama shares no heads by default; the Qwen classes default to 32,
-    /// which no small model means.
+    /// True if the number of key/value heads is a required key. Llama's default is one per query head. The
+    /// default of the Qwen classes is 32, which is wrong for small models.
     pub(super) num_key_value_heads_required: bool,
-    /// Width of a head where the key is absent; else, and where it is null, it is a part of `hidden_size`.
+    /// Width of a head if the key is absent. If this is `None`, or the key is null, `hidden_size` is divided
+    /// by the number of heads.
     pub(super) head_dim: Option<usize>,
     pub(super) max_position_embeddings: usize,
-    /// Whether q, k and v have a bias, whatever the key `attention_bias` says.
+    /// True if q, k and v have a bias regardless of the key `attention_bias`.
     pub(super) attention_bias: bool,
     /// Whether the heads of q and k are normed.
     pub(super) qk_norm: bool,
@@ -93,7 +95,7 @@ pub(super) const KEYS: &[&str] = &[
 /// Reads a model of this shape.
 ///
 /// # Errors
-/// An input error for a missing or wrong key, or one that asks for other maths.
+/// An input error for a missing or wrong key, or one that needs unsupported maths.
 pub(super) fn read(file: &ConfigFile<'_>, differences: &Differences) -> Result<ModelConfig> {
     refuse_other_maths(file, differences)?;
     let hidden_size = file.size("hidden_size", None)?;

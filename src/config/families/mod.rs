@@ -1,8 +1,8 @@
 //! Model families: how the `config.json` of a model folder becomes a [`ModelConfig`], and back.
 //!
-//! A family is a file here and a row of `Family::definition`; the file holds all that is particular to it. What several families
-//! ask of a `config.json` is in `file`. Checked against the configuration and modelling code of transformers 4.57
-//! (`models/{qwen2,qwen3,llama}`) and the `rope_parameters` spelling of transformers 5.
+//! A family is a file here and a row of `Family::definition`; the file holds everything specific to it.
+//! Readers shared by families are in `file`. Checked against the configuration and modelling code of
+//! transformers 4.57 (`models/{qwen2,qwen3,llama}`) and the `rope_parameters` spelling of transformers 5.
 
 use std::fmt;
 use std::path::Path;
@@ -19,29 +19,29 @@ mod file;
 mod llama;
 mod qwen;
 
-/// Model families with a built block, named by their `model_type`.
+/// Supported model families, named by their `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
     /// Qwen1.5, Qwen2 and Qwen2.5: bias on q, k and v.
     Qwen2,
     /// Qwen3: RMSNorm on the heads of q and k.
     Qwen3,
-    /// Llama and models of its shape: neither.
+    /// Llama and models of its shape: neither bias nor norm of heads.
     Llama,
 }
 
-/// What a file of this folder says about its family.
+/// The definition of a family, one per file of this folder.
 struct Definition {
     /// `model_type` in `config.json`.
     model_type: &'static str,
     /// The class of transformers that loads it for language modelling.
     architecture: &'static str,
-    /// Keys that are read, or refused where they ask for other maths, or that change no result; in groups. Those that every
-    /// family has are in [`COMMON_KEYS`].
+    /// Known keys, in groups: they are read, or refused if they need unsupported maths, or change no result.
+    /// Keys of all families are in [`COMMON_KEYS`].
     keys: &'static [&'static [&'static str]],
     /// Paths of its modules.
     modules: &'static ModulePaths,
-    /// Reads the shape and refuses what asks for other maths.
+    /// Reads the shape, and refuses keys that need unsupported maths.
     read: fn(&ConfigFile<'_>) -> Result<ModelConfig>,
     /// All keys of a `config.json` for weights of the named type.
     write: fn(&ModelConfig, &str) -> Map<String, Value>,
@@ -62,7 +62,7 @@ pub struct ModulePaths {
     pub qk_norm: [&'static str; 2],
     /// Linear layers within their block.
     pub linear: fn(Slot) -> &'static str,
-    /// Norm behind the last block.
+    /// Norm after the last block.
     pub final_norm: &'static str,
     /// The head.
     pub head: &'static str,
@@ -126,7 +126,7 @@ impl Family {
         all.extend(
             paths.without_weights.iter().filter(|path| !path.starts_with('.')).map(|p| (*p).to_owned()),
         );
-        // And whatever holds a module.
+        // And every parent of a module.
         let linears = Sites::of(model);
         let known = all.iter().map(String::as_str).chain(linears.iter().map(|site| site.path.as_str()));
         let mut holders: Vec<String> = Vec::new();
@@ -147,7 +147,7 @@ impl Family {
         Self::ALL.map(Self::model_type).join(", ")
     }
 
-    /// Whether a `config.json` of this family may have `key` without a word about it.
+    /// True if `key` is known in a `config.json` of this family, so that no note is printed.
     pub(super) fn knows(self, key: &str) -> bool {
         COMMON_KEYS.contains(&key) || self.definition().keys.iter().any(|keys| keys.contains(&key))
     }
@@ -191,8 +191,8 @@ impl ModelConfig {
     /// Reads the text of a `config.json`; `path` is for messages only.
     ///
     /// # Errors
-    /// An input error of class `MODEL` for broken JSON, an unknown family, a missing or wrong key, a size out of range, or
-    /// a key that asks for maths this engine does not do.
+    /// An input error of class `MODEL` for broken JSON, an unknown family, a missing or wrong key, a size out
+    /// of range, or a key that needs unsupported maths.
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
         let file = ConfigFile::parse(path, text)?;
         file.refuse_quantized()?;
@@ -204,8 +204,8 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// What the text of a `config.json` says that is not used, a sentence each: keys that its family does not know, and a second
-    /// `rope_theta`.
+    /// Notes about unused content of a `config.json`, one sentence each: keys that the family does not know,
+    /// and a second `rope_theta`.
     pub fn unused(text: &str) -> Vec<String> {
         let keys: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
         let family = keys.get("model_type").and_then(Value::as_str).and_then(Family::from_model_type);
@@ -237,7 +237,7 @@ impl ModelConfig {
         self.to_json_as(Dtype::F32)
     }
 
-    /// The same for weights of another type.
+    /// As [`ModelConfig::to_json`], for weights of another type.
     pub fn to_json_as(&self, dtype: Dtype) -> String {
         let name = match dtype {
             Dtype::F32 => "float32",

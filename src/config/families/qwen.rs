@@ -1,4 +1,5 @@
-//! Qwen2 (with Qwen1.5 and Qwen2.5) and Qwen3: the shape of Llama, the one with biases on q, k and v, the other with normed heads.
+//! Qwen2 (with Qwen1.5 and Qwen2.5) and Qwen3: the shape of Llama; Qwen2 with biases on q, k and v, Qwen3
+//! with norms of the heads.
 
 use serde_json::{Map, Value, json};
 
@@ -17,7 +18,7 @@ pub(super) static QWEN2: Definition = Definition {
     },
     write: |config, dtype| {
         let mut keys = write(config, dtype);
-        // The biases are there without a key for them.
+        // The biases exist although no key mentions them.
         keys.shift_remove("attention_bias");
         keys
     },
@@ -36,7 +37,7 @@ pub(super) static QWEN3: Definition = Definition {
     write,
 };
 
-/// What both have.
+/// Common to both.
 const QWEN: Differences = Differences {
     family: Family::Qwen2,
     num_key_value_heads_required: true,
@@ -46,7 +47,7 @@ const QWEN: Differences = Differences {
     qk_norm: false,
 };
 
-/// Keys about windows of attention, which released models leave off.
+/// Keys about sliding-window attention, which released models do not use.
 const WINDOW_KEYS: &[&str] =
     &["layer_types", "max_window_layers", "sliding_window", "use_mrope", "use_sliding_window"];
 
