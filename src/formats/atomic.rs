@@ -1,7 +1,8 @@
-//! Files that appear whole or not at all, and survive a power cut once they have appeared.
+//! Atomic file writes: a file appears whole or not at all, and then survives a power cut.
 //!
-//! A file is written beside its final name, synced, and moved over it; then the folder is synced. The old file is never
-//! truncated, so whoever is reading it gets the bytes it had (safetensors saved over its own source was once a file of zeros).
+//! A file is written beside its final name, synced, and moved over it; then the folder is synced. The old
+//! file is never truncated, so its readers still get its bytes (truncating can destroy a safetensors file
+//! that is saved over its own source).
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_file_with(path, |out| out.write_all(bytes))
 }
 
-/// Replaces the file at `path` by what `fill` writes, without holding it in memory. `fill` is called once.
+/// Replaces the file at `path` by the output of `fill`, without holding it in memory. `fill` is called once.
 ///
 /// # Errors
 /// [`Error::Io`], also for an error of `fill`; the file at `path` is then as it was.
@@ -38,17 +39,17 @@ pub(super) fn write_file_on(storage: &dyn Storage, path: &Path, fill: Fill<'_>) 
     let temporary = parent.join(temporary_name(&name.to_string_lossy()));
     let written = storage.write_new(&temporary, fill).and_then(|()| storage.rename(&temporary, path));
     if let Err(error) = written {
-        // The first error is the one to report; what cannot be removed now goes with the next clean-up.
+        // The first error is the one to report; leftovers are removed by the next clean-up.
         let _ = storage.remove_file(&temporary);
         return Err(Error::io(path, "write", error));
     }
     storage.sync_dir(parent).map_err(|e| Error::io(parent, "sync the folder", e))
 }
 
-/// Start of the name of everything that is being written.
+/// Prefix of the names of files that are being written.
 pub(super) const TEMPORARY_PREFIX: &str = ".tmp-";
 
-/// Whether a file called `name` is one that [`write_file`] left behind when the program was killed.
+/// True if a file called `name` was left by a [`write_file`] that was killed.
 pub(super) fn is_temporary_name(name: &str) -> bool {
     let Some(rest) = name.strip_prefix(TEMPORARY_PREFIX) else { return false };
     let mut parts = rest.rsplitn(3, '-');
@@ -77,7 +78,7 @@ pub(super) fn create_output_dir(dir: &Path) -> Result<()> {
 pub(super) fn temporary_name(name: &str) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    // A pid may come again in another container on the same folder; the clock tells the two apart.
+    // Another container on the same folder may have the same pid; the clock makes the names differ.
     let nanos = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |t| t.subsec_nanos());
     let end = (0..=name.len().min(180)).rev().find(|&i| name.is_char_boundary(i)).unwrap_or(0);
     format!("{TEMPORARY_PREFIX}{}-{}-{count}{nanos:09}", &name[..end], std::process::id()).into()

@@ -1,4 +1,4 @@
-//! Reading files of a folder that was downloaded from somewhere: nothing outside it is opened.
+//! Reading files of an untrusted (downloaded) folder: nothing outside it is opened.
 //!
 //! A name must be a single component. A link may stay inside the folder; in the Hugging Face cache, where every file of
 //! `models--ORG--NAME/snapshots/COMMIT` is a link into `blobs`, it may stay inside `models--ORG--NAME` or lead to the store that
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// A folder and the boundary that its links may not leave.
+/// A folder and the boundary that its links must not leave.
 #[derive(Debug)]
 pub(super) struct Folder {
     code: &'static str,
@@ -120,7 +120,7 @@ impl Folder {
         }
     }
 
-    /// Names of the files that are there, sorted.
+    /// Names of the files in the folder, sorted.
     pub(super) fn names(&self) -> Result<Vec<String>> {
         let failed = |e| Error::io(&self.dir, "list the folder", e);
         let mut names = Vec::new();
@@ -132,7 +132,7 @@ impl Folder {
     }
 }
 
-/// Whether `name` names something directly in a folder, on every system.
+/// True if `name` is a plain name of an entry directly in the folder, on every system.
 pub(super) fn is_single_component(name: &str) -> bool {
     let odd = |c: char| c.is_control() || matches!(c, '/' | '\\' | ':');
     !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains(odd)

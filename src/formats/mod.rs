@@ -1,7 +1,8 @@
-//! Bytes to named tensors and back: safetensors, model folders, PEFT adapters, checkpoints.
+//! File formats: safetensors, model folders, PEFT adapters, checkpoints.
 //!
-//! Everything that comes from outside is checked once, here, and becomes a type that cannot be wrong. Everything that is
-//! written appears whole or not at all, and never by changing a file that exists (somebody may be reading it).
+//! All input is checked once, here, and becomes a type that cannot hold invalid values. Output files appear
+//! whole or not at all, and an existing file is never changed in place, since another process may be reading
+//! it.
 
 pub mod adapter;
 pub mod atomic;

@@ -1,7 +1,7 @@
-//! Whether a file is still the one that it was: device, inode, length and time of the last change.
+//! Detects changes of a file: by device, inode, length and time of the last change.
 //!
-//! A run reads its weights once, but what it publishes is for the file that the user still has. A change of it while the run is
-//! under way is found before anything is published.
+//! A run reads its weights once, but its results are meant for the file that the user still has. If the file
+//! changes during the run, this is detected before results are published.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// What a file looked like from outside.
+/// The identity of a file at one time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     device: u64,
@@ -19,7 +19,7 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    /// That of a file with this metadata.
+    /// The stamp of a file with this metadata.
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -29,7 +29,7 @@ impl Stamp {
         }
     }
 
-    /// Fails unless the file at `path` looks the same.
+    /// Fails if the file at `path` has another stamp.
     pub(super) fn check(&self, path: &Path) -> Result<()> {
         match std::fs::metadata(path) {
             Ok(now) if Self::of(&now) == *self => Ok(()),
@@ -39,7 +39,7 @@ impl Stamp {
         }
     }
 
-    /// The error of a file that is another one now.
+    /// The error of a changed file.
     pub(super) fn changed(path: &Path) -> Error {
         Error::Changed {
             path: path.to_owned(),

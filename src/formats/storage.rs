@@ -1,4 +1,4 @@
-//! The few changes a writer makes to the disk, as a trait, so that tests can crash between any two of them.
+//! The disk operations of writers, as a trait, so that tests can crash between any two of them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -86,14 +86,14 @@ pub(super) fn remove_tree(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
     storage.remove_dir(dir)
 }
 
-/// Disks that fail, for tests of everything that writes.
+/// Failing disks, for tests of all writers.
 #[cfg(test)]
 pub(super) mod failing {
     use std::cell::{Cell, RefCell};
 
     use super::*;
 
-    /// What happens at the operation chosen to fail.
+    /// The failure at the chosen operation.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(crate) enum Failure {
         /// The operation fails, the program goes on (disk full, I/O error).
@@ -111,7 +111,7 @@ pub(super) mod failing {
         failure: Failure,
         can_exchange: bool,
         count: Cell<usize>,
-        /// What was done, in order.
+        /// The operations done, in order.
         pub(crate) log: RefCell<Vec<String>>,
     }
 

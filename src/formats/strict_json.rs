@@ -1,8 +1,8 @@
-//! JSON without silent damage: duplicate keys and integers that do not fit are errors.
+//! Strict JSON: duplicate keys and integers out of range are errors.
 //!
-//! `serde_json` keeps the last of two equal keys, so two programs may read two different files out of the same bytes, and it turns
-//! a 30-digit integer into a rounded float, which changes ids. [`parse`] reads values of rows; [`UniqueMap`] is one object of a
-//! known kind, with a bounded number of entries.
+//! `serde_json` keeps the last of two equal keys, so two programs may read the same file differently, and it
+//! rounds a 30-digit integer to a float, which changes ids. [`parse`] reads values of rows; [`UniqueMap`] is
+//! one object of a known kind, with a bounded number of entries.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -14,10 +14,10 @@ use serde_json::{Map, Number, Value};
 
 use crate::error::shorten;
 
-/// Most entries of a [`UniqueMap`]: as many as an index may have tensors.
+/// Maximum entries of a [`UniqueMap`]: the maximum number of tensors in an index.
 const MAX_ENTRIES: usize = 1_000_000;
 
-/// What is wrong with a text, and at which byte of it (from 1).
+/// The fault of a text, and its byte position (from 1).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Flaw {
     pub(crate) column: usize,
@@ -140,7 +140,7 @@ impl<'de> Visitor<'de> for Strict {
     }
 }
 
-/// The error of a key that an object has twice.
+/// The error of a duplicate key.
 pub(crate) fn twice<E: serde::de::Error>(key: &str) -> E {
     E::custom(format!("the key {:?} is there twice", shorten(key)))
 }

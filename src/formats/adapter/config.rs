@@ -1,4 +1,5 @@
-//! `adapter_config.json`: reading what any PEFT from 0.17 on wrote, writing the 32 keys that all of them know.
+//! `adapter_config.json`: reads files of PEFT 0.17 and later, and writes the 32 keys that all of these
+//! versions know.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,15 +18,15 @@ pub struct AdapterConfig {
     pub r: usize,
     /// Numerator of the scale: the update is `lora_alpha / r * B A x`, or `lora_alpha / sqrt(r)` with [`Self::use_rslora`].
     pub lora_alpha: f64,
-    /// Probability with which an input of A is zero in training.
+    /// Probability that an element of the input of A is zeroed in training.
     pub lora_dropout: f64,
     /// The modules that are adapted.
     pub target_modules: TargetModules,
-    /// The modules that are not, although they match.
+    /// The modules that are excluded although they match.
     pub exclude_modules: Option<TargetModules>,
     /// Layers to which `target_modules` is limited.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// Names of the layer lists that `layers_to_transform` counts.
+    /// Names of the layer lists that the indices of `layers_to_transform` refer to.
     pub layers_pattern: Option<Vec<String>>,
     /// Rank of the modules whose name matches a key; the first one counts.
     pub rank_pattern: Vec<(String, usize)>,
@@ -49,18 +50,18 @@ pub struct AdapterConfig {
     pub task_type: Option<String>,
     /// Whether PEFT freezes the adapter when it loads it; true in every saved file.
     pub inference_mode: bool,
-    /// Keys of the file that are not known here. They have no effect; one that is true is refused.
+    /// Unknown keys of the file. They have no effect; one that is true is refused.
     pub unknown_keys: Vec<String>,
 }
 
-/// Which modules an adapter is for.
+/// The target modules of an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetModules {
-    /// Those whose name is one of these, or ends in a dot and one of these.
+    /// Modules whose name is one of these, or ends in a dot and one of these.
     List(Vec<String>),
     /// "all-linear", or a regular expression for the whole name.
     Name(String),
-    /// What PEFT chooses for the architecture; stands for `null`.
+    /// PEFT's default for the architecture; written as `null`.
     ModelDefault,
 }
 
@@ -90,7 +91,7 @@ impl Default for AdapterConfig {
     }
 }
 
-/// Keys that say nothing about what is computed from a saved adapter, or that are read with another one.
+/// Keys that have no effect on a saved adapter, or that are read together with another key.
 const IGNORED: [&str; 12] = [
     "auto_mapping",
     "corda_config",
@@ -106,7 +107,7 @@ const IGNORED: [&str; 12] = [
     "velora_config",
 ];
 
-/// Keys that change what is computed in a way that is not supported; refused unless null, false or empty.
+/// Keys that change the result in an unsupported way; refused unless null, false or empty.
 const UNSUPPORTED: [&str; 11] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -121,7 +122,7 @@ const UNSUPPORTED: [&str; 11] = [
     "use_qalora",
 ];
 
-/// Largest rank; beyond any model's width.
+/// Maximum rank; larger than the width of any model.
 const MAX_RANK: u64 = 1 << 16;
 
 impl AdapterConfig {
@@ -259,7 +260,7 @@ impl Keys {
         }
     }
 
-    /// As [`Keys::take`], where null means missing.
+    /// As [`Keys::take`], but null counts as missing.
     fn optional<T>(
         &mut self,
         key: &str,
@@ -300,7 +301,7 @@ impl Keys {
         }
     }
 
-    /// A switch that nobody knows here and that is on changes something.
+    /// An unknown switch that is on may change the result.
     fn refuse_switches(&mut self) -> Result<(), InputError> {
         let is_on = |(key, value): &(&String, &Value)| {
             **value == Value::Bool(true) && !IGNORED.contains(&key.as_str())
@@ -309,7 +310,7 @@ impl Keys {
         on.map_or(Ok(()), |key| self.refuse(&key))
     }
 
-    /// Some ways to start an adapter also change the base weights, which are not in its file.
+    /// Some initializations of an adapter also change the base weights, which are not in its file.
     fn check_init(&mut self) -> Result<(), InputError> {
         let key = "init_lora_weights";
         let Some(value) = self.0.remove(key) else { return Ok(()) };

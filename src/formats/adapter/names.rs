@@ -1,13 +1,13 @@
-//! Names of tensors, as PEFT writes them and as others do.
+//! Names of tensors in adapters: those of PEFT, and variants written by other tools.
 //!
-//! The same tensor has other names if it was saved from a wrapper: of `torch.compile` (`_orig_mod.`), of a second PEFT model
-//! (`base_model.model.` twice), of the base model itself (no prefix), or with the name of the adapter, which PEFT leaves out of
-//! files (`lora_A.default.weight`). None of these can mean anything else.
+//! A tensor has another name if it was saved from a wrapper by `torch.compile` (`_orig_mod.`), from a second
+//! PEFT model (`base_model.model.` twice), from the base model itself (no prefix), or with the name of the
+//! adapter, which PEFT leaves out of files (`lora_A.default.weight`). None of these variants is ambiguous.
 
 /// Start of every name.
 const PREFIX: &str = "base_model.model.";
 
-/// What `torch.compile` puts before the names of what it wraps.
+/// Prefix that `torch.compile` adds to names.
 const COMPILED: &str = "_orig_mod.";
 
 /// The name as PEFT writes it.

@@ -1,4 +1,4 @@
-//! One run per folder, in the folder it began in.
+//! The lock of an output folder: one run per folder, and the folder must not be replaced during the run.
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -9,11 +9,11 @@ use super::CODE;
 use crate::error::{Error, Result};
 use crate::formats::atomic::create_output_dir;
 
-/// The right to write into a folder, until it is dropped or the process ends, however it ends.
+/// Exclusive right to write into a folder, until it is dropped or the process ends in any way.
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
-    /// The folder, open, so that no other one can get its inode.
+    /// The folder, kept open so that no other folder can get its inode.
     dir: File,
     path: PathBuf,
 }
@@ -40,7 +40,7 @@ impl RunLock {
             Err(TryLockError::Error(error)) => return Err(failed("lock")(error)),
             Err(TryLockError::WouldBlock) => {
                 let mut owner = String::new();
-                // The owner may be writing its name just now; then the message does without it.
+                // The owner may be writing its name at this moment; then the message omits it.
                 let _ = file.take(1000).read_to_string(&mut owner);
                 return Error::input(CODE, "another run is writing into this folder")
                     .path(output_dir)
@@ -57,11 +57,11 @@ impl RunLock {
         Ok(Self { _file: file, dir, path: output_dir.to_owned() })
     }
 
-    /// Fails if the folder is gone, or another one stands in its place: what is written then would be lost, or land in the
-    /// folder of somebody else.
+    /// Fails if the folder was removed or replaced: files written now would be lost, or end up in a folder of
+    /// another owner.
     ///
     /// # Errors
-    /// [`Error::Changed`], or [`Error::Io`] if the folder cannot be looked at.
+    /// [`Error::Changed`], or [`Error::Io`] if the folder cannot be read.
     pub fn check(&self) -> Result<()> {
         let failed = |e| Error::io(&self.path, "look at the folder", e);
         let id = |metadata: Metadata| (metadata.dev(), metadata.ino());
@@ -81,7 +81,7 @@ impl RunLock {
     }
 }
 
-/// What this machine calls itself.
+/// The host name.
 fn host_name() -> String {
     let name =
         std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());

@@ -1,4 +1,4 @@
-//! `MANIFEST.json`: what belongs to a checkpoint, and how to tell that it is unchanged.
+//! `MANIFEST.json`: the files of a checkpoint, with sizes and hashes to verify them.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -14,7 +14,7 @@ use crate::formats::folder::is_single_component;
 /// Name of the manifest.
 pub(super) const MANIFEST_NAME: &str = "MANIFEST.json";
 
-/// Raised when a reader of the last version would misread the files.
+/// Version of the format; raised when older readers would misread the files.
 const FORMAT_VERSION: u32 = 1;
 
 /// The files of a checkpoint.
@@ -26,7 +26,7 @@ pub struct Manifest {
     pub(super) step: u64,
     /// The files, sorted by name.
     pub(super) files: Vec<Entry>,
-    /// SHA-256 of all of the above, so that damage of the manifest shows too.
+    /// SHA-256 of all fields above, so that damage of the manifest is detected too.
     digest: String,
 }
 
@@ -36,7 +36,7 @@ pub struct Manifest {
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) size: u64,
-    /// In lower-case hexadecimal.
+    /// SHA-256 in lower-case hexadecimal.
     pub(super) sha256: String,
 }
 
@@ -111,7 +111,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// A name that may not be in a manifest.
+/// The first invalid name.
 fn bad_name(files: &[Entry]) -> Option<&str> {
     let mut seen = BTreeSet::new();
     let is_bad = |name: &str| !is_single_component(name) || name.starts_with('.') || name == MANIFEST_NAME;

@@ -1,4 +1,4 @@
-//! Opening checkpoints: nothing is read that has not been verified.
+//! Opening checkpoints: every file is verified before it is read.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -11,22 +11,22 @@ use super::manifest::{Entry, MANIFEST_NAME, Manifest, hex, sha256};
 use super::{CODE, list, step_of};
 use crate::error::{Error, InputError, Result};
 
-/// Largest manifest; ours have a few hundred bytes.
+/// Maximum size of a manifest; real ones have a few hundred bytes.
 const MAX_MANIFEST: u64 = 16 << 20;
 
-/// A checkpoint whose files were all there and unchanged when it was opened.
+/// A checkpoint whose files were all present and unchanged when it was opened.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     path: PathBuf,
     manifest: Manifest,
 }
 
-/// A folder that looks like a checkpoint and is none.
+/// A folder that is named like a checkpoint but is damaged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skipped {
     /// The folder.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The fault.
     pub why: String,
 }
 
@@ -89,8 +89,8 @@ pub fn open(dir: &Path) -> Result<Checkpoint> {
     Ok(Checkpoint { path: dir.to_owned(), manifest })
 }
 
-/// Whether the folder `dir` is a checkpoint of ours and holds nothing else: its manifest is whole, and every file is in it.
-/// Hashes are not verified.
+/// True if the folder `dir` is a checkpoint and contains nothing else: its manifest is valid and lists every
+/// file. Hashes are not verified.
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be read.
@@ -115,11 +115,12 @@ pub fn is_ours(dir: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// The checkpoint of `output_dir` with the highest step that verifies, and those with a higher one that are damaged.
+/// The checkpoint of `output_dir` with the highest step that verifies, and the damaged ones with a higher
+/// step.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be listed, or a checkpoint cannot be read: it may be whole, and a run that went on without
-/// it would train what is trained already. A missing folder has no checkpoints.
+/// [`Error::Io`] if the folder cannot be listed, or a checkpoint cannot be read: it may be whole, and a run
+/// that resumed from an older one would repeat its steps. A missing folder has no checkpoints.
 pub fn newest(output_dir: &Path) -> Result<(Option<Checkpoint>, Vec<Skipped>)> {
     let mut skipped = Vec::new();
     for (_, path) in list(output_dir)?.into_iter().rev() {
@@ -168,7 +169,7 @@ fn verify(dir: &Path, entry: &Entry) -> Result<()> {
     }
 }
 
-/// Opens a file of a checkpoint whose size is right.
+/// Opens a file of a checkpoint, and checks its size.
 fn open_entry(dir: &Path, entry: &Entry) -> Result<(PathBuf, File)> {
     let path = dir.join(&entry.name);
     let failed = |e| Error::io(&path, "read", e);
@@ -189,7 +190,7 @@ fn open_file(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
 }
 
-/// Whether there is no file, or a link in its place; everything else says nothing about what is stored.
+/// True if the file is missing or a link; other errors do not mean that the checkpoint is damaged.
 fn is_missing(error: &std::io::Error) -> bool {
     let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
     error.kind() == std::io::ErrorKind::NotFound || is_link

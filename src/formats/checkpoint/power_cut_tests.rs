@@ -1,4 +1,4 @@
-//! Power cuts: killing a process never loses what it has written, a power cut does.
+//! Tests of power cuts, which can lose written data; killing a process cannot.
 //!
 //! Every change of the folder is recorded. A power cut after any of them may lose every entry of a folder that was made,
 //! renamed or removed since that folder was last synced, each by itself; all these states are built and checked. The contents
@@ -37,7 +37,7 @@ impl Op {
         }
     }
 
-    /// Does it below `root`. What depends on a lost change fails, and is lost too.
+    /// Applies the change below `root`. A change that depends on a lost one fails, and is lost too.
     fn replay(&self, root: &Path) -> io::Result<()> {
         let at = |path: &Path| root.join(path);
         match self {
@@ -52,7 +52,7 @@ impl Op {
     }
 }
 
-/// The disk, with a record of what was done to it.
+/// The disk, with a record of its changes.
 struct Recorder {
     root: PathBuf,
     ops: RefCell<Vec<Op>>,

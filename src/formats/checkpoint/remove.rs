@@ -1,4 +1,4 @@
-//! Removing: old checkpoints, and what killed runs have left.
+//! Removing old checkpoints and leftovers of killed runs.
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,8 @@ pub(super) fn rotate_on(
     if excess == 0 {
         return Ok(Vec::new());
     }
-    // Without a whole one nothing is removed: what is there may be all that is left to recover from.
+    // Without a whole checkpoint nothing is removed, since the damaged ones may be all there is to recover
+    // from.
     let (Some(newest), _) = newest(output_dir)? else { return Ok(Vec::new()) };
     let same = |a: &Path, b: &Path| {
         a == b || a.canonicalize().ok().zip(b.canonicalize().ok()).is_some_and(|(a, b)| a == b)
@@ -49,8 +50,9 @@ pub(super) fn rotate_on(
     Ok(removed)
 }
 
-/// Removes what killed runs left in `output_dir`: hidden folders and files that were being written or removed. A checkpoint
-/// that was being replaced comes back. Only for the holder of the [`super::RunLock`].
+/// Removes the leftovers of killed runs in `output_dir`: hidden folders and files that were being written or
+/// removed. A checkpoint that was being replaced is restored. Only the holder of the [`super::RunLock`] may
+/// call it.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -79,16 +81,16 @@ pub fn clean_stale(output_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(removed)
 }
 
-/// Whether a file or folder of this name in an output folder is what [`clean_stale`] removes.
+/// True if [`clean_stale`] removes a file or folder of this name.
 pub fn is_leftover(name: &str) -> bool {
     let hidden = |prefix| hidden_step(name, prefix).is_some();
     hidden(OLD) || hidden(TEMPORARY) || is_temporary_name(name)
 }
 
-/// Removes one checkpoint: first its name, then its manifest, then the rest.
+/// Removes one checkpoint: first it is hidden, then its manifest is removed, then the rest.
 fn remove(storage: &dyn Storage, output_dir: &Path, step: u64, path: &Path) -> Result<()> {
     let failed = |e| Error::io(path, "remove", e);
-    // Not the name that `save` uses, so that the two cannot meet.
+    // Not the name that `save` uses, so that the two cannot collide.
     let hidden = output_dir.join(format!("{TEMPORARY}{step}-removed-{}", std::process::id()));
     if hidden.symlink_metadata().is_ok() {
         remove_tree(storage, &hidden).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! Saving: all or nothing.
+//! Saving a checkpoint atomically.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,10 @@ use super::{CODE, OLD, PREFIX, TEMPORARY};
 use crate::error::{Error, Result};
 use crate::formats::storage::{Disk, Storage, remove_tree};
 
-/// Writes `output_dir/checkpoint-STEP` with these files (name, bytes) and returns its path. The folder `output_dir` exists: one
-/// that vanished during a run is not made again behind the user's back. A checkpoint that is there already is replaced; where the file system can swap two folders, there is no moment without it.
+/// Writes `output_dir/checkpoint-STEP` with these files (name, bytes) and returns its path. The folder
+/// `output_dir` must exist; if it was removed during a run, it is not created again without the user knowing.
+/// An existing checkpoint of this step is replaced; if the file system can swap two folders, one of the two
+/// exists at every moment.
 ///
 /// # Errors
 /// [`Error::Io`], after which all checkpoints are as they were; [`Error::Input`] if a name is not a plain file name.
@@ -40,13 +42,14 @@ pub(super) fn save_on(
         }
     });
     if let Err(error) = written {
-        // The first error is the one to report; what cannot be removed now goes with the next clean-up.
+        // The first error is the one to report; leftovers are removed by the next clean-up.
         let _ = remove_tree(storage, &temporary);
         return Err(Error::io(&path, "write", error));
     }
     storage.sync_dir(output_dir).map_err(|e| Error::io(output_dir, "sync the folder", e))?;
     if exists {
-        // The new one is in its place and the old one hidden; a failure to remove it is for the next clean-up.
+        // The new checkpoint is in place and the old one is hidden; if it cannot be removed, the next
+        // clean-up removes it.
         let _ = remove_tree(storage, &temporary);
     }
     Ok(path)
@@ -72,13 +75,13 @@ fn fill(
     storage.sync_dir(dir)
 }
 
-/// Puts `new` in the place of `path`; afterwards the old one is called `new`.
+/// Swaps `new` and `path`; afterwards the old checkpoint is called `new`.
 fn replace(storage: &dyn Storage, new: &Path, path: &Path, aside: &Path) -> io::Result<()> {
     match storage.exchange(new, path) {
         Err(error) if cannot_exchange(&error) => {}
         result => return result,
     }
-    // Between the next two steps only the hidden names exist; `clean_stale` would bring the old one back.
+    // Between the next two steps only hidden names exist; `clean_stale` would restore the old one.
     storage.rename(path, aside)?;
     if let Err(error) = storage.rename(new, path) {
         storage.rename(aside, path)?;
@@ -87,7 +90,7 @@ fn replace(storage: &dyn Storage, new: &Path, path: &Path, aside: &Path) -> io::
     storage.rename(aside, new)
 }
 
-/// Whether the file system has no such operation (NFS, some overlays).
+/// True if the file system does not support the swap (NFS, some overlays).
 fn cannot_exchange(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidInput, Unsupported};
     matches!(error.kind(), InvalidInput | Unsupported)

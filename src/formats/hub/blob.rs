@@ -1,4 +1,4 @@
-//! One file from the hub into the cache: go on where it broke off, count, hash, publish.
+//! Downloads one file from the hub into the cache: resume, count, hash, publish.
 
 use std::fs::File;
 use std::io::{ErrorKind, Seek, SeekFrom, Write};
@@ -14,7 +14,7 @@ use crate::error::Error;
 /// Time between two reports of progress.
 const REPORT: Duration = Duration::from_millis(200);
 
-/// Largest file whose size nobody says.
+/// Maximum size of a file whose size is not announced.
 const MAX_UNSIZED: u64 = 256 << 20;
 
 /// Gets `file` into the snapshot, from the cache or from `url`.
@@ -34,19 +34,20 @@ pub(super) fn fetch(client: &Client<'_>, store: &Store, url: &Url, file: &Wanted
     store.link(file).map_err(Failure::Local)
 }
 
-/// A download and its tries.
+/// A download with its retries.
 struct Download<'a> {
     client: &'a Client<'a>,
     store: &'a Store,
     url: &'a Url,
     file: &'a Wanted,
     last_report: Option<Instant>,
-    /// Whether what is on the disk was begun by this download, so that its bytes are not to blame for a wrong hash.
+    /// True if all bytes on the disk come from this download, so that an earlier run cannot be the cause of a
+    /// wrong hash.
     is_fresh: bool,
 }
 
 impl Download<'_> {
-    /// One try: the file is complete and checked afterwards, but has not its final name yet.
+    /// One try: afterwards the file is complete and verified, but does not have its final name yet.
     fn once(&mut self, progress: &mut u64) -> Result<(), Failure> {
         let path = self.store.incomplete(&self.file.id);
         let mut out = open_incomplete(&path).map_err(Failure::Local)?;
@@ -64,7 +65,7 @@ impl Download<'_> {
             true => Failure::Stopped,
             false => self.local("read", e),
         })?;
-        // Complete on the disk already: nothing to ask for.
+        // Complete on the disk already: no request needed.
         if self.file.size != Some(here) {
             let resume = (here > 0).then(|| Resume {
                 from: here,
@@ -81,7 +82,7 @@ impl Download<'_> {
         out.sync_all().map_err(|e| self.local("write", e))?;
         let found = match self.file.size {
             Some(_) => hasher.finish(&self.file.id),
-            // A Git id begins with the length, which is known only now.
+            // A Git id hashes the length first, which is known only now.
             None => {
                 let rewound = out.seek(SeekFrom::Start(0));
                 rewound
@@ -95,11 +96,11 @@ impl Download<'_> {
         }
     }
 
-    /// What the head of the answer says about where its bytes belong; `here` bytes are on the disk.
+    /// Where the bytes of the answer belong, according to its head; `here` bytes are on the disk.
     fn check(&self, answer: &Answer, here: u64) -> Result<Start, Failure> {
         let (head, size) = (&answer.head, self.file.size);
         if head.status == 416 && here > 0 {
-            // What is on the disk is not a beginning of what the hub has.
+            // The bytes on the disk are not the start of the hub's file.
             self.remove()?;
             return Err(Failure::Passing {
                 what: "the hub has no such part of the file".to_owned(),
@@ -192,7 +193,8 @@ impl Download<'_> {
         report(self.client, self.file, done, &mut self.last_report, is_last);
     }
 
-    /// The bytes do not have their hash: what is there is removed. Bytes of an earlier run may be to blame, once.
+    /// Handles a wrong hash: the file is removed. If bytes of an earlier run may be the cause, the download
+    /// is tried once more.
     fn damaged(&mut self, found: &ContentId) -> Result<(), Failure> {
         self.remove()?;
         if !self.is_fresh {
@@ -239,7 +241,7 @@ enum Start {
     Over,
 }
 
-/// Tells how far the file is, not too often.
+/// Reports progress, at limited frequency.
 fn report(client: &Client<'_>, file: &Wanted, done: u64, last: &mut Option<Instant>, is_last: bool) {
     if !is_last && last.is_some_and(|last| last.elapsed() < REPORT) {
         return;

@@ -1,4 +1,4 @@
-//! What the environment says about the hub: cache, token, endpoint.
+//! Hub settings from environment variables: cache, token, endpoint.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::CODE;
 use crate::error::{Error, Result};
 
-/// What the environment says about the hub.
+/// Hub settings from environment variables.
 #[derive(Debug, Clone, Default)]
 pub struct HubEnv {
     /// The cache: `$HF_HUB_CACHE` (or its old name `$HUGGINGFACE_HUB_CACHE`), `$HF_HOME/hub`,
@@ -17,7 +17,7 @@ pub struct HubEnv {
     pub offline: bool,
     /// `$HF_TOKEN`, or its old name `$HUGGING_FACE_HUB_TOKEN`.
     pub token: Option<Token>,
-    /// Where a token is read from if `token` is none: `$HF_TOKEN_PATH`, or `token` beside the cache's folder.
+    /// File of the token if `token` is `None`: `$HF_TOKEN_PATH`, or `token` beside the cache folder.
     pub token_file: Option<PathBuf>,
     /// `$HF_ENDPOINT`, for mirrors.
     pub endpoint: Option<String>,
@@ -26,7 +26,7 @@ pub struct HubEnv {
 }
 
 impl HubEnv {
-    /// The environment of this process.
+    /// Reads the environment of this process.
     pub fn from_process() -> Self {
         Self::from_lookup(|name| std::env::var_os(name))
     }
@@ -35,7 +35,7 @@ impl HubEnv {
     pub fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Self {
         let path = |name: &str| {
             let path = PathBuf::from(lookup(name).filter(|v| !v.is_empty())?);
-            // Where no shell has done it, as in a file of variables.
+            // Expands `~`, which no shell has done for variables set in a file.
             match (path.strip_prefix("~"), lookup("HOME").filter(|v| !v.is_empty())) {
                 (Ok(rest), Some(home)) => Some(PathBuf::from(home).join(rest)),
                 _ => Some(path),
@@ -68,7 +68,7 @@ impl HubEnv {
         }
     }
 
-    /// The token to send, from the variable or the file; none if there is neither.
+    /// The token to send, from the variable or the file; `None` if there is neither.
     ///
     /// # Errors
     /// [`Error::Input`] for a text that cannot be a token; it is not repeated in the message.
@@ -89,10 +89,10 @@ impl HubEnv {
     }
 }
 
-/// Most bytes that are read of a token file.
+/// Maximum bytes read from a token file.
 const MAX_TOKEN_FILE: u64 = 4096;
 
-/// A secret of the user: it is sent to the endpoint and stands in no message.
+/// A secret of the user: it is sent to the endpoint and never printed in a message.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
@@ -108,13 +108,13 @@ impl Token {
         &self.0
     }
 
-    /// `text` without the token, should a peer have sent it back.
+    /// `text` with the token removed, in case a peer sent it back.
     #[cfg_attr(not(feature = "hub"), allow(dead_code))]
     pub(super) fn scrub(&self, text: &str) -> String {
         text.replace(&self.0, "***")
     }
 
-    /// The token, if it can stand in a header.
+    /// The token, if it is valid in a header.
     fn check(&self, path: Option<&Path>) -> Result<Self> {
         if (1..=1024).contains(&self.0.len()) && self.0.bytes().all(|b| b.is_ascii_graphic()) {
             return Ok(self.clone());

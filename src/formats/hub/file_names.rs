@@ -1,16 +1,16 @@
-//! Names of files that a hub lists, checked before a path is made of them.
+//! File names in a listing of the hub, checked before they are used as paths.
 //!
 //! The rules are those of the strictest system, so that a name that is accepted means the same file everywhere.
 
-/// Most characters of the name of a file, with its folders.
+/// Maximum characters of a file name, including its folders.
 const MAX_FILE_NAME: usize = 1024;
-/// Most folders a file may be in.
+/// Maximum depth of folders.
 const MAX_DEPTH: usize = 16;
 
-/// Names of devices on Windows, with any ending.
+/// Device names on Windows, reserved with any extension.
 const DEVICES: [&str; 6] = ["con", "prn", "aux", "nul", "conin$", "conout$"];
 
-/// Whether a name of a listing stays inside the folder it is joined to, on every system.
+/// True if a listed name stays inside the folder it is joined to, on every system.
 pub(super) fn check_file_name(name: &str) -> Result<(), &'static str> {
     if name.is_empty() || name.len() > MAX_FILE_NAME {
         return Err("a file name has 1 to 1024 bytes");

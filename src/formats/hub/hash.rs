@@ -1,8 +1,8 @@
-//! The ids of the hub's contents, and whether bytes have them.
+//! Content ids of the hub, and verifying bytes against them.
 //!
-//! The hub names what it stores by what is in it: large files by their SHA-256, small ones by the id that Git gives a blob, the
-//! SHA-1 of `blob LENGTH`, a zero byte and the contents. The Python library names the files of `blobs` so; a file whose
-//! name is its hash can be checked at any time, without asking anybody.
+//! The hub identifies content by its hash: large files by their SHA-256, small ones by the Git blob id, which
+//! is the SHA-1 of `blob LENGTH`, a zero byte and the content. The Python library names the files in `blobs`
+//! by these ids, so a file can be verified at any time without a network.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,12 +12,12 @@ use sha2::{Digest, Sha256};
 
 use super::names::is_hex;
 
-/// What a file must be: 64 hexadecimal digits of SHA-256, or 40 of a Git blob.
+/// The id of a file: 64 hexadecimal digits of SHA-256, or 40 of a Git blob id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContentId(String);
 
 impl ContentId {
-    /// The id that `text` is; nothing but 40 or 64 hexadecimal digits is one, so that it can be the name of a file.
+    /// Parses an id. Only 40 or 64 hexadecimal digits are accepted, so an id is always a safe file name.
     pub fn parse(text: &str) -> Option<Self> {
         (matches!(text.len(), 40 | 64) && is_hex(text)).then(|| Self(text.to_ascii_lowercase()))
     }
@@ -37,24 +37,24 @@ impl ContentId {
     }
 }
 
-/// Files up to this size are hashed whenever they are met; larger ones when they arrive.
+/// Files up to this size are hashed at every use; larger ones only after the download.
 pub(super) const SMALL: u64 = 64 << 20;
 
-/// The hash of contents that arrive in pieces.
+/// Incremental hash of content.
 pub(super) enum Hasher {
-    /// Of a small file: with the length before it, as Git has it, and alone, as some mirrors have it.
+    /// For a small file: the Git blob id, and the plain SHA-1 that some mirrors use.
     Sha1 {
         /// Git's.
         git: Sha1,
         /// The mirrors'.
         plain: Sha1,
     },
-    /// Of a large file.
+    /// For a large file.
     Sha256(Sha256),
 }
 
 impl Hasher {
-    /// A hash of the kind of `id` over `len` bytes to come.
+    /// Starts a hash of the kind of `id` over `len` bytes.
     pub(super) fn new(id: &ContentId, len: u64) -> Self {
         match id.is_git() {
             true => Self::Sha1 { git: Sha1::new_with_prefix(format!("blob {len}\0")), plain: Sha1::new() },
@@ -72,7 +72,7 @@ impl Hasher {
         }
     }
 
-    /// `id` if what was hashed has it, else the id that it has.
+    /// `id` if the hashed content matches it, else the actual id.
     pub(super) fn finish(self, id: &ContentId) -> ContentId {
         let hex = |bytes: &[u8]| ContentId(bytes.iter().map(|byte| format!("{byte:02x}")).collect());
         match self {
@@ -83,7 +83,7 @@ impl Hasher {
     }
 }
 
-/// `id` if the contents of `file` have it, else the id that they have. `stop` is asked between reads.
+/// `id` if the content of `file` matches it, else the actual id. `stop` is polled between reads.
 pub(super) fn hash_file(file: &mut File, id: &ContentId, stop: &dyn Fn() -> bool) -> io::Result<ContentId> {
     let mut hasher = Hasher::new(id, file.metadata()?.len());
     hash_rest(file, &mut hasher, stop)?;

@@ -1,4 +1,4 @@
-//! What the head of an answer says, through allow-lists: nothing of it is used before it has the form it must have.
+//! Status and headers of an answer, parsed with allow-lists: no value is used before its form is checked.
 
 use std::time::Duration;
 
@@ -19,11 +19,11 @@ pub struct Head {
 pub struct Odd {
     /// Its name.
     pub header: &'static str,
-    /// What it says, shortened.
+    /// Its value, shortened.
     pub got: String,
 }
 
-/// Largest file that is believed in, 16 TiB.
+/// Maximum plausible file size, 16 TiB.
 const MAX_SIZE: u64 = 1 << 44;
 
 impl Head {
@@ -33,7 +33,7 @@ impl Head {
         Self { status, headers: headers.collect() }
     }
 
-    /// The value of a header, if there is one; two that differ are odd.
+    /// The value of a header, if there is one; two different values are an error.
     pub fn bytes(&self, header: &'static str) -> Result<Option<&[u8]>, Odd> {
         let mut values =
             self.headers.iter().filter(|(name, _)| name == header).map(|(_, value)| value.as_slice());
@@ -44,7 +44,7 @@ impl Head {
         }
     }
 
-    /// The value of a header through `read`, which says none for what breaks the rule.
+    /// The value of a header parsed by `read`, which returns `None` for an invalid value.
     fn read<T>(&self, header: &'static str, read: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Odd> {
         let Some(bytes) = self.bytes(header)? else { return Ok(None) };
         let value = std::str::from_utf8(bytes).ok().and_then(|text| read(text.trim()));
@@ -57,7 +57,7 @@ impl Head {
         }
     }
 
-    /// What the file is: the id of the large file that stands behind a pointer, else that of the answer.
+    /// The id of the file: that of the large file behind a pointer, else that of the answer.
     pub fn content_id(&self) -> Result<Option<ContentId>, Odd> {
         match self.read("x-linked-etag", etag)? {
             Some(id) => Ok(Some(id)),
@@ -70,7 +70,7 @@ impl Head {
         matches!(self.bytes("x-linked-etag"), Ok(Some(_)) | Err(_))
     }
 
-    /// The commit that the answer is of.
+    /// The commit of the answer.
     pub fn commit(&self) -> Result<Option<String>, Odd> {
         self.read("x-repo-commit", names::commit)
     }
@@ -90,7 +90,7 @@ impl Head {
         self.read("content-length", number)
     }
 
-    /// Which bytes of the file the answer has.
+    /// The range of the file that the answer contains.
     pub fn content_range(&self) -> Result<Option<ByteRange>, Odd> {
         self.read("content-range", |text| {
             let (range, total) = text.strip_prefix("bytes ")?.trim().split_once('/')?;
@@ -101,19 +101,19 @@ impl Head {
         })
     }
 
-    /// How long the hub asks to wait. A date is not understood, and is as if there were none.
+    /// The wait that the hub requests. A date is not supported and ignored.
     pub fn retry_after(&self) -> Option<Duration> {
         self.read("retry-after", number).ok().flatten().map(Duration::from_secs)
     }
 
-    /// Whether the bytes are packed in a way that nobody asked for.
+    /// True if the content is compressed although that was not requested.
     pub fn is_encoded(&self) -> bool {
         let is_plain =
             |value: &[u8]| value.trim_ascii().is_empty() || value.eq_ignore_ascii_case(b"identity");
         self.bytes("content-encoding").map_or(true, |value| value.is_some_and(|value| !is_plain(value)))
     }
 
-    /// What the hub says went wrong: its code and its sentence, shortened.
+    /// The hub's error: its code and message, shortened.
     pub fn explanation(&self) -> Option<String> {
         let text = |header| {
             let bytes = self.bytes(header).ok().flatten()?;
@@ -146,7 +146,7 @@ fn etag(text: &str) -> Option<ContentId> {
     ContentId::parse(text)
 }
 
-/// A number of bytes or seconds: digits, and not absurd.
+/// A number of bytes or seconds: digits only, within a plausible range.
 fn number(text: &str) -> Option<u64> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return None;

@@ -1,5 +1,5 @@
-//! Hubs that lie, stall and break: none makes a download write outside the cache, tell the token to others, wait beyond its
-//! limits, or publish contents that are not what they are called.
+//! Hostile hubs that lie, stall and break: none can make a download write outside the cache, send the token
+//! to other hosts, wait beyond its limits, or publish content that does not match its hash.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

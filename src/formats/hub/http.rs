@@ -1,8 +1,8 @@
 //! One request to the hub: limits of time and size, redirects by our rules, the token for the endpoint only.
 //!
-//! Every request runs on a thread of its own and hands over what arrives; the caller waits for it in short turns and asks
-//! between them whether to stop. So a stop is heard at once whatever the network does, and a thread that is left behind
-//! ends with its own time-outs.
+//! Every request runs on a thread of its own and hands over what arrives; the caller waits for it in short
+//! turns and asks between them whether to stop. So a stop takes effect at once whatever the network does, and
+//! an abandoned thread ends by its own time-outs.
 
 use std::io::Read;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -16,34 +16,34 @@ use super::origin::{Origin, Url};
 use super::{CODE, Progress, Watch};
 use crate::error::{Error, Result};
 
-/// Limits of time and size. Nothing limits how long a download takes that goes on at a reasonable pace.
+/// Limits of time and size. A download that keeps a reasonable pace may take any time.
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
-    /// Until a connection stands, looking up its name and TLS included.
+    /// Time-out of connecting, including DNS and TLS.
     pub(super) connect: Duration,
-    /// Until the head of an answer is complete.
+    /// Time-out until the head of an answer is complete.
     pub(super) head: Duration,
-    /// Between two pieces of an answer.
+    /// Time-out between two pieces of an answer.
     pub(super) idle: Duration,
-    /// Time in which at least [`Limits::least_bytes`] of a file arrive; less is as good as nothing.
+    /// Period in which at least [`Limits::least_bytes`] of a file must arrive; a slower download fails.
     pub(super) pace: Duration,
-    /// Bytes that arrive in [`Limits::pace`].
+    /// Minimum bytes per [`Limits::pace`].
     pub(super) least_bytes: u64,
-    /// For a list of files as a whole.
+    /// Time-out for a whole list of files.
     pub(super) listing: Duration,
-    /// Largest list of files in bytes.
+    /// Maximum size of a list of files, in bytes.
     pub(super) listing_bytes: u64,
-    /// Largest head of an answer in bytes.
+    /// Maximum size of the head of an answer, in bytes.
     pub(super) head_bytes: usize,
-    /// Redirects of one request.
+    /// Maximum redirects of one request.
     pub(super) redirects: usize,
-    /// Tries after the first one.
+    /// Number of retries.
     pub(super) retries: u32,
-    /// Pause before the second try; it doubles from try to try.
+    /// Pause before the first retry; it doubles with every retry.
     pub(super) backoff: Duration,
-    /// Longest pause that a hub may ask for.
+    /// Maximum pause that a hub may request.
     pub(super) retry_after: Duration,
-    /// How long another process that downloads the same file may make no progress.
+    /// How long to wait for another process that downloads the same file without progress.
     pub(super) lock: Duration,
 }
 
@@ -68,34 +68,34 @@ impl Default for Limits {
     }
 }
 
-/// Longest pause between two tries that is our own choice.
+/// Maximum pause between two tries, unless the hub requests more.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// Time between two questions whether to stop.
+/// Interval of polling for a stop.
 const TURN: Duration = Duration::from_millis(50);
 
-/// Why a request came to nothing.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The user asked to stop.
     Stopped,
-    /// Another try may succeed.
+    /// A retry may succeed.
     Passing {
         /// What happened.
         what: String,
-        /// How long the hub asks to wait.
+        /// The wait that the hub requests.
         wait: Option<Duration>,
     },
     /// The answer breaks a rule; nothing of it is used.
     Refused(String),
-    /// The hub says no.
+    /// The hub refuses the request.
     Status {
         /// The status.
         code: u16,
-        /// The hub's words, if there are any.
+        /// The hub's message, if there is one.
         explanation: Option<String>,
     },
-    /// Nothing of the hub's.
+    /// A local error, not one of the hub.
     Local(Error),
 }
 
@@ -124,21 +124,21 @@ impl From<Odd> for Failure {
     }
 }
 
-/// What a request is for.
+/// The purpose of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// The head of a file, without leaving the endpoint: what is stored elsewhere is described here.
+    /// The head of a file, from the endpoint itself, which also describes files stored elsewhere.
     Describe,
-    /// The contents, wherever they are.
+    /// The content, following redirects.
     Contents,
 }
 
-/// A part of a file, and what it must still be.
+/// A part of a file, with the condition that the file is unchanged.
 #[derive(Debug, Clone)]
 pub(super) struct Resume {
-    /// First byte that is wanted.
+    /// First requested byte.
     pub(super) from: u64,
-    /// The `ETag` under which the first bytes came from the endpoint itself, if they did.
+    /// The `ETag` of the first bytes, if they came from the endpoint itself.
     pub(super) if_range: Option<String>,
 }
 
@@ -146,14 +146,14 @@ pub(super) struct Resume {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) head: Head,
-    /// The commit that the endpoint named on the way.
+    /// The commit that the endpoint named.
     pub(super) commit: Option<String>,
     /// Whether the endpoint itself answered.
     pub(super) is_endpoint: bool,
     pieces: Receiver<Piece>,
 }
 
-/// What a request's thread hands over.
+/// A message from the thread of a request.
 #[derive(Debug)]
 enum Piece {
     Head(Head),
@@ -185,7 +185,8 @@ impl<'a> Client<'a> {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("tanren/", env!("CARGO_PKG_VERSION")))
-            // Packed bytes have another length and another hash than the file, and may unpack to anything.
+            // Compressed content has another length and another hash than the file, and may expand to any
+            // size.
             .accept_encoding("identity")
             .max_response_header_size(limits.head_bytes)
             .timeout_resolve(Some(limits.connect))
@@ -203,7 +204,7 @@ impl<'a> Client<'a> {
         Self { agent: config.build().into(), endpoint, token, limits, watch }
     }
 
-    /// Whether the endpoint hears a token.
+    /// True if a token is sent to the endpoint.
     pub(super) fn sends_token(&self) -> bool {
         self.token.is_some() && self.endpoint.origin.is_private()
     }
@@ -270,7 +271,7 @@ impl<'a> Client<'a> {
         }
         if let Some(resume) = resume {
             request = request.header("range", format!("bytes={}-", resume.from));
-            // Elsewhere the file has another `ETag`, and the condition would never hold.
+            // On another host the file has another `ETag`, so the condition would never hold.
             if let Some(etag) = resume.if_range.as_ref().filter(|_| is_endpoint) {
                 request = request.header("if-range", format!("\"{etag}\""));
             }
@@ -281,7 +282,7 @@ impl<'a> Client<'a> {
         let agent = self.agent.clone();
         let place = url.origin.clone();
         let worker = move || {
-            // Nobody listens any more if the caller went away; then there is nothing to say.
+            // Sending fails if the caller has gone; then the message is not needed.
             let _ = run(&agent, request, &place, purpose, &sender);
         };
         let spawned = std::thread::Builder::new().name("hub".to_owned()).spawn(worker);
@@ -290,7 +291,7 @@ impl<'a> Client<'a> {
                 Error::input(CODE, "no thread for a download").got(error).fix("try again").as_io().into(),
             )
         })?;
-        // The thread has time-outs of its own; this one is for the case that they fail.
+        // The thread has its own time-outs; this one is a fallback.
         let patience = self.limits.connect * 2 + self.limits.head * 2 + Duration::from_secs(1);
         match self.wait(&pieces, patience, &mut || {})? {
             Piece::Head(head) => Ok((head, pieces)),
@@ -299,7 +300,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// The next bytes of an answer; none at its end. `turn` is called from time to time.
+    /// The next bytes of an answer; `None` at its end. `turn` is called regularly while waiting.
     pub(super) fn next(&self, answer: &Answer, turn: &mut dyn FnMut()) -> Result<Option<Vec<u8>>, Failure> {
         match self.wait(&answer.pieces, self.limits.idle + Duration::from_secs(1), turn)? {
             Piece::Bytes(bytes) => Ok(Some(bytes)),
@@ -367,14 +368,14 @@ impl<'a> Client<'a> {
         self.retry_at_most(self.limits.retries, once)
     }
 
-    /// Calls `once` until it succeeds, fails for good, or the tries are used up. What counts as a new beginning is `once`'s own
-    /// affair: it says how far it has come, and progress makes the tries count from one again.
+    /// Calls `once` until it succeeds, fails permanently, or the tries are used up. `once` reports its
+    /// progress, and enough progress resets the number of tries.
     pub(super) fn retry_at_most<T>(
         &self,
         retries: u32,
         mut once: impl FnMut(&mut u64) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        /// Progress that is worth a new set of tries.
+        /// Progress that resets the number of tries.
         const STEP: u64 = 1 << 20;
         let (mut tries, mut progress, mut counted) = (0, 0, 0);
         loop {
@@ -417,7 +418,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Fails for an answer that is none: for the time being, or for good.
+/// Turns an error status into a failure, temporary or permanent.
 pub(super) fn check_status(head: &Head) -> Result<(), Failure> {
     match head.status {
         200..=299 => Ok(()),
@@ -432,7 +433,7 @@ pub(super) fn check_status(head: &Head) -> Result<(), Failure> {
     }
 }
 
-/// The life of a request's thread.
+/// The body of a request's thread.
 fn run(
     agent: &ureq::Agent,
     request: Request<()>,
@@ -469,12 +470,12 @@ fn run(
     }
 }
 
-/// What went wrong, without the address: that of a signed download is a secret.
+/// The error as text, without the URL: that of a signed download is a secret.
 fn describe(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Timeout(_) => "no answer in time".to_owned(),
         ureq::Error::HostNotFound => "the host is not known".to_owned(),
-        // The resolver's error has no kind of its own.
+        // The resolver's error has no kind.
         ureq::Error::Io(error) if error.to_string().contains("lookup address") => {
             "the address of the host is not found".to_owned()
         }

@@ -1,4 +1,4 @@
-//! What the hub says about a model: its commit and its files.
+//! The hub's listing of a model: its commit and its files.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use super::hash::ContentId;
 use super::{file_names, names};
 
-/// Most files of a model; the largest have some thousands.
+/// Maximum number of files of a model; the largest have some thousands.
 const MAX_FILES: usize = 100_000;
 
 /// A checked list of files: every name is safe to join to a folder.
@@ -21,7 +21,7 @@ pub(super) struct Listing {
     pub(super) files: BTreeMap<String, Listed>,
 }
 
-/// What a listing says about a file. Mirrors may say less.
+/// An entry of a listing. Mirrors may give fewer fields.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Listed {
     pub(super) size: Option<u64>,
@@ -51,7 +51,7 @@ struct RawLarge {
 }
 
 impl Listing {
-    /// Reads the hub's answer to the question about a model; the error says what is wrong with it.
+    /// Parses the hub's listing of a model; the error is a sentence about the fault.
     ///
     /// # Errors
     /// A sentence about bytes that are not JSON, a commit that is none, or a name that leads out of a folder.
@@ -88,7 +88,7 @@ impl Listing {
     }
 }
 
-/// The start of a text that may be of any length.
+/// The start of a text of any length.
 fn short(text: &str) -> String {
     text.chars().take(160).collect()
 }
@@ -177,12 +177,12 @@ mod tests {
             format!(r#"{{"sha":"{COMMIT}","{key}":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000))
         };
         assert!(Listing::parse(nest("siblings").as_bytes()).is_err());
-        // A message does not repeat what may be of any length.
+        // A message does not contain text of any length.
         let error = Listing::parse(
             format!(r#"{{"sha":"{COMMIT}","siblings":"{}"}}"#, "a".repeat(1 << 20)).as_bytes(),
         );
         assert!(error.unwrap_err().len() < 500);
-        // What nobody reads is skipped without going down into it.
+        // Unused values are skipped without recursion.
         assert!(Listing::parse(nest("other").as_bytes()).is_ok());
         let many = format!(
             r#"{{"sha":"{COMMIT}","siblings":[{}]}}"#,

@@ -1,9 +1,9 @@
-//! From the name of a model to a folder: a folder as it is, or a Hugging Face id from the cache or the hub.
+//! Resolves the name of a model to a folder: a local folder, or a Hugging Face id from the cache or the hub.
 //!
-//! The cache has the layout of the Python library (`models--ORG--NAME/{refs/main, snapshots/COMMIT, blobs}`), so what one
-//! has downloaded the other finds. What a hub or a mirror sends is not trusted: names, commits and hashes pass narrow rules
-//! before a path is made of them, and contents are counted and hashed before they get their name. Nothing here prints;
-//! whoever wants to show progress passes a [`Watch`].
+//! The cache has the layout of the Python library (`models--ORG--NAME/{refs/main, snapshots/COMMIT, blobs}`),
+//! so both find each other's downloads. Data from a hub or a mirror is not trusted: names, commits and hashes
+//! are checked by strict rules before they are used in paths, and content is counted and hashed before it
+//! gets its final name. Nothing here prints; a caller that shows progress passes a [`Watch`].
 
 mod cache;
 mod env;
@@ -44,17 +44,18 @@ use crate::error::{Error, Result};
 
 const CODE: &str = "HUB";
 
-/// Who is told what happens while a model is looked up and downloaded, and is asked whether to stop.
+/// Callbacks during lookup and download: progress events, and a request to stop.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
-    /// Told what happens.
+    /// Called with every event.
     pub tell: &'a dyn Fn(Progress<'_>),
-    /// Asked several times per second: true if the download should end. What has arrived is kept for the next time.
+    /// Polled several times per second: true if the download should end. Downloaded bytes are kept for the
+    /// next time.
     pub stop: &'a dyn Fn() -> bool,
 }
 
 impl Watch<'static> {
-    /// Nobody.
+    /// No callbacks.
     pub const NOBODY: Self = Self { tell: &|_| {}, stop: &|| false };
 }
 
@@ -64,21 +65,21 @@ impl std::fmt::Debug for Watch<'_> {
     }
 }
 
-/// What happens on the way to a model.
+/// An event of lookup and download.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress<'a> {
-    /// Something the user may want to know.
+    /// A note for the user.
     Note(&'a str),
-    /// Something the user should look at.
+    /// A warning for the user.
     Warning(&'a str),
-    /// Bytes of a file that are here.
+    /// Progress of a file, in bytes.
     File {
         /// The file.
         name: &'a str,
-        /// So far, those of earlier downloads included.
+        /// Bytes on disk, including those of earlier downloads.
         done: u64,
-        /// In all.
+        /// Total bytes.
         total: u64,
     },
 }
@@ -87,12 +88,12 @@ pub enum Progress<'a> {
 /// `ORG/NAME@REVISION`), downloaded if needed.
 ///
 /// # Errors
-/// [`Error::Input`] that says what was tried and what to do.
+/// [`Error::Input`] that lists what was tried and what to do.
 pub fn resolve_model(name: &str) -> Result<PathBuf> {
     resolve_model_with(name, &HubEnv::from_process(), &Watch::NOBODY)
 }
 
-/// As [`resolve_model`] in a given environment, under the eyes of `watch`.
+/// As [`resolve_model`] in a given environment, with callbacks `watch`.
 ///
 /// # Errors
 /// As [`resolve_model`]; [`Error::Stopped`] if `watch` says so.
@@ -100,13 +101,13 @@ pub fn resolve_model_with(name: &str, env: &HubEnv, watch: &Watch<'_>) -> Result
     resolve(name, env, watch, &|root, model, urgency| fetch(root, model, env, watch, urgency))
 }
 
-/// Whether a model can be used without its download.
+/// Whether a model can be used if its download fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(feature = "hub"), allow(dead_code))]
 enum Urgency {
     /// It cannot.
     Needed,
-    /// It can, so one try is enough.
+    /// It can, so there is only one try.
     Wanted,
 }
 
@@ -138,7 +139,7 @@ fn resolve(name: &str, env: &HubEnv, watch: &Watch<'_>, fetch: Fetch<'_>) -> Res
     };
     match cache::find(root, &model) {
         Ok(snapshot) => {
-            // Without a tokenizer the model may be half downloaded, or may have none.
+            // Without a tokenizer the model may be partly downloaded, or may not have one.
             let newer = match snapshot.has_tokenizer || env.offline {
                 true => None,
                 false => Some(fetch(root, &model, Urgency::Wanted)),
@@ -168,7 +169,7 @@ fn resolve(name: &str, env: &HubEnv, watch: &Watch<'_>, fetch: Fetch<'_>) -> Res
     }
 }
 
-/// Downloads the model, if that is built in.
+/// Downloads the model, if this build supports downloads.
 #[cfg(feature = "hub")]
 fn fetch(
     root: &Path,

@@ -1,17 +1,17 @@
-//! Names that become paths: ids of models, revisions, commits. Each is checked before a path is made of it.
+//! Ids of models, revisions and commits, checked before they are used in paths.
 
-/// A model of the hub and the revision of it that is wanted, `ORG/NAME` or `ORG/NAME@REVISION`.
+/// A model of the hub and its revision, `ORG/NAME` or `ORG/NAME@REVISION`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ModelName<'a> {
     pub(super) id: &'a str,
     pub(super) revision: &'a str,
 }
 
-/// The revision of an id that names none.
+/// The default revision.
 pub(super) const MAIN: &str = "main";
 
 impl<'a> ModelName<'a> {
-    /// Reads a name; the error says what is wrong with it.
+    /// Parses a name; the error is a sentence about the fault.
     pub(super) fn parse(name: &'a str) -> Result<Self, &'static str> {
         let (id, revision) = name.split_once('@').unwrap_or((name, MAIN));
         check_id(id)?;
@@ -33,7 +33,7 @@ impl<'a> ModelName<'a> {
     }
 }
 
-/// The hub's own rules for ids; they leave no way to name a path.
+/// The hub's own rules for ids; they exclude absolute paths and `..`.
 pub(super) fn check_id(id: &str) -> Result<(), &'static str> {
     let parts: Vec<&str> = id.split('/').collect();
     if parts.len() > 2 {
@@ -81,7 +81,7 @@ pub(super) fn check_revision(revision: &str) -> Result<(), &'static str> {
     }
 }
 
-/// The commit id that `text` is, in lower case: 40 hexadecimal digits and nothing else.
+/// Parses a commit id: exactly 40 hexadecimal digits; returned in lower case.
 pub(super) fn commit(text: &str) -> Option<String> {
     (text.len() == 40 && is_hex(text)).then(|| text.to_ascii_lowercase())
 }

@@ -1,11 +1,11 @@
-//! Addresses: the endpoint, where it may lead, and who may hear the token.
+//! URLs: the endpoint, allowed redirects, and the hosts that may receive the token.
 //!
-//! An address is read by narrow rules and put together again from its parts, so that the host that is judged is the host
-//! that is called.
+//! A URL is parsed by strict rules and rebuilt from its parts, so that the host that is checked is the host
+//! that is contacted.
 
 use std::net::Ipv4Addr;
 
-/// Scheme, host and port: what a token belongs to.
+/// Scheme, host and port: the scope of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// Whether it is `https`.
@@ -24,7 +24,7 @@ impl Origin {
             || host.parse::<Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
     }
 
-    /// Whether others on the way cannot read along.
+    /// True if the connection is encrypted or local.
     pub fn is_private(&self) -> bool {
         self.is_https || self.is_loopback()
     }
@@ -48,11 +48,11 @@ pub struct Url {
     path: String,
 }
 
-/// Longest address; those of signed downloads have about 1,500 bytes.
+/// Maximum length of a URL; those of signed downloads have about 1,500 bytes.
 const MAX_URL: usize = 8192;
 
 impl Url {
-    /// Reads an absolute address; the error says what is wrong with it.
+    /// Parses an absolute URL; the error is a sentence about the fault.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         if text.len() > MAX_URL {
             return Err("the address is too long");
@@ -75,7 +75,7 @@ impl Url {
         Ok(Self { origin: Origin { is_https, host: host.to_ascii_lowercase(), port }, path })
     }
 
-    /// Reads the address of a hub.
+    /// Parses the URL of a hub.
     pub(super) fn parse_endpoint(text: &str) -> Result<Self, &'static str> {
         let url = Self::parse(text)?;
         if url.path.contains(['?', '%']) || url.path.split('/').any(|part| part == "." || part == "..") {
@@ -94,11 +94,12 @@ impl Url {
         Self { origin: self.origin.clone(), path: format!("{}{path}", self.path.trim_end_matches('/')) }
     }
 
-    /// Where `location` leads from here, if it may: to the same host, or to another one by https. `endpoint` is where it began.
+    /// The target of a redirect to `location`, if it is allowed: to the same host, or to another host by
+    /// https. `endpoint` is the origin of the first request.
     pub fn redirect(&self, location: &[u8], endpoint: &Origin) -> Result<Self, &'static str> {
         let Ok(location) = std::str::from_utf8(location) else { return Err("the target is not text") };
         let target = if location.starts_with('/') && !location.starts_with("//") {
-            // Through the rules for whole addresses, like every other target.
+            // Parsed by the rules for whole URLs, like every other target.
             Self::parse(&format!("{}{location}", self.origin.text()))?
         } else if location.contains("://") {
             // A fragment means nothing to a server.

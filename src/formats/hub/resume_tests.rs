@@ -1,4 +1,4 @@
-//! Downloads that go on, wait or stop, and caches in which somebody has left something.
+//! Downloads that resume, wait or stop, and caches with unexpected content.
 
 use std::cell::RefCell;
 use std::os::unix::fs::symlink;
@@ -90,7 +90,7 @@ fn what_an_earlier_download_left_is_not_trusted() {
     }
 }
 
-/// What is in the cache before a download: its name, how it gets there, and how the download ends.
+/// Content of the cache before a download: its name, how to create it, and how the download ends.
 type Planted<'a> = (&'a str, &'a dyn Fn(&Place), End);
 
 #[test]
@@ -159,7 +159,7 @@ fn links_in_the_cache_lead_nowhere() {
         ),
     ];
     for (name, prepare, end) in cases {
-        // What is behind a link of the folders is no blob of ours.
+        // A file behind a linked folder is not a blob of this cache.
         run(name, Arc::new(|_, reply| Act::Reply(reply)), files(), prepare, end);
     }
 }
@@ -183,7 +183,7 @@ fn weights_in_the_store_that_models_share_are_used_as_they_are() {
         assert_eq!(std::fs::read(dir.join(WEIGHTS)).unwrap(), weights(), "{name}");
         let num_asked = hub.log.lock().unwrap().iter().filter(|request| request.is_store).count();
         assert_eq!((num_asked, blob.is_symlink()), (num_requests, num_requests == 0), "{name}");
-        // Other models may have links to it: it is not ours to change.
+        // Other models may link to it, so it must not be changed.
         assert_eq!(std::fs::read(&path).unwrap(), shared, "{name}");
     }
 }
@@ -198,7 +198,7 @@ fn a_lock_that_is_held_is_waited_for_within_limits() {
     let error = place.download(&hub, &Watch::NOBODY).unwrap_err();
     assert!(error.to_string().contains("holds the lock"), "{error}");
     assert_eq!(error.exit_code(), 3);
-    // A lock file that nobody holds is no lock, whoever left it.
+    // A leftover lock file that no process holds is not a lock.
     drop(held);
     place.download(&hub, &Watch::NOBODY).unwrap();
 }

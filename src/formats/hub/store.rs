@@ -1,8 +1,8 @@
 //! Writing into the Hugging Face cache: `models--ORG--NAME/{blobs, refs, snapshots}`.
 //!
-//! Every path is made of checked names below a root that belongs to the user, and every folder on the way must be a folder and
-//! no link: the cache may be shared, and a link in it could name any file of the user. A blob appears under its name
-//! when it is complete and checked, never before.
+//! Every path consists of checked names below a root that belongs to the user, and every folder on the way
+//! must not be a link: the cache may be shared, and a link in it could point to any file of the user. A blob
+//! gets its name only when it is complete and verified.
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
@@ -25,22 +25,22 @@ pub(super) struct Store {
     root: PathBuf,
     folder: String,
     commit: String,
-    /// False for tests of file systems without links.
+    /// False in tests of file systems without links.
     pub(super) can_link: bool,
 }
 
-/// A file that is wanted.
+/// A requested file.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
     pub(super) name: String,
     pub(super) id: ContentId,
-    /// Bytes; a hub that sends in chunks may not know.
+    /// Size in bytes; unknown if the hub sends in chunks.
     pub(super) size: Option<u64>,
     /// Whether the id is the `ETag` that the endpoint itself sends with the file.
     pub(super) is_own_etag: bool,
 }
 
-/// The right to write one blob, until it is dropped or the process ends, however it ends.
+/// Exclusive right to write one blob, until it is dropped or the process ends in any way.
 #[derive(Debug)]
 pub(super) struct BlobLock {
     _file: File,
@@ -50,7 +50,7 @@ impl Store {
     /// Makes the folders below `root`, which is created if it is missing.
     pub(super) fn create(root: &Path, model: &ModelName<'_>, commit: &str) -> Result<Self> {
         std::fs::create_dir_all(root).map_err(|e| Error::io(root, "create the folder", e))?;
-        // The root itself may be a link: it is the user who names it.
+        // The root itself may be a link, since the user names it.
         let root = root.canonicalize().map_err(|e| Error::io(root, "open the folder", e))?;
         let store = Self { root, folder: model.folder(), commit: commit.to_owned(), can_link: true };
         for parts in [
@@ -81,17 +81,17 @@ impl Store {
         self.root.join(&self.folder).join("blobs")
     }
 
-    /// Where the contents are when they are complete.
+    /// Path of the complete content.
     pub(super) fn blob(&self, id: &ContentId) -> PathBuf {
         self.blobs().join(id.hex())
     }
 
-    /// Where the contents are until they are.
+    /// Path of incomplete content.
     pub(super) fn incomplete(&self, id: &ContentId) -> PathBuf {
         self.blobs().join(format!("{}.incomplete", id.hex()))
     }
 
-    /// Waits until nobody else writes the blob. The lock is that of the Python library.
+    /// Waits until no other process writes the blob. The lock is compatible with the Python library.
     pub(super) fn lock(&self, id: &ContentId, client: &Client<'_>) -> Result<BlobLock, Failure> {
         let path = self.root.join(".locks").join(&self.folder).join(format!("{}.lock", id.hex()));
         let mut options = OpenOptions::new();
@@ -103,7 +103,8 @@ impl Store {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(BlobLock { _file: file }),
-                // Some network disks have no locks. What two downloads write into one file has the wrong hash, and no harm is done.
+                // Some network disks have no locks. Two downloads into one file give a wrong hash, which is
+                // detected, so no harm is done.
                 Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
                     return Ok(BlobLock { _file: file });
                 }
@@ -128,7 +129,7 @@ impl Store {
         }
     }
 
-    /// Whether the contents are here, as far as that can be said quickly; a blob that is damaged is removed.
+    /// True if the content is present, by a quick check; a damaged blob is removed.
     pub(super) fn has_blob(&self, file: &Wanted, client: &Client<'_>) -> Result<bool, Failure> {
         let path = self.blob(&file.id);
         let failed = |action| move |e| Failure::Local(Error::io(self.blob(&file.id), action, e));
@@ -185,7 +186,7 @@ impl Store {
         }
     }
 
-    /// Gives the contents, which are checked, their final name.
+    /// Renames verified content to its final name.
     pub(super) fn publish(&self, id: &ContentId) -> Result<()> {
         let blob = self.blob(id);
         let moved = std::fs::rename(self.incomplete(id), &blob).and_then(|()| Disk.sync_dir(&self.blobs()));
@@ -207,7 +208,7 @@ impl Store {
         };
         let placed = match linked {
             Ok(()) => Ok(()),
-            // Moved elsewhere, a link would lead to nothing.
+            // The blob is itself a relative link, which a move would break.
             Err(e) if blob.is_symlink() => Err(e),
             Err(_) => {
                 let _ = std::fs::remove_file(&temporary);
@@ -217,7 +218,7 @@ impl Store {
         placed.and_then(|()| Disk.sync_dir(&snapshot)).map_err(|e| Error::io(&path, "write", e))
     }
 
-    /// Lets the name `revision` stand for the commit.
+    /// Makes the name `revision` refer to the commit.
     pub(super) fn write_ref(&self, revision: &str) -> Result<()> {
         if revision == self.commit {
             return Ok(());
@@ -231,7 +232,7 @@ impl Store {
         write_file(&path.join(name), self.commit.as_bytes())
     }
 
-    /// Bytes that are free on the disk of the cache, if it says so.
+    /// Free bytes on the disk of the cache, if the system reports them.
     pub(super) fn free_bytes(&self) -> Option<u64> {
         let stat = rustix::fs::statvfs(&self.root).ok()?;
         stat.f_bavail.checked_mul(stat.f_frsize)
@@ -243,16 +244,16 @@ fn nofollow() -> i32 {
     rustix::fs::OFlags::NOFOLLOW.bits() as i32
 }
 
-/// Opens a file that is there and no link.
+/// Opens an existing file that is not a link.
 fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(nofollow()).open(path)
 }
 
-/// Opens the file of contents that are not complete, with what an earlier try left.
+/// Opens the file of incomplete content, keeping the bytes of an earlier try.
 pub(super) fn open_incomplete(path: &Path) -> Result<File> {
     let failed = |action: &'static str| move |e| Error::io(path, action, e);
     match path.symlink_metadata() {
-        // A link, or a second name of another file: what it names is not ours to write.
+        // A link, or a hard link to another file: that file must not be written.
         Ok(data) if !data.is_file() || data.nlink() != 1 => {
             std::fs::remove_file(path).map_err(failed("remove"))?;
         }
@@ -265,7 +266,7 @@ pub(super) fn open_incomplete(path: &Path) -> Result<File> {
     options.open(path).map_err(failed("open"))
 }
 
-/// Makes a folder, or finds one that is no link.
+/// Creates a folder, or accepts an existing one that is not a link.
 fn make_dir(path: &Path) -> Result<()> {
     match std::fs::create_dir(path) {
         Ok(()) => Ok(()),

@@ -1,4 +1,4 @@
-//! A hub on this machine for tests: it serves one small model, and lies as it is told to.
+//! A local test hub: it serves one small model, and misbehaves as configured.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,19 +18,19 @@ use crate::error::Result;
 
 pub(super) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// The user's secret; nobody but the endpoint may see it.
+/// The user's secret; only the endpoint may see it.
 pub(super) const TOKEN: &str = "hf_theSecretOfTheUser";
 
-/// What a client asked.
+/// A request of a client.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) method: String,
     pub(super) path: String,
     /// Names in lower case.
     pub(super) headers: Vec<(String, String)>,
-    /// Whether the store beside the hub was asked.
+    /// True if the request went to the store beside the hub.
     pub(super) is_store: bool,
-    /// Equal requests before this one.
+    /// Number of equal requests before this one.
     pub(super) earlier: usize,
     /// The address of the store.
     pub(super) store: String,
@@ -50,7 +50,7 @@ impl Request {
         self.path.starts_with("/api/")
     }
 
-    /// First byte that is wanted.
+    /// First requested byte.
     fn from(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
@@ -118,9 +118,9 @@ impl Reply {
     }
 }
 
-/// What the hub does.
+/// Behaviour of the hub.
 pub(super) enum Act {
-    /// It answers.
+    /// It sends this answer.
     Reply(Reply),
     /// It writes these bytes and closes the connection.
     Close(Vec<u8>),
@@ -128,7 +128,7 @@ pub(super) enum Act {
     Drip(Vec<u8>, Vec<u8>, Duration),
 }
 
-/// Turns the right answer into what the hub does.
+/// Turns the correct answer into the behaviour of the hub.
 pub(super) type Twist = Arc<dyn Fn(&Request, Reply) -> Act + Send + Sync>;
 
 /// A hub, and the store beside it that holds its large files. Their threads end with it.
@@ -210,7 +210,7 @@ impl Hub {
         hub
     }
 
-    /// How often a file was asked for, or its head.
+    /// Number of requests for a file or its head.
     pub(super) fn count(&self, method: &str, name: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|request| request.is(method, name)).count()
     }
@@ -290,7 +290,7 @@ fn honest(request: &Request, files: &BTreeMap<String, Vec<u8>>) -> Reply {
     }
 }
 
-/// The answer to the question about the model.
+/// The listing of the model.
 pub(super) fn listing(files: &BTreeMap<String, Vec<u8>>, commit: &str) -> serde_json::Value {
     let siblings = files.iter().map(|(name, bytes)| match is_large(name) {
         true => serde_json::json!({
@@ -302,7 +302,7 @@ pub(super) fn listing(files: &BTreeMap<String, Vec<u8>>, commit: &str) -> serde_
     serde_json::json!({"id": "org/name", "sha": commit, "siblings": siblings.collect::<Vec<_>>()})
 }
 
-/// Limits that a test can wait for.
+/// Short limits for tests.
 pub(super) fn limits() -> Limits {
     let millis = Duration::from_millis;
     Limits {
@@ -322,7 +322,7 @@ pub(super) fn limits() -> Limits {
     }
 }
 
-/// A folder with a cache in it and, beside the cache, a file that nobody may touch.
+/// A folder with a cache in it and, beside the cache, a file that must not be changed.
 pub(super) struct Place {
     pub(super) dir: tempfile::TempDir,
 }
@@ -361,7 +361,7 @@ impl Place {
         download::download(&self.cache(), &model, &self.env(hub), watch, &limits())
     }
 
-    /// What is wrong here after a download: files beside the cache, or contents without their hash.
+    /// Faults after a download: files outside the cache, or content with a wrong hash.
     pub(super) fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let names = |dir: &Path| -> Vec<String> {
@@ -403,9 +403,9 @@ impl Place {
 /// How a download ends.
 #[derive(Clone, Copy)]
 pub(super) enum End {
-    /// Well.
+    /// Success.
     Whole,
-    /// With this exit code and these words.
+    /// Failure with this exit code and these words.
     Fails(u8, &'static str),
 }
 
@@ -451,7 +451,7 @@ pub(super) fn run(
         assert!(knows != request.is_store, "{name}: the token went to the wrong one: {request:?}");
     }
     assert!(!heard.borrow().contains(TOKEN), "{name}: {heard:?}");
-    // A request's thread that panics hands over nothing any more.
+    // A request's thread that panics sends no further message.
     assert!(!format!("{heard:?} {result:?}").contains("connection was lost"), "{name}: {result:?}");
     match (result, end) {
         (Ok(dir), End::Whole) => {

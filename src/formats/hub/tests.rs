@@ -107,7 +107,7 @@ fn a_reference_out_of_the_cache_is_ignored() {
     }
 }
 
-/// The caches of the cases that were reported by users: not quite whole, and offline.
+/// Incomplete and offline caches, from cases that users reported.
 #[test]
 fn caches_that_are_not_quite_whole() {
     let root = tempfile::tempdir().unwrap();
@@ -142,7 +142,7 @@ fn caches_that_are_not_quite_whole() {
         assert!(error.to_string().contains(words), "{name}: {error}");
         assert_eq!(error.exit_code(), 2);
     }
-    // With two snapshots nobody can say which was meant.
+    // With two snapshots the choice is ambiguous.
     std::fs::create_dir(root.join("models--org--norefs/snapshots").join("f".repeat(40))).unwrap();
     assert!(resolve("org/norefs").unwrap_err().to_string().contains("refs/main is missing"));
 }
@@ -396,7 +396,7 @@ mod with_a_hub {
             heard.borrow().contains("Warning") && heard.borrow().contains("no token is sent"),
             "{heard:?}"
         );
-        // A model that may have no tokenizer is used when nobody can be asked.
+        // A model without a tokenizer is used if the hub cannot be reached.
         let snapshot = add(&place.cache(), "org/name", &WHOLE);
         assert_eq!(
             resolve_model_with("org/name", &at("http://127.0.0.1:1"), &Watch::NOBODY).unwrap(),

@@ -1,4 +1,4 @@
-//! Hashing what is in the cache, weights included: the one way to see a bit that changed on the disk.
+//! Hashing the files of the cache, weights included: the only way to detect a bit that changed on the disk.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -9,8 +9,8 @@ use super::hash::{ContentId, hash_file};
 use super::{CODE, Progress, Watch};
 use crate::error::{Error, Result};
 
-/// Hashes every file of the folder of a model that has its hash as the name of its blob, and returns how many those are: all in
-/// the Hugging Face cache, none in other folders. `watch` is told how far each file is.
+/// Hashes every file of a model folder whose blob is named by its hash, and returns their number: all files
+/// in the Hugging Face cache, none in other folders. `watch` gets the progress of each file.
 ///
 /// # Errors
 /// [`Error::Input`] with exit code 3 that names the damaged file; [`Error::Io`]; [`Error::Stopped`] if `watch` says so.

@@ -1,8 +1,9 @@
 //! The header of a file: strict checks first, then the rules of the `safetensors` library.
 //!
-//! Checked here is what the library lets pass: the header is at most half of the file plus 1 MB (real ones are far smaller; a
-//! small file must not cost much memory), 1,000,000 tensors, 8 dimensions, names of 1 to 512 bytes without control characters,
-//! no duplicate and no unknown keys. Types, sizes and offsets are the library's business ([`Metadata`]).
+//! The checks here are those that the library lacks: the header is at most half of the file plus 1 MB (real
+//! ones are far smaller; a small file must not cost much memory), 1,000,000 tensors, 8 dimensions, names of 1
+//! to 512 bytes without control characters, no duplicate and no unknown keys. The library checks types, sizes
+//! and offsets ([`Metadata`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,11 +29,11 @@ const MAX_NAME: usize = 512;
 pub struct Header {
     /// Free text of the writer.
     pub(super) text: BTreeMap<String, String>,
-    /// The tensors, as the library knows them.
+    /// The tensors, in the type of the library.
     pub(super) tensors: Metadata,
     /// The names, sorted.
     pub(super) names: Vec<String>,
-    /// Where the data begins in the file.
+    /// Offset of the data in the file.
     pub(super) data_start: u64,
 }
 
@@ -115,7 +116,7 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
-/// What the library refused, by the tensor: most of its messages do not name it.
+/// The error of the library, with the name of the tensor, which most of its messages lack.
 fn fault(path: &Path, text: &[u8], message: &str) -> InputError {
     let error = |name: &str, what: &str| Error::input(CODE, what).path(path).field(name);
     let tensors = read(text).map(|parsed| parsed.tensors).unwrap_or_default();
@@ -145,11 +146,11 @@ fn again<T>(error: InputError) -> Result<T> {
     error.fix("the file is damaged or incomplete; copy or download it again").into()
 }
 
-/// What the text of a header says.
+/// The content of a header.
 #[derive(Default)]
 struct Parsed {
     text: BTreeMap<String, String>,
-    /// By their offsets, as the library wants them.
+    /// Sorted by offset, as the library requires.
     tensors: Vec<(String, TensorInfo)>,
     /// The first tensor of an unknown type, and the type.
     unknown: Option<(String, String)>,
@@ -193,7 +194,7 @@ impl<'de> Visitor<'de> for HeaderSeed {
                 if std::mem::replace(&mut has_metadata, true) {
                     return Err(twice(METADATA));
                 }
-                // The library takes null for none.
+                // The library accepts null for no metadata.
                 parsed.text =
                     map.next_value::<Option<UniqueMap<String>>>()?.map_or_else(BTreeMap::new, |m| m.0);
                 continue;
@@ -229,7 +230,7 @@ impl<'de> DeserializeSeed<'de> for EntrySeed {
     type Value = Entry;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Entry, D::Error> {
-        // The library would also take an array in place of the object.
+        // The library would also accept an array in place of the object.
         deserializer.deserialize_map(self)
     }
 }

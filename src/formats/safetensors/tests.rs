@@ -363,7 +363,7 @@ fn every_changed_byte_of_the_header_is_an_error_or_a_valid_file() {
                     let (start, end) = header.tensors.info(name).unwrap().data_offsets;
                     assert!(start <= end && header.data_start as usize + end <= damaged.len());
                 }
-                // What we accept, the official reader accepts.
+                // Every file that is accepted here is accepted by the official reader.
                 ::safetensors::SafeTensors::deserialize(&damaged).unwrap();
             }
         }

@@ -1,7 +1,8 @@
-//! Named tensors of a file, read when they are asked for.
+//! Named tensors of a file, read on demand.
 //!
-//! Files are read, not mapped: a file that another program cuts short then gives an error where a map would end the process
-//! (SIGBUS), and numbers that were read once cannot change under a run. Reading is as fast as the page cache, on all threads.
+//! Files are read, not memory-mapped: if another program truncates a file, a read gives an error, while a map
+//! would end the process (SIGBUS). And numbers that were read cannot change during a run. Reading is as fast
+//! as the page cache, on all threads.
 
 use std::fs::File;
 use std::io;
@@ -30,8 +31,8 @@ impl TensorFile {
     /// Opens the file at `path` and checks its header.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Input`] that names the tensor and the rule if it is malformed, or no
-    /// regular file (a pipe would block).
+    /// [`Error::Io`] if it cannot be read, [`Error::Input`] that names the tensor and the rule if it is
+    /// malformed, or not a regular file (a pipe would block).
     pub fn open(path: &Path) -> Result<Self> {
         let kind = std::fs::metadata(path).map_err(|e| Error::io(path, "read", e))?;
         if !kind.is_file() {
@@ -76,7 +77,7 @@ impl TensorFile {
         self.header.tensors.data_len() as u64
     }
 
-    /// Fails if the file is not what it was when it was opened: cut short, written into, replaced or removed.
+    /// Fails if the file has changed since it was opened: truncated, modified, replaced or removed.
     ///
     /// # Errors
     /// [`Error::Changed`].
@@ -131,7 +132,7 @@ impl TensorView {
         Ok(bytes)
     }
 
-    /// Whether its elements are real numbers that [`TensorView::to_f32`] can read.
+    /// True if [`TensorView::to_f32`] can convert its elements.
     pub fn is_real(&self) -> bool {
         matches!(self.dtype(), Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
     }
@@ -211,7 +212,7 @@ pub(super) fn of_element(dtype: DType) -> Dtype {
 /// Elements read at once by a thread.
 const CHUNK: usize = 1 << 18;
 
-/// An open file and what it was when it was opened.
+/// An open file and its stamp at that time.
 #[derive(Debug)]
 struct Source {
     file: File,

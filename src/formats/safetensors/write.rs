@@ -1,7 +1,7 @@
-//! Writing safetensors: the same bytes for the same tensors, whatever order they come in.
+//! Writing safetensors: the same bytes for the same tensors, in whatever order they are given.
 //!
-//! Tensors lie by element size (largest first, so that all are aligned), then by name, and the header is padded to 8 bytes;
-//! this is what the `safetensors` library does.
+//! Tensors are sorted by element size (largest first, so that all are aligned), then by name, and the header
+//! is padded to 8 bytes; this is what the `safetensors` library does.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ pub enum TensorData<'a> {
     F32(&'a [f32]),
     /// Double precision.
     F64(&'a [f64]),
-    /// The upper half of single precision.
+    /// bfloat16.
     Bf16(&'a [half::bf16]),
     /// Bytes.
     U8(&'a [u8]),
@@ -131,7 +131,7 @@ fn layout<'t, 'a>(
     Ok((head, order))
 }
 
-/// An error that only the caller can have made.
+/// The error of a mistake by the caller.
 fn bug(what: &str) -> InputError {
     Error::input(CODE, what).fix("this is a mistake of the program; please report it")
 }
