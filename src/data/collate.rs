@@ -1,17 +1,20 @@
-//! Examples become one packed [`Batch`]: labels are shifted into targets, rows that nothing is learnt from are left out.
+//! Collates examples into one packed [`Batch`]: labels are shifted into targets, and rows without effect on
+//! the loss are left out.
 //!
-//! Row `t` of an example predicts token `t + 1`, so a target stands at `t` where `labels[t + 1]` is supervised. In a causal model the
-//! rows after the last such `t` influence nothing; they are dropped. [`collate_shared`] computes a prompt that several
-//! examples begin with only once; sums over targets stay the same.
+//! Row `t` of an example predicts token `t + 1`, so there is a target at `t` if `labels[t + 1]` is
+//! supervised. In a causal model the rows after the last such `t` have no effect on the loss; they are
+//! dropped. [`collate_shared`] packs a prompt that several examples share only once; sums over targets stay
+//! the same.
 
 use super::encode::{Asked, Continuation, Example};
 use crate::batch::{Batch, IGNORE_INDEX, TokenTarget};
 
-/// Shortest shared beginning that becomes a segment of its own. A shorter one saves less than another segment costs.
+/// Minimum length of a shared prefix that becomes a segment of its own. A shorter one saves less than a
+/// segment costs.
 pub const MIN_SHARED_TOKENS: usize = 16;
 
-/// Packs examples, each in a segment of its own, for the adapter with index `adapter`. An example that predicts nothing
-/// contributes no segment.
+/// Packs examples, each in a segment of its own, for the adapter with index `adapter`. An example without
+/// targets contributes no segment.
 pub fn collate(examples: &[&Example], adapter: usize) -> Batch {
     let mut batch = Batch::default();
     for example in examples {
@@ -30,8 +33,9 @@ pub fn collate(examples: &[&Example], adapter: usize) -> Batch {
     batch
 }
 
-/// As [`collate`], but tokens that at least two examples begin with (16 or more) are one segment that the rest of each
-/// continues. The targets are the same as those of [`collate`] in another order; several may share a row.
+/// As [`collate`], but a prefix of 16 or more tokens that at least two examples share becomes one segment,
+/// which the rest of each example continues. The targets are those of [`collate`] in another order; several
+/// may share a row.
 pub fn collate_shared(examples: &[&Example], adapter: usize) -> Batch {
     let used: Vec<&Example> = examples.iter().copied().filter(|example| used_rows(example) > 0).collect();
     let ids: Vec<&[u32]> = used.iter().map(|example| &example.input_ids[..used_rows(example)]).collect();
@@ -73,7 +77,7 @@ pub fn collate_choices(asked: &Asked, adapter: usize) -> Choices {
     let mut targets: Vec<Vec<usize>> = vec![Vec::new(); asked.answers.len()];
     let mut segments = Vec::with_capacity(asked.answers.len());
     for Continuation { ids, .. } in &asked.answers {
-        // The last token of an answer predicts nothing.
+        // The last token of an answer has no target.
         let rows = &ids[..ids.len().saturating_sub(1)];
         segments.push(batch.total_tokens());
         if !rows.is_empty() {
@@ -105,7 +109,7 @@ pub fn collate_choices(asked: &Asked, adapter: usize) -> Choices {
     Choices { batch, targets }
 }
 
-/// The rows that predict something: row, and the token to predict.
+/// The rows with targets: row, and the token to predict.
 fn predictions(example: &Example) -> impl Iterator<Item = (usize, u32)> + '_ {
     let labels = example.labels.iter().skip(1).enumerate();
     labels
@@ -113,7 +117,7 @@ fn predictions(example: &Example) -> impl Iterator<Item = (usize, u32)> + '_ {
         .filter_map(|(t, &label)| Some((t, u32::try_from(label).ok()?)))
 }
 
-/// Rows up to the last that predicts something.
+/// Number of rows up to the last one with a target.
 fn used_rows(example: &Example) -> usize {
     predictions(example).last().map_or(0, |(t, _)| t + 1).min(example.input_ids.len())
 }
@@ -134,8 +138,8 @@ struct Branch {
     parent: Option<usize>,
 }
 
-/// Packs `sequences` as a trie and returns where the rows of each went. A stack instead of recursion: a chain of sequences,
-/// each a beginning of the next, is as deep as it is long.
+/// Packs `sequences` as a trie and returns the spans of rows of each. It uses a stack instead of recursion,
+/// because a chain of sequences, each a prefix of the next, is as deep as it is long.
 fn share(sequences: &[&[u32]], adapter: usize, batch: &mut Batch) -> Vec<Vec<Span>> {
     let mut order: Vec<usize> = (0..sequences.len()).collect();
     order.sort_by_key(|&i| sequences[i]);
@@ -144,7 +148,7 @@ fn share(sequences: &[&[u32]], adapter: usize, batch: &mut Batch) -> Vec<Vec<Spa
     while let Some(Branch { range, from, parent }) = stack.pop() {
         let group = &order[range.clone()];
         let (Some(&first), Some(&last)) = (group.first(), group.last()) else { continue };
-        // Sorted, so what the outer two share is shared by all.
+        // The range is sorted, so a prefix shared by its first and last sequence is shared by all.
         let common = common_prefix(sequences[first], sequences[last]);
         let (mut at, mut parent) = (from, parent);
         if group.len() == 1 || common - from >= MIN_SHARED_TOKENS {

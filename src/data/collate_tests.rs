@@ -1,4 +1,4 @@
-//! Packing keeps every target with its whole context; sharing changes only where it stands.
+//! Packing keeps every target with its whole context; sharing only changes its position.
 
 use super::*;
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ fn answer(input_ids: &[u32], prompt: usize) -> Example {
     example(input_ids, &input_ids.iter().enumerate().map(label).collect::<Vec<_>>())
 }
 
-/// Every target with the tokens its row sees, sorted.
+/// Every target with the tokens visible to its row, sorted.
 fn contexts(batch: &Batch) -> Vec<(Vec<u32>, u32)> {
     let mut all: Vec<(Vec<u32>, u32)> = batch
         .targets

@@ -1,8 +1,9 @@
 //! From lines of text to packed batches: rows, templates, tokens, labels, order, packing.
 //!
-//! The data path reads top to bottom: [`files`] reads rows as [`record`]s, [`routing`] picks them by mode, [`encode`] turns each into ids and
-//! labels with a [`tokenizer`] and a chat [`template`] (found and opened by [`texts`]), [`audit`] says what became of the file, [`packing`] orders and
-//! batches the examples and [`collate`] packs them into one [`crate::batch::Batch`].
+//! The data path reads top to bottom: [`files`] reads rows as [`record`]s, [`routing`] picks them by mode,
+//! [`encode`] turns each into ids and labels with a [`tokenizer`] and a chat [`template`] (found and opened
+//! by [`texts`]), [`audit`] reports statistics and findings, [`packing`] orders and batches the examples and
+//! [`collate`] packs them into one [`crate::batch::Batch`].
 
 pub mod audit;
 pub mod collate;
@@ -19,7 +20,7 @@ mod rows;
 
 use crate::error::{Error, InputError};
 
-/// Adds what a caller knows (path, line, ...) to an input error.
+/// Adds context of the caller (path, line, ...) to an input error.
 fn at(error: Error, add: impl FnOnce(InputError) -> InputError) -> Error {
     match error {
         Error::Input(inner) => add(*inner).into(),

@@ -1,7 +1,7 @@
-//! Order and grouping of the rows: shuffle, evaluation split, micro-batches of a number of samples or of tokens, and the passes
-//! that a micro-batch is computed in.
+//! Order and grouping of the rows: shuffle, evaluation split, micro-batches by number of samples or tokens,
+//! and the division of a micro-batch into passes.
 //!
-//! All of it is a pure function of seed and epoch, so a resumed run needs no more than its position.
+//! All of it is a pure function of seed and epoch, so a resumed run needs only its position.
 
 use std::ops::Range;
 
@@ -9,12 +9,12 @@ use crate::config::Batching;
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Stream};
 
-/// Cuts `order` into micro-batches, keeping it: with [`Batching::Samples`] consecutive rows and a short last batch, with
-/// [`Batching::Tokens`] each batch takes rows as long as they fit. `lengths[row]` is in tokens.
+/// Cuts `order` into micro-batches, keeping it: with [`Batching::Samples`] consecutive rows and a short last
+/// batch, with [`Batching::Tokens`] each batch takes rows while they fit. `lengths[row]` is in tokens.
 ///
 /// # Errors
-/// [`Error::Input`] if a batch may hold nothing, if a row alone is longer than the token budget, or if `order` names a row
-/// that has no length.
+/// [`Error::Input`] if the batch size is 0, if a single row exceeds the token budget, or if `order` names a
+/// row that has no length.
 pub fn micro_batches(lengths: &[usize], order: &[usize], batching: Batching) -> Result<Vec<Vec<usize>>> {
     if let Some(&row) = order.iter().find(|&&row| row >= lengths.len()) {
         return Error::input("DATA", format!("row {row} of the order does not exist")).into();
@@ -31,7 +31,8 @@ pub fn micro_batches(lengths: &[usize], order: &[usize], batching: Batching) -> 
     }
 }
 
-/// Cuts consecutive rows of these lengths into passes of at most `max_tokens` tokens together; a longer row is alone.
+/// Cuts consecutive rows of these lengths into passes of at most `max_tokens` tokens; a longer row gets a
+/// pass of its own.
 pub fn passes(lengths: impl IntoIterator<Item = usize>, max_tokens: usize) -> Vec<Range<usize>> {
     let mut passes: Vec<Range<usize>> = Vec::new();
     let mut left = 0;
@@ -48,11 +49,11 @@ pub fn passes(lengths: impl IntoIterator<Item = usize>, max_tokens: usize) -> Ve
     passes
 }
 
-/// The passes over rows in the order of the file, for what has no steps: micro-batches, each in its passes. A row that alone is
-/// longer than a micro-batch of tokens is one, since that changes no result here.
+/// The passes over rows in file order, for evaluation and scoring: micro-batches, each divided into passes. A
+/// row longer than the token budget gets a micro-batch of its own, since that changes no result here.
 ///
 /// # Errors
-/// [`Error::Input`] if a batch may hold nothing.
+/// [`Error::Input`] if the batch size is 0.
 pub fn passes_in_order(
     lengths: &[usize],
     batching: Batching,

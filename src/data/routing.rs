@@ -1,4 +1,4 @@
-//! Which rows take part: `--train-mode` picks the rows whose answer has the wanted form.
+//! Selects rows by `--train-mode`: those whose answer has the wanted form.
 //!
 //! A file may hold the same question twice, once with a bare answer (`meta.mode` = `direct`) and once with a derivation
 //! (`cot`). Training on a mixture is a choice, so it has a name of its own (`auto`).
@@ -10,7 +10,7 @@ use super::record::Record;
 pub use crate::config::TrainMode;
 use crate::error::{Error, Result};
 
-/// How many rows of each mode there were, and how many were kept.
+/// Number of rows of each mode, and number of rows kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Routing {
@@ -24,11 +24,11 @@ pub struct Routing {
     pub other: usize,
     /// Rows kept.
     pub kept: usize,
-    /// Rows left out because their mode is not the wanted one.
+    /// Rows left out because they have another mode.
     pub dropped: usize,
 }
 
-/// Keeps the rows that `mode` asks for, in order.
+/// Keeps the rows selected by `mode`, in order.
 ///
 /// # Errors
 /// [`Error::Input`] if no row is left, or with `Direct` or `Cot` for a row whose mode is neither of the two.

@@ -1,5 +1,5 @@
-//! Which part of a text is learned, and which tokens that makes: a token that overlaps such a part, and be it by one
-//! character, is learned.
+//! The supervised spans of a text, and the supervised tokens: every token that overlaps a span, even by one
+//! character.
 
 use std::ops::Range;
 
@@ -9,19 +9,20 @@ use crate::data::tokenizer::escape::without_marks;
 use crate::data::tokenizer::offsets::Encoded;
 use crate::error::Result;
 
-/// A text with the parts of it that are answers.
+/// A text with its supervised spans.
 #[derive(Debug, Default)]
 pub(super) struct Marked {
     /// The whole text.
     pub(super) text: String,
-    /// Its answers that are learned, in order, without overlap.
+    /// The supervised answers, in order, without overlap.
     pub(super) answers: Vec<Answer>,
-    /// A character that stands inside special tokens of the data, which are ordinary text.
+    /// A marker character inserted into special tokens that come from the data, which are encoded as ordinary
+    /// text.
     pub(super) mark: Option<char>,
 }
 
 impl Marked {
-    /// The same without the marks, and where they were.
+    /// The text without the marks, and their positions.
     fn without(&self, mark: char) -> (Self, Vec<usize>) {
         let (text, marks) = without_marks(&self.text, mark);
         let moved = |at: usize| at - self.text[..at].matches(mark).count() * mark.len_utf8();
@@ -31,38 +32,38 @@ impl Marked {
     }
 }
 
-/// Where an answer stands in a text, in bytes.
+/// The position of an answer in a text, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
-    /// All that is learned: from behind the prompt to the end of the end-of-turn token.
+    /// The supervised span: from the end of the prompt to the end of the end-of-turn token.
     pub(super) learned: Range<usize>,
-    /// What the row itself says, without white space at the ends.
+    /// The text of the row itself, without white space at the ends.
     pub(super) said: Range<usize>,
 }
 
-/// Tokens and labels of one row, of whatever length.
+/// Tokens and labels of one row, of any length.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Labelled {
     pub(super) input_ids: Vec<u32>,
     pub(super) labels: Vec<i64>,
-    /// The tokens of what the last answer says.
+    /// The tokens of the text of the last answer.
     pub(super) said: Range<usize>,
 }
 
 impl Labelled {
-    /// Adds a token that is not learned.
+    /// Adds an unsupervised token.
     pub(super) fn prompt(&mut self, id: Option<u32>) {
         self.input_ids.extend(id);
         self.labels.resize(self.input_ids.len(), IGNORE_INDEX);
     }
 
-    /// Adds a token that is learned.
+    /// Adds a supervised token.
     pub(super) fn learn(&mut self, id: Option<u32>) {
         self.input_ids.extend(id);
         self.labels.extend(id.map(i64::from));
     }
 
-    /// Without the tokens behind the last label: nothing is learned from them.
+    /// Removes the tokens after the last supervised one; they have no effect on the loss.
     pub(super) fn trimmed(mut self) -> Self {
         let used = self.labels.iter().rposition(|&label| label != IGNORE_INDEX).map_or(0, |last| last + 1);
         if used > 0 {
@@ -104,12 +105,14 @@ impl Labelled {
     }
 }
 
-/// Whether a token at `place` belongs to `part`. A token without text of its own belongs to what follows it.
+/// True if a token at `place` belongs to `part`. A token without text of its own belongs to the text that
+/// follows it.
 fn overlap(place: &Range<usize>, part: &Range<usize>) -> bool {
     place.start < part.end && (place.end > part.start || place.is_empty() && place.start == part.start)
 }
 
-/// The places of tokens, with the white space that some tokenizers leave out of them: it belongs to the token behind it.
+/// The positions of tokens, extended by white space that some tokenizers leave out: it belongs to the next
+/// token.
 fn places(text: &str, ranges: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut done = 0;
     let place = |range: &Range<usize>| {

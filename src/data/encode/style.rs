@@ -1,4 +1,4 @@
-//! How a chat template frames an answer, learned once from renderings of known conversations.
+//! How a chat template frames an answer, derived once from renderings of known conversations.
 
 use super::{ASSISTANT, USER};
 use crate::data::record::Message;
@@ -8,40 +8,41 @@ use crate::error::{Error, Result};
 
 use serde_json::{Map, Value};
 
-/// What stands around the answers of a template.
+/// The text around the answers of a template.
 #[derive(Debug)]
 pub(super) struct Style {
-    /// What the template writes before an answer, if no generation prompt holds it: the role header, not learned. Empty if there
-    /// is a generation prompt, and if it is white space alone, which nothing else would write.
+    /// The role header that the template writes before an answer, if there is no generation prompt; not
+    /// supervised. Empty if there is a generation prompt, or if the header is only white space, which nothing
+    /// else would produce.
     pub(super) unprompted_header: String,
-    /// What a generation prompt and a rendered answer begin with alike: the role header.
+    /// The common prefix of the generation prompt and a rendered answer: the role header.
     pub(super) role_header: String,
-    /// What ends the last turn.
+    /// The end of the last turn.
     pub(super) last: End,
-    /// What ends an answer that a turn follows.
+    /// The end of an answer that is followed by another turn.
     pub(super) middle: End,
 }
 
-/// What a template writes behind an answer to end it.
+/// The text or tokens with which a template ends an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
     /// These tokens of the vocabulary, maybe after white space.
     Tokens(String),
-    /// This text, or nothing.
+    /// This text, possibly empty.
     Text(String),
 }
 
 impl Style {
-    /// Learns the style of a template.
+    /// Derives the style of a template.
     ///
     /// # Errors
-    /// [`Error::Input`] if the template fails on a question with its answer, or does not show the answer.
+    /// [`Error::Input`] if the template fails on a question with an answer, or its output lacks the answer.
     pub(super) fn probe(
         renderer: &Renderer,
         variables: &Map<String, Value>,
         tokenizer: &Tokenizer,
     ) -> Result<Self> {
-        // Words that no template holds.
+        // Words that no template contains.
         const ANSWER: &str = "Zm9ydHktdHdv";
         const AGAIN: &str = "c2V2ZW50eQ";
         let turns = [
@@ -60,7 +61,7 @@ impl Style {
         let mut texts = renderer.render_all(&scenes).into_iter();
         let mut next = || texts.next().unwrap_or_else(|| Ok(String::new()));
         let (full, prompt) = (next()?, next()?);
-        // A template may demand an answer to every question, or know only one.
+        // A template may require an answer to every question, or support only one turn.
         let (question, longer) = (next(), next());
         let Some((before, behind)) = full.split_once(ANSWER) else {
             return Error::input("TEMPLATE", "the chat template does not show what an assistant says")
@@ -83,7 +84,7 @@ impl Style {
         let tokens = |text: &str| leading_tokens(text, tokenizer).map(End::Tokens);
         let (last, middle) = match tokens(common) {
             Some(end) => (end.clone(), end),
-            // An end that only the last turn has, or none at all.
+            // Only the last turn has an end, or no turn has.
             None => (tokens(behind).unwrap_or(End::Text(common.to_owned())), End::Text(common.to_owned())),
         };
         let unprompted_header = header.unwrap_or_default().to_owned();
@@ -95,7 +96,7 @@ impl Style {
 fn leading_tokens(text: &str, tokenizer: &Tokenizer) -> Option<String> {
     let text = text.trim_start();
     let mut end = 0;
-    // A line end may be an added token too, but ends no turn.
+    // A line end may be an added token too, but it does not end a turn.
     let ends = |rest: &str, token: &std::ops::Range<usize>| {
         token.start == 0 && !rest[token.clone()].trim().is_empty()
     };

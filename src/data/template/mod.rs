@@ -1,9 +1,9 @@
 //! Chat templates: the Jinja text that turns a conversation into the one string a model was trained on.
 //!
-//! A template comes with the model, so it is a program written by a stranger. [`ChatTemplate`] runs it in this process with
-//! limits that stop loops and floods but not every way to exhaust memory or stack (a few doublings of a string abort any
-//! process). [`sandbox::SandboxedTemplate`] runs it in a child process, which such a template may kill without harm;
-//! [`Renderer`] is either of the two.
+//! A template comes with the model, so it is untrusted code. [`ChatTemplate`] runs it in this process with
+//! limits on steps and output, but memory and stack can still be exhausted (a few doublings of a string abort
+//! any process). [`sandbox::SandboxedTemplate`] runs it in a child process, which a hostile template can only
+//! kill; [`Renderer`] is either of the two.
 
 pub mod sandbox;
 
@@ -22,13 +22,13 @@ use super::record::Message;
 use crate::error::{Error, Result};
 use sandbox::SandboxedTemplate;
 
-/// Longest accepted template. The longest published ones have about 30 KB.
+/// Maximum length of a template. The longest published ones have about 30 KB.
 pub const MAX_SOURCE_BYTES: usize = 1 << 20;
 
-/// Instructions that one rendering may take. Published templates need about 50 per turn.
+/// Maximum instructions of one rendering. Published templates need about 50 per turn.
 const FUEL: u64 = 1_000_000;
 
-/// Nested blocks, macros and loops. Published templates need about 10.
+/// Maximum nesting of blocks, macros and loops. Published templates need about 10.
 const RECURSION_LIMIT: usize = 100;
 
 /// A compiled template that runs in this process: for templates you trust.
@@ -47,14 +47,14 @@ pub enum Renderer {
     Sandboxed(SandboxedTemplate),
 }
 
-/// What a template is asked to render.
+/// The input of one rendering.
 #[derive(Debug, Clone, Copy)]
 pub struct Scene<'a> {
     /// The turns.
     pub messages: &'a [Message],
-    /// Whether the text is to end where the next answer begins.
+    /// True if the text should end where the next answer begins.
     pub add_generation_prompt: bool,
-    /// What the template sees besides: special tokens, tools, options.
+    /// Further variables of the template: special tokens, tools, options.
     pub variables: &'a Map<String, Value>,
 }
 
@@ -62,7 +62,7 @@ impl Renderer {
     /// The text of each scene. See [`ChatTemplate::render`].
     ///
     /// # Errors
-    /// For each scene, [`Error::Input`] of class TEMPLATE that names where the template came from.
+    /// For each scene, [`Error::Input`] of class TEMPLATE that names the origin of the template.
     pub fn render_all(&self, scenes: &[Scene<'_>]) -> Vec<Result<String>> {
         match self {
             Self::InProcess(template) => scenes.iter().map(|scene| template.render(scene)).collect(),
@@ -83,12 +83,13 @@ impl ChatTemplate {
             .map_err(|failure| failure.into_error(origin))
     }
 
-    /// The text of a conversation. The template sees `messages`, `add_generation_prompt`, `tools` and `documents` (both none
-    /// unless given), and `variables`: the special tokens (`bos_token`, ...) and options such as `enable_thinking`.
-    /// `strftime_now` has no clock: it answers for the variable `today` (`YYYY-MM-DD`), by default 2024-07-26.
+    /// The text of a conversation. The template sees `messages`, `add_generation_prompt`, `tools` and
+    /// `documents` (both none unless given), and `variables`: the special tokens (`bos_token`, ...) and
+    /// options such as `enable_thinking`. `strftime_now` does not read a clock: it uses the date of the
+    /// variable `today` (`YYYY-MM-DD`), by default 2024-07-26.
     ///
-    /// Steps, recursion and output (16 times the input plus 1 MiB) are limited. Memory is not: a hostile template can abort
-    /// the process. Use [`SandboxedTemplate`] for templates you do not know.
+    /// Steps, recursion and output (16 times the input plus 1 MiB) are limited. Memory is not: a hostile
+    /// template can abort the process. Use [`SandboxedTemplate`] for untrusted templates.
     ///
     /// # Errors
     /// [`Error::Input`] of class TEMPLATE with the template's line, or with the message of its `raise_exception`.
@@ -100,7 +101,7 @@ impl ChatTemplate {
 /// Name of the only template of an environment. It has no extension, so nothing is escaped.
 const NAME: &str = "chat";
 
-/// Why a template failed: what crosses the process boundary.
+/// Why a template failed, in the form sent across the process boundary.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Failure {
     what: String,
@@ -126,7 +127,7 @@ impl Failure {
     }
 }
 
-/// Everything the template sees, as one JSON object.
+/// The whole context of the template, as one JSON object.
 fn context(scene: &Scene<'_>) -> Value {
     let Scene { messages, add_generation_prompt, variables } = *scene;
     let mut context = Map::new();
@@ -146,7 +147,7 @@ fn turn(message: &Message) -> Value {
     Value::Object(turn)
 }
 
-/// Runs the template engine; a panic in it is a failure of the template.
+/// Runs the template engine; a panic in it is reported as a failure of the template.
 fn guarded<T>(run: impl FnOnce() -> std::result::Result<T, Failure>) -> std::result::Result<T, Failure> {
     catch_unwind(AssertUnwindSafe(run))
         .unwrap_or_else(|_| Err(Failure { what: "the template engine panicked".into(), line: None }))
@@ -192,7 +193,7 @@ fn render_unguarded(
         .map_err(|_| Failure { what: "the template writes text that is not UTF-8".into(), line: None })
 }
 
-/// Bytes a template may write for `input` bytes of conversation.
+/// Maximum output bytes of a template for `input` bytes of conversation.
 fn output_limit(input: usize) -> usize {
     input.saturating_mul(16).saturating_add(1 << 20)
 }
@@ -207,7 +208,7 @@ fn text_bytes(value: &Value) -> usize {
     }
 }
 
-/// A writer that refuses what goes beyond its limit.
+/// A writer with a limit.
 struct Capped {
     text: Vec<u8>,
     limit: usize,

@@ -1,8 +1,9 @@
-//! A template in a process of its own: whatever it does to memory, stack or time, this process goes on.
+//! Runs a template in a child process, so that exhausting memory, stack or time cannot harm this process.
 //!
-//! No limit inside the interpreter is enough: two dozen doublings of a string, a huge indentation or a value that contains
-//! itself abort the process that renders them. So the program starts itself once more with a hidden argument, and the two
-//! talk in lines of JSON, one per request and one per answer. Answers start with a fixed tag; other lines are ignored.
+//! No limit inside the interpreter is enough: two dozen doublings of a string, a huge indentation or a value
+//! that contains itself abort the process that renders them. So the program starts itself again with a hidden
+//! argument, and the two processes exchange lines of JSON, one per request and one per answer. Answers start
+//! with a fixed tag; other lines are ignored.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -21,22 +22,24 @@ use serde_json::Value;
 use super::{Failure, Scene, compile_raw, context, render_raw};
 use crate::error::{Error, Result};
 
-/// Address space of the child.
+/// Limit of the child's address space.
 const MEMORY_BYTES: u64 = 512 << 20;
 
-/// Processor seconds per request. Only an orphan meets it; a parent that lives is quicker with [`WALL`].
+/// Limit of processor seconds per request. It matters only for an orphaned child; a live parent stops
+/// earlier, after [`WALL`].
 const CPU_SECONDS: u64 = 5;
 
-/// Time for one rendering.
+/// Time limit of one rendering.
 const WALL: Duration = Duration::from_secs(2);
 
-/// Time to start the child and compile the template (the binary may have to be read from a cold disk).
+/// Time limit for starting the child and compiling the template (the binary may have to be read from a cold
+/// disk).
 const START: Duration = Duration::from_secs(20);
 
 /// Marks the lines of the protocol.
 const TAG: &str = "\u{1}tanren-template ";
 
-/// Longest line that is read from the child: more than it can hold in its memory as text.
+/// Maximum length of a line read from the child: more than it can hold in its memory as text.
 const MAX_LINE_BYTES: u64 = MEMORY_BYTES;
 
 /// How to start a process that calls [`serve_template`].
@@ -79,7 +82,8 @@ impl SandboxedTemplate {
         self.render_all(&[*scene]).pop().unwrap_or_else(|| Ok(String::new()))
     }
 
-    /// The text of each scene, in order. The child has the next one while this process reads the last.
+    /// The text of each scene, in order. The child renders the next one while this process reads the previous
+    /// one.
     ///
     /// # Errors
     /// For each scene, as [`SandboxedTemplate::render`].
@@ -98,8 +102,8 @@ impl SandboxedTemplate {
     }
 }
 
-/// The child's side: limits this process, then answers requests until its input ends. Call it from a hidden subcommand, and
-/// nothing else in that process.
+/// The child's side: sets the limits of this process, then answers requests until its input ends. Call it
+/// from a hidden subcommand that does nothing else.
 ///
 /// # Errors
 /// [`Error::Input`] if a limit cannot be set, [`Error::Io`] if the parent is gone.
@@ -110,7 +114,7 @@ pub fn serve_template(stdin: impl BufRead, mut stdout: impl Write) -> Result<()>
     let mut busy = Duration::ZERO;
     let mut template = None;
     for line in stdin.lines() {
-        // This process has one thread, so it has used no more processor time than the time it was busy.
+        // This process has one thread, so its processor time is at most the time it was busy.
         limit_soft(Resource::Cpu, busy.as_secs() + 1 + CPU_SECONDS)?;
         let start = Instant::now();
         let answer = match serde_json::from_str(&line.map_err(gone)?) {
@@ -163,9 +167,10 @@ impl Helper {
             .args(&command.args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // What a dying child prints (stack overflow, failed allocation) is said better by our own error.
+            // The output of a dying child (stack overflow, failed allocation) is dropped; our own error is
+            // clearer.
             .stderr(Stdio::null())
-            // Ctrl-C is for the parent to answer; the child ends with its input.
+            // The parent handles Ctrl-C; the child ends when its input ends.
             .process_group(0)
             .spawn()?;
         let (requests, to_write) = channel::<String>();
@@ -202,7 +207,7 @@ impl Helper {
         let mut sent = Vec::with_capacity(requests.len());
         for request in requests {
             let json = serde_json::to_string(request);
-            // If the writer is gone the child is too, which reading finds out.
+            // If the writer has ended, the child has too, which reading detects.
             sent.push(json.map(|json| drop(self.requests.send(json))));
         }
         let answer = |sent: serde_json::Result<()>| {
@@ -261,7 +266,7 @@ fn limit_soft(resource: Resource, value: u64) -> Result<()> {
 }
 
 fn set_limit(resource: Resource, limit: Rlimit) -> Result<()> {
-    // A lower hard limit may be in force already (a container, a shell); then that one holds.
+    // A lower hard limit may be in force already (a container, a shell); then it is kept.
     let hard = rustix::process::getrlimit(resource).maximum;
     let least = |value: Option<u64>| match (value, hard) {
         (Some(a), Some(b)) => Some(a.min(b)),

@@ -1,4 +1,4 @@
-//! Hostile templates against the sandbox: each is an error that names its origin, and the parent lives on.
+//! Hostile templates in the sandbox: each gives an error that names its origin, and the parent survives.
 
 use super::*;
 use crate::data::record::Message;
@@ -163,7 +163,7 @@ fn a_helper_that_never_answers_is_stopped() {
 
 #[test]
 fn slow_templates_are_stopped_by_the_clock() {
-    // Few steps, each over a megabyte: fuel does not see it.
+    // Few steps, each over a megabyte, which the step limit does not catch.
     let source = "{% set a = 'x' * 1000000 %}{% for i in range(100000) %}{% set b = a | upper %}{% endfor %}";
     let error = run(source).unwrap_err().to_string();
     assert!(error.contains("it took more than 2 seconds"), "{error}");

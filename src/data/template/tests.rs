@@ -1,4 +1,4 @@
-//! Templates in the styles of published families against the text that Jinja2 itself makes of them.
+//! Templates in the styles of published families, compared with the text that Jinja2 renders.
 
 use super::*;
 
@@ -49,7 +49,7 @@ fn read(path: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(format!("{FOLDER}/{path}")).unwrap()).unwrap()
 }
 
-/// Compares `got` with what Jinja2 writes, which may also be refused; says whether it was.
+/// Compares `got` with the output of Jinja2; an error is allowed too. Returns whether it was an error.
 fn check_text(source: &str, got: Result<String>, expected: Option<&str>) -> bool {
     match (got, expected) {
         (Ok(text), Some(expected)) => assert_eq!(text, expected, "{source}"),

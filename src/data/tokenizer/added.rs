@@ -1,18 +1,18 @@
-//! Tokens that were added to the vocabulary, special or not, in a text: templates end turns with them.
+//! Finding added tokens, special or not, in a text: templates end turns with them.
 
 use std::ops::Range;
 
 use super::Tokenizer;
 
 impl Tokenizer {
-    /// Where the first added token of `text` is; of several at one place, the longest.
+    /// The first added token of `text`; of several at one position, the longest.
     pub fn first_added_in(&self, text: &str) -> Option<Range<usize>> {
         self.added_in(text)
             .min_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)))
             .map(|found| found.0)
     }
 
-    /// Where the last added token of `text` is, and its id; of several that end at one place, the longest.
+    /// The last added token of `text`, and its id; of several that end at one position, the longest.
     pub fn last_added_in(&self, text: &str) -> Option<(Range<usize>, u32)> {
         let last = |(id, token): (u32, String)| text.rfind(&token).map(|at| (at..at + token.len(), id));
         self.added().filter_map(last).max_by_key(|(range, _)| (range.end, std::cmp::Reverse(range.start)))

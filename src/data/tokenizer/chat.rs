@@ -14,11 +14,11 @@ const TOOL_USE: &str = "tool_use";
 /// A chat template and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedTemplate {
-    /// Its name; a template alone is the default.
+    /// Its name; a single template is the default.
     pub name: String,
     /// Its text.
     pub source: String,
-    /// The file it stands in.
+    /// The file it comes from.
     pub origin: String,
 }
 
@@ -62,7 +62,7 @@ impl Tokenizer {
         self.template(DEFAULT).map_or("tokenizer_config.json", |template| template.origin.as_str())
     }
 
-    /// The chat template for conversations with tools, if the model has one of its own for them.
+    /// The chat template for conversations with tools, if the model has a separate one.
     pub fn tool_template(&self) -> Option<&NamedTemplate> {
         self.template(TOOL_USE)
     }
@@ -72,10 +72,10 @@ impl Tokenizer {
         &self.templates
     }
 
-    /// Refuses a model that has templates and none that is the default.
+    /// Refuses a model with templates of which none is the default.
     ///
     /// # Errors
-    /// [`Error::Input`] of class TEMPLATE with the names there are.
+    /// [`Error::Input`] of class TEMPLATE with the names of the templates.
     pub fn check_templates(&self) -> Result<()> {
         let Some(first) = self.templates.first().filter(|_| self.chat_template().is_none()) else {
             return Ok(());

@@ -1,11 +1,13 @@
-//! What the tokenizer classes of `transformers` add to their files: special tokens by default, and who heeds `add_bos_token`.
+//! Behaviour of the tokenizer classes of `transformers` beyond their files: default special tokens, and which
+//! classes apply `add_bos_token`.
 //!
-//! Facts of transformers 4.57.6: `models/*/tokenization_*_fast.py` for the defaults, and what `AutoTokenizer` makes of
-//! folders with every combination of class, `add_bos_token`, `add_eos_token` and post-processor.
+//! Facts of transformers 4.57.6: `models/*/tokenization_*_fast.py` for the defaults, and the result of
+//! `AutoTokenizer` for folders with every combination of class, `add_bos_token`, `add_eos_token` and
+//! post-processor.
 
 use serde_json::{Map, Value};
 
-/// A tokenizer class, as far as it matters here.
+/// Kinds of tokenizer classes with different behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     Llama,
@@ -14,7 +16,7 @@ pub(super) enum Class {
     GptNeoX,
     Gpt2,
     Qwen2,
-    /// All others: what is added stands in `tokenizer.json`.
+    /// All others: `tokenizer.json` defines what is added.
     Other,
 }
 
@@ -51,7 +53,7 @@ impl Class {
         }
     }
 
-    /// Whether BOS is put before a text (`add_bos_token`), if the class decides it.
+    /// Whether BOS is added before a text (`add_bos_token`), if the class decides it.
     pub(super) fn adds_bos(self, config: &Map<String, Value>) -> Option<bool> {
         let configured = config.get("add_bos_token").and_then(Value::as_bool);
         match self {

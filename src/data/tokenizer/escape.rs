@@ -1,7 +1,9 @@
-//! Encoding a text in which some special tokens are meant as text: those that came with the data and not from the template.
+//! Encoding a text in which some special tokens are ordinary text: those from the data, not from the
+//! template.
 //!
-//! The text is encoded as a whole. Cutting it at the special tokens and encoding the parts would give other ids wherever a
-//! tokenizer treats the beginning of a text in its own way (`prepend_scheme: first`), or joins what was cut.
+//! The text is encoded as a whole. Cutting it at the special tokens and encoding the parts would give other
+//! ids wherever a tokenizer treats the beginning of a text in its own way (`prepend_scheme: first`), or
+//! merges across the cut.
 
 use std::collections::HashMap;
 
@@ -14,8 +16,9 @@ use super::{Tokenizer, guarded};
 use crate::error::{Error, Result};
 
 impl Tokenizer {
-    /// The ids of a text in which `mark` was put into some special tokens (see [`Tokenizer::mark_special`]): those are ordinary
-    /// text, the others are recognised, and the marks are gone.
+    /// The ids of a text in which `mark` was inserted into some special tokens (see
+    /// [`Tokenizer::mark_special`]): these are encoded as ordinary text, the others are recognised, and the
+    /// marks are removed.
     ///
     /// # Errors
     /// As [`Tokenizer::encode_escaped`].
@@ -24,12 +27,13 @@ impl Tokenizer {
         if marks.is_empty() { self.encode(&text) } else { Ok(self.encode_escaped(&text, &marks)?.ids) }
     }
 
-    /// The ids of `text` with the special tokens that `marks` name taken as ordinary text, all others recognised: the ids of
-    /// the whole text with a tokenizer that does not know the named ones, with their places in `text`. A mark is a byte position behind the first
-    /// character of such a token, as [`without_marks`] gives them; they are sorted.
+    /// The ids of `text`, and their positions in it, with the marked special tokens encoded as ordinary text
+    /// and all others recognised. They equal the ids of a tokenizer that does not know the marked tokens. A
+    /// mark is the byte position after the first character of such a token, as returned by [`without_marks`];
+    /// marks are sorted.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode_with_offsets`], and if an added token is recognised in whole words only.
+    /// As [`Tokenizer::encode_with_offsets`], and if an added token has `single_word`.
     pub fn encode_escaped(&self, text: &str, marks: &[usize]) -> Result<Encoded> {
         if marks.is_empty() {
             return self.encode_with_offsets(text);
@@ -57,7 +61,7 @@ impl Tokenizer {
     }
 }
 
-/// `text` without `mark`, and where in the result each mark was.
+/// `text` without `mark`, and the position of each mark in the result.
 pub fn without_marks(text: &str, mark: char) -> (String, Vec<usize>) {
     let mut plain = String::with_capacity(text.len());
     let mut marks = Vec::new();
@@ -70,12 +74,12 @@ pub fn without_marks(text: &str, mark: char) -> (String, Vec<usize>) {
     (plain, marks)
 }
 
-/// The added tokens as the crate looks for them: some before normalization, some after.
+/// The added tokens in the two groups of the crate: matched before normalization, and after it.
 #[derive(Debug)]
 pub(super) struct Matchers {
     raw: Matcher,
     normalized: Matcher,
-    /// A token that is recognised in whole words only, which is not done here.
+    /// A token with `single_word`, which is not supported here.
     single_word: Option<String>,
 }
 
@@ -89,7 +93,7 @@ impl Matchers {
             }
             let mut pattern = NormalizedString::from(token.content.as_str());
             if token.normalized {
-                // A failing normalizer leaves the token as it is, here as in the crate.
+                // If the normalizer fails, the token is unchanged, as in the crate.
                 let _ = inner.get_normalizer().map(|normalizer| normalizer.normalize(&mut pattern));
             }
             let matcher = if token.normalized { &mut normalized } else { &mut raw };
@@ -133,8 +137,8 @@ impl Matcher {
         found
     }
 
-    /// Cuts `piece` at the added tokens in it. Special tokens with a mark stay text, and as in the crate nothing else is looked
-    /// for inside them.
+    /// Cuts `piece` at the added tokens in it. Marked special tokens stay text, and as in the crate no other
+    /// token is searched inside them.
     fn split(
         &self,
         piece: NormalizedString,
@@ -165,7 +169,7 @@ impl Matcher {
             if done < start {
                 parts.push((slice(done, start)?, None));
             }
-            // White space that the token before took is not taken twice.
+            // White space taken by the previous token is not taken twice.
             let part = slice(start, end)?;
             let value = part.get().to_owned();
             let len = value.len();
@@ -179,7 +183,7 @@ impl Matcher {
     }
 }
 
-/// Whether a mark is behind the first character of what `piece` has from `start` to `end`.
+/// True if there is a mark after the first character of the range `start..end` of `piece`.
 fn is_marked(piece: &NormalizedString, start: usize, end: usize, marks: &[usize]) -> bool {
     let shift = piece.offsets_original().0;
     let Some(range) = piece.convert_offsets(Normalized(start..end)) else { return false };

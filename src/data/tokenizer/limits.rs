@@ -1,8 +1,9 @@
-//! What a `tokenizer.json` may ask for: a file from a stranger must not exhaust memory or run for hours.
+//! Limits for a `tokenizer.json`: an untrusted file must not exhaust memory or run for hours.
 //!
-//! The parts that decide how much work a text is are looked at before the `tokenizers` crate sees them. What a pattern
-//! costs cannot be read off it, so the tokenizer is also tried on texts that are hard for bad patterns, with a time limit.
-//! All limits are far above published models; each constant says how far.
+//! The parts that determine the cost of encoding are checked before the `tokenizers` crate loads them. The
+//! cost of a pattern cannot be derived from it, so the tokenizer is also tried on texts that are hard for bad
+//! patterns, with a time limit. All limits are far above published models; each constant documents the
+//! margin.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
@@ -15,38 +16,40 @@ use serde_json::Value;
 use super::guarded;
 use crate::error::{Error, Result};
 
-/// Largest accepted id + 1, and most entries of a list. Published vocabularies have up to 0.3 million.
+/// Maximum of the largest id + 1, and of the entries of a list. Published vocabularies have up to 0.3
+/// million.
 pub(super) const MAX_VOCAB: usize = 4 << 20;
 
-/// Most added tokens. Published models of speech have 0.1 million.
+/// Maximum number of added tokens. Published speech models have 0.1 million.
 const MAX_ADDED: usize = 256 << 10;
 
-/// Longest added token. Published ones have up to 100 bytes.
+/// Maximum length of an added token. Published ones have up to 100 bytes.
 const MAX_ADDED_BYTES: usize = 1 << 10;
 
-/// Most bytes of all added tokens together. Published ones have up to 1 MiB.
+/// Maximum total bytes of all added tokens. Published ones have up to 1 MiB.
 const MAX_ADDED_TOTAL: usize = 8 << 20;
 
-/// Most normalizers, pre-tokenizers and decoders of each kind. Published tokenizers have up to 8.
+/// Maximum number of normalizers, pre-tokenizers and decoders of each kind. Published tokenizers have up to
+/// 8.
 const MAX_RULES: usize = 64;
 
-/// How many times as long the rules together may make a text. A table of SentencePiece makes one character of 3 bytes 33
-/// bytes, and spaces become 3 bytes.
+/// Maximum factor by which all rules together may lengthen a text. A table of SentencePiece makes one
+/// character of 3 bytes 33 bytes, and spaces become 3 bytes.
 const MAX_GROWTH: usize = 128;
 
-/// Longest pattern of a rule. Published ones have up to 1 KiB.
+/// Maximum length of a pattern. Published ones have up to 1 KiB.
 const MAX_PATTERN_BYTES: usize = 16 << 10;
 
-/// Longest word that WordPiece cuts, which takes the square of its length. Published models have 100.
+/// Maximum length of a word for WordPiece, which takes quadratic time. Published models have 100.
 const MAX_WORD_CHARS: u64 = 1 << 10;
 
-/// Time to load a tokenizer. The largest published ones take 2 seconds.
+/// Time limit for loading a tokenizer. The largest published ones take 2 seconds.
 const LOAD: Duration = Duration::from_secs(120);
 
-/// Time for the texts of the trial, which take a hundredth of a second.
+/// Time limit for the trial texts, which normally take a hundredth of a second.
 const TRIAL: Duration = Duration::from_secs(20);
 
-/// Bytes of each text of the trial.
+/// Bytes of each trial text.
 const TRIAL_BYTES: usize = 2000;
 
 /// The parts of `tokenizer.json` that are checked before the crate sees them.
@@ -81,7 +84,7 @@ struct Model {
     max_input_chars_per_word: Value,
 }
 
-/// How many entries a list or an object has.
+/// Number of entries of a list or an object.
 #[derive(Default)]
 struct Entries(usize);
 
@@ -116,7 +119,7 @@ impl<'de> Deserialize<'de> for Entries {
 }
 
 impl Outline {
-    /// Refuses what is beyond the limits.
+    /// Refuses a file beyond the limits.
     pub(super) fn check(&self) -> Result<()> {
         check_added(self.added_tokens.iter().map(|token| token.content.as_str()))?;
         for (name, entries) in [("vocab", &self.model.vocab), ("merges", &self.model.merges)] {
@@ -136,7 +139,7 @@ impl Outline {
     }
 }
 
-/// Refuses too many added tokens, and too long ones.
+/// Refuses too many or too long added tokens.
 pub(super) fn check_added<'t>(contents: impl Iterator<Item = &'t str>) -> Result<()> {
     let (mut count, mut total) = (0, 0);
     for content in contents {
@@ -156,7 +159,7 @@ pub(super) fn check_added<'t>(contents: impl Iterator<Item = &'t str>) -> Result
     Ok(())
 }
 
-/// What the rules of one part come to.
+/// Totals over the rules of one part.
 struct Rules {
     count: usize,
     growth: usize,
@@ -197,12 +200,12 @@ impl Rules {
     }
 }
 
-/// The longest text that a table of SentencePiece puts in place of a character. The table is, in base64, the bytes of a trie,
-/// the trie, and the texts with a 0 behind each.
+/// The longest replacement text in a SentencePiece table. The table contains, in base64, the size of a trie
+/// in bytes, the trie, and the texts, each followed by a 0.
 fn charsmap_growth(base64: &str) -> Result<usize> {
     let bytes = decode_base64(base64);
     let texts = bytes.split_first_chunk().and_then(|(len, rest)| {
-        // The crate makes room for as many bytes as this says.
+        // The crate allocates this many bytes.
         rest.get(usize::try_from(u32::from_le_bytes(*len)).ok()?..)
     });
     match texts {
@@ -211,7 +214,7 @@ fn charsmap_growth(base64: &str) -> Result<usize> {
     }
 }
 
-/// The bytes of `text`, up to the first character that is not of base64; the crate checks the rest.
+/// The decoded bytes of `text`, up to the first character that is not base64; the crate checks the rest.
 fn decode_base64(text: &str) -> Vec<u8> {
     let digit = |byte: u8| match byte {
         b'A'..=b'Z' => Some(byte - b'A'),
@@ -244,14 +247,15 @@ fn refuse<T>(what: String) -> Result<T> {
 pub(super) fn load(json: Vec<u8>) -> Result<tokenizers::Tokenizer> {
     within(LOAD, "be loaded", move || {
         let mut inner = tokenizers::Tokenizer::from_bytes(&json)?;
-        // Length rules of the file are not ours, and some of them panic.
+        // Truncation and padding of the file are not used, and some settings panic.
         inner.with_padding(None);
         inner.with_truncation(None)?;
         Ok(inner)
     })
 }
 
-/// Encodes texts that take bad patterns long, within a time limit. That a text fails is found when a row has it.
+/// Encodes texts that are slow for bad patterns, within a time limit. Errors are ignored here; they are
+/// reported if a row has such text.
 pub(super) fn try_out(inner: tokenizers::Tokenizer) -> Result<tokenizers::Tokenizer> {
     within(TRIAL, "encode texts of 2000 bytes", move || {
         for text in trial_texts() {
@@ -267,14 +271,15 @@ fn trial_texts() -> Vec<String> {
     let runs = ["a", " ", "A", "0", "\n", "-", "=", "あ", "é", "a ", "a1", ".,", "\r\n"];
     let repeat = |piece: &str| piece.repeat(TRIAL_BYTES / piece.len());
     let mut texts: Vec<String> = runs.iter().copied().chain([PROSE]).map(repeat).collect();
-    // Patterns that nearly match fail at what follows the run; and the engine looks first whether a text has the characters
-    // that a pattern must have.
+    // Patterns that nearly match fail at the character after the run; and the engine first checks whether a
+    // text contains the characters that a pattern requires.
     let all: String = ('!'..='~').collect();
     texts.extend(runs.map(|piece| repeat(piece) + "!\u{1F600}" + &all));
     texts
 }
 
-/// Runs `run` in a thread and gives up on it after `limit`; the thread goes on until the process ends, which it soon does.
+/// Runs `run` in a thread and gives up after `limit`. The thread continues until the process ends, which
+/// happens soon.
 fn within<T: Send + 'static>(
     limit: Duration,
     action: &'static str,

@@ -1,4 +1,4 @@
-//! Files that would take memory or time without end are refused, and what published models need is not.
+//! Files that would need unbounded memory or time are refused; features of published models are accepted.
 
 use serde_json::{Value, json};
 
@@ -53,7 +53,7 @@ fn tables_of_sentencepiece_are_limited() {
     assert!(with("normalizer", charsmap(1024, &trie, &format!("{}\0a\0", "b".repeat(33)))).is_ok());
     let long = refusal("normalizer", charsmap(1024, &trie, &format!("a\0{}", "b".repeat(200_000))));
     assert!(long.contains("more than 128 times as long"), "{long}");
-    // The crate would make room for 8 GiB before it looks.
+    // The crate would allocate 8 GiB before it checks the size.
     assert!(refusal("normalizer", charsmap(u32::MAX - 3, &trie, "a\0")).contains("cut off"));
     let pair = json!({"type": "Sequence", "normalizers": [charsmap(1024, &trie, &"b".repeat(33)), charsmap(1024, &trie, &"b".repeat(33))]});
     assert!(refusal("normalizer", pair).contains("times as long"));
@@ -98,7 +98,7 @@ fn added_tokens_are_limited() {
     };
     let tokens = |count: usize| (0..count).map(|id| token(id, format!("<{id}>"))).collect::<Value>();
     let many = with("added_tokens", tokens(20_000)).unwrap();
-    // Every place of such a text may begin any of them.
+    // Any of them may begin at every position of such a text.
     let text = "<1<1999".repeat(20_000) + "<19998>";
     assert_eq!(many.special_tokens_in(&text), ["<19998>"]);
     assert!(refusal("added_tokens", tokens(MAX_ADDED + 1)).contains("more than 262144 added tokens"));

@@ -1,4 +1,4 @@
-//! From the bytes of the files to a [`Tokenizer`], with every limit checked on the way.
+//! Loads a [`Tokenizer`] from the bytes of its files, checking every limit.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -18,14 +18,14 @@ use crate::data::at;
 use crate::error::{Error, InputError, Result};
 use crate::formats::model_folder::TokenizerFiles;
 
-/// Largest accepted file. Published ones have up to 35 MB.
+/// Maximum size of a file. Published ones have up to 35 MB.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// The roles of `tokenizer_config.json` that name one token.
 const ROLES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// What the files say, not yet put together.
+/// The parsed files, not yet combined.
 pub(super) struct Parts {
     json: Vec<u8>,
     json_path: PathBuf,
@@ -144,7 +144,8 @@ impl Parts {
                 bos.is_some() && empty.first() == bos.as_ref()
             }
         };
-        // What it adds is known now, and it would move the places of tokens.
+        // What the post-processor adds is known now; it is removed, because it would shift the positions of
+        // tokens.
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         let inner = limits::try_out(inner).map_err(here)?;
         Ok(Tokenizer {
@@ -160,7 +161,8 @@ impl Parts {
         })
     }
 
-    /// The crate gives an added token another id than the file if the vocabulary has a hole; the model would see wrong tokens.
+    /// Refuses a vocabulary with a gap: the crate would give an added token another id than the file, and the
+    /// model would get wrong tokens.
     fn check_ids(&self, inner: &tokenizers::Tokenizer, added: Vec<Declared>) -> Result<()> {
         for Declared { id, content } in added {
             if inner.token_to_id(&content) != Some(id) {
@@ -205,7 +207,7 @@ impl Parts {
         declared.sort_by_key(|(id, _)| *id);
         let mut tokens: Vec<AddedToken> = declared.iter().map(|(_, token)| token.clone()).collect();
         let known = inner.get_added_tokens_decoder();
-        // Tokens with a role are recognised in texts, whatever file says which they are.
+        // Tokens with a role are recognised in texts, whichever file declares them.
         let mut added: HashSet<String> =
             known.into_values().chain(tokens.iter().cloned()).map(|token| token.content).collect();
         let lists = named.values().filter_map(Value::as_array).flatten();
@@ -233,7 +235,7 @@ impl Parts {
                 named.insert((*role).into(), (*token).into());
             }
         }
-        // Roles that a model has of its own, such as `image_token`.
+        // Model-specific roles, such as `image_token`.
         if let Some(Value::Object(more)) = self.config.get("extra_special_tokens") {
             let more = more.iter().filter_map(|(role, token)| Some((role.clone(), text(token)?)));
             named.extend(more);
@@ -245,7 +247,8 @@ impl Parts {
         named
     }
 
-    /// Puts the files of old folders into the configuration, as `transformers` does if that lists no added tokens.
+    /// Merges the files of old folders into the configuration, as `transformers` does if it lists no added
+    /// tokens.
     fn add_legacy(&mut self) {
         if self.config.contains_key("added_tokens_decoder") {
             return;

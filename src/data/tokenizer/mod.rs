@@ -1,7 +1,8 @@
 //! The tokenizer of a model folder: `tokenizer.json` for the ids, `tokenizer_config.json` for the roles of special tokens.
 //!
-//! The ids are those of `transformers` with `add_special_tokens=False`. Files come from strangers: sizes are limited, the parser
-//! runs behind `catch_unwind`, and what is known to explode later is refused at load.
+//! The ids are those of `transformers` with `add_special_tokens=False`. Files are untrusted: sizes are
+//! limited, the parser runs behind `catch_unwind`, and features that are known to fail later are refused when
+//! loading.
 
 pub mod chat;
 pub mod escape;
@@ -31,10 +32,10 @@ use special::SpecialIndex;
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The same with special tokens as ordinary text; made when a text first needs it.
+    /// A copy that treats special tokens as ordinary text; created when first needed.
     plain: OnceLock<tokenizers::Tokenizer>,
     specials: SpecialIndex,
-    /// All added tokens; made when a text first needs them.
+    /// All added tokens; created when first needed.
     matchers: OnceLock<Matchers>,
     named: Map<String, Value>,
     templates: Vec<NamedTemplate>,
@@ -62,7 +63,8 @@ impl Tokenizer {
         Parts::from_memory(tokenizer_json, tokenizer_config)?.build()
     }
 
-    /// The ids of `text`, nothing added. Special tokens written in the text are recognised, as in `transformers`.
+    /// The ids of `text`, without added BOS or EOS. Special tokens written in the text are recognised, as in
+    /// `transformers`.
     ///
     /// # Errors
     /// [`Error::Input`] of class TOKENIZER if the tokenizer fails on this text.
@@ -70,8 +72,8 @@ impl Tokenizer {
         guarded("encode the text", || self.inner.encode_fast(text, false).map(|e| e.get_ids().to_vec()))
     }
 
-    /// The ids of `text` with special tokens in it taken as ordinary text, as `split_special_tokens=True` does. Added tokens
-    /// that are not special (such as `<think>`) stay tokens.
+    /// The ids of `text` with special tokens in it encoded as ordinary text, as `split_special_tokens=True`
+    /// does. Added tokens that are not special (such as `<think>`) stay tokens.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -126,7 +128,7 @@ impl Tokenizer {
         self.named_token("eos_token")
     }
 
-    /// The token that fills up, and its id.
+    /// The padding token, and its id.
     pub fn pad_token(&self) -> Option<(String, u32)> {
         self.named_token("pad_token")
     }
@@ -141,12 +143,12 @@ impl Tokenizer {
         self.adds_bos
     }
 
-    /// What was changed on the way in, for the user to know.
+    /// Notes for the user about changes made when loading.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// The added tokens, with their ids, that a model with `vocab_size` rows has no row for; sorted by id.
+    /// The added tokens, with their ids, for which a model with `vocab_size` rows has no row; sorted by id.
     pub fn tokens_beyond(&self, vocab_size: usize) -> Vec<(String, u32)> {
         let added = self.inner.get_added_tokens_decoder().into_iter();
         let mut beyond: Vec<_> = added
@@ -177,12 +179,13 @@ impl Tokenizer {
         self.specials.find(text).map(|found| text[found].to_owned()).collect()
     }
 
-    /// Where the first special token of `text` is.
+    /// The range of the first special token of `text`.
     pub fn first_special_in(&self, text: &str) -> Option<Range<usize>> {
         self.specials.find(text).next()
     }
 
-    /// What templates see: `bos_token`, `eos_token`, `additional_special_tokens` and so on, those that are set.
+    /// The special-token variables of templates that are set: `bos_token`, `eos_token`,
+    /// `additional_special_tokens` and so on.
     pub fn special_token_map(&self) -> &Map<String, Value> {
         &self.named
     }

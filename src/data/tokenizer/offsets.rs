@@ -1,8 +1,8 @@
-//! Ids together with the bytes of the text that each was made from.
+//! Ids together with the byte ranges of the text that they represent.
 //!
-//! Masks are spans of text, so every token has to know its place in the text as it was given: before normalizers composed
-//! characters, and without the "▁" that a tokenizer puts before a text. The crate's own offsets are nearly that. What they
-//! lack is mended here, from the offsets alone.
+//! Masks are spans of text, so every token needs its position in the original text: before normalizers
+//! composed characters, and without the "▁" that a tokenizer adds before a text. The crate's own offsets are
+//! nearly that. Their errors are corrected here, from the offsets alone.
 
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ pub struct Encoded {
 }
 
 impl Tokenizer {
-    /// The ids of `text` as [`Tokenizer::encode`] gives them, with their places in `text`.
+    /// The ids of `text` as returned by [`Tokenizer::encode`], with their positions in `text`.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`], and if the tokenizer drops a character for which it has no token.
@@ -35,7 +35,7 @@ impl Tokenizer {
         })
     }
 
-    /// From the pieces between added tokens to ids: what the crate does after it has found those.
+    /// Encodes the pieces between added tokens: the steps of the crate after it has found those.
     pub(super) fn finish(&self, mut pieces: PreTokenizedString, text: &str) -> tokenizers::Result<Encoded> {
         if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut pieces)?;
@@ -43,8 +43,8 @@ impl Tokenizer {
         let model = self.inner.get_model();
         pieces.tokenize(|piece| {
             let tokens = model.tokenize(piece.get())?;
-            // Where a character has no token and there is no token for unknown ones, the crate goes on without it and gives
-            // the next tokens its place.
+            // If a character has no token and there is no unknown token, the crate skips it and gives its
+            // position to the next tokens.
             let end = tokens.last().map_or(0, |token| token.offsets.1);
             if end == piece.get().len() {
                 return Ok(tokens);
@@ -71,12 +71,13 @@ fn ranges(encoding: &Encoding, text: &str) -> Vec<Range<usize>> {
     encoding.get_offsets().iter().map(range).collect()
 }
 
-/// Where the character begins that byte `at` belongs to.
+/// Start of the character that contains byte `at`.
 fn char_start(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0)
 }
 
-/// A "▁" or "Ġ" that was put before a text has the place of the text's first character, which the next token has too.
+/// A "▁" or "Ġ" that was added before a text has the position of the text's first character, as the next
+/// token does.
 fn empty_prepended(encoding: &Encoding, offsets: &mut [Range<usize>]) {
     for (idx, token) in encoding.get_tokens().iter().enumerate() {
         let only_space = !token.is_empty() && token.chars().all(|c| matches!(c, '▁' | 'Ġ' | ' '));
@@ -87,8 +88,8 @@ fn empty_prepended(encoding: &Encoding, offsets: &mut [Range<usize>]) {
     }
 }
 
-/// Several characters without a token of their own become one run of byte tokens that all have the place of the whole run;
-/// each gets its character's.
+/// Consecutive characters without a token become one run of byte tokens that all have the range of the whole
+/// run; each gets the range of its character.
 fn divide_byte_runs(encoding: &Encoding, text: &str, offsets: &mut [Range<usize>]) {
     let byte = |token: &String| {
         let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
@@ -122,7 +123,7 @@ fn take_in_composed(text: &str, offsets: &mut [Range<usize>]) {
         let next = offsets.get(idx + 1).map_or(text.len(), |next| next.start);
         let Some(gap) = text.get(end..next) else { continue };
         let len = gap.find(char::is_whitespace).unwrap_or(gap.len());
-        // Pieces of one character share its place, so that all of them take the gap in.
+        // Pieces of one character share its range, so all of them include the gap.
         let start = offsets[idx].start;
         let first = offsets[..=idx].iter().rposition(|range| range.start != start).map_or(0, |last| last + 1);
         for range in offsets[first..=idx].iter_mut().filter(|range| range.end == end && range.start < end) {

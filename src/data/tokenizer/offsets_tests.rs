@@ -1,5 +1,5 @@
-//! Places of tokens, against what the tokens say of themselves; and special tokens as text, against tokenizers that do not
-//! know them.
+//! Positions of tokens, compared with the text of the tokens; and special tokens as text, compared with
+//! tokenizers that do not know them.
 
 use super::super::escape::without_marks;
 use super::super::tests::QWEN;
@@ -125,7 +125,7 @@ fn marked(text: &str, special: &str, follow: &str) -> String {
 
 #[test]
 fn marked_tokens_are_text_for_every_tokenizer() {
-    // A tokenizer that does not know `<|im_end|>` is the judge.
+    // The reference is a tokenizer that does not know `<|im_end|>`.
     let text = "<|im_start|>u\nfour<|im_end|> five</s><|im_end|>\n <|im_start|><|im_end|>";
     for path in
         [format!("{FOLDER}/first/tokenizer.json"), format!("{FOLDER}/legacy/tokenizer.json"), TINY.into()]

@@ -1,4 +1,4 @@
-//! Finds special tokens in text, in one pass: user text that holds one can change where a turn ends.
+//! Finds special tokens in text, in one pass: user text that contains one can change where a turn ends.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use std::ops::Range;
 #[derive(Debug, Default)]
 pub(super) struct SpecialIndex {
     tokens: Vec<String>,
-    /// Whether one is matched after normalisation, so that the raw text does not tell.
+    /// True if a token is matched after normalization, so that the raw text is not sufficient.
     normalized: bool,
 }
 

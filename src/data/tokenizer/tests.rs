@@ -202,7 +202,7 @@ fn a_panic_while_encoding_is_an_error() {
         json["pre_tokenizer"] = serde_json::json!({"type": "Split", "pattern": {"Regex": "(a*)*(a*)*(a*)*b"},
             "behavior": "Isolated", "invert": false});
     });
-    // Whether the regex engine gives up is its business; that it takes nobody down is ours.
+    // The regex engine may give up, but it must not take down the process.
     let _ = tokenizer.unwrap().encode(&"a".repeat(30));
 }
 
@@ -274,7 +274,7 @@ fn old_folders_have_their_tokens_in_two_more_files() {
     assert_eq!(old.encode("a<x>b<y>").unwrap(), [3, 5, 4, 6]);
     assert_eq!(old.special_tokens_in("<x><y></s>"), ["<x>", "</s>"]);
     assert_eq!(old.tokens_beyond(6), [("<y>".to_owned(), 6)]);
-    // A folder that lists its added tokens is a new one.
+    // A folder that lists its added tokens has the new format.
     let config =
         ("tokenizer_config.json", r#"{"added_tokens_decoder": {"5": {"content": "<z>", "special": true}}}"#);
     let new = folder(|_| (), &[map, added, config]).unwrap();

@@ -1,4 +1,4 @@
-//! From template values to numbers, lists and arguments.
+//! Conversion of template values to numbers, lists and arguments.
 
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Error, Value};
@@ -53,14 +53,14 @@ pub(super) fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// What a `for` loop over the value sees.
+/// The items that a `for` loop over the value visits.
 pub(super) fn items(value: &Value) -> Result<Vec<Value>, Error> {
     match value.kind() {
         ValueKind::Undefined => Ok(Vec::new()),
         ValueKind::String => Ok(value.as_str().unwrap_or_default().chars().map(Value::from).collect()),
         ValueKind::Map => {
             let keys = value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
-            // 1, 1.0 and True are one key in Python.
+            // 1, 1.0 and True are equal keys in Python.
             let mut numbers: Vec<f64> = keys.iter().filter_map(number).map(Number::float).collect();
             numbers.sort_by(f64::total_cmp);
             numbers.dedup();
@@ -74,7 +74,7 @@ pub(super) fn items(value: &Value) -> Result<Vec<Value>, Error> {
     }
 }
 
-/// The arguments of a call as the engine gives them.
+/// The arguments of a call in the form of the engine.
 pub(super) type Given = Rest<ValueOrKwargs>;
 
 /// The arguments of a call, by position and name.
@@ -82,7 +82,7 @@ pub(super) struct Arguments {
     what: String,
     by_position: std::vec::IntoIter<Value>,
     by_name: Option<Kwargs>,
-    /// Names the arguments were given by, as far as they were asked for.
+    /// Names of the keyword arguments that were read so far.
     used: Vec<String>,
 }
 
@@ -144,7 +144,7 @@ impl Arguments {
         self.by_name.as_ref()
     }
 
-    /// Refuses arguments that nobody asked for.
+    /// Refuses arguments that were not read.
     pub(super) fn end(mut self) -> Result<(), Error> {
         if self.by_position.next().is_some() {
             return Err(fail(format!("{}: too many arguments", self.what)));

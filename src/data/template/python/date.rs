@@ -1,10 +1,10 @@
-//! `strftime_now`, which has no clock: the same files give the same text on every day.
+//! `strftime_now` without a clock: the same files give the same text on every day.
 
 use minijinja::{Error, State};
 
 use super::fail;
 
-/// The day of `strftime_now` unless the variable `today` is given: the date that Llama 3 templates fall back to themselves.
+/// The day of `strftime_now` unless the variable `today` is given: the default date of Llama 3 templates.
 const DEFAULT_TODAY: &str = "2024-07-26";
 
 pub(super) fn strftime_now(state: &State, format: &str) -> Result<String, Error> {

@@ -1,4 +1,5 @@
-//! Jinja's filters as Jinja2 has them. Those that are generators there can be read once and not be written, here too.
+//! Jinja's filters with the behaviour of Jinja2. Results that are generators there can be read only once and
+//! cannot be printed, here too.
 
 use std::cmp::Ordering;
 
@@ -13,7 +14,7 @@ use super::text::{capitalized, is_namespace, str};
 use super::{check_len, fail, operators};
 
 pub(super) fn install(environment: &mut Environment<'static>) {
-    // Filters that Jinja2 does not have, or that do something else there.
+    // Filters of the engine that Jinja2 lacks or defines differently.
     for name in ["bool", "chain", "lines", "split", "zip", "pprint", "escape", "e", "urlencode"] {
         environment.remove_filter(name);
     }
@@ -73,7 +74,7 @@ fn texts(environment: &mut Environment<'static>) {
         Ok::<_, Error>(parts.join(&between))
     });
     environment.add_filter("wordcount", |value: &Value| {
-        // `\w+` of the texts that we can be sure of.
+        // `\w+`, for texts where it is certain to match Python's.
         let text = str(value)?;
         if !text.is_ascii() {
             return Err(super::unsupported("wordcount of text that is not ASCII"));
@@ -215,7 +216,8 @@ fn round(value: &Value, arguments: Given) -> Result<Value, Error> {
     }
 }
 
-/// Filters that the engine does as Jinja2 does, except that their result is a list there.
+/// Filters with the same items in the engine as in Jinja2, except that the engine returns a list instead of a
+/// generator.
 fn generators(environment: &mut Environment<'static>) {
     for (name, keep) in [("select", true), ("reject", false)] {
         environment.add_filter(name, move |state: &mut State, value: &Value, arguments: Given| {
@@ -288,12 +290,12 @@ fn generators(environment: &mut Environment<'static>) {
     });
 }
 
-/// The items; none of anything that counts as false.
+/// The items; empty for a false value.
 fn items_if_any(value: &Value) -> Result<Vec<Value>, Error> {
     if value.is_true() { items(value) } else { Ok(Vec::new()) }
 }
 
-/// The items for which a test of `of` says `keep`; without a test, what counts as true.
+/// The items for which the test of `of` gives `keep`; without a test, the truth value decides.
 fn chosen(
     state: &mut State,
     all: Vec<Value>,
@@ -359,7 +361,7 @@ fn lists(environment: &mut Environment<'static>) {
     environment.add_filter(
         "groupby",
         |value: Value, attribute: Option<&str>, kwargs: minijinja::value::Kwargs| {
-            // The engine sorts what Python does not compare.
+            // The engine sorts values that Python refuses to compare.
             let all = items(&value)?;
             let path = match attribute {
                 Some(path) => Value::from(path),
@@ -467,7 +469,7 @@ fn sort_keys(item: &Value, attribute: Option<&Value>) -> Result<Vec<Value>, Erro
 
 type Keyed = Vec<(Vec<Value>, Value)>;
 
-/// Items with what they are sorted by; texts in lower case unless `case` counts.
+/// Items with their sort keys; texts in lower case unless `case` is set.
 fn keyed(
     all: Vec<Value>,
     case: bool,

@@ -15,7 +15,7 @@ pub(super) fn percent(template: &str, values: &Value) -> Result<Value, Error> {
     let all = if values.is_tuple() { items(values)? } else { vec![values.clone()] };
     let is_dict = values.kind() == ValueKind::Map;
     let names = if is_dict { Some(values) } else { None };
-    // CPython lets whatever has keys or indices be left over.
+    // CPython accepts unused values if they are a mapping or have indices.
     percent_with(template, all, is_dict || is_list(values), |name| {
         names.and_then(|names| names.get_attr(name).ok())
     })
@@ -143,7 +143,7 @@ fn digits(text: &str) -> Result<(Option<usize>, &str), Error> {
     }
 }
 
-/// How a value is laid out.
+/// A format specification.
 struct Spec {
     align: Option<char>,
     sign: Option<char>,

@@ -11,10 +11,10 @@ use super::filters::merge_sort;
 use super::text::{float_repr, is_mark, is_namespace};
 use super::{MAX_TEXT_BYTES, fail, operators};
 
-/// Widest accepted indentation.
+/// Maximum indentation.
 const MAX_INDENT: i128 = 32;
 
-/// Values inside each other.
+/// Maximum nesting of values.
 const MAX_DEPTH: usize = 200;
 
 struct Style {
@@ -126,7 +126,8 @@ impl Style {
                 '\u{c}' => out.push_str("\\f"),
                 // Writing into a string cannot fail.
                 c if c < ' ' => drop(write!(out, "\\u{:04x}", u32::from(c))),
-                // Marks in special tokens of the data are taken out later, so they have to stay one character.
+                // Marks in special tokens of the data are removed later, so each must stay a single
+                // character.
                 c if self.ascii && c >= '\u{7f}' && !is_mark(c) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
                         let _ = write!(out, "\\u{unit:04x}");

@@ -27,7 +27,7 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     });
 }
 
-/// A method that is named but not called: it is defined, and nothing else can be said of it.
+/// A method that is named but not called: it is defined, and supports no other operation.
 #[derive(Debug)]
 pub(super) struct Method;
 
@@ -51,7 +51,7 @@ const CHANGES: &[&str] = &[
     "update",
 ];
 
-/// Whether Python finds a method before it looks for a key.
+/// True if Python finds a method before it looks for a key.
 pub(super) fn has_method(value: &Value, name: &str) -> bool {
     const LIST: &[&str] = &[
         "append", "clear", "copy", "count", "extend", "index", "insert", "pop", "remove", "reverse", "sort",
@@ -82,7 +82,7 @@ pub(super) fn has_method(value: &Value, name: &str) -> bool {
     }
 }
 
-/// Not a namespace or the variable of a loop.
+/// Excludes namespaces and loop variables.
 fn is_dict(value: &Value) -> bool {
     let of_engine =
         |object: &minijinja::value::DynObject| object.type_name().to_ascii_lowercase().contains("loop");
@@ -195,9 +195,9 @@ pub(super) fn capitalize(text: &str) -> Result<String, Error> {
     Ok(result + &chars.as_str().to_lowercase())
 }
 
-/// Upper case, and for the few letters that are two in one (`ﬁ`) only the first of them.
+/// Title case; of the few ligatures (`ﬁ`) only the first letter is upper case.
 fn push_title_case(c: char, result: &mut String) -> Result<(), Error> {
-    // Letters with a third case, for which there is no table here.
+    // Letters with a separate title case, for which there is no table here.
     if matches!(c, 'ŉ' | 'Ǆ'..='ǌ' | 'Ǳ'..='ǳ' | 'ა'..='ჿ' | '\u{1f80}'..='\u{1fff}') {
         return Err(unsupported(format!("the title case of {c:?}")));
     }
@@ -216,7 +216,7 @@ fn swapped(c: char) -> char {
     if c.is_ascii_lowercase() { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() }
 }
 
-/// White space as `str.strip` and `str.split` have it: four control characters more than elsewhere.
+/// White space as defined by `str.strip` and `str.split`: four control characters more than elsewhere.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
 }
@@ -257,14 +257,14 @@ fn split(text: &str, from_right: bool, arguments: &mut Arguments) -> Result<Valu
     Ok(list.into())
 }
 
-/// Words between white space, at most `most` cuts.
+/// Splits at white space, at most `most` times.
 fn split_space(text: &str, from_right: bool, most: usize) -> Value {
     let mut rest = text.trim_matches(is_space);
     let mut words: Vec<Value> = Vec::new();
     while !rest.is_empty() {
         let cut = if from_right { rest.rfind(is_space) } else { rest.find(is_space) };
         let Some(cut) = cut.filter(|_| words.len() < most) else {
-            // White space at the other end goes too unless the last word is a remainder.
+            // White space at the other end is removed too, unless the last word is a remainder.
             words.push(rest.into());
             break;
         };
@@ -400,7 +400,7 @@ fn pad(text: &str, name: &str, arguments: &mut Arguments) -> Result<String, Erro
     })
 }
 
-/// CPython gives the odd one to the left if the width is odd.
+/// `str.center`. CPython puts an odd fill character on the left if the width is odd, else on the right.
 pub(super) fn center(text: &str, missing: usize, width: usize, fill: &str) -> String {
     let left = missing / 2 + (missing & width & 1);
     format!("{}{text}{}", fill.repeat(left), fill.repeat(missing - left))
@@ -416,7 +416,7 @@ fn is(text: &str, name: &str) -> Result<bool, Error> {
         "islower" => cased(char::is_lowercase, char::is_uppercase),
         "isupper" => cased(char::is_uppercase, char::is_lowercase),
         "isprintable" => text.chars().all(text::is_printable),
-        // Which characters of other scripts count is a matter of tables that we do not have.
+        // For other scripts the answer depends on tables that are not included.
         "isdigit" | "isdecimal" | "isnumeric" if text.chars().all(|c| c.is_ascii() || !c.is_numeric()) => {
             all(|c| c.is_ascii_digit())
         }

@@ -1,8 +1,10 @@
-//! What templates take from Python and `transformers`: how values are written, operators, methods, filters and tests.
+//! Python and `transformers` semantics for templates: printing of values, operators, methods, filters and
+//! tests.
 //!
-//! Models are trained on text that Jinja2 wrote, so everything that can end up in a text is done here as Python does it, and
-//! what cannot be the same (the address of a generator, a set in its own order) is an error that names it. What changes a
-//! value in place is an error too, as in the sandbox of `transformers`.
+//! Models are trained on text rendered by Jinja2, so every operation that can affect the text behaves as in
+//! Python. Operations that cannot be reproduced (the address of a generator, the order of a set) are errors
+//! that name them. Operations that change a value in place are errors too, as in the sandbox of
+//! `transformers`.
 
 mod convert;
 mod date;
@@ -17,10 +19,10 @@ mod text;
 
 use minijinja::{Environment, Error, ErrorKind, Value};
 
-/// Longest text that one operation may make.
+/// Maximum length of the text that one operation produces.
 const MAX_TEXT_BYTES: usize = 64 << 20;
 
-/// Adds all of it to `environment`.
+/// Adds all of them to `environment`.
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_formatter(|output, _, value| {
         output.write_str(&text::str(value)?).map_err(|e| Error::from(ErrorKind::WriteFailure).with_source(e))
@@ -43,12 +45,12 @@ fn fail(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what.into())
 }
 
-/// An error for what Python does and we do not.
+/// An error for a Python feature that is not supported.
 fn unsupported(what: impl std::fmt::Display) -> Error {
     fail(format!("{what} is not supported in chat templates"))
 }
 
-/// `count` repetitions of `len` bytes, if that is a reasonable text.
+/// The length of `count` repetitions of `len` bytes, if it is within the limit.
 fn check_len(len: usize, count: usize) -> Result<(), Error> {
     match len.checked_mul(count) {
         Some(total) if total <= MAX_TEXT_BYTES => Ok(()),

@@ -97,7 +97,7 @@ pub(super) fn add(a: &Value, b: &Value) -> Result<Value, Error> {
     arithmetic("+", a, b, i128::checked_add, |a, b| Ok(a + b))
 }
 
-/// A list, whose like cannot be keys.
+/// A list, which cannot be a key.
 pub(super) fn is_list(value: &Value) -> bool {
     value.kind() == ValueKind::Seq && !value.is_tuple() && value.downcast_object_ref::<Range>().is_none()
 }
@@ -126,7 +126,7 @@ fn div(a: &Value, b: &Value) -> Result<Value, Error> {
     if y.float() == 0.0 {
         return Err(fail("division by zero"));
     }
-    // Beyond this a quotient of whole numbers is not that of the nearest floats.
+    // Beyond this a quotient of integers differs from that of the nearest floats.
     let exact = |number| !matches!(number, Number::Int(int) if int.unsigned_abs() > 1 << 53);
     if exact(x) && exact(y) { Ok(Value::from(x.float() / y.float())) } else { Err(too_large()) }
 }
@@ -196,7 +196,7 @@ pub(super) fn equal(a: &Value, b: &Value) -> bool {
             };
             x.len() == y.len() && x.iter().all(same)
         }
-        // These are equal only to themselves.
+        // These values are equal only to themselves.
         (ValueKind::Map | ValueKind::Iterable | ValueKind::Plain, _) => is_sameas(a, b),
         _ => a == b,
     }
@@ -211,7 +211,7 @@ fn order(a: Number, b: Number) -> Option<Ordering> {
     }
 }
 
-/// Exact, where the int has more digits than a float.
+/// Exact, because an int may have more digits than a float.
 fn int_and_float(int: i128, float: f64) -> Option<Ordering> {
     match (int as f64).partial_cmp(&float)? {
         Ordering::Equal if float.abs() < 1e38 => Some(int.cmp(&(float as i128))),
@@ -219,7 +219,7 @@ fn int_and_float(int: i128, float: f64) -> Option<Ordering> {
     }
 }
 
-/// How `a` and `b` are ordered; None where NaN is involved.
+/// The order of `a` and `b`; `None` if one is NaN.
 pub(super) fn compare(operator: &str, a: &Value, b: &Value) -> Result<Option<Ordering>, Error> {
     if let (Some(a), Some(b)) = (number(a), number(b)) {
         return Ok(order(a, b));

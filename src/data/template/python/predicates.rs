@@ -1,4 +1,4 @@
-//! Jinja's tests (`x is string`) as Jinja2 answers them.
+//! Jinja's tests (`x is string`) with the results of Jinja2.
 
 use std::cmp::Ordering;
 
@@ -10,7 +10,7 @@ use super::text::is_namespace;
 use super::{fail, operators, text};
 
 pub(super) fn install(environment: &mut Environment<'static>) {
-    // What Jinja2 does not have is an error there.
+    // A test that Jinja2 lacks is an error there.
     for name in ["startingwith", "endingwith", "safe", "int"] {
         environment.remove_test(name);
     }

@@ -9,13 +9,13 @@ use super::convert::{Arguments, Given, Number, items, number, type_name};
 use super::fail;
 use super::methods::{Method, has_method};
 
-/// Longest range, as in the sandbox of Jinja.
+/// Maximum length of a range, as in the sandbox of Jinja.
 const MAX_RANGE: usize = 100_000;
 
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_function("range", |arguments: Given| Range::of(arguments));
     environment.add_function("py_item", item);
-    // The engine would take None for an empty list.
+    // The engine would treat None as an empty list.
     environment.add_function("py_iter", |value: Value| match value.kind() {
         ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => Ok(value),
         _ => items(&value).map(Value::from),
@@ -72,7 +72,7 @@ impl Range {
     }
 }
 
-/// How many numbers there are from `start` to before `stop`.
+/// The number of values from `start` to before `stop`.
 fn steps(start: i128, stop: i128, step: i128) -> i128 {
     let (distance, width) = if step > 0 {
         (stop.saturating_sub(start), step)

@@ -9,10 +9,10 @@ use super::convert::{Number, number};
 use super::sequence::Range;
 use super::{MAX_TEXT_BYTES, fail, unsupported};
 
-/// Values inside each other.
+/// Maximum nesting of values.
 const MAX_DEPTH: usize = 200;
 
-/// `str(value)`; nothing for an undefined value, as Jinja has it.
+/// `str(value)`; empty for an undefined value, as in Jinja.
 pub(super) fn str(value: &Value) -> Result<String, Error> {
     match value.as_str() {
         Some(text) => Ok(text.to_owned()),
@@ -21,7 +21,8 @@ pub(super) fn str(value: &Value) -> Result<String, Error> {
     }
 }
 
-/// `text` in lower case but for the first character of every word, which `begin` writes; `is_inside` tells what a word is of.
+/// `text` in lower case except for the first character of every word, which `begin` writes; `is_inside` tells
+/// the characters of a word.
 pub(super) fn capitalized(
     text: &str,
     begin: impl Fn(char, &mut String) -> Result<(), Error>,
@@ -91,7 +92,7 @@ fn write_repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error
             }
             out.push('}');
         }
-        // Python writes the address of these.
+        // Python prints the address of these.
         kind => {
             return Err(unsupported(format!(
                 "writing a value of the kind {kind} (a generator, view or function)"
@@ -101,7 +102,7 @@ fn write_repr(value: &Value, out: &mut String, depth: usize) -> Result<(), Error
     Ok(())
 }
 
-/// Whether it is what `namespace()` makes.
+/// True for the result of `namespace()`.
 pub(super) fn is_namespace(value: &Value) -> bool {
     value.as_object().is_some_and(|object| object.type_name().ends_with("Namespace"))
 }

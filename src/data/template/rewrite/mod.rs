@@ -1,16 +1,17 @@
-//! Operators, slices and methods become calls of our functions, so that they mean what they mean in Python.
+//! Rewrites operators, slices and methods into calls of our functions, so that they behave as in Python.
 //!
-//! The template engine has operators of its own: `'%s' % n` is an error there, `~` writes floats in another notation, `<`
-//! compares what Python does not compare, a backward slice ends elsewhere. They cannot be replaced in the engine, but in the
-//! text of the template: `a ~ b` becomes `py_concat(a, b)`. The grammar is Jinja's; what is not an operator stays as it is
-//! written, with its white space, so that the lines of errors stay right.
+//! The template engine has operators of its own: `'%s' % n` is an error there, `~` writes floats in another
+//! notation, `<` compares types that Python does not compare, a backward slice ends elsewhere. They cannot be
+//! replaced in the engine, so the text of the template is rewritten: `a ~ b` becomes `py_concat(a, b)`. The
+//! grammar is Jinja's. Everything but operators is kept verbatim, with its white space, so that line numbers
+//! of errors stay right.
 
 mod tokens;
 
 use super::Failure;
 use tokens::{Kind, Token, tokens};
 
-/// Brackets and operators inside each other. Published templates need about 10.
+/// Maximum nesting of brackets and operators. Published templates need about 10.
 const MAX_DEPTH: usize = 100;
 
 /// Names after a dot that Python finds on a string, list or dictionary before it looks for a key.
@@ -81,11 +82,11 @@ pub(super) const METHODS: &[&str] = &[
     "zfill",
 ];
 
-/// Words that are not names of values.
+/// Keywords, which are not names of values.
 const KEYWORDS: &[&str] =
     &["and", "or", "not", "if", "else", "in", "is", "recursive", "import", "as", "with", "without"];
 
-/// `source` with its operators as calls, and with the line ends that Jinja gives it.
+/// `source` with its operators as calls, and with line ends normalized as in Jinja.
 pub(super) fn rewrite(source: &str) -> Result<String, Failure> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut result = String::with_capacity(source.len() * 2);
@@ -111,7 +112,7 @@ pub(super) fn rewrite(source: &str) -> Result<String, Failure> {
         result.push_str(&text);
         let end = tag.len() - after.len();
         let closing = if matches!(tag.as_bytes()[end - 3], b'-' | b'+') { 3 } else { 2 };
-        // The space keeps what was rewritten apart from the sign of the tag.
+        // The space separates the rewritten text from the sign of the tag.
         result.push(' ');
         result.push_str(&tag[end - closing..end]);
         rest = after;
@@ -160,7 +161,7 @@ impl Rewriter {
             Some("with") => self.check_with()?,
             _ => {}
         }
-        // What is assigned to stays as it is.
+        // The target of an assignment is kept verbatim.
         let until = match self.peek() {
             Some("for") => Some("in"),
             Some("set") => Some("="),
@@ -196,7 +197,7 @@ impl Rewriter {
         }
     }
 
-    /// What a loop goes over, up to its condition.
+    /// The iterable of a loop, up to its condition.
     fn iterated(&mut self) -> Rewritten {
         let mut value = String::new();
         let mut is_tuple = false;
@@ -237,13 +238,13 @@ impl Rewriter {
         }
     }
 
-    /// White space of the next token, which is dropped.
+    /// Drops the next token and returns its white space.
     fn drop_token(&mut self) -> String {
         self.at += 1;
         self.tokens.get(self.at - 1).map_or(String::new(), |token| token.space.clone())
     }
 
-    /// Expressions and whatever stands between them, up to a closing bracket or the end.
+    /// Expressions and the tokens between them, up to a closing bracket or the end.
     fn list(&mut self, result: &mut String) -> Result<(), String> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -303,7 +304,7 @@ impl Rewriter {
         let mut left = operand(self)?;
         let mut count = 0;
         while let Some((_, name)) = operators.iter().find(|(sign, _)| self.peek() == Some(sign)) {
-            // Each operator nests what is written one level deeper.
+            // Each operator adds one level of nesting.
             count += 1;
             if count > MAX_DEPTH {
                 return Err(format!("more than {MAX_DEPTH} operators in one expression"));
@@ -346,7 +347,7 @@ impl Rewriter {
                 Err(format!("{word:?} is not expected here"))
             }
             (Some(Kind::Text), _) => {
-                // Neighbouring strings are one.
+                // Adjacent string literals are concatenated.
                 let mut whole = String::new();
                 let mut space = String::new();
                 while self.is_text() {
@@ -505,7 +506,7 @@ impl Rewriter {
 fn call(name: &str, arguments: &[&str]) -> String {
     let first = arguments.first().copied().unwrap_or_default();
     let space = &first[..first.len() - first.trim_start().len()];
-    // At the end of a word a name would become part of it.
+    // Directly after a word, the name would become part of it.
     let space = if space.is_empty() { " " } else { space };
     format!("{space}{name}({})", arguments.join(","))
 }

@@ -1,6 +1,6 @@
 //! The tokens of a tag, by Jinja's rules: numbers with `_`, strings with Python's escapes.
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Name,
@@ -92,7 +92,7 @@ fn number(text: &str) -> Result<(Kind, String, usize), String> {
     }
     let plain = text[..len].replace('_', "");
     let plain = match kind {
-        // Leading zeros are no octal numbers here.
+        // Leading zeros do not mean octal here.
         Kind::Int => plain.parse::<i128>().map_err(|_| "a number is too large")?.to_string(),
         _ if plain.parse::<f64>().is_ok_and(f64::is_finite) => plain,
         _ => return Err("a number is too large".into()),
