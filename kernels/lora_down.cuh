@@ -12,7 +12,7 @@
 #include "common/rows.cuh"
 #include "lora_matmul.cuh"
 
-// One layer of a narrow product.
+// One layer of a down-projection.
 struct LoraDownLayer {
     const bf16* input;          // [rows, features]; not read where a kernel makes its input
     bf16* output;               // [rows, stride], rank_stride columns of this layer, overwritten
@@ -21,7 +21,7 @@ struct LoraDownLayer {
     int64_t features;           // columns of input
 };
 
-// The narrow products that a kernel makes of its output.
+// The down-projections that a kernel makes of its output.
 struct LoraProject {
     LoraDownLayer layers[3];  // those that share the output, or one for each output
     const LoraRun* runs;      // [*num_runs]

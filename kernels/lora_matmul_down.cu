@@ -1,4 +1,4 @@
-// out = scaling * dropout(in) factor^T: the narrow products of LoRA, for up to three layers in one launch.
+// out = scaling * dropout(in) factor^T: the down-projections of LoRA, for up to three layers in one launch.
 //
 // With the input x and the factor A this is xa, with dy and B (transposed) it is dxa (without dropout, which acts on x
 // alone): in is [rows, features], the factor [r, features], out [rows, r]. How is said in lora_down.cuh. `in` is read

@@ -6,7 +6,7 @@
 // columns of a row: four pieces of 16 bytes of every input under way per lane, and no shared memory. The table is
 // small and stays in the caches.
 //
-// The _lora kernel also makes the narrow products of the layers whose output gradients these are (dxa of q, k and v,
+// The _lora kernel also makes the down-projections of the layers whose output gradients these are (dxa of q, k and v,
 // which is not rotated): 32 rows of one of them a block, in the layout of lora_down.cuh.
 #include "common/simt.cuh"
 #include "common/qk_norm_rope.cuh"

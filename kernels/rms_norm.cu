@@ -7,7 +7,7 @@
 // a store. A row stays in the registers of its warps from the first read to the last write, so every tensor moves
 // once; a warp has 4 pieces of each input under way per lane, 4 KB. Shared memory: static, the sums of lanes.
 //
-// The _lora kernels also make the narrow products of the layers that read y (xa), or of the layer whose output
+// The _lora kernels also make the down-projections of the layers that read y (xa), or of the layer whose output
 // gradient ds is (dxa): 32 rows a block, in the layout of lora_down.cuh. Statistics need a row as a whole, so they
 // come first, and between them and the second half as many columns as fit stay in shared memory (`slots` of 16 KB, 256
 // columns of one tensor each); what does not fit is read again. Statistics are added in the same order as in the plain

@@ -5,7 +5,7 @@
 // at hand. All tensors are [rows, cols], numbers bf16, arithmetic f32, one rounding at a store. A thread has two
 // pieces of 16 bytes of every input under way.
 //
-// The _lora kernels also make the narrow products of the layer that reads h (xa of down_proj), or of the layers whose
+// The _lora kernels also make the down-projections of the layer that reads h (xa of down_proj), or of the layers whose
 // output gradients are made (dxa of gate_proj and up_proj): 32 rows a block, in the layout of lora_down.cuh.
 #include "common/simt.cuh"
 #include "common/swiglu.cuh"

@@ -1,4 +1,4 @@
-//! Kernels that make narrow products of their output give the bits of the plain kernel with the narrow products after it.
+//! Kernels that make down-projections of their output give the bits of the plain kernel with the down-projections after it.
 
 #![cfg(feature = "emulated")]
 
@@ -125,7 +125,7 @@ impl Fixture {
         with_room(&self.device, self.case.rows + 2, cols, &numbers)
     }
 
-    /// Outputs of the narrow products.
+    /// Outputs of the down-projections.
     fn narrow(&self) -> Vec<Tensor<bf16>> {
         let cols = |l: usize| self.with_group(|group| group.xa_cols(l));
         (0..self.weights.len()).map(|l| self.tensor(cols(l), None)).collect()
