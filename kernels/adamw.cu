@@ -1,11 +1,13 @@
-// One optimizer step over all trained tensors, in three launches whatever their number, with nothing read back.
+// One optimizer step over all trained tensors, in three launches for any number of tensors, with nothing read
+// back.
 //
-// grad_norm_partial sums the squares of 4096 gradients a block, grad_norm_total adds these sums in order and decides (norm, factor
-// of clipping, whether the norm is finite), adamw updates everything by that: parameters and moments in f32, the bf16 copy that the
-// other kernels read, and the gradients set to zero for the next step. With a norm that is not finite, adamw only sets the gradients
-// to zero. Sums of squares are f64, made of f32 sums of four, so that the slow f64 units of consumer GPUs keep up with memory.
-// Products and sums of the update are rounded one by one, in the order of the CPU's code, so its bits are the same.
-// Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; order of operations as in PyTorch.
+// grad_norm_partial sums the squares of 4096 gradients a block, grad_norm_total adds these sums in order and
+// computes norm, clipping factor, and whether the norm is finite; adamw applies the update: parameters and
+// moments in f32, the bf16 copy that the other kernels read, and the gradients set to zero for the next step.
+// If the norm is not finite, adamw only sets the gradients to zero. Sums of squares are f64, made of f32 sums
+// of four, so that the slow f64 units of consumer GPUs keep up with memory. Products and sums of the update
+// are rounded one by one, in the order of the CPU's code, so its bits are the same. Source: Loshchilov and
+// Hutter, "Decoupled weight decay regularization", 2019; order of operations as in PyTorch.
 #include "common/simt.cuh"
 
 // One trained tensor; all its arrays have the same length, a multiple of 4.
@@ -24,7 +26,7 @@ struct AdamWBlock {
     int64_t first;   // its first element
 };
 
-// The numbers of one step, in device memory, so that a captured step can be replayed with others.
+// The scalars of one step, in device memory, so that a captured step can be replayed with other values.
 struct AdamWScalars {
     float max_norm;       // longest gradient; infinite without a limit
     float max_norm_rest;  // what max_norm lacks to the f64 that it was
@@ -80,7 +82,7 @@ KERNEL(grad_norm_partial, AdamWParams, 256, 4) {
     if (threadIdx.x == 0) p.partial[blockIdx.x] = sum;
 }
 
-// One block. As clip_factor of the CPU, in f64.
+// One block. The same formula as clip_factor on the CPU, in f64.
 KERNEL(grad_norm_total, AdamWParams, 256, 1) {
     STATIC_SMEM(double, sums, 8);
     double sum = 0;
@@ -100,7 +102,7 @@ KERNEL(adamw, AdamWParams, 256, 4) {
     const AdamWBlock& block = p.blocks[blockIdx.x];
     const AdamWTensor& tensor = p.tensors[block.tensor];
     const AdamWScalars& s = *p.scalars;
-    // Into registers: behind a store the compiler would read them again.
+    // Loaded into registers: after a store the compiler would read them again.
     float *const params = tensor.param, *const grads = tensor.grad;
     float *const exp_avgs = tensor.exp_avg, *const exp_avg_sqs = tensor.exp_avg_sq;
     bf16* const shadows = tensor.shadow;

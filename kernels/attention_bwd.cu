@@ -1,14 +1,15 @@
 // Gradients of attention: dq in one kernel, dk and dv in another, without atomics, so every sum has one order.
 //
-// With P = exp(scale * q k^T - lse), dP = dO v^T and D = rowsum(dO * O): dS = P * (dP - D), dq = scale * dS k, dk =
-// scale * dS^T q, dv = P^T dO. Both kernels compute P and dP: seven products instead of the five of one kernel that
-// adds dq with atomics or in a second buffer, for bytes that do not change from run to run. Source of the
-// recomputation: Dao et al., "FlashAttention", 2022.
+// With P = exp(scale * q k^T - lse), dP = dO v^T and D = rowsum(dO * O): dS = P * (dP - D), dq = scale * dS
+// k, dk = scale * dS^T q, dv = P^T dO. Both kernels compute P and dP: seven products instead of the five of a
+// single kernel that adds dq with atomics or in a second buffer; so results are bit-identical from run to
+// run. Source of the recomputation: Dao et al., "FlashAttention", 2022.
 //
-// attention_bwd_dq: a block has 64 queries of one head, its four warps 16 each, with q and dO in registers (64 of them
-// at heads of 128, beside 64 sums); keys and values come 32 at a time through a ring of two stages, 32 KB, so that two
-// blocks fit. It writes (lse * log2(e), D) of its queries for the other kernel, by tile and head, 64 pairs each: rows
-// that a tile does not have get an infinite lse, which makes their P 0 there without a mask.
+// attention_bwd_dq: a block has 64 queries of one head, its four warps 16 each, with q and dO in registers
+// (64 of them at heads of 128, beside 64 sums); keys and values come 32 at a time through a ring of two
+// stages, 32 KB, so that two blocks fit. It writes (lse * log2(e), D) of its queries for the other kernel, by
+// tile and head, 64 pairs each: missing rows of a tile get an infinite lse, which makes their P 0 without a
+// mask.
 //
 // attention_bwd_dkv: a block has 64 keys of one key head, which it keeps in shared memory, and takes 64 queries at a
 // time, over all tiles that see the keys and all query heads of the group: dk and dv are summed in registers, nothing
@@ -20,10 +21,10 @@
 // take 3,072 (39 % with the copies), and 128 operations a byte of q and dO take 0.5 TB/s from L2. Key rows that no query
 // sees get zeros. P and dS are rounded to bf16 for their products.
 //
-// Both leave out parts that are not there or masked for a whole warp: 16 queries and 16 keys. The schedulers of
-// attention_bwd_dkv then have three quarters of a diagonal tile at most; samples of 512 rows are 34 tiles where 32.1 are
-// needed (94 %). With seven products for five the limit of both kernels is 5 / (3 / 0.97 + 4 / 0.94) = 68 % of the
-// tensor cores' rate, 40 TFLOP/s on an RTX 3080.
+// Both skip parts of 16 queries and 16 keys that are missing or masked for a whole warp. The schedulers of
+// attention_bwd_dkv then have three quarters of a diagonal tile at most; samples of 512 rows are 34 tiles
+// where 32.1 are needed (94 %). With seven products for five the limit of both kernels is 5 / (3 / 0.97 + 4 /
+// 0.94) = 68 % of the tensor cores' rate, 40 TFLOP/s on an RTX 3080.
 #include "common/simt.cuh"
 #include "attention.cuh"
 
@@ -92,7 +93,7 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     const int first = query_rows_of_warp(), row = row_start + first + group;
     const bool is_active = row_start + first < row_end;
 
-    // A stage has room for 64 rows of one tensor.
+    // A stage holds 64 rows of one tensor.
     static_assert(kStageBytes == kAttentionRows * kDim * 2, "the rows of q, o and dO pass through the ring");
     load_head_rows<kAttentionRows, kDim, kThreads>(smem, p.o + head * kDim, q_stride, row_start, row_end);
     unsigned char* const second = smem + kStageBytes;
@@ -141,7 +142,7 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     HeadRows<kDim> dq;
     int stage = 0;
     NO_UNROLL while (true) {
-        // This step's keys and values are there, and nobody reads the other stage any more.
+        // This step's keys and values have arrived, and no warp reads the other stage any more.
         cp_async_wait<0>();
         __syncthreads();
         const unsigned char* const k_tile = smem + stage * kStageBytes;
@@ -209,10 +210,11 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
     const int key_start = tile.key_start, key_end = tile.key_end;
     const int64_t q_stride = static_cast<int64_t>(p.num_heads) * kDim, kv_stride = static_cast<int64_t>(kv_heads) * kDim;
     const int lane = lane_id(), group = lane >> 2, quad = lane & 3, warp = static_cast<int>(threadIdx.x) / 32;
-    // The two warps of a scheduler have keys of both ends: together they skip about the same share of the diagonal.
+    // The two warps of a scheduler have keys from both ends, so that all schedulers skip about the same share
+    // of the diagonal.
     const int first = (warp < 4 ? warp : 7 - warp) * 16, half = warp / 4 * 32, key = key_start + first;
 
-    // What comes next: query head `member` of the group, of the tile of `visit`.
+    // The next step: query head `member` of the group, of the tile of `visit`.
     int visit = tile.visit_start, member = 0;
     const int visit_end = tile.visit_end;
     const auto load_step = [&](unsigned char* stage) {
@@ -238,7 +240,7 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
     }
     int stage = 0;
     NO_UNROLL while (visit < visit_end) {
-        // This step's queries are there, and nobody reads the other stage any more.
+        // This step's queries have arrived, and no warp reads the other stage any more.
         cp_async_wait<0>();
         __syncthreads();
         const unsigned char* const q_tile = ring + stage * kStageBytes;
@@ -255,7 +257,7 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
         if (key >= key_end) continue;
         NO_UNROLL for (int query = half; query < half + 32; query += 16) {
             if (rows.row_start + query >= rows.row_end) break;
-            // The last query is the latest; it is INT_MAX where rows are missing.
+            // The last query has the highest position; INT_MAX if rows are missing.
             if (is_masked && packed[query + 15] < key) continue;
             float s[1][2][4] = {}, dp[1][2][4] = {};
             UNROLL for (int slice = 0; slice < kSlices; slice++) {
@@ -290,7 +292,7 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
         }
     }
 
-    // The second half of the queries to the first, in fragment order.
+    // Adds the second half of the queries to the first, in fragment order.
     using Rows = HeadRows<kDim>;
     __syncthreads();
     float* const sums = reinterpret_cast<float*>(ring) + first / 16 * (kDim * 32);

@@ -1,18 +1,19 @@
-// o = softmax(scale * q k^T) v and lse = log(sum of exponentials) over packed rows, one tile of 64 queries of one head
-// a block.
+// o = softmax(scale * q k^T) v and lse = log(sum of exponentials) over packed rows; a block computes one tile
+// of 64 queries of one head.
 //
-// Four warps have 16 queries each; their part of q stays in registers, so shared memory holds one tile of 64 keys and
-// one of 64 values: 32 KB for heads of 128. While scores are computed the values arrive, while the values are used the
-// next keys do, with two barriers a tile. On GeForce RTX 30 (sm_86) an mma with f32 sums holds its tensor core for 32
-// cycles: a tile of 16 x 64 scores of heads of 128 is 128 of them, 4,096 cycles, against 700 other instructions of the
-// warp. Two blocks on a multiprocessor, two warps on every scheduler, hide these behind each other's mma (three would
-// need 168 registers, which spills); reads of shared memory take 31 % of its bandwidth, and 64 operations a byte of k
-// and v take 0.9 TB/s from the L2 cache at 59.5 TFLOP/s. 64 rows and not 128, because samples have 200 to 1,000 rows:
-// 300 rows are 5 tiles of 64, with warps without a query idle, or 3 of 128.
+// Four warps have 16 queries each; their part of q stays in registers, so shared memory holds one tile of 64
+// keys and one of 64 values: 32 KB for heads of 128. The values are loaded while scores are computed, and the
+// next keys while the values are used, with two barriers per tile. On GeForce RTX 30 (sm_86) an mma with f32
+// sums holds its tensor core for 32 cycles: a tile of 16 x 64 scores of heads of 128 is 128 of them, 4,096
+// cycles, against 700 other instructions of the warp. Two blocks on a multiprocessor, two warps on every
+// scheduler, hide these behind each other's mma (three would need 168 registers, which spills); reads of
+// shared memory take 31 % of its bandwidth, and 64 operations a byte of k and v take 0.9 TB/s from the L2
+// cache at 59.5 TFLOP/s. 64 rows and not 128, because samples have 200 to 1,000 rows: 300 rows are 5 tiles of
+// 64, with warps without a query idle, or 3 of 128.
 //
-// What is lost is masked scores. Samples of 512 rows have 36 tiles where 32.1 are needed (89 %), so every warp leaves out
-// the parts of 16 keys that none of its queries sees: 33 are left (97 %; of 300 rows 93 %), as far as the warps of
-// another block fill the time.
+// The overhead is masked scores. Samples of 512 rows have 36 tiles where 32.1 are needed (89 %), so every
+// warp skips the parts of 16 keys that none of its queries sees: 33 remain (97 %; with 300 rows 93 %),
+// provided that the warps of another block fill the time.
 //
 // Scores and statistics are f32, exponentials are 2^x with scale * log2(e) folded into the argument; probabilities are
 // rounded to bf16 for the second product, o once. Source of the recurrence: Dao et al., "FlashAttention", 2022.
@@ -69,7 +70,7 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
     HeadRows<kDim> o;
     float max_low = -INFINITY, max_high = -INFINITY, sum_low = 0, sum_high = 0;
     NO_UNROLL while (true) {
-        // The keys are there, and nobody reads v_tile any more.
+        // The keys have arrived, and no warp reads v_tile any more.
         cp_async_wait<0>();
         __syncthreads();
         load_head_rows<kKeys, kDim, kThreads>(v_tile, p.v + kv_head, kv_stride, walk.key, walk.key_end);
@@ -96,7 +97,7 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
                 }
             }
         }
-        // The values are there, and nobody reads k_tile any more.
+        // The values have arrived, and no warp reads k_tile any more.
         cp_async_wait<0>();
         __syncthreads();
         walk.next();
@@ -112,7 +113,7 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
                 low = fmaxf(low, fmaxf(x[0], x[1]));
                 high = fmaxf(high, fmaxf(x[2], x[3]));
             }
-            // The first tile has a key for every query, so these are numbers from then on.
+            // The first tile has a key for every query, so these are finite from then on.
             low = fmaxf(max_low, quad_max(low) * p.scale_log2);
             high = fmaxf(max_high, quad_max(high) * p.scale_log2);
             const float shrink_low = fast_exp2(max_low - low), shrink_high = fast_exp2(max_high - high);

@@ -1,7 +1,6 @@
 // Embedding lookup: y[t, :] = table[ids[t], :].
 //
-// A block copies one row, 16 bytes a thread and pass. Ids are checked on the host before they come here
-// (Batch::validate).
+// A block copies one row, 16 bytes per thread and pass. The host has checked the ids (Batch::validate).
 #include "common/rows.cuh"
 #include "common/simt.cuh"
 

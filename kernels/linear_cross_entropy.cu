@@ -1,15 +1,17 @@
 // The LM head with its loss: logits of the supervised rows, log-probabilities of their targets, and the gradient of the input.
 //
-// The logits of all rows do not fit into memory (512 rows of 151,936 tokens take 156 MB), so a call goes through the rows in chunks
-// of up to four launches: _logits multiplies, and leaves the largest logit and the sum of exponentials of every row in every tile,
-// and the logits of the targets, all from the f32 sums; _score adds these up and turns the logits into their gradients where they
-// lie; _dx multiplies these with W; _reduce adds its parts. Without a gradient no logits are written at all. A chunk times the hidden
-// size has too few tiles for a whole GPU, so _dx divides the vocabulary among blocks, whose f32 parts are added in order: two runs
-// give the same bytes. logits and their gradients are bf16, rounded once; log-probabilities never see the rounded logits.
-// Rows beyond the live ones are neither read nor written. Source of the idea: Liger kernel's fused linear cross-entropy.
+// The logits of all rows do not fit into memory (512 rows of 151,936 tokens take 156 MB), so a call goes
+// through the rows in chunks of up to four launches: _logits computes the product, and writes the largest
+// logit and the sum of exponentials of every row in every tile, and the logits of the targets, all from the
+// f32 sums; _score combines these and replaces the logits by their gradients in place; _dx multiplies the
+// gradients with W; _reduce adds its parts. Without a gradient no logits are written. A chunk times the
+// hidden size has too few tiles for a whole GPU, so _dx splits the vocabulary among blocks (split-k), whose
+// f32 parts are added in order: two runs give the same bytes. logits and their gradients are bf16, rounded
+// once; log-probabilities do not use the rounded logits. Rows beyond the live ones are neither read nor
+// written. Source of the idea: Liger kernel's fused linear cross-entropy.
 #include "common/gemm_tile.cuh"
 
-// One row of x with its targets, which lie one behind the other.
+// One row of x with its targets, which are contiguous.
 struct CrossEntropyRow {
     int32_t first_target;  // index of its first target
     int32_t end_target;    // one past the last
@@ -84,7 +86,7 @@ struct CrossEntropyDxParams {
 
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
-// Rows of the chunk that there are.
+// Number of live rows of the chunk.
 DEVICE int32_t cross_entropy_rows(const int32_t* live_rows, int32_t rows, int32_t first_row, int32_t chunk_rows) {
     const int32_t left = rows_there_are(live_rows, rows) - first_row;
     return left < chunk_rows ? left : chunk_rows;
@@ -100,7 +102,7 @@ DEVICE float joined_sum(float max, float max_a, float sum_a, float max_b, float 
 template <int kM, int kN, int kWarpsM, int kWarpsN, int kStages>
 DEVICE void cross_entropy_logits(const CrossEntropyLogitsParams& p) {
     using Tile = WarpTile<kM, kN, kWarpsM, kWarpsN>;
-    // Behind the tile that `store` takes through shared memory.
+    // After the tile that `store` stages in shared memory.
     constexpr int kSumsOffset = kM * (kN * 2 + 16);
     static_assert(kSumsOffset + kWarpsN * kM * 8 <= kStages * Tile::kStageBytes, "the sums of a row fit behind the tile");
     DYNAMIC_SMEM(smem);
@@ -189,7 +191,7 @@ KERNEL(linear_cross_entropy_score, CrossEntropyScoreParams, 256, 4) {
     const int row = blockIdx.x, thread = threadIdx.x;
     if (row >= chunk_rows) return;
 
-    // Every thread joins every 256th tile; then the lanes of a warp, and the warps, in their order.
+    // Every thread combines every 256th tile; then the lanes of a warp, and the warps, are combined in order.
     float max = kMinusInfinity, sum = 0;
     for (int tile = thread; tile < p.tiles_n; tile += 256) {
         const Vec8 part = load8(p.partial + (static_cast<int64_t>(tile) * p.chunk_rows + row) * 2);
@@ -227,7 +229,7 @@ KERNEL(linear_cross_entropy_score, CrossEntropyScoreParams, 256, 4) {
             const float low = fast_exp2(fmaf(low_bf16(z.word[i]), kLog2E, shift));
             const float high = fast_exp2(fmaf(high_bf16(z.word[i]), kLog2E, shift));
             z.word[i] = pack_bf16(row_weight * low, row_weight * high);
-            // What pads a row would be a product of infinity and 0 where all logits are very negative.
+            // In the padding of a row this would be infinity times 0 if all logits are very negative.
             const int left = p.vocab_size - (column + 2 * i);
             if (left < 2) z.word[i] &= left == 1 ? 0x0000ffffu : 0u;
         }
@@ -300,7 +302,7 @@ KERNEL(linear_cross_entropy_reduce, CrossEntropyDxParams, 256, 4) {
         const Vec16 part = load16(p.partial + static_cast<int64_t>(split) * p.chunk_rows * p.hidden_size + at);
         UNROLL for (int i = 0; i < 4; i++) sum[i] += bits_float(part.word[i]);
     }
-    // Eight bytes, whatever they are called.
+    // Eight bytes of any type.
     store8(reinterpret_cast<float*>(p.dx + static_cast<int64_t>(p.first_row) * p.hidden_size + at),
            bits_float(pack_bf16(sum[0], sum[1])), bits_float(pack_bf16(sum[2], sum[3])));
 }

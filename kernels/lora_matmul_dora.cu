@@ -1,9 +1,10 @@
 // DoRA around the products of lora_matmul: the norms of its weights, the gains of its columns, and the gradient of its magnitudes.
 //
-// With c[j] = || (W + scaling B A)[j, :] ||, g = magnitude / c and z = x~ W^T + scaling (x~ A^T) B^T, the layer is
-// y = (x - x~) W^T + g z + bias, which without dropout (x~ = x) is y = g z + bias. The products are launches of their own; here is
-// what lies between them, each in a kernel of its own. So x~ is written out, and x - x~ beside it (both bf16; where a mask at most
-// doubles, the difference of the two is exact). Numbers are bf16, c and sums f32, results rounded once, sums in a fixed order.
+// With c[j] = || (W + scaling B A)[j, :] ||, g = magnitude / c and z = x~ W^T + scaling (x~ A^T) B^T, the
+// layer is y = (x - x~) W^T + g z + bias, which without dropout (x~ = x) is y = g z + bias. The products are
+// separate launches; this file has the operations between them, one kernel each. So x~ is written to memory,
+// and x - x~ too (both bf16; where a mask at most doubles, the difference of the two is exact). Numbers are
+// bf16, c and sums f32, results rounded once, sums in a fixed order.
 #include "lora_matmul.cuh"
 
 // The magnitude of one adapter in one layer.
@@ -165,7 +166,8 @@ KERNEL(dora_scale, DoraScaleParams, 128, 8) {
 // Sums of dy z over the rows of one adapter in one slab. Grid: (pieces of 256 columns, slabs, adapters); a warp takes every
 // eighth row, and the warps are added in their order.
 KERNEL(dora_magnitude_partial, DoraMagnitudeParams, 256, 4) {
-    // Two planes of 128 numbers a warp, 16 numbers of padding behind each: then columns in their order lie in different banks.
+    // Two planes of 128 numbers per warp, each followed by 16 numbers of padding, so that consecutive columns
+    // are in different banks.
     constexpr int kPlane = 144;
     STATIC_SMEM(float, sums, 8 * 2 * kPlane);
     const int rows = rows_there_are(p.live_rows, p.rows);

@@ -1,12 +1,13 @@
 // out = scaling * dropout(in) factor^T: the down-projections of LoRA, for up to three layers in one launch.
 //
-// With the input x and the factor A this is xa, with dy and B (transposed) it is dxa (without dropout, which acts on x
-// alone): in is [rows, features], the factor [r, features], out [rows, r]. How is said in lora_down.cuh. `in` is read
-// once from DRAM (the layers of a launch and the rank chunks of 64 are neighbours in the grid and meet in the L2
-// cache), and rows / 32 blocks fill 68 SMs at 2,176 rows. Numbers are bf16, sums f32, out is rounded once; its columns
-// from r up to rank_stride are 0, and so are rows without adapter. Shared memory: static, 4 warps' sums. These kernels
-// are for inputs that lie in memory: those that another kernel has just made are multiplied there (the _lora kernels
-// of rms_norm, swiglu and qk_norm_rope).
+// With the input x and the factor A this is xa, with dy and B (transposed) it is dxa (without dropout, which
+// applies to x only): in is [rows, features], the factor [r, features], out [rows, r]. The algorithm is
+// described in lora_down.cuh. `in` is read once from DRAM (the layers of a launch and the rank chunks of 64
+// are neighbours in the grid and share the L2 cache), and rows / 32 blocks fill 68 SMs at 2,176 rows. Numbers
+// are bf16, sums f32, out is rounded once; its columns from r up to rank_stride are 0, and so are rows
+// without adapter. Shared memory: static, 4 warps' sums. These kernels are for inputs in memory; for inputs
+// that another kernel produces, the product is fused into that kernel (the _lora kernels of rms_norm, swiglu
+// and qk_norm_rope).
 #include "common/simt.cuh"
 #include "lora_down.cuh"
 

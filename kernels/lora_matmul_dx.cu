@@ -1,11 +1,12 @@
 // dx = sum over layers of dy W + dropout_mask(dxa A), for up to three layers that share their input, in one launch.
 //
-// dxa = scaling * dy B comes from lora_matmul_down. The layers follow each other along k: dx = [dxa_q | dxa_k | dxa_v | dy_q | dy_k | dy_v]
-// [A_q; A_k; A_v; W_q; W_k; W_v], so the input gradient of q, k and v is written once and never read back. As in lora_matmul_fwd the
-// adapters come first, once for every adapter with rows in the tile; with dropout their products are masked on the way into the
-// accumulators, before anything unmasked is there. dy, dxa, W, A and dx are bf16, sums are f32, and dx is rounded once. Shared memory:
-// a ring of kStages tiles, reused for the result; with dropout also 16 bytes a row and 128 columns for the mask of a layer. That
-// leaves room for three stages of 128 x 256: two k-steps ahead are 2,048 cycles of tensor cores even on sm_80.
+// dxa = scaling * dy B comes from lora_matmul_down. The layers follow each other along k: dx =
+// [dxa_q | dxa_k | dxa_v | dy_q | dy_k | dy_v] [A_q; A_k; A_v; W_q; W_k; W_v], so the input gradient of q, k and v is written once
+// and never read back. As in lora_matmul_fwd the adapters come first, once for every adapter with rows in the tile; with dropout
+// their products are masked when they enter the accumulators, before any unmasked term. dy, dxa, W, A and dx are bf16, sums are f32,
+// and dx is rounded once. Shared memory: a ring of kStages tiles, reused for the result; with dropout also 16 bytes per row and 128
+// columns for the mask of a layer. That leaves space for three stages of 128 x 256: two k-steps ahead are 2,048 cycles of tensor
+// cores even on sm_80.
 #include "common/gemm_tile.cuh"
 #include "lora_matmul.cuh"
 
@@ -44,7 +45,7 @@ struct DxExtension {
     int run = 0;
     int rank = 0;
 
-    // Moves on to a place with work, from here if there is any; false at the end.
+    // Moves to the next place with work, which may be the current one; false at the end.
     DEVICE bool settle(const LoraMatmulDxParams& p, int row_start, int row_end) {
         for (; layer < p.num_layers; layer++, run = 0, rank = 0) {
             const LoraFactor* factors = p.layers[layer].factors;
@@ -64,9 +65,10 @@ struct DxExtension {
 template <int kN>
 constexpr int kMaskStretches = (kN + kMaskColumns - 1) / kMaskColumns;
 
-// What dropout keeps of kM rows and the columns around `column`. A Philox call speaks for 8 columns of the tile, which belong to several
-// threads: the block makes every call once, a byte each in `calls` (16 * kM of them for every stretch of kMaskColumns). Between the
-// reads of one layer's bytes and this for the next layer there has to be a barrier.
+// The dropout mask of kM rows and the columns around `column`. A Philox call covers 8 columns of the tile,
+// which belong to several threads: the block makes every call once, a byte each in `calls` (16 * kM of them
+// for every stretch of kMaskColumns). Between the reads of one layer's bytes and this for the next layer
+// there has to be a barrier.
 template <typename Tile, int kM, int kN>
 DEVICE void make_calls(const LoraMatmulDxParams& p, DropoutKey key, unsigned char* calls, int row, int rows, int column) {
     const int first_call = column / kMaskColumns * 16;
@@ -181,7 +183,7 @@ DEVICE void lora_matmul_dx(const LoraMatmulDxParams& p) {
             Tile::load_a(a, stage, slice);
             Tile::load_b_columns(b, stage + kBytesA, slice);
             if constexpr (kDropout) {
-                // A few fragments of a row at a time: all of them would not fit into the registers.
+                // A few fragments of a row at a time, since all of them do not fit into the registers.
                 constexpr int kPart = kN > 128 ? 2 : Tile::kMmaN;
                 UNROLL for (int m = 0; m < Tile::kMmaM; m++) {
                     const uint32_t row_of_a[1][4] = {{a[m][0], a[m][1], a[m][2], a[m][3]}};

@@ -43,7 +43,7 @@ struct FwdExtension {
     int run = 0;
     int rank = 0;
 
-    // Moves on to a place with work, from here if there is any; false at the end.
+    // Moves to the next place with work, which may be the current one; false at the end.
     DEVICE bool settle(const LoraMatmulFwdParams& p, const LoraFwdLayer& layer, int row_start, int row_end) {
         for (; run < num_runs; run++, rank = 0) {
             const LoraRun& r = p.runs[run];

@@ -1,12 +1,13 @@
 // The gradients of LoRA factors: grad += narrow^T wide, dA with (dxa, dropout(x)) and dB transposed with (xa, dy).
 //
-// wide is [rows, features], narrow [rows, r], the gradient [r, features]. All factors of a decoder block (up to 7 dB and 7 dA) go
-// through one launch: with 64 features a block that is 352 blocks for Qwen3-0.6B, so the rows need not be
-// split to fill the GPU. A block walks the runs of rows and adds what it summed to the gradient of the run's adapter when the run
-// ends; nobody else touches these features of it, so there are no partial sums to store and add, no atomics, and two runs of a
-// program give the same bytes. Wide matrices are read once (the dA of q, k and v meet in the L2 cache). 4 warps side by side over
-// the features; a ring of 4 stages of 32 rows: 15 KB are under way in every block. Dropout is applied to the rows of x in shared
-// memory, where a Philox call serves four columns of a row.
+// wide is [rows, features], narrow [rows, r], the gradient [r, features]. All factors of a decoder block (up
+// to 7 dB and 7 dA) go through one launch: with 64 features a block that is 352 blocks for Qwen3-0.6B, so the
+// rows need not be split to fill the GPU. A block walks the runs of rows, and at the end of each run adds its
+// sum to the gradient of the run's adapter. No other block writes these features, so there are no partial
+// sums and no atomics, and two runs of a program give the same bytes. Wide matrices are read once (the dA of
+// q, k and v share the L2 cache). 4 warps side by side over the features; a ring of 4 stages of 32 rows: 15
+// KB are under way in every block. Dropout is applied to the rows of x in shared memory, where a Philox call
+// serves four columns of a row.
 #include "common/gemm_tile.cuh"
 #include "lora_matmul.cuh"
 

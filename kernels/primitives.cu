@@ -1,8 +1,9 @@
-// Every primitive of simt.cuh once, on raw bits. A GPU and the emulator must agree on what comes out: to the bit, or within the
-// error that the instruction set allows. What they shall give is stored in ../tests/golden/primitives/.
+// Every primitive of simt.cuh once, on raw bits. A GPU and the emulator must agree on the results: to the
+// bit, or within the error that the instruction set allows. The expected results are in
+// ../tests/golden/primitives/.
 #include "common/simt.cuh"
 
-// What the primitives read, by case, and what they give.
+// Inputs of the primitives, by case, and their results.
 struct PrimitivesParams {
     const uint32_t* words;  // [cases, 32]
     const float* numbers;   // [cases, 32]

@@ -1,13 +1,13 @@
-// QK-norm and rotary position embedding of queries and keys, both in one launch, and the way back.
+// QK-norm and rotary position embedding of queries and keys, both in one launch, and the backward pass.
 //
-// Per row and head: n = x rstd w (left out without a weight), then pairs (i, i + d / 2) turn by the angle of the row's
-// position, whose cosine and sine are in a table. Backward turns the gradient back and goes through the norm, whose
-// statistics are made again from x. Numbers are bf16, arithmetic f32, one rounding at a store. A quad of lanes has 128
-// columns of a row: four pieces of 16 bytes of every input under way per lane, and no shared memory. The table is
-// small and stays in the caches.
+// Per row and head: n = x rstd w (left out without a weight), then pairs (i, i + d / 2) turn by the angle of
+// the row's position, whose cosine and sine are in a table. Backward rotates the gradient back and goes
+// through the norm, whose statistics are recomputed from x. Numbers are bf16, arithmetic f32, one rounding at
+// a store. A quad of lanes has 128 columns of a row: four pieces of 16 bytes of every input under way per
+// lane, and no shared memory. The table is small and stays in the caches.
 //
-// The _lora kernel also makes the down-projections of the layers whose output gradients these are (dxa of q, k and v,
-// which is not rotated): 32 rows of one of them a block, in the layout of lora_down.cuh.
+// The _lora kernel also computes the down-projections of the layers that take these gradients as dy (dxa of
+// q, k and v; v is not rotated): a block takes 32 rows of one of them, in the layout of lora_down.cuh.
 #include "common/simt.cuh"
 #include "common/qk_norm_rope.cuh"
 #include "lora_down.cuh"
@@ -99,7 +99,7 @@ KERNEL(qk_norm_rope_fwd_bf16, QkNormRopeParams, 256, 3) { qk_norm_rope_by_head<f
 
 KERNEL(qk_norm_rope_bwd_bf16, QkNormRopeParams, 256, 2) { qk_norm_rope_by_head<true>(p); }
 
-// Rows of one layer: turned back when they are asked for, or as they lie in memory.
+// Rows of one layer: rotated back on demand, or as stored in memory.
 struct QkNormRopeBwdRows {
     static constexpr bool kDeliversAllRows = true, kDeliversStretches = true, kKeepsRows = false;
     const QkNormRopeJob& job;
@@ -156,7 +156,7 @@ KERNEL(qk_norm_rope_bwd_bf16_lora, QkNormRopeBwdLoraParams, 256, 1) {
     if (rows.first >= rows.end) return;
     const int64_t cols = turns ? job.cols : layer->features;
     QkNormRopeBwdRows source{job, turns ? job.y : layer->input, cols, p.head_dim, rows, !turns, {}};
-    // 16 columns a pass: with more the registers run out, and later passes find dx in the L2 cache.
+    // 16 columns per pass: more would exceed the registers, and later passes find dx in the L2 cache.
     for (int first = 0; first < p.project.rank_stride || !source.is_stored; first += 16) {
         const DownColumns columns{layer, first, p.project.rank_stride, p.project.rank_stride};
         down_runs<1, 1, false>(columns, p.project.runs, *p.project.num_runs, p.project.dropout, rows, cols,

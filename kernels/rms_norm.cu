@@ -1,17 +1,18 @@
-// RMSNorm with the residual addition in front of it, again, and its gradient.
+// RMSNorm with the residual addition in front of it, its recomputation, and its gradient.
 //
-// s = x + residual, rounded (it is what later layers read, so the statistics are those of the rounded numbers); rstd =
-// 1 / sqrt(mean(s^2) + eps); y = s rstd w. Backward: ds = d_in + rstd (dy w - s pull) with pull = rstd^2 mean(dy w s),
-// where d_in is the gradient that came along the residual stream; the normed input, which the gradients of the next
-// product need, is made again in the same pass. All tensors are [rows, cols], numbers bf16, sums f32, one rounding at
-// a store. A row stays in the registers of its warps from the first read to the last write, so every tensor moves
-// once; a warp has 4 pieces of each input under way per lane, 4 KB. Shared memory: static, the sums of lanes.
+// s = x + residual, rounded (it is what later layers read, so the statistics are those of the rounded
+// numbers); rstd = 1 / sqrt(mean(s^2) + eps); y = s rstd w. Backward: ds = d_in + rstd (dy w - s pull) with
+// pull = rstd^2 mean(dy w s), where d_in is the gradient of the residual stream; the normed input, which the
+// gradients of the next product need, is recomputed in the same pass. All tensors are [rows, cols], numbers
+// bf16, sums f32, one rounding at a store. A row stays in the registers of its warps from the first read to
+// the last write, so every tensor moves once; a warp has 4 pieces of each input under way per lane, 4 KB.
+// Shared memory: static, the sums of lanes.
 //
-// The _lora kernels also make the down-projections of the layers that read y (xa), or of the layer whose output
-// gradient ds is (dxa): 32 rows a block, in the layout of lora_down.cuh. Statistics need a row as a whole, so they
-// come first, and between them and the second half as many columns as fit stay in shared memory (`slots` of 16 KB, 256
-// columns of one tensor each); what does not fit is read again. Statistics are added in the same order as in the plain
-// kernels: results are the same bits.
+// The _lora kernels also compute the down-projections of the layers that read y (xa), or of the layer that
+// takes ds as dy (dxa): 32 rows per block, in the layout of lora_down.cuh. Statistics need the whole row, so
+// they are computed first. As many columns as fit are kept in shared memory for the second pass (`slots` of
+// 16 KB, 256 columns of one tensor each); the others are read again. Statistics are added in the same order
+// as in the plain kernels: results are the same bits.
 #include "common/simt.cuh"
 #include "common/rows.cuh"
 #include "lora_down.cuh"
@@ -170,8 +171,8 @@ KERNEL(rms_norm_bwd_bf16, RmsNormBwdParams, 256, 3) { rms_norm_bwd<1>(p); }
 
 KERNEL(rms_norm_bwd_bf16_wide, RmsNormBwdParams, 256, 2) { rms_norm_bwd<2>(p); }
 
-// What the fused kernels keep of a row between its statistics and its use: slot `slot` has a piece of each of the four
-// rows of every thread, which only that thread reads.
+// The part of a row that the fused kernels keep between its statistics and its use: slot `slot` has a piece
+// of each of the four rows of every thread, which only that thread reads.
 struct KeptRows {
     unsigned char* smem;
     int slots;
@@ -184,7 +185,7 @@ struct KeptRows {
 // Number of the 32 columns of `part` among those of a warp.
 DEVICE int slot_of(int64_t stretch, int part) { return static_cast<int>(stretch / kGroupColumns) * 4 + part; }
 
-// Rows that are normalised when they are asked for.
+// Rows that are normalized on demand.
 struct RmsNormFwdRows {
     static constexpr bool kDeliversAllRows = true, kDeliversStretches = false, kKeepsRows = true;
     const RmsNormFwdParams& p;
@@ -193,7 +194,7 @@ struct RmsNormFwdRows {
     float rstd[4];
     bool is_stored;
 
-    // Adds the residual, and makes rstd.
+    // Adds the residual, and computes rstd.
     DEVICE void statistics(float* of_quads) {
         const int quad = lane_id() & 3;
         UNROLL for (int i = 0; i < 4; i++) rstd[i] = 0;
@@ -246,7 +247,7 @@ struct RmsNormFwdRows {
     }
 };
 
-// Rows whose gradients are made when they are asked for.
+// Rows whose gradients are computed on demand.
 struct RmsNormBwdRows {
     static constexpr bool kDeliversAllRows = true, kDeliversStretches = false, kKeepsRows = true;
     const RmsNormBwdParams& p;

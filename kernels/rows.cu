@@ -1,7 +1,7 @@
-// Picking some rows of a tensor, and adding them back: y[i, :] = x[index[i], :] and x[index[i], :] += y[i, :].
+// Gather and scatter-add of rows: y[i, :] = x[index[i], :] and x[index[i], :] += y[i, :].
 //
-// A block has one row of the index, whose rows differ, so no two blocks write the same numbers. How many rows there
-// are is the length of the index, not of the tensors.
+// A block has one row of the index, whose rows are distinct, so no two blocks write the same elements. The
+// number of rows is the length of the index, not of the tensors.
 #include "common/simt.cuh"
 #include "common/rows.cuh"
 

@@ -1,8 +1,9 @@
-// A kernel that uses every part of a launch once: pointers, integers and floats of the params, the three dimensions of the
-// grid, shared memory above 48 KiB, a barrier and a shuffle. Its arithmetic is exact, so the host can say what must come out.
+// A kernel that uses every part of a launch once: pointers, integers and floats of the params, the three
+// dimensions of the grid, shared memory above 48 KiB, a barrier and a shuffle. Its arithmetic is exact, so
+// the host knows the expected result.
 #include "common/simt.cuh"
 
-// What self_test reads and writes.
+// Parameters of self_test.
 struct SelfTestParams {
     const uint32_t* x;  // [blocks, 128]
     uint32_t* y;        // [blocks, 128]

@@ -1,12 +1,13 @@
-// SwiGLU: h = silu(gate) up, and its gradients, which overwrite what they are made of.
+// SwiGLU: h = silu(gate) up, and its gradients, which overwrite their inputs.
 //
-// With sigma = 1 / (1 + exp(-gate)): silu = gate sigma, dgate = dh up sigma (1 + gate (1 - sigma)), dup = dh silu. The
-// backward pass leaves h where dh was, since the gradients of the next product's adapter need it and gate and up are
-// at hand. All tensors are [rows, cols], numbers bf16, arithmetic f32, one rounding at a store. A thread has two
-// pieces of 16 bytes of every input under way.
+// With sigma = 1 / (1 + exp(-gate)): silu = gate sigma, dgate = dh up sigma (1 + gate (1 - sigma)), dup = dh
+// silu. The backward pass overwrites dh with h, since the gradients of the next product's adapter need h, and
+// gate and up are in registers. All tensors are [rows, cols], numbers bf16, arithmetic f32, one rounding at a
+// store. A thread has two pieces of 16 bytes of every input under way.
 //
-// The _lora kernels also make the down-projections of the layer that reads h (xa of down_proj), or of the layers whose
-// output gradients are made (dxa of gate_proj and up_proj): 32 rows a block, in the layout of lora_down.cuh.
+// The _lora kernels also compute the down-projections of the layer that reads h (xa of down_proj), or of the
+// layers that take the results as dy (dxa of gate_proj and up_proj): 32 rows per block, in the layout of
+// lora_down.cuh.
 #include "common/simt.cuh"
 #include "common/swiglu.cuh"
 #include "lora_down.cuh"
@@ -78,7 +79,7 @@ KERNEL(swiglu_bwd_bf16, SwigluBwdParams, 256, 4) {
     }
 }
 
-// Rows of h that are made when they are asked for.
+// Rows of h, computed on demand.
 struct SwigluFwdRows {
     static constexpr bool kDeliversAllRows = true, kDeliversStretches = false, kKeepsRows = false;
     const SwigluFwdParams& p;

@@ -81,7 +81,7 @@ struct ColumnsLoader {
         row_step = stride * kRowStep;
         source = matrix + (row * static_cast<int>(stride) + first + piece * 8);
         offset = columns_offset<kOuter>(row, piece);
-        // Columns beyond the end are rows that never come.
+        // Columns beyond the end are treated as rows beyond the end.
         if (first + piece * 8 >= column_end) row = 1 << 30;
     }
 
@@ -94,7 +94,8 @@ struct ColumnsLoader {
     }
 };
 
-// The ring of stages that copies run ahead in. A step is: landed(), copies into fill() and a commit, arithmetic on use().
+// The ring of stages for asynchronous copies. A step is: landed(), copies into fill() and a commit,
+// arithmetic on use().
 template <int kStages, int kStageBytes>
 struct StageRing {
     unsigned char* const smem;
@@ -115,8 +116,8 @@ struct StageRing {
         return stage;
     }
 
-    // Waits for the oldest copies of all threads. Behind the barrier nobody reads the stage before any more, which is the next
-    // to be filled.
+    // Waits for the oldest copies of all threads. After the barrier no thread reads the previous stage any
+    // more, which is the next to be filled.
     static DEVICE void landed() {
         cp_async_wait<kStages - 2>();
         __syncthreads();
@@ -129,7 +130,7 @@ struct WarpTile {
     static constexpr int kThreads = kWarpsM * kWarpsN * 32;
     static constexpr int kMmaM = kM / kWarpsM / 16;
     static constexpr int kMmaN = kN / kWarpsN / 8;
-    // Of a stage: A, and A with B behind it.
+    // Bytes of a stage: of A, and of A followed by B.
     static constexpr int kBytesA = kM * kStepK * 2;
     static constexpr int kStageBytes = kBytesA + kN * kStepK * 2;
     static_assert(kM % (kWarpsM * 16) == 0 && kN % (kWarpsN * 16) == 0, "whole fragments per warp");
@@ -164,7 +165,7 @@ struct WarpTile {
         }
     }
 
-    // Adds the product of one stage: A in a `rows` tile, behind it B in a `rows` or `columns` tile.
+    // Adds the product of one stage: A in a `rows` tile, followed by B in a `rows` or `columns` tile.
     template <bool kColumns>
     static DEVICE void multiply(float (&acc)[kMmaM][kMmaN][4], const unsigned char* stage) {
         uint32_t a[kMmaM][4], b[kMmaN][2];
@@ -179,8 +180,8 @@ struct WarpTile {
         }
     }
 
-    // Adds a product of `k` columns of A, which the loaders were started for. Copies run ahead by kStages - 1 steps, and have
-    // landed in the end.
+    // Adds a product of `k` columns of A, for which the loaders were started. Copies run ahead by kStages - 1
+    // steps; all have landed at the end.
     template <bool kColumns, int kStages, typename LoaderA, typename LoaderB>
     static DEVICE void product(float (&acc)[kMmaM][kMmaN][4], unsigned char* smem, LoaderA& from_a, LoaderB& from_b, int k) {
         StageRing<kStages, kStageBytes> ring = {smem};

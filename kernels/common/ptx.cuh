@@ -79,7 +79,7 @@ DEVICE void store8(float* address, float first, float second) {
     *reinterpret_cast<float2*>(address) = make_float2(first, second);
 }
 
-// As load16, for global memory that nobody writes during the launch.
+// As load16, for global memory that is not written during the launch.
 DEVICE Vec16 load16_constant(const void* address) {
     const uint4 v = __ldg(static_cast<const uint4*>(address));
     return Vec16{{v.x, v.y, v.z, v.w}};
@@ -99,7 +99,8 @@ DEVICE void cp_async16(void* shared, const void* global, bool valid) {
 // Closes a group of copies of this thread.
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `kPending` of this thread's latest groups are under way. Other threads' copies need a barrier on top.
+// Waits until at most `kPending` of this thread's latest groups are in flight. Copies of other threads also
+// need a barrier.
 template <int kPending>
 DEVICE void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");

@@ -1,5 +1,5 @@
-// QK-norm and rotation of 128 columns of a row in the four lanes of a quad: shared by the plain kernels and those that
-// multiply on the way.
+// QK-norm and rotation of 128 columns of a row in the four lanes of a quad: shared by the plain kernels and
+// those with fused down-projections.
 //
 // Lane q holds pieces (8 numbers) q, 4 + q, 8 + q and 12 + q of the stretch, which is one head of 128, two of 64, four
 // of 32 or eight of 16. So the partner of a number in the rotation (half a head further) is in the same lane for heads
@@ -34,8 +34,8 @@ struct RopeStretch {
         }
     }
 
-    // Turns all pairs: cos and sin are [position][kHalf] and begin at the row's position; `direction` -1 turns back.
-    // All lanes of the warp call it.
+    // Rotates all pairs: cos and sin are [position][kHalf] and begin at the row's position; `direction` -1
+    // turns back. All lanes of the warp call it.
     DEVICE static void rotate(float (&y)[4][8], const float* cos, const float* sin, float direction, int quad) {
         if constexpr (kHeadDim >= 64) {
             constexpr int kAway = kParts / 2;

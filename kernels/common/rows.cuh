@@ -1,11 +1,11 @@
 // Rows of bf16 in registers, for kernels that are bound by memory: 16 bytes at a time, and sums over a row in one
 // order everywhere.
 //
-// Columns are counted in groups of 1,024, stretches of 128 and pieces of 8 (16 bytes). Lane 4 * w + q of a warp holds
-// pieces q, 4 + q, 8 + q and 12 + q of stretch w of a group: the places that the narrow LoRA products give to lane q
-// of a quad of warp w (lora_down.cuh). A sum over a row adds the pieces of a lane in order, group by group, then the
-// four lanes of a quad, then the eight stretches in pairs. Kernels that hold rows in either of the two ways therefore
-// agree in every bit.
+// Columns are divided into groups of 1,024, stretches of 128 and pieces of 8 (16 bytes). Lane 4 * w + q of a
+// warp holds pieces q, 4 + q, 8 + q and 12 + q of stretch w of a group: the same places as lane q of a quad
+// of warp w has in the LoRA down-projections (lora_down.cuh). A sum over a row adds the pieces of a lane in
+// order, group by group, then the four lanes of a quad, then the eight stretches in pairs. Kernels with
+// either layout therefore agree in every bit.
 #pragma once
 
 #include "simt.cuh"
@@ -85,9 +85,9 @@ DEVICE int64_t lane_column(int group, int part) {
     return static_cast<int64_t>(group) * kGroupColumns + (lane >> 2) * kStretchColumns + part * 32 + (lane & 3) * 8;
 }
 
-// The rows of a block of eight warps: as many warps a row as it has groups of columns (eight at most, which then have
-// kGroups each), and as many rows as that leaves room for. Warps that are left over have no row and take part in the
-// barriers alone.
+// The rows of a block of eight warps: one warp per group of columns of a row (at most eight warps, which then
+// have kGroups each), and as many rows as there are warps for. Remaining warps have no row and only take part
+// in the barriers.
 template <int kGroups>
 struct RowTeam {
     int64_t row;

@@ -1,10 +1,11 @@
-// SwiGLU on pieces of eight numbers: shared by the plain kernels and those that multiply on the way.
+// SwiGLU on pieces of eight numbers: shared by the plain kernels and those with fused down-projections.
 #pragma once
 
 #include "simt.cuh"
 
-// 1 / (1 + exp(-x)); 0 and 1 far out, never NaN for a number. The square of the inverse root is one instruction and a product, where
-// a division would be a branch for every number; what that costs in accuracy is far below the rounding to bf16.
+// 1 / (1 + exp(-x)); it saturates to 0 and 1, and is never NaN for a finite number. The square of the inverse
+// root takes one instruction and a product, while a division would take a branch for every number; the loss
+// of accuracy is far below the rounding to bf16.
 DEVICE float sigmoid(float x) {
     const float root = rsqrtf(1.0f + fast_exp2(x * -kLog2E));
     return root * root;
