@@ -83,7 +83,7 @@ impl Job {
 /// What a step takes.
 #[derive(Debug, Clone)]
 pub(super) struct Measured {
-    /// Bytes by class when the most is in use.
+    /// Bytes per class at the peak.
     pub(super) peak: ByClass,
     /// The block that holds all tensors of a GPU, at their places; none on the cpu.
     pub(super) arena_bytes: Option<u64>,

@@ -1,6 +1,6 @@
 //! What a training will cost, before it starts: the same code on a device that computes nothing.
 //!
-//! A plan is for this machine or for a named card, for the rows of a run or for a [`Workload`] that nobody has yet. It says what
+//! A plan is for this machine or for a named card, for the rows of a run or for a [`Workload`] of synthetic rows. It says what
 //! every kind of buffer takes, what blocks keep for the backward pass so that it fits, and the work of a step; for a card also
 //! the time that a roofline predicts.
 
@@ -54,13 +54,13 @@ pub struct Plan {
     pub peak_bytes: u64,
     /// The one block that holds all tensors on a GPU: the peak, and gaps between tensors. None on the cpu.
     pub arena_bytes: Option<u64>,
-    /// Bytes by use when the most is in use.
+    /// Bytes per use at the peak.
     pub peak_by_use: Vec<BytesOf>,
-    /// What it has to fit into, if anything says so.
+    /// Memory limit, if any.
     pub memory_limit: Option<Limit>,
     /// False if it does not fit.
     pub fits: bool,
-    /// Tokens of the pass with the most, be it one that trains or one that evaluates.
+    /// Tokens of the largest pass, training or evaluation.
     pub largest_pass_tokens: usize,
     /// True if it is the evaluation that does not fit, and the training alone would.
     pub evaluation_is_too_large: bool,
@@ -286,7 +286,7 @@ pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row
     Ok(place.plan(&setup, policies, &measured, &measured))
 }
 
-/// Plans a step of one pass over rows that nobody has yet.
+/// Plans a step of one pass over synthetic rows.
 ///
 /// # Errors
 /// An input error if the workload does not fit the model, or the card is unknown.

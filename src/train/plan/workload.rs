@@ -1,4 +1,4 @@
-//! Rows that nobody has yet, for plans before there is data: their number and length decide memory and work, not their words.
+//! Synthetic rows for planning before there is data: their number and length decide memory and work, not their words.
 
 use serde::Serialize;
 
