@@ -1,8 +1,10 @@
 //! The backward pass: dxa, dx, and the gradients of the factors.
 
-use super::{Down, Group, adapted, key, lora_dropout, narrow, tiled, with_dora};
+use super::{Group, adapted, key, lora_dropout, narrow, tiled, with_dora};
 use crate::device::kernels::DevicePtr;
-use crate::device::kernels::params::{LoraDxLayer, LoraGradJob, LoraMatmulDxParams, LoraMatmulGradParams};
+use crate::device::kernels::params::{
+    LoraDownLayer, LoraDxLayer, LoraGradJob, LoraMatmulDxParams, LoraMatmulGradParams,
+};
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::lora_matmul::plan::{self, MAX_GRADIENTS, MAX_LAYERS};
@@ -19,7 +21,7 @@ pub(in super::super) fn projection_back<T: Real>(
     group.check_for_kernels()?;
     let down = group.layers.iter().zip(dxa).map(|(layer, dxa)| {
         let factors = adapted(layer).map(|adapters| adapters.b_t);
-        factors.map_or_else(bytemuck::Zeroable::zeroed, |factors| Down {
+        factors.map_or_else(bytemuck::Zeroable::zeroed, |factors| LoraDownLayer {
             output: dxa.ptr(),
             factors,
             features: layer.out_features() as i64,
@@ -40,7 +42,7 @@ pub(in super::super) fn project_back<T: Real>(
     let scaled = with_dora::scaled_each(device, group, dy)?;
     let dy = with_dora::or_plain(&scaled, dy);
     let down = group.layers.iter().zip(&dy).zip(&*dxa).filter_map(|((layer, dy), dxa)| {
-        Some(Down {
+        Some(LoraDownLayer {
             input: dy.ptr(),
             output: dxa.ptr(),
             factors: adapted(layer)?.b_t,

@@ -1,8 +1,8 @@
 //! The forward pass: xa and y.
 
-use super::{Down, Group, adapted, key, tiled, with_dora};
+use super::{Group, adapted, key, tiled, with_dora};
 use crate::device::kernels::DevicePtr;
-use crate::device::kernels::params::{LoraFwdLayer, LoraMatmulFwdParams};
+use crate::device::kernels::params::{LoraDownLayer, LoraFwdLayer, LoraMatmulFwdParams};
 use crate::device::{Device, Tensor};
 use crate::error::Result;
 use crate::ops::lora_matmul::Apply;
@@ -19,7 +19,7 @@ pub(in super::super) fn projection<T: Real>(
     group.check_for_kernels()?;
     let down = group.layers.iter().zip(xa).map(|(layer, xa)| {
         let factors = adapted(layer).map(|adapters| adapters.a);
-        factors.map_or_else(bytemuck::Zeroable::zeroed, |factors| Down {
+        factors.map_or_else(bytemuck::Zeroable::zeroed, |factors| LoraDownLayer {
             output: xa.ptr(),
             factors,
             key: key(layer),
@@ -39,7 +39,7 @@ pub(in super::super) fn project<T: Real>(
 ) -> Result<()> {
     group.check_for_kernels()?;
     let down = group.layers.iter().zip(&*xa).filter_map(|(layer, xa)| {
-        Some(Down {
+        Some(LoraDownLayer {
             input: x.ptr(),
             output: xa.ptr(),
             factors: adapted(layer)?.a,
