@@ -43,7 +43,7 @@ impl Stop {
     pub(super) fn asked(&self) -> bool {
         let asked = self.asked.load(Ordering::Relaxed);
         if asked && !self.told.swap(true, Ordering::Relaxed) {
-            self.console.note("stopping after this pass; press Ctrl-C again to quit now");
+            self.console.note("stopping; press Ctrl-C again to quit at once");
         }
         asked
     }

@@ -123,8 +123,8 @@ fn a_terminated_dry_run_ends_at_once_and_says_that_it_was_stopped() {
         let row = "{\"input_ids\": [1, 2, 3], \"labels\": [-100, 2, 3]}\n";
         pipe.write_all(row.as_bytes()).unwrap();
         assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
-        // Whoever does not listen would read this row, plan the run and end well.
-        pipe.write_all(row.as_bytes()).unwrap();
+        // Whoever does not listen would read this row, plan the run and end well. Who did may be gone.
+        let _ = pipe.write_all(row.as_bytes());
         drop(pipe);
         let ended = child.wait_with_output().unwrap();
         let said = String::from_utf8(ended.stderr).unwrap();
