@@ -35,8 +35,8 @@ use session::Session;
 /// `OUTPUT.json`.
 ///
 /// # Errors
-/// Input and I/O errors that name file, line and fix; [`Error::Numeric`] for a row whose score is not finite;
-/// [`Error::Stopped`] if the context asked to stop. No file is written in any of these cases.
+/// Input and I/O errors that name file, line and fix; [`Numeric`](crate::error::Error::Numeric) for a row whose score is not
+/// finite; [`Stopped`](crate::error::Error::Stopped) if the context asked to stop. No file is written in any of these cases.
 pub fn run(config: &ScoreConfig, context: &Context, watch: &mut dyn FnMut(Event<'_>)) -> Result<Summary> {
     config.notes.iter().for_each(|note| watch(Notice::Note(note.clone()).into()));
     config.validate()?;
