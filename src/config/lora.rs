@@ -192,7 +192,9 @@ impl TargetModules {
         };
         let names = match self {
             Self::AllLinear if field == "exclude_modules" => {
-                return Some(error("that leaves no layer").got(self).fix("name the layers to leave out"));
+                return Some(
+                    error("this excludes every layer").got(self).fix("name the layers to leave out"),
+                );
             }
             Self::AllLinear | Self::Pattern(_) => return None,
             Self::List(names) => names,

@@ -44,7 +44,7 @@ impl TryFrom<WrittenBlocks> for BlockNumbers {
                 OneBlock::Number(number) => numbers.push(number),
                 OneBlock::Text(text) => {
                     for word in words(&text) {
-                        let number = word.parse().map_err(|_| format!("{word:?} is no number of a block"))?;
+                        let number = word.parse().map_err(|_| format!("{word:?} is not a block number"))?;
                         numbers.push(number);
                     }
                 }
@@ -96,7 +96,7 @@ impl<V: std::str::FromStr> TryFrom<WrittenValues<V>> for ByName<V> {
             for pair in pairs_of(text) {
                 let (name, value) =
                     pair.rsplit_once('=').ok_or_else(|| format!("{pair:?} has no value, as in q_proj=8"))?;
-                let value = value.trim().parse().map_err(|_| format!("{pair:?} has no number behind ="))?;
+                let value = value.trim().parse().map_err(|_| format!("{pair:?} has no number after ="))?;
                 values.push((name.trim().to_owned(), value));
             }
         }

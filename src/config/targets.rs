@@ -89,10 +89,13 @@ impl LoraConfig {
         if !matches!(self.target_modules, TargetModules::AllLinear) {
             for path in &others {
                 if is_target(path)? {
-                    return Err(fault("target_modules", "this part of the model can have no adapter here")
-                        .got(path)
-                        .expected(names(&sites))
-                        .fix("leave it out, or name it in exclude_modules"));
+                    return Err(fault(
+                        "target_modules",
+                        "adapters on this part of the model are not supported",
+                    )
+                    .got(path)
+                    .expected(names(&sites))
+                    .fix("leave it out, or name it in exclude_modules"));
                 }
             }
         }
@@ -216,7 +219,7 @@ fn expression(field: &'static str, text: &str, full: &str) -> Result<Regex, Inpu
     RegexBuilder::new(full)
         .backtrack_limit(MAX_STEPS)
         .build()
-        .map_err(|error| refuse(format!("not understood: {error}")))
+        .map_err(|error| refuse(format!("invalid expression: {error}")))
 }
 
 #[expect(clippy::result_large_err, reason = "see LoraConfig::resolve")]
@@ -242,17 +245,17 @@ impl<'a> LayerRule<'a> {
         if layers.is_empty() {
             return match lora.layers_pattern.is_empty() {
                 true => Ok(Self { layers, expressions: Vec::new() }),
-                false => Err(fault(
-                    "layers_pattern",
-                    "it says where layers_to_transform counts, and that is missing",
-                )
-                .fix("give layers_to_transform too, or leave it out")),
+                false => Err(fault("layers_pattern", "it has no effect without layers_to_transform")
+                    .fix("give layers_to_transform too, or leave it out")),
             };
         }
         if matches!(lora.target_modules, TargetModules::Pattern(_)) {
-            return Err(fault("layers_to_transform", "it does not go with an expression for whole paths")
-                .expected("target_modules as a list of names")
-                .fix("put the blocks into the expression"));
+            return Err(fault(
+                "layers_to_transform",
+                "it cannot be combined with an expression for whole paths",
+            )
+            .expected("target_modules as a list of names")
+            .fix("put the blocks into the expression"));
         }
         if let Some(layer) = layers.iter().find(|layer| **layer >= model.num_hidden_layers) {
             return Err(fault("layers_to_transform", "the model has no such block")
@@ -325,7 +328,7 @@ impl<'a, V: Copy> Patterns<'a, V> {
     fn check_used(&self, used: &[bool]) -> Result<(), InputError> {
         match self.0.iter().zip(used).find(|(_, used)| !**used) {
             None => Ok(()),
-            Some(((field, text, ..), _)) => Err(fault(field, "no layer of the adapter goes by this name")
+            Some(((field, text, ..), _)) => Err(fault(field, "no layer of the adapter matches this name")
                 .got(*text)
                 .fix("correct the name, or leave it out; the first name that fits a layer counts")),
         }

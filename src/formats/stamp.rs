@@ -43,7 +43,7 @@ impl Stamp {
     pub(super) fn changed(path: &Path) -> Error {
         Error::Changed {
             path: path.to_owned(),
-            what: "the file was cut short, written into, replaced or removed while it was in use".into(),
+            what: "the file was truncated, modified, replaced or removed while it was in use".into(),
             fix: "leave the files of the model alone during a run; check that they are whole, and start again",
         }
     }

@@ -56,7 +56,7 @@ impl Outputs {
         };
         let parent = parent_of(&config.output);
         if is_model_folder(parent) {
-            return refuse("the results would lie in a model folder", parent)
+            return refuse("the results would be in a model folder", parent)
                 .fix("choose another --output: a model folder holds the files of the model alone")
                 .into();
         }

@@ -238,7 +238,7 @@ fn vector_units() -> String {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let units: [(&str, bool); 0] = [];
     let names: Vec<&str> = units.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
-    if names.is_empty() { "none that the ops know".to_owned() } else { names.join(", ") }
+    if names.is_empty() { "none that the ops use".to_owned() } else { names.join(", ") }
 }
 
 /// Memory of the machine, if the system reports it.

@@ -31,7 +31,7 @@ pub(super) fn show(console: &Console) {
     if Kernel::ALL.is_empty() {
         return;
     }
-    console.heading("what a block takes, and how many fit on a multiprocessor");
+    console.heading("resources of a block, and blocks per multiprocessor");
     let heads = [
         "kernel",
         ">threads",

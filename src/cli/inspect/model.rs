@@ -90,8 +90,9 @@ fn check(folder: &ModelFolder, console: &Console) -> Result<()> {
     let checked = hub::verify(folder.dir(), &hub::Watch { tell: &tell, stop: &|| false });
     console.clear();
     match checked? {
-        0 => console.note("note: nothing to compare with: only the files of the Hugging Face cache are named by their hashes"),
-        num_files => console.note(format_args!("note: {num_files} files have their hashes")),
+        0 => console
+            .note("note: nothing verified: only files of the Hugging Face cache are named by their hashes"),
+        num_files => console.note(format_args!("note: {num_files} files match their hashes")),
     }
     Ok(())
 }

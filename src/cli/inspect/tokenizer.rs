@@ -60,9 +60,9 @@ fn folder(name: &str, console: &Console) -> Result<PathBuf> {
 fn facts(tokenizer: &Tokenizer) -> Vec<(&'static str, String)> {
     let mut rows = vec![("ids", count(tokenizer.vocab_size() as u64))];
     let tokens = [
-        ("begins a text", tokenizer.bos_token()),
-        ("ends a text", tokenizer.eos_token()),
-        ("fills rows", tokenizer.pad_token()),
+        ("BOS token", tokenizer.bos_token()),
+        ("EOS token", tokenizer.eos_token()),
+        ("pad token", tokenizer.pad_token()),
     ];
     for (name, token) in tokens {
         rows.push((name, token.map_or_else(|| "none".to_owned(), |(token, id)| format!("{token} ({id})"))));
@@ -72,9 +72,9 @@ fn facts(tokenizer: &Tokenizer) -> Vec<(&'static str, String)> {
             Some(id) => format!("{token} ({id})"),
             None => token.to_owned(),
         });
-        rows.push(("more specials", named.collect::<Vec<_>>().join(" ")));
+        rows.push(("other specials", named.collect::<Vec<_>>().join(" ")));
     }
-    rows.push(("adds a start", if tokenizer.adds_bos() { "yes" } else { "no" }.to_owned()));
+    rows.push(("adds BOS", if tokenizer.adds_bos() { "yes" } else { "no" }.to_owned()));
     rows.push((
         "chat template",
         match tokenizer.chat_template() {

@@ -155,7 +155,7 @@ impl<'a> ConfigFile<'a> {
 
     /// The error for a key that needs maths that is not supported.
     pub(super) fn refuse<T>(&self, key: &str, expected: &str) -> Result<T> {
-        self.error(key, "this asks for maths that this build does not do")
+        self.error(key, "this needs maths that this build does not support")
             .got(self.value(key))
             .expected(expected)
             .fix("use a model without it")

@@ -222,7 +222,7 @@ impl ModelConfig {
         let mut unused = Vec::new();
         if !unknown.is_empty() {
             unused.push(format!(
-                "keys of config.json that this family does not know, and that are not used: {}",
+                "keys of config.json that are unknown for this family and ignored: {}",
                 unknown.join(", ")
             ));
         }

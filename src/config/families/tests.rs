@@ -204,7 +204,7 @@ fn what_is_not_used_is_said() {
         r#"{"model_type": "llama", "logits_scaling": 2.0, "vocab_size": 9, "use_x": false, "rope_theta": 5, "rope_parameters": {"rope_theta": 7}}"#,
     );
     let [keys, theta] = said.try_into().unwrap();
-    assert!(keys.ends_with("not used: logits_scaling") && theta.starts_with("rope_theta"), "{keys} {theta}");
+    assert!(keys.ends_with("ignored: logits_scaling") && theta.starts_with("rope_theta"), "{keys} {theta}");
     assert!(ModelConfig::unused("{").is_empty());
     let window = |family: &str| {
         ModelConfig::unused(&with(json!({"model_type": family, "sliding_window": 4096}))).len()

@@ -64,7 +64,7 @@ impl Style {
         // A template may require an answer to every question, or support only one turn.
         let (question, longer) = (next(), next());
         let Some((before, behind)) = full.split_once(ANSWER) else {
-            return Error::input("TEMPLATE", "the chat template does not show what an assistant says")
+            return Error::input("TEMPLATE", "the output of the chat template lacks the assistant's answer")
                 .field("chat_template")
                 .fix("use the template of the model, or --format plain")
                 .into();

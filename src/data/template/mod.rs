@@ -112,7 +112,7 @@ impl Failure {
     fn new(error: &minijinja::Error) -> Self {
         let what = match error.kind() {
             ErrorKind::OutOfFuel => format!("the template takes more than {FUEL} steps"),
-            ErrorKind::WriteFailure => "the template writes too much".to_owned(),
+            ErrorKind::WriteFailure => "the output of the template is too long".to_owned(),
             kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
         };
         Self { what, line: error.line() }

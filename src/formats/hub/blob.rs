@@ -103,13 +103,15 @@ impl Download<'_> {
             // The bytes on the disk are not the start of the hub's file.
             self.remove()?;
             return Err(Failure::Passing {
-                what: "the hub has no such part of the file".to_owned(),
+                what: "the hub does not have this range of the file".to_owned(),
                 wait: Some(Duration::ZERO),
             });
         }
         check_status(head)?;
         if answer.commit.as_ref().is_some_and(|commit| !self.store.snapshot().ends_with(commit)) {
-            return Err(Failure::Refused("the file is of another commit than the list of files".to_owned()));
+            return Err(Failure::Refused(
+                "the file belongs to another commit than the list of files".to_owned(),
+            ));
         }
         if answer.is_endpoint
             && self.file.is_own_etag
@@ -119,7 +121,7 @@ impl Download<'_> {
             return Err(Failure::Refused("the file changed while it was downloaded".to_owned()));
         }
         if head.is_encoded() {
-            return Err(Failure::Refused("packed bytes that nobody asked for".to_owned()));
+            return Err(Failure::Refused("compressed content that was not requested".to_owned()));
         }
         let (start, first) = match head.status {
             200 => (Start::Over, 0),
@@ -130,14 +132,14 @@ impl Download<'_> {
                 {
                     (Start::Here, here)
                 }
-                _ => return Err(Failure::Refused("another part of the file than was asked for".to_owned())),
+                _ => return Err(Failure::Refused("another range of the file than requested".to_owned())),
             },
-            other => return Err(Failure::Refused(format!("status {other} where contents were asked for"))),
+            other => return Err(Failure::Refused(format!("status {other} instead of the content"))),
         };
         if let (Some(size), Some(len)) = (size, head.content_length()?)
             && len != size - first
         {
-            return Err(Failure::Refused(format!("{len} bytes announced where {} are right", size - first)));
+            return Err(Failure::Refused(format!("{len} bytes announced instead of {}", size - first)));
         }
         Ok(start)
     }
@@ -163,7 +165,7 @@ impl Download<'_> {
             let Some(bytes) = piece else { break };
             if here + bytes.len() as u64 > limit {
                 self.remove()?;
-                return Err(Failure::Refused(format!("more than the {limit} bytes that are right")));
+                return Err(Failure::Refused(format!("more than the expected {limit} bytes")));
             }
             out.write_all(&bytes).map_err(|e| self.local("write", e))?;
             hasher.update(&bytes);
@@ -199,13 +201,12 @@ impl Download<'_> {
         self.remove()?;
         if !self.is_fresh {
             return Err(Failure::Passing {
-                what: "what an earlier download left is damaged".to_owned(),
+                what: "the bytes of an earlier download are damaged".to_owned(),
                 wait: Some(Duration::ZERO),
             });
         }
         let kind = found.kind();
-        let what =
-            format!("the bytes do not have the {kind}: {} instead of {}", found.hex(), self.file.id.hex());
+        let what = format!("wrong {kind}: {} instead of {}", found.hex(), self.file.id.hex());
         Err(Failure::Refused(what))
     }
 

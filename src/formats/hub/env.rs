@@ -119,7 +119,7 @@ impl Token {
         if (1..=1024).contains(&self.0.len()) && self.0.bytes().all(|b| b.is_ascii_graphic()) {
             return Ok(self.clone());
         }
-        let error = Error::input(CODE, "the token has characters that no token has");
+        let error = Error::input(CODE, "the token has invalid characters");
         match path {
             Some(path) => error.path(path).fix("write the token alone into the file").into(),
             None => error.field("HF_TOKEN").fix("set HF_TOKEN to the token alone").into(),

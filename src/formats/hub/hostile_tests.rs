@@ -75,7 +75,7 @@ const CASES: &[Case] = &[
     (
         "listed hash is a path",
         |r, a| only(r.is_listing(), a, |_| edited(|list| list["siblings"][1]["blobId"] = "../x".into())),
-        Fails(3, "is none"),
+        Fails(3, "is invalid"),
     ),
     // Redirects.
     (
@@ -329,7 +329,7 @@ const CASES: &[Case] = &[
                 a
             })
         },
-        Fails(3, "do not have the SHA-256"),
+        Fails(3, "wrong SHA-256"),
     ),
     (
         "a small file with another bit",
@@ -339,7 +339,7 @@ const CASES: &[Case] = &[
                 a
             })
         },
-        Fails(3, "do not have the Git id"),
+        Fails(3, "wrong Git id"),
     ),
     (
         "another size than listed",
@@ -369,7 +369,7 @@ const CASES: &[Case] = &[
     (
         "packed contents",
         |r, a| only(r.is("GET", "config.json"), a, |a| a.with("content-encoding", "gzip")),
-        Fails(3, "packed"),
+        Fails(3, "compressed"),
     ),
     (
         "contents that change",
@@ -384,7 +384,7 @@ const CASES: &[Case] = &[
                 a.with("content-range", "bytes 0-299999/300000")
             })
         },
-        Fails(3, "status 206 where contents"),
+        Fails(3, "status 206 instead of the content"),
     ),
     // Refusals and storms.
     ("429 for ever", |r, a| only(r.is_listing(), a, |_| Reply::new(429, b"")), Fails(3, "429")),

@@ -120,7 +120,7 @@ impl Failure {
 
 impl From<Odd> for Failure {
     fn from(odd: Odd) -> Self {
-        Self::Refused(format!("the hub's header {} is not what it must be: {}", odd.header, odd.got))
+        Self::Refused(format!("the hub's header {} is invalid: {}", odd.header, odd.got))
     }
 }
 
@@ -276,8 +276,7 @@ impl<'a> Client<'a> {
                 request = request.header("if-range", format!("\"{etag}\""));
             }
         }
-        let request =
-            request.body(()).map_err(|_| Failure::Refused("an address that cannot be asked".to_owned()))?;
+        let request = request.body(()).map_err(|_| Failure::Refused("an invalid address".to_owned()))?;
         let (sender, pieces) = sync_channel(8);
         let agent = self.agent.clone();
         let place = url.origin.clone();
@@ -288,7 +287,11 @@ impl<'a> Client<'a> {
         let spawned = std::thread::Builder::new().name("hub".to_owned()).spawn(worker);
         spawned.map_err(|error| {
             Failure::Local(
-                Error::input(CODE, "no thread for a download").got(error).fix("try again").as_io().into(),
+                Error::input(CODE, "cannot start a thread for the download")
+                    .got(error)
+                    .fix("try again")
+                    .as_io()
+                    .into(),
             )
         })?;
         // The thread has its own time-outs; this one is a fallback.
@@ -342,7 +345,7 @@ impl<'a> Client<'a> {
         let answer = self.open(url, Purpose::Contents, None)?;
         check_status(&answer.head)?;
         if answer.head.is_encoded() {
-            return Err(Failure::Refused("packed bytes that nobody asked for".to_owned()));
+            return Err(Failure::Refused("compressed content that was not requested".to_owned()));
         }
         if answer.head.content_length()?.is_some_and(|len| len > limit) {
             return Err(too_large());

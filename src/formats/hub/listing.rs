@@ -78,7 +78,7 @@ impl Listing {
             };
             let id = match id.map(|id| ContentId::parse(&id).ok_or(id)).transpose() {
                 Ok(id) => id,
-                Err(id) => return Err(format!("the id {:?} of {:?} is none", short(&id), file.rfilename)),
+                Err(id) => return Err(format!("the id {:?} of {:?} is invalid", short(&id), file.rfilename)),
             };
             if files.insert(file.rfilename.clone(), Listed { size, id }).is_some() {
                 return Err(format!("the file {:?} is listed twice", file.rfilename));

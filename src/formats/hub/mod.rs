@@ -135,7 +135,7 @@ fn resolve(name: &str, env: &HubEnv, watch: &Watch<'_>, fetch: Fetch<'_>) -> Res
         }
     };
     let Some(root) = &env.cache_dir else {
-        return Error::input(CODE, "no place for downloads is known").fix("set HF_HOME to a folder").into();
+        return Error::input(CODE, "no folder for downloads is known").fix("set HF_HOME to a folder").into();
     };
     match cache::find(root, &model) {
         Ok(snapshot) => {

@@ -111,7 +111,7 @@ impl Url {
             return Err("the target is this machine");
         }
         if !target.origin.is_https && (self.origin.is_https || endpoint.is_https) {
-            return Err("the target is http, which anybody on the way can change");
+            return Err("the target is http, which can be modified in transit");
         }
         if !target.origin.is_https && target.origin.host != endpoint.host {
             return Err("the target is another host by http");

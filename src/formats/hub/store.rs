@@ -143,11 +143,11 @@ impl Store {
         let contents = shared.as_ref().map_or(path.as_path(), |(target, _)| target);
         let damage = if !data.is_file() {
             // Removing a link removes the link.
-            "it is no regular file"
+            "it is not a regular file"
         } else if file.size.is_some_and(|size| size != data.len()) {
             "its size is not that of the hub"
         } else if data.len() <= SMALL && !self.is_whole(contents, &file.id, client)? {
-            "its contents do not have its hash"
+            "its content does not match its hash"
         } else {
             return Ok(true);
         };
@@ -274,7 +274,7 @@ fn make_dir(path: &Path) -> Result<()> {
             let data = path.symlink_metadata().map_err(|e| Error::io(path, "read", e))?;
             match data.is_dir() {
                 true => Ok(()),
-                false => Error::input(CODE, "the cache has something else where a folder must be")
+                false => Error::input(CODE, "an entry of the cache is not a folder")
                     .path(path)
                     .got(if data.is_symlink() { "a link, which could lead anywhere" } else { "a file" })
                     .fix("remove it; the cache as a whole may be a link, or another folder by HF_HOME")

@@ -45,7 +45,7 @@ fn check(path: &Path, name: &str, id: &ContentId, watch: &Watch<'_>) -> Result<(
     };
     match hash_file(&mut file, id, &stop) {
         Ok(found) if found == *id => Ok(()),
-        Ok(found) => Error::input(CODE, format!("the file is damaged: its {} is another", id.kind()))
+        Ok(found) => Error::input(CODE, format!("the file is damaged: its {} differs", id.kind()))
             .path(path)
             .got(found.hex())
             .expected(id.hex())

@@ -133,7 +133,8 @@ fn fault(path: &Path, text: &[u8], message: &str) -> InputError {
             return error(name, "offsets and shape disagree").got(got).expected(expected);
         }
         if start != next {
-            let what = if start < next { "overlaps another tensor" } else { "a gap lies before the tensor" };
+            let what =
+                if start < next { "overlaps another tensor" } else { "there is a gap before the tensor" };
             return error(name, what).got(format!("offset {start}")).expected(next);
         }
         next = end;

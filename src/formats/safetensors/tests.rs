@@ -320,8 +320,8 @@ fn data_must_be_covered_exactly() {
     check(&file(&two([2, 4], [0, 2]), 4)).unwrap();
     check(&file(&two([0, 4], [4, 4]), 4)).unwrap();
     check(&file(&two([0, 4], [0, 0]), 4)).unwrap();
-    refused_header(&two([0, 2], [3, 4]), "a gap lies before");
-    refused_header(&two([1, 2], [2, 4]), "a gap lies before");
+    refused_header(&two([0, 2], [3, 4]), "there is a gap before");
+    refused_header(&two([1, 2], [2, 4]), "there is a gap before");
     refused_header(&two([0, 3], [2, 4]), "overlaps");
     refused_header(&two([0, 4], [0, 4]), "overlaps");
     refused_header(&two([0, 4], [2, 2]), "overlaps");
