@@ -252,7 +252,7 @@ fn rows_with_tools_are_scored_by_the_template_that_they_were_trained_with() {
     let source = "{% for t in tools %}{{ t.function.name }}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n\
                   {{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
     fs::write(templates.join("tool_use.jinja"), source).unwrap();
-    let default = source.replace("{% for t in tools %}{{ t.function.name }}{% endfor %}", "");
+    let (_, default) = source.split_once("{% endfor %}").unwrap();
     fs::write(model.join("chat_template.jinja"), default).unwrap();
     let turns = r#"[{"role":"user","content":"2+2?"},{"role":"assistant","content":"4"}]"#;
     let tools = r#"[{"type":"function","function":{"name":"add"}}]"#;

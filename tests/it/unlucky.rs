@@ -336,7 +336,7 @@ fn numbers_that_no_machine_holds_are_errors() {
     }
     let odd = std::os::unix::ffi::OsStrExt::from_bytes(b"rows\xFF.jsonl");
     let output = crate::cli::program()
-        .args(&base[..6])
+        .args(&base[..7])
         .arg("--eval-file")
         .arg::<&std::ffi::OsStr>(odd)
         .output()
