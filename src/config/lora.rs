@@ -1,4 +1,4 @@
-//! The adapter: rank, scale, dropout, and which linear layers get one. Names are those of PEFT; [`super::targets`] has its rules.
+//! The adapter: rank, scale, dropout, and which linear layers get one. Names are those of PEFT; `targets.rs` has its rules.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! One block: two sublayers, attention and MLP, with norms and residual around them, forward and backward in mirrored order.
 //!
-//! [`wiring`] has the norms and the residual, [`attention`] and [`mlp`] the sublayers, [`linears`] their linear layers with
-//! adapters; each has both directions side by side. Here stands what of all that a block keeps for the backward pass, by its
+//! `wiring` has the norms and the residual, `attention` and `mlp` the sublayers, `linears` their linear layers with adapters;
+//! each has both directions side by side. Here stands what of all that a block keeps for the backward pass, by its
 //! policy: normed inputs, rotated q and k, softmax and `silu(gate) * up` never, since computing them again is element-wise work.
 
 mod attention;
@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use self::attention::{Attention, Back};
 use self::mlp::Mlp;
-use self::wiring::Normed;
+use self::wiring::{NormBackward, Normed};
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 use super::policy::Policy;
@@ -66,6 +66,14 @@ struct Rest<T: Real> {
     mlp: Mlp<T>,
 }
 
+/// A block before its last linear layer.
+struct Started<T: Real> {
+    input: Rc<Tensor<T>>,
+    rest: Rest<T>,
+    /// What the output of the MLP is added to.
+    residual: Rc<Tensor<T>>,
+}
+
 /// Dropout of a layer, by its number in the model; none if the adapters have none.
 pub(super) fn dropout_of<T: Real>(
     adapters: &[Adapter<T>],
@@ -94,7 +102,7 @@ impl<'a, T: Real> Pass<'a, T> {
     /// Runs block `layer`. Where there is a way back, it leaves what that reads.
     pub(super) fn forward(&self, layer: usize, stream: Stream<T>) -> Result<(Option<Saved<T>>, Stream<T>)> {
         let keep = self.policy(layer);
-        let (input, rest, residual) = self.until_gate_up(layer, stream, keep)?;
+        let Started { input, rest, residual } = self.until_gate_up(layer, stream, keep)?;
         // What is not kept is not held while the rest is computed.
         let keeps_rest = keep.is_some_and(|policy| policy != Policy::Checkpoint);
         let Rest { rstd, attention, saved_norm, mut mlp } = rest;
@@ -106,13 +114,8 @@ impl<'a, T: Real> Pass<'a, T> {
         Ok((saved, Stream { out, residual: Some(residual) }))
     }
 
-    /// Both sublayers up to gate and up. The last value is what the output of the MLP is added to.
-    fn until_gate_up(
-        &self,
-        layer: usize,
-        stream: Stream<T>,
-        keep: Option<Policy>,
-    ) -> Result<(Rc<Tensor<T>>, Rest<T>, Rc<Tensor<T>>)> {
+    /// Both sublayers up to gate and up.
+    fn until_gate_up(&self, layer: usize, stream: Stream<T>, keep: Option<Policy>) -> Result<Started<T>> {
         let readers = self.attention_readers(layer)?;
         let normed_stream = self.add_and_norm(norm_before_attention(layer), stream, Some(&readers), keep)?;
         let Normed { saved_norm: SavedNorm { sum: input, rstd }, normed, xa, residual } = normed_stream;
@@ -122,7 +125,7 @@ impl<'a, T: Real> Pass<'a, T> {
         let normed_stream = self.add_and_norm(norm_before_mlp(layer), stream, Some(&readers), keep)?;
         let Normed { saved_norm, normed, xa, residual } = normed_stream;
         let mlp = self.gate_up(&readers, (normed, xa), keep)?;
-        Ok((input, Rest { rstd, attention, saved_norm, mlp }, residual))
+        Ok(Started { input, rest: Rest { rstd, attention, saved_norm, mlp }, residual })
     }
 
     /// Goes back through block `layer`: adds to `grads`, takes the gradient of its output and gives that of the output of what
@@ -143,7 +146,7 @@ impl<'a, T: Real> Pass<'a, T> {
                 // Nothing else holds the stream of a block that was passed.
                 let input = Rc::try_unwrap(input)
                     .map_err(|_| Error::shape("block", "input", "one that nobody else holds", "another"))?;
-                let (input, rest, _) = self.until_gate_up(layer, Stream::start(input), None)?;
+                let Started { input, rest, .. } = self.until_gate_up(layer, Stream::start(input), None)?;
                 (input, rest)
             }
         };
@@ -151,8 +154,9 @@ impl<'a, T: Real> Pass<'a, T> {
         let mut jobs = Vec::new();
         let carried = gradient.d_out.clone();
         let (d_normed, partial) = self.mlp_backward(layer, mlp, &saved_norm, gradient, &mut jobs)?;
-        let (gradient, normed) =
-            self.add_and_norm_backward(norm_before_mlp(layer), saved_norm, d_normed, Some(&carried), true)?;
+        let index = norm_before_mlp(layer);
+        let NormBackward { gradient, normed } =
+            self.add_and_norm_backward(index, saved_norm, d_normed, Some(&carried), true)?;
         let normed = normed.ok_or_else(|| missing("what the norm made"))?;
         jobs.extend(partial.map(|partial| partial.with_input(normed.clone())));
 
@@ -168,9 +172,9 @@ impl<'a, T: Real> Pass<'a, T> {
         let (below, normed) = match d_normed {
             None => (None, Rc::new(self.normed_again(index, &saved_norm)?)),
             Some(d_normed) => {
-                let (below, normed) =
+                let NormBackward { gradient, normed } =
                     self.add_and_norm_backward(index, saved_norm, d_normed, Some(&carried), true)?;
-                (Some(below), normed.ok_or_else(|| missing("what the norm made"))?)
+                (Some(gradient), normed.ok_or_else(|| missing("what the norm made"))?)
             }
         };
         let picked = match self.is_last(layer) {

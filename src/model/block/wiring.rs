@@ -42,6 +42,14 @@ pub(super) struct Normed<T: Real> {
     pub(super) residual: Rc<Tensor<T>>,
 }
 
+/// What the backward pass of a norm gives.
+pub(super) struct NormBackward<T: Real> {
+    /// Of the output of the sublayer before it.
+    pub(super) gradient: Gradient<T>,
+    /// What the norm made, where that is wanted.
+    pub(super) normed: Option<Rc<Tensor<T>>>,
+}
+
 /// The gradient of the output of a sublayer, with `dxa` of its last linear layer.
 pub(in crate::model) struct Gradient<T: Real> {
     pub(super) d_out: Rc<Tensor<T>>,
@@ -68,7 +76,7 @@ impl<T: Real> Pass<'_, T> {
         saved_norm: SavedNorm<T>,
         d_normed: Tensor<T>,
     ) -> Result<Gradient<T>> {
-        Ok(self.add_and_norm_backward(self.last_norm(), saved_norm, d_normed, None, false)?.0)
+        Ok(self.add_and_norm_backward(self.last_norm(), saved_norm, d_normed, None, false)?.gradient)
     }
 
     /// Index of the norm behind the last block.
@@ -138,7 +146,7 @@ impl<T: Real> Pass<'_, T> {
         mut d_normed: Tensor<T>,
         carried: Option<&Tensor<T>>,
         wants_normed: bool,
-    ) -> Result<(Gradient<T>, Option<Rc<Tensor<T>>>)> {
+    ) -> Result<NormBackward<T>> {
         let SavedNorm { sum, rstd } = saved_norm;
         let producer = self.producer(index)?;
         let mut normed = wants_normed.then(|| self.like(&sum)).transpose()?;
@@ -176,7 +184,8 @@ impl<T: Real> Pass<'_, T> {
             projection: dxa.fused(),
         };
         rms_norm::backward(self.device, args)?;
-        Ok((Gradient { d_out: Rc::new(d_out), dxa }, normed.map(Rc::new)))
+        let gradient = Gradient { d_out: Rc::new(d_out), dxa };
+        Ok(NormBackward { gradient, normed: normed.map(Rc::new) })
     }
 
     /// The linear layer whose output the norm sees.
