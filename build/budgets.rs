@@ -1,7 +1,8 @@
-//! Reads the table of `kernels/README.md`: what each kernel is for, and what it may take of a multiprocessor.
+//! Reads the table of `kernels/README.md`: the function and the resource limits of each kernel.
 //!
-//! The table is written by people, so that a kernel that grows does so on purpose. The build hands its numbers to the library
-//! (`Kernel::budget`), and a test compares them with what the compiler used. Included by path in tests, like `params.rs`.
+//! The table is written by hand, so that a kernel takes more resources only on purpose. The build hands its
+//! numbers to the library (`Kernel::budget`), and a test compares them with what the compiler used. Included
+//! by path in tests, like `params.rs`.
 
 use super::params::{Fault, Place};
 
@@ -20,13 +21,13 @@ pub(crate) struct Row {
     pub(crate) params: String,
     /// Threads per block.
     pub(crate) threads: u32,
-    /// Most registers per thread on sm_86.
+    /// Maximum registers per thread on sm_86.
     pub(crate) registers: u32,
-    /// Most shared memory of a block in bytes, static and dynamic together.
+    /// Maximum shared memory of a block in bytes, static and dynamic together.
     pub(crate) smem: u32,
 }
 
-/// Reads the rows below [`HEAD`]; without such a head there are none.
+/// Reads the rows below [`HEAD`]; returns no rows without such a head.
 ///
 /// # Errors
 /// The first row that cannot be read, or that names a kernel a second time.

@@ -8,9 +8,9 @@ use crate::Failure;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io, thread};
 
-/// Flags of the kernels. The first two are about meaning: no a * b + c by itself, and casts as nvcc takes them. Then: calls stay
-/// apart and return to their line, so that messages name the right one; and local variables touch the guard page, not what
-/// is behind it.
+/// Flags of the kernels. The first two fix the semantics: no contraction of a * b + c, and casts as in nvcc.
+/// Then: calls are not merged and return to their line, so that messages name the right one; and stack
+/// overflows hit the guard page, not the memory behind it.
 const KERNELS: [&str; 8] = [
     "-ffp-contract=off",
     "-fno-strict-aliasing",
@@ -22,7 +22,7 @@ const KERNELS: [&str; 8] = [
     "-Wno-unknown-pragmas",
 ];
 
-/// Flags of the checked kernels: a callback before every access, and accesses as they stand in the source.
+/// Flags of the checked kernels: a callback before every access, and accesses as written in the source.
 const INSTRUMENT: [&str; 6] = [
     "-DSIMT_CHECK",
     "-fsanitize=thread",
@@ -35,7 +35,7 @@ const INSTRUMENT: [&str; 6] = [
 /// Compiles everything into `libtanren_emulator.a` and has it linked. `kernels_tu` is the file that includes all kernels.
 ///
 /// # Errors
-/// If a file cannot be read or written, or the compiler says no.
+/// If a file cannot be read or written, or the compiler fails.
 pub(crate) fn compile(out_dir: &Path, kernels_tu: &Path) -> Result<(), Failure> {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set")?);
     let simt = root.join("kernels/simt");
@@ -51,7 +51,7 @@ pub(crate) fn compile(out_dir: &Path, kernels_tu: &Path) -> Result<(), Failure> 
         part.file(unit);
         parts.push(part);
     }
-    // All at once: the two large units take as long as each other.
+    // All in parallel: the two large units take equally long.
     let objects = thread::scope(|scope| {
         let started: Vec<_> =
             parts.iter().map(|part| scope.spawn(|| part.try_compile_intermediates())).collect();

@@ -17,7 +17,7 @@ const FOLDER: &str = "kernels";
 
 /// The kernel sources and what they declare.
 pub(crate) struct Sources {
-    /// All sources of the GPU, the shared headers too.
+    /// All kernel sources, including the shared headers.
     all: Vec<Source>,
     table: Table,
     budgets: Vec<Row>,
@@ -29,7 +29,7 @@ impl Sources {
     /// # Errors
     /// File, line and rule of the first fault.
     pub(crate) fn read() -> Result<Self, Failure> {
-        // The folder stands for all files below it, and for those that come and go.
+        // Naming the folder covers all files in it, including added and removed ones.
         println!("cargo::rerun-if-changed={FOLDER}");
         let mut all = Vec::new();
         for folder in ["", "common/"] {
@@ -85,7 +85,7 @@ impl Sources {
     /// Writes `kernels.rs`, which `src/device/kernels.rs` includes.
     ///
     /// # Errors
-    /// If the compiler knows other kernels than the sources, or the file cannot be written.
+    /// If the compiler reports other kernels than the sources declare, or the file cannot be written.
     pub(crate) fn write_table(&self, out: &Path, compiled: &Compiled) -> Result<(), Failure> {
         let mut text = String::from("// Written by build.rs from kernels/*.cu and kernels/README.md.\n");
         self.kernels(&mut text, compiled)?;
@@ -208,18 +208,19 @@ impl Sources {
     }
 }
 
-/// What the documentation says of a kernel.
+/// The documentation of a kernel.
 fn kernel_doc(kernel: &Kernel) -> String {
     let place = format!("`{}` of `kernels/{}`.", kernel.symbol, kernel.place.file);
     if kernel.doc.is_empty() { place } else { format!("{} ({place})", escape(&kernel.doc)) }
 }
 
-/// A comment as documentation, or the text that stands for a missing one.
+/// A comment as documentation, or a default text if it is missing.
 fn or(comment: &str, missing: &str) -> String {
     if comment.is_empty() { missing.to_owned() } else { escape(comment) }
 }
 
-/// Keeps brackets and tags of comments from being read as links and HTML; what is between backticks stays.
+/// Escapes brackets and tags of comments, so that they are not read as links and HTML; text between backticks
+/// is unchanged.
 fn escape(comment: &str) -> String {
     let mut text = String::with_capacity(comment.len());
     let mut in_code = false;

@@ -1,9 +1,10 @@
 //! Compiles the kernels: nvcc turns the sources into PTX once, and ptxas that into machine code for every architecture.
 //!
-//! The two may be of different releases. PTX is made readable for old drivers (`build/ptx.rs`); which drivers load the machine
-//! code is decided by the release of ptxas, so the one of CUDA 12.8 is taken if it is there, as `scripts/setup-nvcc.sh` sees to.
-//! A machine without nvcc still builds: the library then has no machine code and can say why. What was made is kept with
-//! everything it depends on, and made again only if that changed.
+//! The two may be of different releases. PTX is made readable for old drivers (`build/ptx.rs`); the release
+//! of ptxas decides which drivers load the machine code, so that of CUDA 12.8 is used if
+//! `scripts/setup-nvcc.sh` has installed it. Without nvcc the build still succeeds: the library then has no
+//! machine code and reports the reason. Results are cached with a key of all inputs, and rebuilt only if that
+//! changed.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -21,7 +22,7 @@ use crate::ptxas::{self, Usage};
 /// A release of the toolkit: 12 and 8.
 type Release = (u32, u32);
 
-/// The architectures with machine code (86 is sm_86), and the first release whose ptxas knows them.
+/// The architectures with machine code (86 is sm_86), and the first release whose ptxas supports them.
 const ARCHITECTURES: [(u32, Release); 5] =
     [(80, (11, 0)), (86, (11, 1)), (89, (11, 8)), (90, (11, 8)), (120, (12, 8))];
 
@@ -29,13 +30,13 @@ const ARCHITECTURES: [(u32, Release); 5] =
 /// every architecture, and the emulator's reading of the sources (no `__CUDA_ARCH__` branches) is the only one.
 const VIRTUAL: u32 = 80;
 
-/// The oldest release that is taken, for C++17 and sm_90.
+/// The oldest accepted release, for C++17 and sm_90.
 const OLDEST: Release = (12, 0);
 
-/// The ptxas that is taken before the one of nvcc's own release, in `.cuda/bin`.
+/// The ptxas that is preferred to that of nvcc's own release, in `.cuda/bin`.
 const PINNED_PTXAS: &str = "ptxas-12.8";
 
-/// No a * b + c by itself; both nvcc and ptxas want to hear it.
+/// No contraction of a * b + c; both nvcc and ptxas need the flag.
 const NO_FUSING: &str = "-fmad=false";
 
 /// All kernels for one architecture, or as PTX, in a compressed file.
@@ -46,24 +47,24 @@ pub(crate) struct Image {
     pub(crate) is_ptx: bool,
     /// The file in `OUT_DIR`, in the format of zlib.
     pub(crate) file: String,
-    /// Bytes of what is in it.
+    /// Bytes after decompression.
     pub(crate) size: usize,
 }
 
-/// What became of the kernels.
+/// The result of compiling the kernels.
 pub(crate) struct Compiled {
     /// The images, or none.
     pub(crate) images: Vec<Image>,
-    /// Which compiler made the PTX, or why there was none.
+    /// The compiler of the PTX, or the reason why there was none.
     pub(crate) nvcc: String,
-    /// Which compiler made the machine code; empty if none.
+    /// The compiler of the machine code; empty if none.
     pub(crate) ptxas: String,
-    /// What each kernel takes on each architecture.
+    /// Resources of each kernel on each architecture.
     pub(crate) usages: Vec<Usage>,
 }
 
 impl Compiled {
-    /// Nothing, for this reason.
+    /// No kernels, for this reason.
     pub(crate) fn without(reason: &str) -> Self {
         Self { images: Vec::new(), nvcc: reason.to_owned(), ptxas: String::new(), usages: Vec::new() }
     }
@@ -72,7 +73,7 @@ impl Compiled {
 /// Compiles `unit` to compressed images in `out`.
 ///
 /// # Errors
-/// What a compiler said if it failed.
+/// The output of a compiler that failed.
 pub(crate) fn compile(out: &Path, unit: &Path, sources: &Sources) -> Result<Compiled, Failure> {
     let Compilers { nvcc, ptxas } = match find() {
         Ok(compilers) => compilers,
@@ -94,7 +95,7 @@ pub(crate) fn compile(out: &Path, unit: &Path, sources: &Sources) -> Result<Comp
         && lowered.exists()
         && backs.iter().all(|(_, file)| file.with_extension("z").exists());
     if !kept {
-        // Without a key, what a failed run leaves behind counts for nothing.
+        // Without a key the leftovers of a failed run are ignored.
         let _ = fs::remove_file(&key);
         let warnings = run(&mut front)?;
         let text = fs::read_to_string(out.join("front.ptx"))?;
@@ -131,7 +132,7 @@ pub(crate) fn compile(out: &Path, unit: &Path, sources: &Sources) -> Result<Comp
     Ok(Compiled { images, nvcc: names.0, ptxas: names.1, usages })
 }
 
-/// Runs ptxas for every architecture, as many at a time as there are processors, and gives what they said.
+/// Runs ptxas for every architecture, in parallel on all processors, and returns their output.
 fn assemble(ptxas: &Path, ptx: &Path, files: &[(u32, PathBuf)]) -> Result<String, Failure> {
     let next = AtomicUsize::new(0);
     let said: Mutex<Vec<Result<String, String>>> = Mutex::default();
@@ -153,7 +154,7 @@ fn assemble(ptxas: &Path, ptx: &Path, files: &[(u32, PathBuf)]) -> Result<String
     Ok(said.into_iter().collect::<Result<Vec<_>, _>>()?.concat())
 }
 
-/// Runs a compiler and gives what it said.
+/// Runs a compiler and returns its output.
 fn run(command: &mut Command) -> Result<String, Failure> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|e| format!("cannot run {name}: {e}"))?;
@@ -164,17 +165,17 @@ fn run(command: &mut Command) -> Result<String, Failure> {
     }
 }
 
-/// Writes `bytes` compressed beside `file`, as `.z`. The library unpacks what it loads: what compression a driver reads is of no
-/// concern then.
+/// Writes `bytes` compressed beside `file`, as `.z`. The library decompresses the image that it loads, so it
+/// does not depend on the formats that a driver supports.
 fn pack(file: &Path, bytes: Vec<u8>) -> Result<(), Failure> {
-    // Without the feature nothing is compiled, and nothing that packs is there.
+    // Without the feature nothing is compiled, and the compression crate is not available.
     #[cfg(feature = "cuda")]
     let bytes = miniz_oxide::deflate::compress_to_vec_zlib(&bytes, 6);
     fs::write(file.with_extension("z"), bytes)?;
     Ok(())
 }
 
-/// Shows what the compilers warn of, each line once, and what a test will refuse.
+/// Shows the warnings of the compilers, each line once, and faults that a test will refuse.
 fn warn(log: &str, usages: &[Usage]) {
     let warnings: BTreeSet<&str> = log.lines().filter(|line| line.contains("warning")).collect();
     for warning in warnings {
@@ -195,14 +196,14 @@ struct Compiler {
     version: String,
 }
 
-/// What is needed.
+/// The fix.
 struct Compilers {
     nvcc: Compiler,
     ptxas: Compiler,
 }
 
-/// Looks for nvcc below `$CUDA_HOME`, on the `PATH`, and where `scripts/setup-nvcc.sh` puts it; the first one counts. ptxas is the
-/// pinned one, else that of nvcc.
+/// Looks for nvcc below `$CUDA_HOME`, on the `PATH`, and where `scripts/setup-nvcc.sh` installs it; the first
+/// one found is used. ptxas is the pinned one, else that of nvcc.
 fn find() -> Result<Compilers, String> {
     let executable = |name: &str| format!("{name}{}", env::consts::EXE_SUFFIX);
     let name = executable("nvcc");
@@ -219,7 +220,8 @@ fn find() -> Result<Compilers, String> {
     let folders = folders.chain(env::split_paths(&path)).chain(own.clone());
     let found = folders.map(|folder| folder.join(&name)).find(|candidate| candidate.is_file());
     let Some(path) = found else {
-        // A new compiler on the PATH shall be noticed; one below .cuda is, because the script touches kernels/.
+        // A new compiler on the PATH must be noticed; one in .cuda is noticed because the script touches
+        // kernels/.
         println!("cargo::rerun-if-env-changed=PATH");
         return Err("no nvcc was found below $CUDA_HOME, on the PATH or in .cuda when this was built; \
              scripts/setup-nvcc.sh installs one into .cuda, then build again"

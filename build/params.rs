@@ -1,8 +1,9 @@
 //! Reads kernel sources: which kernels there are, and the memory layout of the params struct of each.
 //!
-//! The C side is the source of truth, because it is what the GPU runs; the Rust side is generated from it. This is no parser
-//! of C++: it knows two forms, a `KERNEL(...)` line and a struct of one `type name;` per line, and refuses whatever else it
-//! meets in their place. Pure text to data, so that tests of the library include this file by path.
+//! The C side is the source of truth, because it is what the GPU runs; the Rust side is generated from it.
+//! This is not a C++ parser: it supports two forms, a `KERNEL(...)` line and a struct of one `type name;` per
+//! line, and refuses anything else in their place. It is a pure function of the text, so that tests of the
+//! library can include this file by path.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,18 +22,18 @@ pub(crate) struct Source {
 pub(crate) struct Table {
     /// The kernels, in the order of files and lines.
     pub(crate) kernels: Vec<Kernel>,
-    /// The params structs and the structs inside them, each after those that it holds.
+    /// The params structs and the structs inside them, each after those that it contains.
     pub(crate) structs: Vec<Struct>,
 }
 
 /// A line `KERNEL(symbol, Params, threads, min_blocks)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kernel {
-    /// Where it stands.
+    /// Its place in the source.
     pub(crate) place: Place,
     /// The comment above it.
     pub(crate) doc: String,
-    /// The name that the driver looks for.
+    /// The symbol that the driver looks up.
     pub(crate) symbol: String,
     /// Name of its params struct.
     pub(crate) params: String,
@@ -53,7 +54,7 @@ impl Kernel {
 /// A struct with its layout, the same for C++ and for `repr(C)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Struct {
-    /// Where it stands.
+    /// Its place in the source.
     pub(crate) place: Place,
     /// The comment above it.
     pub(crate) doc: String,
@@ -117,12 +118,12 @@ pub(crate) struct Place {
     pub(crate) line: usize,
 }
 
-/// What is wrong with the sources, and where.
+/// A fault of the sources, and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fault {
-    /// Where.
+    /// The place.
     pub(crate) place: Place,
-    /// What, and what to do.
+    /// The fault, and the fix.
     pub(crate) what: String,
 }
 
@@ -235,7 +236,7 @@ fn kernel(lines: &[&str], index: usize, place: Place) -> Result<Kernel, Fault> {
     Ok(Kernel { doc: doc_above(lines, index), place, symbol, params, threads, min_blocks })
 }
 
-/// A struct as it stands in the file, its lines unread.
+/// A struct in the file, its lines not yet parsed.
 struct Body {
     place: Place,
     doc: String,
@@ -252,7 +253,7 @@ fn body(lines: &[&str], index: usize, place: &Place) -> Option<Body> {
     Some(Body { place, doc: doc_above(lines, index), name, lines: lines_inside })
 }
 
-/// Who needs a struct.
+/// The user of a struct.
 struct Asker<'a> {
     place: &'a Place,
     what: String,

@@ -1,11 +1,11 @@
 //! Makes PTX of a newer nvcc readable for older compilers: those of other toolkits, and those inside drivers.
 //!
-//! nvcc writes its own release's version of the PTX language on top, although the kernels need none of what is new in it. A driver
-//! refuses a version that it does not know, so the version is set to [`LANGUAGE`], and hints from later versions are left out.
-//! Whether the rest is of that version is not guessed here: ptxas refuses instructions that are newer than the version on top.
-//! Included by path in tests, like `params.rs`.
+//! nvcc declares its own release's version of the PTX language, although the kernels use none of its new
+//! features. A driver refuses an unknown version, so the version is set to [`LANGUAGE`], and hints from later
+//! versions are removed. It is not checked here that the rest conforms to that version: ptxas refuses
+//! instructions that are newer than the declared version. Included by path in tests, like `params.rs`.
 
-/// The version of the language that is written on top: that of CUDA 11.8, the first one with sm_89 and sm_90.
+/// The declared version of the language: that of CUDA 11.8, the first one with sm_89 and sm_90.
 pub(crate) const LANGUAGE: (u32, u32) = (7, 8);
 
 /// Hints for the optimiser that are newer than [`LANGUAGE`] and change no result: which bytes of a wide load are used (8.3).
@@ -17,7 +17,7 @@ const KEPT: [&str; 1] = ["nounroll"];
 /// The text for compilers from [`LANGUAGE`] on.
 ///
 /// # Errors
-/// The first line that this does not know.
+/// The first unsupported line.
 pub(crate) fn lower(ptx: &str) -> Result<String, String> {
     let mut lowered = String::with_capacity(ptx.len());
     let mut versions = 0;

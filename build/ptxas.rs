@@ -2,7 +2,7 @@
 //!
 //! Included by path in tests, like `params.rs`.
 
-/// What one kernel takes on one architecture.
+/// Resources of one kernel on one architecture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Usage {
     /// The kernel.
@@ -15,7 +15,7 @@ pub(crate) struct Usage {
     pub(crate) static_smem: u32,
     /// Local memory in bytes per thread.
     pub(crate) stack: u32,
-    /// Bytes stored and loaded per thread because registers ran out.
+    /// Register spills: bytes stored and loaded per thread.
     pub(crate) spills: u32,
 }
 

@@ -1,6 +1,6 @@
 //! Turns `src/config/variants/*.toml` into constants and a registry, `$OUT_DIR/variants.rs`.
 //!
-//! The parser is the one the library uses, so a variant that builds is a variant that loads.
+//! The library uses the same parser, so a variant that builds also loads.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -1,7 +1,7 @@
 //! A packed batch: rows without padding, the table of segments they belong to, and the tokens that carry loss.
 //!
-//! This is the one data structure that data, ops, model and training share. Two notions are in it from the start: a segment
-//! may continue another one ([`Segment::prefix`]: its rows see all rows of that prefix, which is computed once), and its rows
+//! This is the only data structure that data, ops, model and training share. A segment may continue another
+//! one ([`Segment::prefix`]: its rows see all rows of that prefix, which is computed once), and its rows
 //! belong to an adapter ([`Segment::adapter`]).
 
 use std::ops::Range;
@@ -24,12 +24,12 @@ pub struct Segment {
     pub adapter: usize,
     /// Position id of the first row: 0, or the end of the prefix.
     pub position_offset: usize,
-    /// Names the sample within an optimizer step: with the position, what a dropout mask depends on.
+    /// Number of the sample within an optimizer step; the dropout mask depends on it and on the position.
     pub sample: u32,
 }
 
 impl Segment {
-    /// Its rows in the packed batch.
+    /// The rows of the segment in the packed batch.
     pub fn rows(&self) -> Range<usize> {
         self.start..self.start + self.len
     }
@@ -46,14 +46,14 @@ pub struct TokenTarget {
     pub weight: f32,
 }
 
-/// What carries loss in a batch.
+/// The targets of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Targets {
     /// Next tokens, sorted by row.
     Tokens(Vec<TokenTarget>),
 }
 
-/// No target.
+/// No targets.
 impl Default for Targets {
     fn default() -> Self {
         Self::Tokens(Vec::new())
@@ -66,7 +66,7 @@ impl Targets {
         self.tokens().len()
     }
 
-    /// Whether nothing carries loss.
+    /// True if there are no targets.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -98,8 +98,9 @@ impl Targets {
     }
 }
 
-/// A packed batch. Invariants (checked by [`Batch::validate`]): segments tile `0..total_tokens` in order, a prefix is an
-/// earlier segment of the same adapter, positions go on where the prefix ends, targets are sorted by row.
+/// A packed batch. Invariants (checked by [`Batch::validate`]): segments tile `0..total_tokens` in order, a
+/// prefix is an earlier segment of the same adapter, positions continue where the prefix ends, targets are
+/// sorted by row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// Token ids, `[total_tokens]`.

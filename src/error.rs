@@ -1,10 +1,10 @@
-//! The one error type: what was wrong, where, what was expected, and what to do about it.
+//! The error type: the fault, its place, the expected value, and the fix.
 //!
-//! A message is the user's only debugger, so an input error always carries a place (path, line, field) and a fix.
-//! Every error maps to one exit code of the command line: 2 input, 3 I/O, 4 numeric, 5 device, 6 interrupted after saving, 130
-//! stopped with nothing to save. The table of all codes is `docs/errors.md`.
+//! The user has only the message for debugging, so an input error always carries a place (path, line, field)
+//! and a fix. Every error maps to one exit code of the command line: 2 input, 3 I/O, 4 numeric, 5 device, 6
+//! interrupted after saving, 130 stopped with nothing to save. The table of all codes is `docs/errors.md`.
 //!
-//! A program asks for the parts:
+//! Programs can read the parts:
 //!
 //! ```
 //! use tanren::config::TrainConfig;
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 /// `std::result::Result` with the crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong in the library. What it says in one line is its `Display`; the parts have methods.
+/// All errors of the library. `Display` gives the message in one line; methods give its parts.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -32,12 +32,12 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was tried, as a verb phrase ("read", "create the folder").
+        /// The attempted action, as a verb phrase ("read", "create the folder").
         action: &'static str,
-        /// What the system answered.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A file or folder that a run depends on is not the one it was when the run began.
+    /// A file or folder that a run depends on has changed since the run began.
     #[error("error[IO] {}: {what}; fix: {fix}", shown(path))]
     Changed {
         /// The file or folder.
@@ -56,15 +56,15 @@ pub enum Error {
         op: &'static str,
         /// Name of the argument.
         arg: &'static str,
-        /// What it should have been.
+        /// The expected shape or value.
         expected: String,
-        /// What it was.
+        /// The actual shape or value.
         got: String,
     },
     /// A loss, gradient or weight that is not finite.
     #[error("error[NUMERIC] {what}; fix: {fix}")]
     Numeric {
-        /// What was found where.
+        /// The value and its place.
         what: String,
         /// What usually helps.
         fix: String,
@@ -72,7 +72,7 @@ pub enum Error {
     /// A device that is missing or failed.
     #[error("error[DEVICE] {what}; fix: {fix}")]
     Device {
-        /// What was found.
+        /// The fault.
         what: String,
         /// What to install or pass instead.
         fix: String,
@@ -85,10 +85,10 @@ pub enum Error {
         /// The folder that holds the state.
         checkpoint: PathBuf,
     },
-    /// The user asked to stop where there was nothing to save.
+    /// The user asked to stop when there was nothing to save.
     #[error("interrupted[STOPPED] {what}")]
     Stopped {
-        /// What was going on.
+        /// The interrupted work.
         what: String,
     },
 }
@@ -127,7 +127,8 @@ impl Error {
         }
     }
 
-    /// The class of the error, one word in capitals that stays the same between versions: `docs/errors.md` lists them.
+    /// The class of the error, one word in capitals that is stable between versions: `docs/errors.md` lists
+    /// them.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Input(error) => error.code,
@@ -199,8 +200,7 @@ impl Error {
 
 /// An input error under construction: `error[CODE] path:line: field "x": what: got ..., expected ...; fix: ...`.
 ///
-/// Every part may come from a file that somebody else wrote, so each is cut to a length that can be read, and stays on one
-/// line.
+/// Every part may come from an untrusted file, so each is shortened and kept on one line.
 ///
 /// ```
 /// use tanren::error::Error;
@@ -262,7 +262,7 @@ impl InputError {
         self
     }
 
-    /// Counts it as what a disk or a network did (exit code 3), not as what the user wrote.
+    /// Classifies the error as one of the disk or the network (exit code 3), not of the user's input.
     pub fn as_io(mut self) -> Self {
         self.is_io = true;
         self
@@ -307,7 +307,7 @@ impl fmt::Display for InputError {
     }
 }
 
-/// Most characters of a part of a message that lists things or explains.
+/// Maximum characters of a part of a message that contains a list or an explanation.
 const LONG: usize = 800;
 
 /// A path in a message.
@@ -315,7 +315,8 @@ fn shown(path: &Path) -> String {
     shorten_to(LONG, &path.display().to_string())
 }
 
-/// At most 200 characters of `text`, on one line and without control characters: values of files may hold anything.
+/// At most 200 characters of `text`, on one line and without control characters: values from files may
+/// contain anything.
 pub(crate) fn shorten(text: &str) -> String {
     shorten_to(200, text)
 }
@@ -329,12 +330,12 @@ fn shorten_to(limit: usize, text: &str) -> String {
     short
 }
 
-/// Whether a character may change how the text around it is shown: control characters and marks of direction.
+/// True if a character can change the display of the text around it: control characters and direction marks.
 fn is_odd(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Advice for the I/O errors people meet.
+/// Fixes for common I/O errors.
 fn io_fix(source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match source.kind() {

@@ -1,12 +1,14 @@
 //! LoRA / QLoRA fine-tuning and scoring of language models on one device, without Python.
 //!
-//! Options in, [`Event`](train::Event)s on the way, a [`Summary`](train::Summary) or an [`Error`](error::Error) out. The library
-//! prints nothing, installs no handlers, ends no process and has no global state.
+//! A run takes options, emits [`Event`](train::Event)s, and returns a [`Summary`](train::Summary) or an
+//! [`Error`](error::Error). The library prints nothing, installs no handlers, ends no process and has no
+//! global state.
 //!
 //! # A first program
 //!
-//! Options are pairs of a name and a value, with the names of the command line (`tanren train --help`) and of the tools that it
-//! understands. Here a small random model is trained for two steps; a real one is a folder or a Hugging Face id.
+//! Options are pairs of a name and a value. Names are those of the command line (`tanren train --help`) and
+//! their known aliases in other tools. Here a small random model is trained for two steps; a real one is a
+//! folder or a Hugging Face id.
 //!
 //! ```no_run
 //! use tanren::config::{Options, TrainConfig};
@@ -27,19 +29,21 @@
 //! # Ok::<(), tanren::error::Error>(())
 //! ```
 //!
-//! The adapter in `runs/first` is a PEFT adapter. [`score::run`] asks it for log-probabilities or for the best of given answers;
-//! `examples/embed.rs` does both.
+//! The adapter in `runs/first` is a PEFT adapter. [`score::run`] computes log-probabilities with it, or
+//! chooses the best of given answers; `examples/embed.rs` does both.
 //!
 //! # Events
 //!
-//! The closure hears what happens while it happens: notes and warnings ([`Notice`](train::Notice)), what the rows are like, the
-//! plan, every step, every evaluation, every saved checkpoint. It runs on the thread that called [`train::run`], between two
-//! pieces of work, so what it does takes time from the training. Events may be added: match with a `_` arm.
+//! The closure receives events as they happen: notes and warnings ([`Notice`](train::Notice)), statistics of
+//! the rows, the plan, every step, every evaluation, every saved checkpoint. It runs on the thread that
+//! called [`train::run`], between two pieces of work, so it delays the training while it runs. Later versions
+//! may add events: match with a `_` arm.
 //!
 //! # Stopping
 //!
-//! A run asks its [`Context`](train::Context) between passes whether to end. A training that is asked to saves first and returns
-//! [`Error::Interrupted`](error::Error::Interrupted); `resume = "auto"` goes on from there, to the same bytes.
+//! A run polls its [`Context`](train::Context) between passes for a request to stop. A training then saves
+//! its state and returns [`Error::Interrupted`](error::Error::Interrupted); `resume = "auto"` continues from
+//! there, with byte-identical results.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -56,8 +60,8 @@
 //!
 //! # Errors
 //!
-//! An error has a class, a place, what was there, what was expected and what to do, each with a method; `docs/errors.md` lists the
-//! classes and exit codes.
+//! An error has a class, a place, the actual value, the expected value and a fix, each with a method;
+//! `docs/errors.md` lists the classes and exit codes.
 //!
 //! ```
 //! use tanren::config::TrainConfig;
@@ -69,10 +73,11 @@
 //!
 //! # Chat templates
 //!
-//! The chat template of a model is a program that somebody else wrote. The command line renders it in a process of its own with
-//! limits on memory and time. A program that takes models from strangers does the same: a hidden command of its own calls
-//! [`HelperCommand::serve`](train::HelperCommand::serve), and [`Context::template_helper`](train::Context::template_helper) says
-//! how to start it. Without one, templates are rendered in the calling process, where only their length is limited.
+//! The chat template of a model is untrusted code. The command line renders it in a child process with limits
+//! on memory and time. A program that loads untrusted models should do the same: it needs a hidden command
+//! that calls [`HelperCommand::serve`](train::HelperCommand::serve), and
+//! [`Context::template_helper`](train::Context::template_helper) tells how to start it. Without a helper,
+//! templates are rendered in the calling process, where only their length is limited.
 //!
 //! # Features
 //!
@@ -85,8 +90,9 @@
 //! | `unstable` | no | the parts as public modules: ops, devices, models, files |
 //! | `emulated` | no | the GPU kernels on the processor, for tests; implies `unstable` |
 //!
-//! A program that embeds training takes `default-features = false` and what it needs of the rest. [`config`], [`error`], [`train`]
-//! and [`score`] are what it can rely on. What `unstable` shows changes with any version.
+//! A program that embeds training sets `default-features = false` and adds the features it needs. [`config`],
+//! [`error`], [`train`] and [`score`] are the stable interface. Modules of `unstable` may change in any
+//! version.
 
 #![cfg_attr(
     not(feature = "unstable"),

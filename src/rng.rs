@@ -27,7 +27,7 @@ pub fn philox(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-/// What a stream of random numbers is for. Streams with different purposes never share a number.
+/// The purpose of a stream of random numbers. Streams with different purposes never share a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
@@ -39,7 +39,7 @@ pub enum Purpose {
     AdapterInit = 3,
     /// Start values of a model made by `tanren init`.
     ModelInit = 4,
-    /// Which rows go to evaluation.
+    /// Choice of the evaluation rows.
     Split = 5,
 }
 

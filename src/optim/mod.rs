@@ -1,4 +1,4 @@
-//! The update of the adapters: the learning rate of a step, and AdamW over all tensors of an adapter.
+//! The optimizer: learning rate schedule, and AdamW over all tensors of an adapter.
 
 mod optimizer;
 mod schedule;

@@ -1,7 +1,7 @@
 //! AdamW over the tensors of one adapter, with the moments as its state.
 //!
-//! An adapter in a type that is too narrow for small updates (bf16) is the rounded copy of a master that the optimizer keeps; in
-//! f32 and f64 the adapter is its own master, and there is one copy.
+//! In bf16, which is too narrow for small updates, the adapter is a rounded copy of a master that the
+//! optimizer keeps; in f32 and f64 the adapter is its own master, so there is only one copy.
 
 use std::any::Any;
 
@@ -17,12 +17,12 @@ use crate::tensor::Real;
 /// The moments of every tensor of an adapter, and the number of updates so far.
 #[derive(Debug)]
 pub struct Optimizer<T: Real> {
-    /// What is trained, where that is not the adapter itself.
+    /// The master; `None` if the adapter is its own master.
     master: Option<Adapter<T::Stat>>,
     exp_avg: Adapter<T::Stat>,
     exp_avg_sq: Adapter<T::Stat>,
     step: u64,
-    /// What a GPU reads at every update; made at the first one.
+    /// GPU tables for updates; created at the first update.
     on_gpu: Option<OnGpu>,
 }
 
@@ -38,9 +38,9 @@ struct OnGpu {
 
 #[derive(Debug)]
 enum Launches {
-    /// Once for all updates, with where their results are.
+    /// Built once for all updates, with the outcome tensor.
     Recorded(Graph, adamw::gpu::Outcome),
-    /// At every update.
+    /// Written at every update.
     Direct,
 }
 
@@ -53,16 +53,16 @@ pub struct Update {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
     /// Decoupled weight decay; applies to every tensor of an adapter (none is a bias or a norm).
     pub weight_decay: f64,
-    /// Longest gradient; none switches clipping off.
+    /// Maximum gradient norm; `None` disables clipping.
     pub max_grad_norm: Option<f64>,
 }
 
 impl Update {
-    /// The numbers of update `step`, without clipping.
+    /// The scalars of update `step`, without clipping.
     fn adamw(&self, step: u64) -> AdamW {
         let Self { learning_rate, beta1, beta2, epsilon, weight_decay, .. } = *self;
         AdamW { learning_rate, beta1, beta2, epsilon, weight_decay, clip: 1.0, step }
@@ -70,7 +70,7 @@ impl Update {
 }
 
 impl<T: Real> Optimizer<T> {
-    /// Zero moments for `adapter`; see [`Optimizer::with_master`] for one that is known in more digits.
+    /// Zero moments for `adapter`; see [`Optimizer::with_master`] if it is available in higher precision.
     ///
     /// # Errors
     /// [`crate::error::Error::Device`] if there is not so much memory.
@@ -102,12 +102,12 @@ impl<T: Real> Optimizer<T> {
         Ok((optimizer, adapter))
     }
 
-    /// What is trained, where the adapter is a rounded copy of it; none where that is the adapter itself.
+    /// The master; `None` if the adapter is its own master.
     pub fn master(&self) -> Option<&Adapter<T::Stat>> {
         self.master.as_ref()
     }
 
-    /// The trained numbers under their names in PEFT files, in all the digits there are.
+    /// The trained parameters by their names in PEFT files, in full precision.
     ///
     /// # Errors
     /// [`Error::Device`] if the device failed.
@@ -122,7 +122,8 @@ impl<T: Real> Optimizer<T> {
         }
     }
 
-    /// Replaces the trained numbers by those that `source(name, shape)` gives, and rounds them for `adapter` where it is a copy.
+    /// Replaces the trained parameters by those that `source(name, shape)` returns, and rounds them for
+    /// `adapter` if it is a copy.
     ///
     /// # Errors
     /// The first error of `source`, and of the device.
@@ -138,13 +139,13 @@ impl<T: Real> Optimizer<T> {
         adapter.set_from_peft(device, source)
     }
 
-    /// Updates done.
+    /// Number of updates done.
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// Clips the gradient and updates the adapter. Gives the norm before clipping; if that is not finite, nothing has changed. On a GPU
-    /// the gradients are zero afterwards.
+    /// Clips the gradient and updates the adapter. Returns the norm before clipping; if it is not finite,
+    /// nothing has changed. On a GPU the gradients are zero afterwards.
     ///
     /// # Errors
     /// [`Error::Shape`] if `grads` belongs to another adapter; errors of the device.
@@ -172,7 +173,8 @@ impl<T: Real> Optimizer<T> {
         Ok(norm)
     }
 
-    /// Makes what a GPU needs for updates of `adapter` by `grads`, before anything is recorded that shall not be disturbed.
+    /// Allocates the GPU tables for updates of `adapter` by `grads`. Must be called before a recording, which
+    /// allocations would disturb.
     ///
     /// # Errors
     /// As [`Optimizer::update`].
@@ -232,7 +234,8 @@ impl<T: Real> Optimizer<T> {
         }
     }
 
-    /// Waits for an update that was started, and gives the norm of its gradient. If that is not finite, nothing has changed.
+    /// Waits for an update that was started, and returns the norm of its gradient. If it is not finite,
+    /// nothing has changed.
     ///
     /// # Errors
     /// Errors of the device.
@@ -242,7 +245,7 @@ impl<T: Real> Optimizer<T> {
         Ok(step.norm)
     }
 
-    /// All trained tensors with what belongs to them.
+    /// All trained tensors with their gradients, moments and shadows.
     fn trained<'t>(
         &'t mut self,
         adapter: &'t mut Adapter<T>,
@@ -290,7 +293,8 @@ impl<T: Real> Optimizer<T> {
         Ok(all)
     }
 
-    /// Puts back a state that [`Optimizer::named_state`] gave, after `step` updates, as `source(name, shape)` gives it.
+    /// Restores a state of [`Optimizer::named_state`] after `step` updates, with tensors from `source(name,
+    /// shape)`.
     ///
     /// # Errors
     /// The first error of `source`, and of the device.
@@ -315,7 +319,7 @@ mod tests {
     use crate::model::init;
     use half::bf16;
 
-    /// An adapter of a model that has shapes only.
+    /// An adapter of a model without weights.
     fn adapter() -> (Device, Adapter<f32>) {
         let device = Device::cpu(1).unwrap();
         let mut model = variant("qwen3-tiny").unwrap().model_config().unwrap();

@@ -9,7 +9,7 @@ use crate::config::LrScheduler;
 /// Source: `transformers/optimization.py` (4.57).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
-    /// Course after the warm-up.
+    /// Shape after the warm-up.
     pub kind: LrScheduler,
     /// Learning rate after the warm-up.
     pub peak: f64,
