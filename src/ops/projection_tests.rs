@@ -19,7 +19,7 @@ use crate::ops::rms_norm::{self, Norm};
 use crate::ops::swiglu;
 use crate::ops::testing::{assert_repeats, at_scale, bf16_numbers, kernel_device, live_count, with_room};
 
-/// Rows, ranks by adapter (0: the adapter leaves all layers alone) and probability of dropping.
+/// Rows, ranks by adapter (0: the adapter targets no layer) and dropout probability.
 #[derive(Debug, Clone, Copy)]
 struct Case {
     rows: usize,
@@ -40,7 +40,7 @@ const CASES: [Case; 8] = [
     Case { rows: 0, ranks: [16, 16, 16], p: 0.0 },
 ];
 
-/// The adapters of some layers on a device, and rows with room for two more.
+/// The adapters of some layers on a device, and rows with spare capacity for two more.
 struct Fixture {
     device: Device,
     case: Case,
@@ -119,7 +119,7 @@ impl Fixture {
         f(&Group::new(&layers, &self.rows))
     }
 
-    /// A tensor with room for the rows, filled with numbers named by `index` or with 7.
+    /// A tensor with the capacity of the rows, filled with random numbers of stream `index` or with 7.
     fn tensor(&self, cols: usize, index: Option<u32>) -> Tensor<bf16> {
         let numbers = index.map_or(vec![], |index| bf16_numbers(self.case.rows * cols, 1.0, index));
         with_room(&self.device, self.case.rows + 2, cols, &numbers)
@@ -138,7 +138,7 @@ impl Fixture {
             .collect()
     }
 
-    /// `xa` of `x`, or `dxa` of one gradient for each layer, in a launch of its own.
+    /// `xa` of `x`, or `dxa` of one gradient for each layer, in a separate launch.
     fn project(&self, inputs: &[&Tensor<bf16>], back: bool) -> Vec<Vec<u16>> {
         let mut outputs = self.narrow();
         let mut to: Vec<_> = outputs.iter_mut().collect();
@@ -149,7 +149,7 @@ impl Fixture {
         self.read(&outputs.iter().collect::<Vec<_>>())
     }
 
-    /// The same in the launch that `launch` makes.
+    /// The same, fused into the launch of `launch`.
     fn fused(&self, back: bool, launch: impl FnOnce(FusedProjection)) -> Vec<Vec<u16>> {
         let outputs = self.narrow();
         let to: Vec<_> = outputs.iter().collect();
@@ -162,7 +162,7 @@ impl Fixture {
     }
 }
 
-/// All that both ways wrote, the plain one first.
+/// All outputs of both variants, the separate one first.
 type Both = [Vec<Vec<u16>>; 2];
 
 fn rms_norm_forward(device: &Device, case: Case, cols: usize, layers: usize) -> Both {
@@ -317,7 +317,7 @@ fn norms_project_to_the_same_bits() {
         same("rms_norm forward", case, rms_norm_forward(&device, case, cols, 1 + i % 3));
         same("rms_norm backward", case, rms_norm_backward(&device, case, cols));
     }
-    // Beyond what shared memory keeps.
+    // More columns than shared memory keeps.
     for p in [0.0, 0.25] {
         let case = Case { rows: 35, ranks: [16, 8, 16], p };
         same("rms_norm forward", case, rms_norm_forward(&device, case, 2056, 3));

@@ -191,7 +191,7 @@ mod emulator {
         assert_eq!(launches, 3 * 3);
         for (symbol, counters) in device.take_counters().kernels {
             assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
-            // Beside the tensors, every block reads its place and the numbers of the step.
+            // Besides the tensors, every block reads its place and the scalars of the step.
             assert!(counters.total.sector_ratio() <= 1.2, "{symbol}: {counters:?}");
         }
     }

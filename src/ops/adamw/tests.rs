@@ -1,11 +1,11 @@
-//! AdamW against the formula over several steps; the numbers of one step as PyTorch 2.9 gives them are in the goldens.
+//! AdamW against the formula over several steps; the goldens have the results of PyTorch 2.9 for one step.
 
 use super::{AdamW, Trained, update};
 use crate::device::{Device, Tensor};
 use crate::ops::testing::{cpu, random};
 use crate::tensor::Real;
 
-/// One tensor that is its own master.
+/// One tensor without a shadow.
 fn update_one<T: Real<Stat = T>>(
     device: &Device,
     adamw: &AdamW,

@@ -195,7 +195,7 @@ pub(super) fn linked_segments() -> impl Strategy<Value = (Vec<Segment>, Vec<usiz
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Tiles cover every query once and in order, and what they see is what the links say.
+    /// Tiles cover every query once and in order, and contain exactly the pairs of the links.
     #[test]
     fn a_plan_shows_every_row_what_its_links_say((segments, rows) in linked_segments()) {
         let plan = AttentionPlan::for_rows(&segments, &rows);
@@ -216,7 +216,7 @@ proptest! {
             }
         }
         prop_assert_eq!(next, rows.len());
-        // Groups tile the keys, and no tile looks outside its group.
+        // Groups tile the keys, and no tile sees keys outside its group.
         let mut next = 0;
         for group in plan.groups() {
             prop_assert_eq!(group.key_rows.start, next);

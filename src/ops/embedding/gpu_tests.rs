@@ -1,4 +1,4 @@
-//! The lookup kernel copies what the ids name, and leaves rows beyond the live ones alone.
+//! The lookup kernel copies the rows of the ids, and does not change rows beyond the live ones.
 
 #![cfg(feature = "emulated")]
 

@@ -15,9 +15,9 @@ use crate::ops::testing::{
 };
 use crate::rng::{Purpose, Stream};
 
-/// What is computed, as f64 numbers that bf16 can hold.
+/// The inputs, as f64 numbers that are exact in bf16.
 struct Case {
-    /// Room for rows, and rows there are.
+    /// Capacity in rows, and number of live rows.
     rows: [usize; 2],
     hidden_size: usize,
     vocab_size: usize,
@@ -81,7 +81,7 @@ const UNTOUCHED: f64 = 77.0;
 
 fn run(case: &Case, device: &Device, has_gradient: bool) -> Outcome {
     let [room, rows] = case.rows;
-    // Rows that are not there hold what would spread.
+    // Rows beyond the live ones contain NaN, which would spread to the results.
     let mut x = case.x.clone();
     x[rows * case.hidden_size..].fill(f64::NAN);
     let x = upload(device, room, &x);
@@ -134,7 +134,7 @@ fn expected(case: &Case, rows: &[usize], round: bool) -> Outcome {
             scores
         })
         .collect();
-    // By parts of the vocabulary, which are added in their order.
+    // By parts of the vocabulary, added in order.
     let dz = Mat::new(&z, rows.len(), vocab);
     let part = vocab.div_ceil(64).max(1);
     let parts: Vec<Vec<f64>> = (0..vocab.div_ceil(part))
@@ -196,7 +196,7 @@ fn compare(case: &Case, device: &Device) {
         right -= exact.logprob * f64::from(target.weight);
         weights += f64::from(target.weight);
     }
-    // The mean of them; targets have logits of any size.
+    // The mean of the log-probabilities; targets have logits of any size.
     let of_loss = (1e-6 * right.abs()).max(0.5 * weights * cut_off);
     assert!((loss - right).abs() <= of_loss, "{name}: {loss} {right}, allowed {of_loss:e}");
     let of_rows: Vec<f64> = rows.iter().flat_map(|row| live[row * hidden..][..hidden].to_vec()).collect();
@@ -350,8 +350,8 @@ mod emulator {
             run(&case, &device, true);
             for (symbol, counters) in device.take_counters().kernels {
                 assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
-                // Rows of the tables take half a sector, and a row's sums lie a chunk apart; with rows as long as those of models,
-                // both are lost in the rest.
+                // Rows of the tables take half a sector, and the sums of a row are a chunk apart; with rows
+                // as long as those of models, both are negligible.
                 let most = if symbol.contains("dx") || symbol.ends_with("reduce") { 1.05 } else { 1.3 };
                 assert!(counters.total.sector_ratio() <= most, "{symbol}: {counters:?}");
             }

@@ -31,7 +31,7 @@ fn scores<T: Real>(
     scored(device, [x, w], &targets, gradient.map(|g| g.0)).unwrap().read(device).unwrap()
 }
 
-/// The op with scores of its own.
+/// Runs the op and returns its scores.
 pub(super) fn scored<T: Real>(
     device: &Device,
     [x, weight]: [&Tensor<T>; 2],

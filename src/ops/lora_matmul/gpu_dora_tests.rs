@@ -17,25 +17,26 @@ use crate::ops::testing::{bf16_numbers, cpu, kernel_device, live_count, relative
 const IN: usize = 72;
 const OUT: [usize; 3] = [64, 136, 72];
 const SCALING: [f64; 3] = [0.5, 1.0, 0.25];
-/// By layer and adapter: the rank (0: the adapter leaves the layer alone), and whether there is a magnitude.
+/// By layer and adapter: the rank (0: the adapter does not target the layer), and whether there is a
+/// magnitude.
 const ADAPTERS: [[(usize, bool); 3]; 3] = [
     [(7, false), (4, false), (0, false)],
     [(7, true), (4, false), (16, true)],
     [(0, false), (4, true), (20, false)],
 ];
-/// Content of rows that are not there.
+/// Content of rows beyond the live ones.
 const UNTOUCHED: f64 = 77.0;
 
-/// Of the room for rows the first `live` are there.
+/// The first `live` rows of the capacity are live.
 struct Case<'a> {
     room: usize,
     live: usize,
     p: f64,
-    /// Which of the layers make the group.
+    /// The layers of the group.
     layers: &'a [usize],
 }
 
-/// One adapter of a layer, with B as the device keeps it.
+/// One adapter of a layer, with B in the layout of the device.
 struct One<T: Real> {
     a: Tensor<T>,
     b: Tensor<T>,
@@ -52,7 +53,7 @@ struct OneGrad<T: Real> {
 /// By adapter.
 type Each<X> = [Option<X>; 3];
 
-/// What came out, by name.
+/// The results, by name.
 type Named = Vec<(String, Vec<f64>)>;
 
 fn transposed(values: &[f64], cols: usize) -> Vec<f64> {
@@ -90,7 +91,8 @@ fn adapter<T: Real>(device: &Device, weight: &Tensor<T>, l: usize, i: usize) -> 
     (r > 0).then_some(One { a, b, dora })
 }
 
-/// Outputs and gradients, those of B transposed, of the rows that are there. Gradients start from 1, which is taken off again.
+/// Outputs and gradients (that of B transposed) of the live rows. Gradients start from 1, which is subtracted
+/// from the result.
 fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
     let on_gpu = device.machine() == Machine::Gpu;
     let (live, room) = (case.live, if on_gpu { case.room } else { case.live });
@@ -132,7 +134,7 @@ fn run<T: Real>(device: &Device, case: &Case<'_>) -> Named {
     let mut grads: Vec<Each<OneGrad<T>>> =
         adapters.iter().map(|of_layer| of_layer.each_ref().map(grad)).collect();
 
-    // What kernels read.
+    // The inputs of kernels.
     let count = on_gpu.then(|| live_count(device, live));
     let live_rows = count.as_ref().map_or(LiveRows::ALL, |count| LiveRows::at(count.ptr()));
     let words: Vec<[u32; 2]> = case.layers.iter().filter_map(|&l| Some(dropout(l)?.key())).collect();

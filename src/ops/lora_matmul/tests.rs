@@ -193,7 +193,7 @@ fn backward_is_the_gradient_with_three_adapters_dropout_and_dora() {
         cell.borrow_mut().x = at;
         for (i, which) in (0..9).map(|n| (n / 3, n % 3)) {
             let Some(grad) = grads[i].as_mut().and_then(|g| part(g, which)) else { continue };
-            // Puts a tensor in and gives the one that was there.
+            // Replaces a tensor and returns the previous one.
             let set = |to: &Tensor<f64>| {
                 let mut case = cell.borrow_mut();
                 let tensor = case.adapters[i].as_mut().and_then(|a| part(a, which)).unwrap();
@@ -383,7 +383,7 @@ fn zero_grads(case: &Case) -> Vec<Option<Adapter>> {
     case.adapters.iter().map(|l| l.as_ref().map(of)).collect()
 }
 
-/// Gradients as the op takes them.
+/// Gradients in the form that the op takes.
 fn view(grad: &mut Option<Adapter>) -> Option<LoraGrad<'_, f64>> {
     grad.as_mut().map(|g| LoraGrad { a: &mut g.a, b: &mut g.b, magnitude: g.magnitude.as_mut() })
 }

@@ -83,7 +83,7 @@ fn backward_is_the_gradient_on_top_of_the_stream() {
     )
     .unwrap();
     assert_eq!(normed.data(), y.data());
-    // As if the residual stream had carried dy.
+    // The gradient of the residual stream is dy.
     let through: Vec<f64> = ds.data().iter().zip(dy.data()).map(|(a, b)| a - b).collect();
     let mut alone = device.empty(3, 21).unwrap();
     backward(

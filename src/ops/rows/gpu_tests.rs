@@ -1,4 +1,4 @@
-//! The kernels that pick and add rows, with indices that fill their room and others that do not.
+//! The gather and scatter-add kernels, with indices that fill their capacity and indices that do not.
 
 #![cfg(feature = "emulated")]
 
@@ -6,7 +6,7 @@ use super::{RowIndex, gather, scatter_add};
 use crate::device::Device;
 use crate::ops::testing::{RAGGED_ROWS, at_scale, bf16_numbers, kernel_device, live, rounded, with_room};
 
-/// Picks `rows` of twice as many rows, and adds to them.
+/// Gathers `rows` of twice as many rows, and adds to them.
 fn compare(device: &Device, rows: usize, cols: usize) {
     let picked: Vec<usize> = (0..rows).map(|i| 2 * i + i % 2).collect();
     let (x, y) = (bf16_numbers((2 * rows + 1) * cols, 1.0, 0), bf16_numbers((rows + 2) * cols, 1.0, 1));

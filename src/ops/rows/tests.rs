@@ -1,4 +1,4 @@
-//! Gather and scatter are transposes of each other; bad rows are refused; an index keeps its room.
+//! Gather and scatter are transposes of each other; bad rows are refused; an index keeps its capacity.
 
 use super::{RowIndex, gather, scatter_add};
 use crate::ops::testing::{cpu, inner, random};

@@ -1,4 +1,4 @@
-//! The SwiGLU kernels against f64, with numbers far out, live rows and none.
+//! The SwiGLU kernels against f64, with extreme numbers, some live rows, and no live rows.
 
 #![cfg(feature = "emulated")]
 

@@ -14,10 +14,10 @@ use crate::ops::attention::{self, Heads, PlanCapacity};
 use crate::ops::testing::{assert_as_good, assert_repeats, at_scale, cut_off, drawn, kernel_device, rounded};
 use crate::rng::{Purpose, Stream};
 
-/// What outputs hold before: rows beyond the batch must still do so afterwards.
+/// Initial content of outputs; rows beyond the batch must still have it afterwards.
 const BEFORE: f32 = 7.0;
 
-/// What is computed, with f64 numbers that bf16 can hold.
+/// The inputs, as f64 numbers that are exact in bf16.
 struct Case {
     heads: Heads,
     segments: Vec<Segment>,
@@ -183,8 +183,8 @@ fn add(to: &mut [f64], factor: f64, from: &[f64]) {
     }
 }
 
-/// Runs both directions with `plan`, which has the lists of the case. Tensors have the rows that the plan has room for; inputs
-/// beyond the batch are memory that nobody has written, which the emulator's checks do not let anybody read.
+/// Runs both directions with `plan`, which has the lists of the case. Tensors have the capacity of the plan
+/// in rows; inputs beyond the batch are unwritten memory, so the emulator's checks report reads of it.
 fn run_with(case: &Case, device: &Device, plan: &AttentionPlan) -> Result<Outcome> {
     let [query_rows, key_rows] = plan.tensor_rows();
     let (q_cols, kv_cols) = (case.heads.q_cols(), case.heads.kv_cols());
@@ -244,8 +244,8 @@ fn compare(case: &Case, got: &Outcome) {
         assert_as_good(&format!("{name}: {what}"), got, exact, reference, k);
     }
     assert_eq!(got.lse.len(), exact.lse.len());
-    // Where a row sees one key or two, a score is all there is, and tensor cores cut its sum off. Scores are normal with a standard
-    // deviation of 1, so partial sums stay below 4.
+    // A row with one or two keys depends on single scores, whose sums tensor cores truncate. Scores are
+    // normal with a standard deviation of 1, so partial sums stay below 4.
     let cut_off = at_scale(cut_off(case.heads.head_dim, 4.0), 0.0);
     for (got, exact) in got.lse.iter().zip(&exact.lse) {
         assert!(
@@ -305,7 +305,8 @@ fn bidirectional_rows_see_their_whole_segment() {
     }
 }
 
-/// A few rows of a batch are queries: whole segments without any, prefixes that only others look at.
+/// A few rows of a batch are queries: some segments have none, and some prefixes are seen only from other
+/// segments.
 #[test]
 fn some_rows_may_be_the_queries() {
     let keep =
@@ -340,7 +341,7 @@ fn without_queries_there_are_no_launches_for_them_and_keys_get_zeros() {
     assert!(got.o.is_empty() && got.dk.iter().chain(&got.dv).all(|&x| x == 0.0));
 }
 
-/// One plan with room for more serves batch after batch, as a recorded graph does.
+/// One plan with spare capacity serves several batches, as in a recorded graph.
 #[test]
 fn a_plan_with_room_serves_one_batch_after_another() {
     let device = kernel_device(50);
@@ -375,7 +376,7 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
         assert!(error.to_string().contains("at most"), "{error}");
         assert_eq!((plan.num_query_rows(), plan.tensor_rows()), (100, [100, 100]));
     }
-    // A plan that is not on the GPU, and heads that have no kernel.
+    // A plan without lists on the GPU, and a head size without kernels.
     let case = Case::new(heads(1, 1, 64), &[(3, None)]);
     let error = run_with(&case, &device, &case.plan()).unwrap_err();
     assert!(error.exit_code() == 5 && error.to_string().contains("upload"), "{error}");
@@ -434,7 +435,7 @@ mod emulator {
             for (symbol, counters) in device.take_counters().kernels {
                 let total = counters.total;
                 assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
-                // The statistics of a row are a sector of their own, which weighs the more the shorter a row is.
+                // The statistics of a row take a separate sector, whose share is larger for shorter rows.
                 assert!(total.sector_ratio() <= if d == 16 { 1.09 } else { 1.05 }, "{symbol}: {counters:?}");
                 seen.insert(symbol);
             }

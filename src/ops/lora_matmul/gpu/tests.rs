@@ -17,12 +17,12 @@ use crate::rng::{Purpose, Stream};
 
 const SCALING: [f32; 3] = [0.5, 1.0, 0.25];
 
-/// What is multiplied, as f64 numbers that bf16 can hold.
+/// The operands, as f64 numbers that are exact in bf16.
 struct Case {
     rows: usize,
     in_features: usize,
     out_features: Vec<usize>,
-    /// By adapter; 0 where it leaves all layers alone.
+    /// Rank by adapter; 0 if it targets no layer.
     ranks: [usize; 3],
     runs: Vec<AdapterRows>,
     keys: RowKeys,
@@ -80,7 +80,7 @@ impl Case {
         }
     }
 
-    /// The same with other numbers for `in_features` columns.
+    /// The same case with other numbers, for `in_features` columns.
     fn widen_input(&mut self, in_features: usize) {
         self.in_features = in_features;
         let mut index = 1000;
@@ -108,7 +108,7 @@ impl Case {
     }
 }
 
-/// What both directions give, by layer where it is a list.
+/// The results of both directions; lists go by layer.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Outcome {
     y: Vec<Vec<f64>>,
@@ -190,7 +190,7 @@ fn expected(case: &Case, round: bool) -> Outcome {
     outcome
 }
 
-/// Runs the kernels; gradients start from 1, which is taken off again.
+/// Runs the kernels; gradients start from 1, which is subtracted from the result.
 fn run(case: &Case, device: &Device) -> Result<Outcome> {
     let number = |values: &[f64]| values.iter().map(|&x| bf16::from_f64(x)).collect::<Vec<_>>();
     let upload = |values: &[f64], rows: usize| -> Result<Tensor<bf16>> {
@@ -407,7 +407,7 @@ mod emulator {
         compare(&case, &truncating_emulator());
     }
 
-    /// What plans count with is what happens, but for the result's way through shared memory.
+    /// The emulator's counters equal the counts of the plan, except for staging the result in shared memory.
     #[test]
     fn wavefronts_of_a_product_are_those_that_plans_count() {
         for (size, warps) in [([128, 128], [2, 4]), ([128, 256], [2, 4]), ([64, 64], [2, 2])] {

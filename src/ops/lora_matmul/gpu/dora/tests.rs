@@ -25,7 +25,8 @@ const RANKS: [usize; 3] = [7, 4, 16];
 const HAS_MAGNITUDE: [bool; 3] = [true, false, true];
 const UNTOUCHED: f64 = 77.0;
 
-/// One layer with three adapters, as f64 numbers that bf16 can hold. Of the room for rows the first `live` are there.
+/// One layer with three adapters, as f64 numbers that are exact in bf16. The first `live` rows of the
+/// capacity are live.
 struct Case {
     room: usize,
     live: usize,
@@ -82,7 +83,7 @@ impl Case {
     }
 }
 
-/// Of the rows that are there: y and dx; then dA, dB transposed and d magnitude of all adapters.
+/// y and dx of the live rows; then dA, dB transposed and d magnitude of all adapters.
 #[derive(Debug, Clone, PartialEq, Default)]
 struct Outcome {
     y: Vec<f64>,
@@ -110,7 +111,7 @@ fn transposed(values: &[f64], cols: usize) -> Vec<f64> {
     (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied()).collect()
 }
 
-/// The op on a layer, both ways. Gradients start from 1, which is taken off again.
+/// The op on a layer, both ways. Gradients start from 1, which is subtracted from the result.
 fn run<T: Real>(case: &Case, device: &Device) -> Outcome {
     let ([out, inputs], on_gpu) = (case.sizes, device.machine() == Machine::Gpu);
     let room = if on_gpu { case.room } else { case.live };
@@ -318,7 +319,7 @@ fn gpu_repeats_have_the_same_bits() {
     assert_repeats(30, |device| run::<bf16>(&case, device));
 }
 
-/// The gate of Qwen3-0.6B and of Qwen3-4B; rows that are not there hold NaN, results 77.
+/// The gate of Qwen3-0.6B and of Qwen3-4B; rows beyond the live ones contain NaN in inputs and 77 in outputs.
 #[test]
 fn real_shapes() {
     let real = [([2200, 2176], [3072, 1024], 0.0), ([2176, 2100], [9728, 2560], 0.05)];
