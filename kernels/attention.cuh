@@ -1,17 +1,19 @@
-// What the attention kernels share: the work lists that the host makes of a batch, and tiles of a head in shared memory.
+// Shared code of the attention kernels: the work lists that the host builds for a batch, and tiles of a head
+// in shared memory.
 //
-// A query tile is up to 64 query rows of one segment, with the ranges of key rows that they see; a key tile is up to 64
-// key rows of one segment, with the query tiles that see it. Both lists are made for a capacity and hold their length
-// in memory, so one graph of launches serves batches of any size; that length stands for the live rows of other
-// kernels. Causal masks compare the packed row of a query with the row of a key, so query rows may be any rows of the
-// batch.
+// A query tile is up to 64 query rows of one segment, with the ranges of key rows that they see; a key tile
+// is up to 64 key rows of one segment, with the query tiles that see it. Both lists have a fixed capacity and
+// hold their length in memory, so one graph serves batches of any size; that length takes the place of the
+// live rows of other kernels. Causal masks compare the packed row of a query with the row of a key, so query
+// rows may be any rows of the batch.
 #pragma once
 
 #include "common/gemm_tile.cuh"
 
 constexpr int kAttentionRows = 64;
 
-// Query rows that look at the same ranges. The heaviest tiles come first: what is left at the end of a launch is small.
+// Query rows that see the same ranges. The heaviest tiles come first, so that the last blocks of a launch are
+// short.
 struct AttentionTile {
     int32_t row_start;    // first row of q, o, lse
     int32_t row_end;      // one past the last row, at most 64 further
@@ -31,12 +33,12 @@ struct AttentionRange {
 // The query side of a batch.
 struct AttentionQueries {
     const AttentionTile* tiles;    // [num_tiles]
-    const int32_t* num_tiles;      // how many there are
+    const int32_t* num_tiles;      // number of tiles
     const AttentionRange* ranges;  // by tile
-    const int32_t* packed_rows;    // [num_tiles, 64] row in the batch of every query; INT_MAX where a tile has none
+    const int32_t* packed_rows;    // [num_tiles, 64] row in the batch of every query; INT_MAX for missing queries of a tile
 };
 
-// Key rows and who sees them.
+// Key rows, and the query tiles that see them.
 struct AttentionKeyTile {
     int32_t key_start;    // first row of k and v
     int32_t key_end;      // one past the last row, at most 64 further
@@ -142,9 +144,10 @@ DEVICE void store_head_rows(bf16* target, int64_t stride, int first, int end, co
     }
 }
 
-// The 16 rows of a query tile that a warp of four takes. Early rows see less of the diagonal than late ones, and a warp's
-// tensor core is given by its number, so every second block (by fours: blocks that meet on one multiprocessor are as many
-// apart as there are multiprocessors, 68 or 132) goes through its rows backwards.
+// The 16 rows of a query tile that a warp of four takes. Early rows see less of the diagonal than late ones,
+// and the number of a warp determines its tensor core. So every second block takes its rows in reverse order
+// (every second group of four blocks: the numbers of blocks on one multiprocessor differ by the number of
+// multiprocessors, 68 or 132).
 DEVICE int query_rows_of_warp() {
     const int warp = static_cast<int>(threadIdx.x) / 32;
     return (blockIdx.x / 4 % 2 == 0 ? warp : 3 - warp) * 16;
@@ -177,7 +180,7 @@ struct KeyWalk {
         key = now.key_start, key_end = now.key_end, unmasked_end = now.unmasked_end;
     }
 
-    // Some query of the tile does not see all kKeys keys.
+    // True if some query of the tile does not see all kKeys keys.
     DEVICE bool is_masked() const { return key + kKeys > unmasked_end; }
 
     // Number of keys from `key` on that the query with this packed row sees.

@@ -56,7 +56,7 @@ struct AttentionBwdDkvParams {
     bf16* dv;                        // [key_rows, num_kv_heads * head_dim], overwritten
     AttentionQueries queries;        // ranges are not used
     const AttentionKeyTile* tiles;   // [num_key_tiles], which cover all key rows
-    const int32_t* num_key_tiles;    // how many there are
+    const int32_t* num_key_tiles;    // number of tiles
     const int32_t* visits;           // 2 * query tile, plus 1 where some query does not see all keys
     int32_t num_heads;               // query heads
     int32_t group;                   // query heads that share a key head

@@ -10,7 +10,7 @@ struct EmbeddingParams {
     const uint32_t* ids;       // [rows], below vocab_size
     bf16* y;                   // [rows, cols], overwritten
     const int32_t* live_rows;  // rows there are; null: all
-    int32_t rows;              // room for
+    int32_t rows;              // capacity, in rows
     int32_t cols;              // a multiple of 8
 };
 

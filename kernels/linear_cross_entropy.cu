@@ -29,15 +29,15 @@ struct CrossEntropyTarget {
 struct CrossEntropyLogitsParams {
     const bf16* x;                      // [rows, hidden_size]
     const bf16* weight;                 // [vocab_size, hidden_size]
-    bf16* logits;                       // [chunk_rows, stride], overwritten; null: nobody needs them
+    bf16* logits;                       // [chunk_rows, stride], overwritten; null: not needed
     float* partial;                     // [tiles_n, chunk_rows, 2]: largest logit, sum of exponentials; null without targets
     float* scores;                      // [targets, 2]: the logit goes first; read and written with partial only
     const CrossEntropyRow* row_table;   // [rows]
     const CrossEntropyTarget* targets;  // sorted by row
     const int32_t* live_rows;           // rows there are; null: all
-    int32_t rows;                       // room for rows in x
+    int32_t rows;                       // capacity of x, in rows
     int32_t first_row;                  // of x, where the chunk starts
-    int32_t chunk_rows;                 // room for rows in logits and partial
+    int32_t chunk_rows;                 // capacity of logits and partial, in rows
     int32_t hidden_size;                // columns of x
     int32_t vocab_size;                 // rows of weight
     int32_t stride;                     // columns of logits: vocab_size rounded up to 8
@@ -55,9 +55,9 @@ struct CrossEntropyScoreParams {
     const CrossEntropyRow* row_table;   // [rows]
     const CrossEntropyTarget* targets;  // sorted by row
     const int32_t* live_rows;           // rows there are; null: all
-    int32_t rows;                       // room for rows in row_table
+    int32_t rows;                       // capacity of row_table, in rows
     int32_t first_row;                  // where the chunk starts
-    int32_t chunk_rows;                 // room for rows in partial
+    int32_t chunk_rows;                 // capacity of partial, in rows
     int32_t stride;                     // columns of logits, a multiple of 8
     int32_t tiles_n;                    // tile columns
     int32_t vocab_size;                 // columns of logits that are tokens; gradients of the others are 0
@@ -65,14 +65,14 @@ struct CrossEntropyScoreParams {
 
 // Parameters of linear_cross_entropy_dx_* and linear_cross_entropy_reduce.
 struct CrossEntropyDxParams {
-    const bf16* dz;            // [chunk_rows, stride], what _score made of the logits
+    const bf16* dz;            // [chunk_rows, stride], the gradients of the logits, from _score
     const bf16* weight;        // [vocab_size, hidden_size]
     float* partial;            // [splits, chunk_rows, hidden_size], workspace
     bf16* dx;                  // [rows, hidden_size], the rows of the chunk are overwritten
     const int32_t* live_rows;  // rows there are; null: all
-    int32_t rows;              // room for rows in dx
+    int32_t rows;              // capacity of dx, in rows
     int32_t first_row;         // where the chunk starts
-    int32_t chunk_rows;        // room for rows in dz and partial
+    int32_t chunk_rows;        // capacity of dz and partial, in rows
     int32_t hidden_size;       // columns of dx
     int32_t vocab_size;        // rows of weight
     int32_t stride;            // columns of dz

@@ -1,12 +1,12 @@
-// out = scaling * dropout(in) factor^T with the rows of `in` from wherever they are at hand: the core of the narrow
-// LoRA products.
+// out = scaling * dropout(in) factor^T with the rows of `in` from memory or registers: the core of the LoRA
+// down-projections.
 //
-// A block has 32 rows and 8 warps that split the features in stretches of 128. Lane q of a quad holds 8 consecutive
-// columns of rows g, g + 8, g + 16 and g + 24: 16 bytes that are mma fragments as they are, because the product does
-// not care in which order k is summed as long as both operands agree. The sums of the warps are added in a fixed
-// order. Who delivers the columns is a Source: it loads them, or makes them from what it loads and stores them on the
-// way. So an op whose output goes through adapters next multiplies while it has the rows in registers, and nobody
-// reads them again; the results are the same bits either way.
+// A block has 32 rows and 8 warps that split the features in stretches of 128. Lane q of a quad holds 8
+// consecutive columns of rows g, g + 8, g + 16 and g + 24: 16 bytes that are mma fragments as they are,
+// because k may be summed in any order as long as both operands agree. The sums of the warps are added in a
+// fixed order. A Source delivers the columns: it loads them, or computes them from loaded inputs and stores
+// them. So an op whose output is the input of adapters multiplies while it has the rows in registers, and
+// they are not read again; the results are the same bits in both cases.
 #pragma once
 
 #include "common/rows.cuh"
@@ -14,14 +14,14 @@
 
 // One layer of a down-projection.
 struct LoraDownLayer {
-    const bf16* input;          // [rows, features]; not read where a kernel makes its input
+    const bf16* input;          // [rows, features]; not read if a kernel produces its input
     bf16* output;               // [rows, stride], rank_stride columns of this layer, overwritten
     const LoraFactor* factors;  // [r, features] each, by adapter; null: the layer has none
     const DropoutKey* key;      // of this layer and step; null without dropout
     int64_t features;           // columns of input
 };
 
-// The down-projections that a kernel makes of its output.
+// The down-projections fused into a kernel.
 struct LoraProject {
     LoraDownLayer layers[3];  // those that share the output, or one for each output
     const LoraRun* runs;      // [*num_runs]
@@ -80,16 +80,16 @@ struct DownRows {
     DEVICE int at(int i) const { return first + static_cast<int>(lane_id() >> 2) + 8 * i; }
 };
 
-// The rows of a block that go through one adapter; none where start is end.
+// The rows of a block that go through one adapter; empty if start equals end.
 struct DownRange {
     int start;
     int end;
     int adapter;
 };
 
-// The columns of the output that a pass makes, in groups of 16. Where layers share the input, the columns of all of
-// them are one row, first..end; where they do not, every input has its share of the groups and these columns of its
-// own layer.
+// The columns of the output that a pass computes, in groups of 16. If layers share the input, the columns of
+// all of them form one row, first..end; otherwise every input has its share of the groups, and these are
+// columns of its own layer.
 struct DownColumns {
     const LoraDownLayer* layers;
     int first;
@@ -100,7 +100,7 @@ struct DownColumns {
     DEVICE int column(int group) const {
         return first + group % kPerInput * 16;
     }
-    // The layer of a group; null where there is none or it has no adapters.
+    // The layer of a group; null if there is none or it has no adapters.
     template <int kPerInput>
     DEVICE const LoraDownLayer* layer(int group) const {
         const int c = column<kPerInput>(group);
@@ -201,7 +201,7 @@ DEVICE void down_pass(const DownColumns& columns, const LoraDropout& dropout, co
         }
     }
     if (range.start >= range.end) return;
-    // The sums go where the source may have kept rows.
+    // The sums overwrite the memory in which the source may have kept rows.
     if constexpr (Source::kKeepsRows) __syncthreads();
 
     // Warps 4-7 hand their sums to 0-3, then 2-3 to 0-1, then 1 to 0; in fragment order, so without bank conflicts.
@@ -249,8 +249,9 @@ DEVICE void down_pass(const DownColumns& columns, const LoraDropout& dropout, co
     __syncthreads();
 }
 
-// All rows of a block for some columns: run by run, then zeros for rows without adapter. A source that makes its rows
-// does so in the first pass, which comes even if no row has an adapter; in later ones it reads what it stored.
+// All rows of a block for some columns: run by run, then zeros for rows without adapter. A source that
+// computes its rows does so in the first pass, which runs even if no row has an adapter; in later passes it
+// reads the stored rows.
 template <int kGroups, int kInputs, bool kDropout, class Source>
 DEVICE void down_runs(const DownColumns& columns, const LoraRun* runs, int num_runs, const LoraDropout& dropout,
                       const DownRows& rows, int64_t features, int stride, Source& source, float* sums) {
@@ -285,8 +286,8 @@ DEVICE void down_runs(const DownColumns& columns, const LoraRun* runs, int num_r
     }
 }
 
-// Everything that `p` asks for of the rows that `source` makes. With dropout every layer sees another input, so it has
-// passes of its own.
+// All products of `p` with the rows of `source`. With dropout every layer has another input, so it takes
+// separate passes.
 template <int kGroups, int kInputs, bool kDropout, class Source>
 DEVICE void down_all(const LoraProject& p, const DownRows& rows, int64_t features, Source& source, float* sums) {
     constexpr int kColumns = kGroups / kInputs * 16;
@@ -302,7 +303,7 @@ DEVICE void down_all(const LoraProject& p, const DownRows& rows, int64_t feature
     }
 }
 
-// Rows that lie in memory.
+// Rows in memory.
 struct StoredRows {
     static constexpr bool kDeliversAllRows = false, kDeliversStretches = false, kKeepsRows = false;
     const bf16* input;

@@ -1,18 +1,19 @@
-// What the kernels of lora_matmul share: the tables that say which rows go through which adapter, and the dropout mask.
+// Shared code of the lora_matmul kernels: the tables that map rows to adapters, and the dropout mask.
 //
-// Names: x [rows, in_features] and y [rows, out_features] are the input and output of the layer, W [out_features, in_features]
-// its frozen weight, A [r, in_features] and B [out_features, r] the factors of an adapter. B is kept transposed, [r, out_features]:
-// then both factors are [r, features], their rows beyond r are simply not loaded, and a rank of 7 costs no padding in memory.
-// Every features is a multiple of 8, so that rows are made of whole 16-byte pieces. xa = scaling * dropout(x) A^T and
-// dxa = scaling * dy B are [rows, stride] with rank_stride columns for each layer of the launch (r rounded up to 16, the rest 0).
+// Names: x [rows, in_features] and y [rows, out_features] are the input and output of the layer, W
+// [out_features, in_features] its frozen weight, A [r, in_features] and B [out_features, r] the factors of an
+// adapter. B is stored transposed, [r, out_features]: then both factors are [r, features], rows beyond r are
+// not loaded, and a rank of 7 needs no padding in memory. The number of features is a multiple of 8, so that
+// rows are a multiple of 16 bytes. xa = scaling * dropout(x) A^T and dxa = scaling * dy B are [rows, stride]
+// with rank_stride columns for each layer of the launch (r rounded up to 16, the rest 0).
 #pragma once
 
 #include "common/simt.cuh"
 
 // One adapter's factor of one layer: A, or B transposed.
 struct LoraFactor {
-    const bf16* value;  // [r, features]; null where the layer has no adapter
-    float* grad;        // [r, features], added to; null where nobody trains it
+    const bf16* value;  // [r, features]; null if the layer has no adapter
+    float* grad;        // [r, features], added to; null if it is not trained
     int32_t r;          // rank
     float scaling;      // alpha / r, or alpha / sqrt(r)
 };

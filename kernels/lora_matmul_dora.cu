@@ -11,7 +11,7 @@
 struct DoraFactor {
     const bf16* magnitude;  // [out_features]; null where the adapter has none: its gains are 1
     const float* norm;      // [out_features], c
-    float* grad;            // [out_features], gradient of the magnitude, added to; null where nobody trains it
+    float* grad;            // [out_features], gradient of the magnitude, added to; null if it is not trained
 };
 
 // Parameters of dora_norm.
@@ -36,7 +36,7 @@ struct DoraScaleParams {
     const LoraRun* runs;        // rows in no run have gains of 1
     const int32_t* num_runs;    // entries of runs
     const int32_t* live_rows;   // rows there are; null: all
-    int32_t rows;               // room for rows
+    int32_t rows;               // capacity, in rows
     int32_t columns;            // a multiple of 8
     float less;                 // taken off the gains
     int32_t reserved;           // 0
@@ -51,7 +51,7 @@ struct DoraMagnitudeParams {
     const LoraRun* runs;        // which rows belong to whom
     const int32_t* num_runs;    // entries of runs
     const int32_t* live_rows;   // rows there are; null: all
-    int32_t rows;               // room for rows
+    int32_t rows;               // capacity, in rows
     int32_t columns;            // a multiple of 8
     int32_t slab_rows;          // rows of a slab
     int32_t num_slabs;          // slabs in the room
@@ -61,12 +61,12 @@ struct DoraMagnitudeParams {
 struct DropoutApplyParams {
     const bf16* input;         // [rows, columns]
     bf16* output;              // [rows, columns], overwritten; may be the input or the addend
-    bf16* rest;                // [rows, columns], input - output; null: nobody needs it
+    bf16* rest;                // [rows, columns], input - output; null: not needed
     const bf16* addend;        // [rows, columns], added before the result is rounded; null: nothing
     const DropoutKey* key;     // of this layer and step
     const int32_t* live_rows;  // rows there are; null: all
     LoraDropout dropout;       // rate and rows
-    int32_t rows;              // room for rows
+    int32_t rows;              // capacity, in rows
     int32_t columns;           // a multiple of 8
 };
 

@@ -18,7 +18,7 @@ struct LoraMatmulDownParams {
     const int32_t* num_runs;   // entries of runs
     const int32_t* live_rows;  // rows there are; null: all
     LoraDropout dropout;       // read by the _dropout kernels only
-    int32_t rows;              // rows that input and output have room for
+    int32_t rows;              // capacity of input and output, in rows
     int32_t stride;            // columns of output over all layers
     int32_t rank_stride;       // columns of output of one layer: the largest rank, rounded up to 16
     int32_t rank_chunks;       // blocks along the rank of a layer

@@ -15,7 +15,7 @@ struct LoraDxLayer {
     const bf16* dy;             // [rows, out_features]
     const bf16* weight;         // [out_features, in_features]
     const bf16* dxa;            // [rows, xa_stride], the columns of this layer
-    const LoraFactor* factors;  // A, by adapter; null where the layer has no adapter
+    const LoraFactor* factors;  // A, by adapter; null if the layer has no adapter
     const DropoutKey* key;      // of this layer and step; null without dropout
     int64_t out_features;       // columns of dy
 };
@@ -29,7 +29,7 @@ struct LoraMatmulDxParams {
     const int32_t* live_rows;  // rows there are; null: all
     LoraDropout dropout;       // read by the _dropout kernels only
     int32_t num_layers;        // 1 to 3
-    int32_t rows;              // rows that dx has room for
+    int32_t rows;              // capacity of dx, in rows
     int32_t in_features;       // columns of dx
     int32_t xa_stride;         // columns of dxa over all layers
     int32_t tiles_m;           // tile rows

@@ -15,7 +15,7 @@ struct LoraFwdLayer {
     const bf16* bias;           // [out_features], or null
     bf16* y;                    // [rows, out_features], overwritten
     const bf16* xa;             // [rows, xa_stride], the columns of this layer
-    const LoraFactor* factors;  // B transposed, by adapter; null where the layer has no adapter
+    const LoraFactor* factors;  // B transposed, by adapter; null if the layer has no adapter
     int32_t out_features;       // columns of y
     int32_t first_tile;         // tile columns of the layers before
 };
@@ -28,7 +28,7 @@ struct LoraMatmulFwdParams {
     const int32_t* num_runs;     // entries of runs; null without adapters
     const int32_t* live_rows;    // rows there are; null: all
     int32_t num_layers;          // 1 to 3
-    int32_t rows;                // rows that x has room for
+    int32_t rows;                // capacity of x, in rows
     int32_t in_features;         // columns of x
     int32_t xa_stride;           // columns of xa over all layers
     int32_t tiles_m;             // tile rows

@@ -21,7 +21,7 @@ struct QkNormRopeJob {
     const int32_t* live_rows;   // rows there are; null: all
     const float* cos;           // [positions, head_dim / 2]
     const float* sin;           // [positions, head_dim / 2]
-    int32_t rows;               // room for
+    int32_t rows;               // capacity, in rows
     int32_t cols;               // heads times head_dim
     float eps;                  // added to the mean square
     int32_t first_block;        // blocks of the jobs before
@@ -39,7 +39,7 @@ struct QkNormRopeBwdLoraParams {
     QkNormRopeJob jobs[2];     // gradients to turn back: the first layers of project
     LoraProject project;       // of dx of the jobs, then of the input of further layers
     const int32_t* live_rows;  // rows that further layers have; null: all
-    int32_t rows;              // room for
+    int32_t rows;              // capacity, in rows
     int32_t num_jobs;          // 0 to 2
     int32_t head_dim;          // 16, 32, 64 or 128
     int32_t reserved;          // 0

@@ -25,7 +25,7 @@ struct RmsNormFwdParams {
     bf16* y;                   // [rows, cols], overwritten
     float* rstd;               // [rows], overwritten
     const int32_t* live_rows;  // rows there are; null: all
-    int32_t rows;              // room for
+    int32_t rows;              // capacity, in rows
     int32_t cols;              // a multiple of 8
     float eps;                 // added to the mean square
     int32_t reserved;          // 0
@@ -38,7 +38,7 @@ struct RmsNormApplyParams {
     const float* rstd;         // [rows]
     bf16* y;                   // [rows, cols], overwritten
     const int32_t* live_rows;  // rows there are; null: all
-    int32_t rows;              // room for
+    int32_t rows;              // capacity, in rows
     int32_t cols;              // a multiple of 8
 };
 
@@ -50,9 +50,9 @@ struct RmsNormBwdParams {
     const float* rstd;         // [rows]
     const bf16* d_in;          // [rows, cols]; null: 0
     bf16* ds;                  // [rows, cols], overwritten
-    bf16* normed;              // [rows, cols], overwritten; null: nobody needs it
+    bf16* normed;              // [rows, cols], overwritten; null: not needed
     const int32_t* live_rows;  // rows there are; null: all
-    int32_t rows;              // room for
+    int32_t rows;              // capacity, in rows
     int32_t cols;              // a multiple of 8
 };
 

@@ -11,7 +11,7 @@ struct RowsGatherParams {
     const uint32_t* index;     // [rows], rows of x
     bf16* y;                   // [rows, cols], overwritten
     const int32_t* live_rows;  // entries of index there are; null: all
-    int32_t rows;              // room for
+    int32_t rows;              // capacity, in rows
     int32_t cols;              // a multiple of 8
 };
 
@@ -21,7 +21,7 @@ struct RowsScatterAddParams {
     const uint32_t* index;     // [rows], rows of x
     bf16* x;                   // [any, cols], added to
     const int32_t* live_rows;  // entries of index there are; null: all
-    int32_t rows;              // room for
+    int32_t rows;              // capacity, in rows
     int32_t cols;              // a multiple of 8
 };
 

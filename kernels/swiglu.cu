@@ -18,7 +18,7 @@ struct SwigluFwdParams {
     const bf16* up;            // [rows, cols]
     bf16* h;                   // [rows, cols], overwritten
     const int32_t* live_rows;  // rows there are; null: all
-    int32_t rows;              // room for
+    int32_t rows;              // capacity, in rows
     int32_t cols;              // a multiple of 8
 };
 
@@ -28,7 +28,7 @@ struct SwigluBwdParams {
     bf16* gate;                // [rows, cols]: becomes dgate
     bf16* up;                  // [rows, cols]: becomes dup
     const int32_t* live_rows;  // rows there are; null: all
-    int32_t rows;              // room for
+    int32_t rows;              // capacity, in rows
     int32_t cols;              // a multiple of 8
 };
 

@@ -1,4 +1,4 @@
-// What a compiled kernel calls of the emulator. Declarations and plain data only.
+// The functions of the emulator that compiled kernels call. Declarations and plain data only.
 //
 // The kernels are compiled twice, fast and checked, and both end in one binary together with the runtime. An inline
 // function here would be merged across the three by the linker, and the fast kernels could run instrumented code; so
@@ -56,8 +56,8 @@ struct Kernel {
 
 bool register_kernel(Flavour flavour, Kernel* kernel);
 
-// ---- warps and blocks ----
-// `line` is the source line of the call: lanes that meet must come from the same one.
+// ---- warps and blocks ---- `line` is the source line of the call: all lanes of a rendezvous must come from
+// the same one.
 
 void barrier(int line);
 void sync_warp(int line);

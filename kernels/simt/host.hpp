@@ -71,7 +71,7 @@ DEVICE int64_t max(int64_t a, int64_t b) { return a < b ? b : a; }
 DEVICE uint64_t min(uint64_t a, uint64_t b) { return b < a ? b : a; }
 DEVICE uint64_t max(uint64_t a, uint64_t b) { return a < b ? b : a; }
 
-// Correctly rounded but for the division; the hardware's error is 2 units in the last place.
+// Correctly rounded except for the division; the hardware's error is 2 units in the last place.
 DEVICE float rsqrtf(float x) { return static_cast<float>(1.0 / sqrt(static_cast<double>(x))); }
 
 // ---- numbers ----

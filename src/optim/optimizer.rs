@@ -73,7 +73,7 @@ impl<T: Real> Optimizer<T> {
     /// Zero moments for `adapter`; see [`Optimizer::with_master`] if it is available in higher precision.
     ///
     /// # Errors
-    /// [`crate::error::Error::Device`] if there is not so much memory.
+    /// [`crate::error::Error::Device`] if memory runs out.
     pub fn new(device: &Device, adapter: &Adapter<T>) -> Result<Self> {
         let is_own_master = (adapter as &dyn Any).is::<Adapter<T::Stat>>();
         Ok(Self {
@@ -88,7 +88,7 @@ impl<T: Real> Optimizer<T> {
     /// Zero moments for `master`, and the adapter to compute with.
     ///
     /// # Errors
-    /// [`crate::error::Error::Device`] if there is not so much memory.
+    /// [`crate::error::Error::Device`] if memory runs out.
     pub fn with_master(device: &Device, master: Adapter<T::Stat>) -> Result<(Self, Adapter<T>)> {
         let adapter: Adapter<T> = master.cast(&device.class(Class::Adapter))?;
         let is_own_master = (&adapter as &dyn Any).is::<Adapter<T::Stat>>();

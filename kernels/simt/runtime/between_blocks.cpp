@@ -1,5 +1,5 @@
-// What orders blocks of one launch: an atomic operation after a fence in one, and a fence after an atomic operation in
-// the other.
+// Ordering between blocks of one launch: an atomic operation after a fence in one block, and a fence after an
+// atomic operation in the other.
 //
 // "The last block adds up": every block writes its part, fences, and takes a ticket with atomicAdd; the block with the
 // last ticket fences and reads all parts. Without the fences the parts may arrive after the ticket. A fence covers what

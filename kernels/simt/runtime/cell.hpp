@@ -1,4 +1,4 @@
-// What the checks remember of a piece of memory: the latest writer and the readers since.
+// The record of the checks for a piece of memory: the latest writer and the readers since.
 #pragma once
 
 #include <stdint.h>
@@ -13,7 +13,7 @@ constexpr uint32_t kMostSyncs = (1u << (32 - kFenceBits)) - 1;
 enum CellFlag : uint8_t {
     // The bytes of this word have cells of their own.
     kSplit = 1,
-    // A copy of cp_async16 is on its way here.
+    // A copy of cp_async16 to here is in flight.
     kInFlight = 2,
     // Written by an atomic; by several threads of the block at once, and then `write_time` counts block barriers.
     kAtomicWrite = 4,
@@ -25,7 +25,7 @@ enum CellFlag : uint8_t {
 };
 
 struct Cell {
-    // The block that wrote, counted over all launches of the process (0: nobody), and when.
+    // The block that wrote, counted over all launches of the process (0: none), and the time.
     uint32_t write_block;
     uint32_t write_time;
     // The places in the code, relative to the runtime.

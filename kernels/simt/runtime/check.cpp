@@ -1,10 +1,10 @@
-// The checks of instrumented kernels: bounds, alignment, unwritten reads, copies under way, races.
+// The checks of instrumented kernels: bounds, alignment, unwritten reads, copies in flight, races.
 //
-// Every access is compared with what is remembered of its bytes: the latest writer and the readers since. Two accesses
-// are in order if one thread makes both, or if a barrier (or, within a warp, a __syncwarp) lies between them; shuffles,
-// ldmatrix and mma order nothing, as CUDA specifies. So a missing barrier is found in every schedule, also where the
-// values happen to be right. Memory is remembered by words of 4 bytes; a word whose parts are used apart gets a record
-// for each byte.
+// Every access is compared with the record of its bytes: the latest writer and the readers since. Two
+// accesses are in order if one thread makes both, or if a barrier (or, within a warp, a __syncwarp) lies
+// between them; shuffles, ldmatrix and mma order nothing, as CUDA specifies. So a missing barrier is found in
+// every schedule, also where the values happen to be right. Records are kept by words of 4 bytes; a word
+// whose parts are accessed separately gets a record for each byte.
 
 #include "check.hpp"
 
@@ -294,7 +294,7 @@ void check_access(Thread& thread, const void* address, uint32_t bytes, Access ac
              allocation->machine != worker.machine ? " (of another emulator)" : "");
     }
     if (allocation->words == nullptr) {
-        // Made before checks were asked for: what it holds counts as written.
+        // Allocated before checks were enabled: its content counts as written.
         add_shadow(*allocation, true);
         if (allocation->words == nullptr) fail(pc, "the system gives no memory for the checks of a buffer");
     }

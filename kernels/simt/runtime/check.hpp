@@ -1,4 +1,4 @@
-// What the runtime tells the checks. The callers look at worker.check first.
+// Notifications of the runtime to the checks. The callers test worker.check first.
 #pragma once
 
 #include "state.hpp"

@@ -76,8 +76,8 @@ struct Checker {
 // The time of a thread, for cells.
 inline uint32_t time_of(const Thread& thread) { return thread.warp->syncs << kFenceBits | thread.fences; }
 
-// Whether what thread `other` of this block did at `time` comes before what `thread` does now: in its own order, by a
-// sync of their warp, or by a barrier of the block.
+// True if the accesses of thread `other` of this block at `time` come before those of `thread` now: in
+// program order, by a sync of their warp, or by a barrier of the block.
 inline bool comes_before(const Worker& worker, uint32_t other, uint32_t time, const Thread& thread) {
     if (other == thread.index) return true;
     const Warp& warp = worker.warp[other / kWarpSize];
@@ -86,13 +86,13 @@ inline bool comes_before(const Worker& worker, uint32_t other, uint32_t time, co
 
 enum class Access { kRead, kWrite, kAtomic };
 
-// One access of a kernel. Ends the launch if there is something wrong with it.
+// Checks one access of a kernel. Ends the launch if it is invalid.
 void check_access(Thread& thread, const void* address, uint32_t bytes, Access access, const void* pc);
 
 // ---- between_blocks.cpp ----
 void reset_fences(Checker& checker, const Worker& worker);
 void barrier_publishes(Checker& checker, const Worker& worker);
-// Whether what another block of this launch did comes before what `thread` does now.
+// True if an access of another block of this launch comes before those of `thread` now.
 bool block_comes_before(const Checker& checker, const Thread& thread, const Cell& cell, bool is_write,
                         const void* address);
 void atomic_synchronises(Checker& checker, Thread& thread, const void* address);

@@ -137,7 +137,7 @@ void cp_async16(void* shared, const void* global, bool valid) {
         describe_shared(worker, shared, place, sizeof place);
         fail(SIMT_CALLER, "illegal cp_async16 to %s", place);
     }
-    // Where a trap below is due to.
+    // The call that a trap below is attributed to.
     thread->pc = SIMT_CALLER;
     if (worker.check) cp_async_issued(*thread, to, global, valid, SIMT_CALLER);
     if (worker.stats) {
@@ -159,7 +159,7 @@ void cp_async16(void* shared, const void* global, bool valid) {
     PendingCopy& copy = queue.entries[queue.end++];
     copy.to = to;
     copy.group = queue.group;
-    // Read now, so that a trap names the line that asked for the copy; nobody may write it meanwhile anyway.
+    // Read now, so that a trap names the line of the copy; the source must not be written meanwhile anyway.
     if (valid) {
         memcpy(copy.data, global, 16);
     } else {

@@ -1,5 +1,5 @@
-// What is said when a launch fails. Places in the code are written as <pc:0x...>, which places.rs turns into file and
-// line.
+// Messages of failed launches. Places in the code are written as <pc:0x...>, which places.rs turns into file
+// and line.
 //
 // Everything here uses fixed memory: it also runs in signal handlers.
 

@@ -11,7 +11,7 @@
 
 namespace simt {
 
-// Where a suspended flow of control goes on.
+// The state of a suspended fiber.
 struct Context {
 #if defined(SIMT_USES_UCONTEXT)
     ucontext_t state;

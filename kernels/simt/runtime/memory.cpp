@@ -12,7 +12,7 @@
 namespace simt {
 namespace {
 
-// Addresses are handed out in slots and never again; 4 TiB last for a process.
+// Addresses are allocated in slots and never reused; 4 TiB are enough for a process.
 constexpr size_t kArena = size_t{1} << 42;
 constexpr size_t kSlot = size_t{1} << 16;
 constexpr size_t kAlignment = 256;
@@ -23,7 +23,7 @@ struct Arena {
     std::mutex lock;
     unsigned char* begin = nullptr;
     size_t used = 0;
-    // By slot, written under the lock before the buffer is given to anybody.
+    // By slot, written under the lock before the buffer is returned to a caller.
     Allocation** slots = nullptr;
     std::map<const unsigned char*, Allocation*> live;
 };
@@ -51,7 +51,7 @@ void* map_zeros(size_t bytes) {
 size_t words_of(const Allocation& allocation) { return (allocation.bytes + 3) / 4 + 1; }
 
 void drop(Allocation& allocation) {
-    // The addresses stay reserved: whoever still uses them traps.
+    // The addresses stay reserved, so that any later access traps.
     mmap(allocation.mapping, allocation.mapping_bytes, PROT_NONE,
          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     if (allocation.words != nullptr) {

@@ -6,7 +6,7 @@
 
 namespace simt {
 
-// What the checks know of 4 bytes of memory, or of 1 where threads use parts of them. See check.cpp.
+// The record of the checks for 4 bytes of memory, or for 1 byte if threads use parts of them. See check.cpp.
 struct Cell;
 
 struct Allocation {
@@ -30,7 +30,7 @@ void release(void* begin, size_t bytes);
 // The buffer whose pages hold `address`, or whose guard page does; freed ones too. Null outside of all device memory.
 Allocation* allocation_at(const void* address);
 
-// Text that says where an address lies, for messages.
+// Describes an address, for messages.
 void describe_address(const void* address, char* text, size_t size);
 
 // Null and a text if there is no memory.
@@ -42,7 +42,7 @@ void deallocate_all(const Machine& machine);
 Allocation* buffer_for(const Machine& machine, const void* address, size_t bytes, std::string& error);
 void mark_written(Allocation& allocation, const void* address, size_t bytes);
 void mark_unwritten(Allocation& allocation, const void* address, size_t bytes);
-// After kernels ran without checks nothing is known of what they wrote.
+// After kernels ran without checks, their writes are not recorded.
 void mark_all_written(const Machine& machine);
 // Gives a buffer the memory of the checks.
 void add_shadow(Allocation& allocation, bool is_written);

@@ -1,8 +1,8 @@
-// Runs the threads of a block as fibers: who goes on, who waits, and what to say when nobody can.
+// Runs the threads of a block as fibers: scheduling, waiting, and reporting deadlocks.
 //
-// A thread runs until it has to wait for others. A meeting of a warp is one pass over its lanes: each leaves what it
-// brings and waits, the last one does the work for all and goes on without a switch. Stacks are handed out at the first
-// run of a thread and taken back at its end, so a thread that never waits costs no switch at all.
+// A thread runs until it has to wait for others. A rendezvous of a warp is one pass over its lanes: each
+// stores its operands and waits; the last one does the work for all and continues without a switch. A thread
+// gets a stack at its first run and returns it at its end, so a thread that never waits costs no switch.
 
 #include <stdio.h>
 #include <sys/mman.h>
@@ -80,7 +80,7 @@ Thread* pick_by_priority(Worker& worker) {
     return nullptr;
 }
 
-// The thread that goes on after `thread`; null if all wait.
+// The next thread to run after `thread`; null if all wait.
 inline Thread* pick(Worker& worker, const Thread* thread) {
     if (worker.runnable_warps == 0) return nullptr;
     if (worker.policy == Policy::kFixed) {
@@ -120,7 +120,8 @@ inline void go_on_with(Worker& worker, Thread* from, Thread* to) {
 
 [[noreturn]] void fail_where_all_wait(Worker& worker) {
     worker.uninterruptible++;
-    // Any waiting thread names the place; those in a warp-wide call say more than those at a barrier.
+    // Any waiting thread can name the place; threads in a warp-wide call are more informative than those at a
+    // barrier.
     const Thread* example = nullptr;
     for (uint32_t i = 0; i < worker.threads; i++) {
         const Thread& thread = worker.thread[i];
@@ -146,7 +147,8 @@ inline void wait(Thread* thread) {
     thread->state = ThreadState::kReady;
 }
 
-// The life of a stack: runs its thread, then threads that have not started yet, and ends when others have to go on.
+// The loop of a stack: runs its thread, then threads that have not started yet, and ends when other threads
+// must continue.
 void run_threads() {
     for (;;) {
         Thread* thread = current_thread();
@@ -166,7 +168,7 @@ void run_threads() {
             current = next;
             continue;
         }
-        // Nobody touches the stack before the switch below is over: only this OS thread hands it out.
+        // The stack is not reused before the switch below is over, because only this OS thread allocates it.
         worker.free_stack[worker.free_stacks++] = static_cast<uint16_t>(stack);
         go_on_with(worker, thread, next);
     }

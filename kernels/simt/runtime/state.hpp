@@ -1,4 +1,4 @@
-// What the runtime knows of a running block: threads, warps, the worker that runs them, and the machine they belong to.
+// State of a running block: threads, warps, the worker that runs them, and the machine they belong to.
 //
 // A worker is an OS thread that runs one block at a time, with one fiber per CUDA thread. Everything a kernel touches
 // is reached from `current`, so that several emulators can run at once.
@@ -20,7 +20,7 @@ constexpr uint32_t kWarpSize = 32;
 constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kMaxWarps = kMaxThreads / kWarpSize;
 constexpr uint32_t kFullWarp = 0xffffffffu;
-// Shared memory of a block, static and dynamic: what compute capability 8.6 offers.
+// Shared memory of a block, static and dynamic: the limit of compute capability 8.6.
 constexpr uint32_t kMaxSmemBytes = 99 * 1024;
 
 enum class Op : uint32_t {
@@ -77,7 +77,7 @@ struct Thread : ThreadView {
     uint32_t fences;
 };
 
-// What a lane brings to a meeting and takes from it.
+// The operands and results of a lane in a rendezvous.
 struct Slot {
     uint64_t in;
     uint64_t extra;
@@ -91,7 +91,7 @@ struct Warp {
     uint32_t runnable;
     uint32_t arrived;
     uint32_t done;
-    // What the arrived lanes are in. `detail` tells variants of an op apart.
+    // The op of the lanes that have arrived. `detail` distinguishes variants of an op.
     Op op;
     uint32_t detail;
     int line;
@@ -112,7 +112,7 @@ struct StaticSmem {
 };
 constexpr uint32_t kMaxStaticSmem = 16;
 
-// What went wrong, in fixed memory: it is filled in places where nothing may be allocated.
+// The failure, in fixed memory: it is filled in places where allocation is not allowed.
 struct Failure {
     bool set;
     char text[6000];
@@ -130,9 +130,9 @@ struct Worker : BlockView {
     const Kernel* kernel;
     const void* params;
     bool check, stats;
-    // Sums of mma are cut off as tensor cores do it.
+    // Sums of mma are truncated as in tensor cores.
     bool truncates_mma;
-    // More happens at meetings than in the plain fast mode.
+    // A rendezvous does more than in the plain fast mode.
     bool is_special;
 
     Policy policy;
@@ -143,8 +143,8 @@ struct Worker : BlockView {
 
     // True while a fiber of this worker runs. Signal handlers look here first.
     volatile bool in_kernel;
-    // Above 0 while the runtime does what must not be cut short (allocates): the time limit then waits for its next
-    // tick.
+    // Above 0 while the runtime is in a section that must not be interrupted (allocation): the time limit
+    // then waits for its next tick.
     volatile int uninterruptible;
     Failure failure;
 
@@ -182,7 +182,7 @@ constexpr size_t kStaticGap = 128;
 inline Worker* current_worker() { return current == nullptr ? nullptr : static_cast<Thread*>(current)->worker; }
 inline Thread* current_thread() { return static_cast<Thread*>(current); }
 
-// What the caller of a launch chooses; the layout is that of emulated.rs.
+// Options of a launch; the layout is that of emulated.rs.
 struct Options {
     uint32_t check;
     uint32_t stats;
@@ -213,7 +213,7 @@ struct Counts {
     uint64_t wavefronts, ideal_wavefronts;
     // 32-byte pieces of global memory, and the least possible number.
     uint64_t sectors, ideal_sectors;
-    // Bytes of global memory that threads asked for.
+    // Bytes of global memory that threads accessed.
     uint64_t global_bytes;
     // Products of tiles, m16n8k16.
     uint64_t mma;
@@ -256,8 +256,8 @@ uint64_t next_random(uint64_t& state);
 
 // ---- failure.cpp ----
 const char* op_name(Op op);
-// Ends the launch from inside a kernel. The text says what is wrong; kernel, block, thread and
-// place are put in front of it.
+// Ends the launch from inside a kernel. The text describes the fault; kernel, block, thread and place are
+// added in front of it.
 [[noreturn]] void fail(const void* pc, const char* format, ...) __attribute__((format(printf, 2, 3)));
 // Fills worker.failure without leaving the kernel. `fallback` is the place to name if `pc` is not in a kernel source.
 void describe_failure(Worker& worker, const Thread* thread, const void* pc, const char* text,

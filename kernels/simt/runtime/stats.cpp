@@ -5,8 +5,8 @@
 // quarter warps. Global memory: a warp's access costs the 32-byte sectors that it touches. This is the textbook model,
 // not the hardware.
 //
-// Lanes run one after another here, so an access of the warp is put together afterwards: the n-th access of every lane
-// at one place since the lanes met last.
+// Lanes run one after another here, so an access of the warp is assembled afterwards: the n-th access of
+// every lane at one place since the last rendezvous.
 
 #include "stats.hpp"
 

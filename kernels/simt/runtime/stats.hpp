@@ -1,4 +1,4 @@
-// The counters: what a kernel asks of shared and global memory, against the least that the same bytes need.
+// The counters: accesses of a kernel to shared and global memory, against the minimum for the same bytes.
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@
 
 namespace simt {
 
-// What lanes of a warp do together: the n-th access of each at one place since they met last.
+// An access of a warp: the n-th access of each lane at one place since the last rendezvous.
 struct Group {
     uint32_t lanes;
     uint64_t address[kWarpSize];
@@ -31,7 +31,7 @@ struct Statistics {
 
 void count_access(Thread& thread, const void* address, uint32_t bytes, const void* pc);
 void count_mma(Worker& worker, uint64_t tiles, const void* pc);
-// The lanes have met: what they do next does not belong to what they did before.
+// A rendezvous: later accesses do not belong to earlier ones.
 void lanes_met(Worker& worker, uint32_t warp);
 // Moves the sums of a launch to the machine.
 void collect_counts(Machine& machine, Worker& worker);

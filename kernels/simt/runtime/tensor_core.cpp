@@ -1,9 +1,10 @@
 // ldmatrix and mma: the last lane to arrive moves and multiplies for all 32.
 //
 // Order of sums in mma: every element of d adds its products one by one, k = 0, 1, ..., 15, each by a fused
-// multiply-add in f32. Products of two bf16 numbers are exact in f32, so all code paths here give the same bits. The
-// hardware adds in another, not documented order and truncates: its results are compared with tolerances, and
-// Options::truncates_mma makes the sums as experiments have found tensor cores to make them (multiply_truncated).
+// multiply-add in f32. Products of two bf16 numbers are exact in f32, so all code paths here give the same
+// bits. The hardware adds in another, not documented order and truncates: its results are compared with
+// tolerances, and Options::truncates_mma computes the sums as experiments have found for tensor cores
+// (multiply_truncated).
 
 #include "check.hpp"
 #include "stats.hpp"
@@ -92,11 +93,12 @@ float toward_zero(double value) {
     return fabs(static_cast<double>(near)) > fabs(value) ? nextafterf(near, 0.0f) : near;
 }
 
-// c and the products of eight pairs, as the tensor cores of A100 and of Ada are known to add them: all nine are exact,
-// are aligned to the largest exponent among them, where a product has the sum of its factors' exponents, and lose what
-// is below the last bit of a 24-bit significand and one more; the sum of what is left is cut off to f32. Those of H100
-// take 16 pairs at once and two more bits, so they lose less. Sources: Fasi, Higham, Mikaitis, Pranesh, "Numerical
-// behavior of NVIDIA tensor cores", 2021; Khattak, Mikaitis, "Accurate models of NVIDIA tensor cores", 2025.
+// c and the products of eight pairs, as the tensor cores of A100 and of Ada are known to add them: all nine
+// are exact, are aligned to the largest exponent among them, where a product has the sum of its factors'
+// exponents, and lose all bits below the last bit of a 24-bit significand and one more bit; the sum of the
+// rest is truncated to f32. Those of H100 take 16 pairs at once and two more bits, so they lose less.
+// Sources: Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021; Khattak,
+// Mikaitis, "Accurate models of NVIDIA tensor cores", 2025.
 float add_truncated(float c, const float* a, const float (*b)[8], int column) {
     constexpr int kBits = 23 + 1, kNone = -10000;
     int largest = c != 0 ? exponent_of(c) : kNone;
