@@ -26,7 +26,7 @@ fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// A folder with the tiny model, and what runs with it said.
+/// A folder with the tiny model, and the notes of runs with it.
 struct Bench {
     dir: TempDir,
 }
@@ -62,7 +62,7 @@ impl Bench {
         }
     }
 
-    /// The log-probabilities of each row, and what was said.
+    /// The log-probabilities of each row, and the notes.
     fn score(&self, config: &ScoreConfig) -> Result<(Vec<Vec<f64>>, String)> {
         let mut said = String::new();
         score::run(config, &score::Context::default(), &mut |event| {
@@ -96,7 +96,7 @@ impl Bench {
         }
     }
 
-    /// Trains; what was said, and learning rates by step.
+    /// Trains, and returns the notes and the learning rates by step.
     fn train(&self, config: &TrainConfig) -> Result<(String, Vec<f64>)> {
         let (mut said, mut rates) = (String::new(), Vec::new());
         train::run(config, &train::Context::default(), &mut |event| match event {
@@ -141,7 +141,7 @@ fn padded_rows_have_the_scores_of_bare_ones() {
     }
 }
 
-/// 20: a resumed training with another end says what becomes of the learning rate.
+/// 20: a resumed training with another number of steps prints a note about the learning rate.
 #[test]
 fn another_length_of_the_schedule_is_said() {
     let bench = Bench::new();
@@ -332,7 +332,7 @@ fn shifted_and_unrelated_labels_are_said() {
     }
 }
 
-/// 34: a dropout of 1, which would leave nothing to learn from.
+/// 34: a dropout of 1, which would drop every input.
 #[test]
 fn a_dropout_of_one_is_refused_before_anything_is_trained() {
     let bench = Bench::new();

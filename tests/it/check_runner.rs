@@ -1,9 +1,10 @@
-//! The runner of `scripts/gpu-check` on programs that fail in every way: whatever happens, the table is true.
+//! The runner of `scripts/gpu-check` with programs that fail in every way: the table of results is always
+//! correct.
 //!
-//! A folder is made as `gpu-check build` packs it, with shell scripts in the place of the programs. They behave as a file says: tests
-//! that pass, fail, break the driver for all tests behind them, hang or die.
+//! The test folder is packed as by `gpu-check build`, with shell scripts in place of the programs. A file
+//! defines their behaviour: tests that pass, fail, break the driver for all later tests, hang or die.
 //!
-//! The name of this file begins otherwise than with `gpu`, or the runner would take these tests for those of a card.
+//! The name of this file must not begin with `gpu`, or the runner would treat these tests as tests for cards.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -20,7 +21,7 @@ use tempfile::TempDir;
 use crate::device::stub_code;
 use crate::source::root;
 
-/// A test binary of Rust's harness, as far as the runner sees one. `$0.tests` has a line for each test: its name, what it does.
+/// A fake of a test binary of Rust's harness. `$0.tests` has a line for each test: its name, what it does.
 const TESTS: &str = r#"#!/bin/sh
 if [ "$1" = --list ]; then
     case "$LD_LIBRARY_PATH" in "${0%/bin/*}/lib"*) [ ! -e "$0.helped" ] || rm -f "$0.broken" ;; esac
@@ -88,7 +89,7 @@ done
 echo '========= ERROR SUMMARY: 0 errors'
 "#;
 
-/// A folder as it is carried to a machine with a GPU, and that machine's other programs.
+/// A packed folder, and the other programs of the machine with a GPU.
 struct Folder(TempDir);
 
 impl Folder {
@@ -170,7 +171,7 @@ impl Folder {
     }
 }
 
-/// What a run left.
+/// The output of a run.
 #[derive(Debug)]
 struct Ran {
     code: Option<i32>,
@@ -240,7 +241,8 @@ fn a_check_without_faults_is_complete() {
             "| step full qwen3-1.7b | 100000 | 21.76 |",
         ],
     );
-    // Cheap tests of all ops before real shapes, repeats last; what the emulator or the processor is asked is left out.
+    // Cheap tests of all ops before real shapes, repeats last; tests for the emulator or the CPU are left
+    // out.
     let names: Vec<&str> =
         ran.records.iter().filter(|r| r["kind"] == "test").map(|r| r["name"].as_str().unwrap()).collect();
     assert_eq!(
@@ -336,12 +338,12 @@ fn time_that_is_up_is_no_failure() {
 
 #[test]
 fn a_slow_start_and_a_missing_library_waste_nothing() {
-    // The device's own share would be over long before the program answers.
+    // The time share of `device` alone would end long before the program answers.
     let folder = Folder::new(GOOD);
     folder.file("bin/tanren.seconds", "2");
     folder.run(&["kernels", "--limit", "30"]).expect(0, &["| device | passed |", "| kernels | passed |"]);
 
-    // The packed libstdc++ helps, and is not asked for where it does not.
+    // The packed libstdc++ is used only if it helps.
     let broken = "lib-tests: version `GLIBCXX_3.4.99' not found\n";
     folder.file("bin/lib-tests.broken", broken);
     let ran = folder.run(&["kernels", "bars", "--limit", "30"]);
@@ -428,7 +430,7 @@ fn a_hidden_driver_is_found() {
     let ran = folder.run(&["kernels", "--limit", "120"]);
     let fact = format!("libcuda.so.1: {}, which the loader does not know of", library.display());
     if ran.table.contains("found by the loader") {
-        // This machine has a driver of its own.
+        // This machine has a real driver.
         return;
     }
     // The stub computes one kernel: where the build has others, their results are wrong, and the self-test says so.

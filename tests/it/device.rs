@@ -1,7 +1,7 @@
 //! Devices from outside: the real program with no CUDA driver, with a bad one, and with one that fails at every call.
 //!
-//! The driver is a stub (`stub_cuda.rs`) that writes down every call, which shows that nothing is asked of a driver after a sticky
-//! error.
+//! The driver is a stub (`stub_cuda.rs`) that writes down every call, which shows that no call is made after
+//! a sticky error.
 
 #![cfg(all(target_os = "linux", feature = "cuda"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use crate::source::root;
 use crate::stub_cuda::{Outcome, in_parallel, no_driver, stub, tanren, with_stub};
 
-/// The results of cuda.h 13.0 that a driver gives for good: nothing may be asked of it afterwards.
+/// The sticky results of cuda.h 13.0: no call may follow them.
 const STICKY: &[u32] =
     &[4, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 916, 999];
 
@@ -37,7 +37,7 @@ const PASSING: &[u32] = &[
     900, 901, 902, 903, 904, 905, 906, 907, 908, 909, 910, 912, 913, 914, 915,
 ];
 
-/// Shows the GPU and tests it. How that ends on the stub: [`stub_code`].
+/// Shows the GPU and tests it; [`stub_code`] is the exit code on the stub.
 pub(crate) const SELF_TEST: [&str; 5] = ["inspect", "device", "--device", "cuda:0", "--self-test"];
 
 /// The exit code of a self-test in which no call fails. The stub computes one kernel; the others have wrong results.
@@ -115,7 +115,8 @@ fn a_gpu_that_is_asked_for_is_used_or_says_why_not() {
     }
 }
 
-/// The stub computes nothing: losses are those of scores that are all 0. What it shows is which calls a training makes.
+/// The stub computes nothing: losses are those of scores that are all 0. The test shows which calls a
+/// training makes.
 #[test]
 fn a_training_records_its_step_once_and_replays_it() {
     if IMAGES.is_empty() {
@@ -126,7 +127,7 @@ fn a_training_records_its_step_once_and_replays_it() {
     let mut args = on(&train, "cuda");
     args.extend(["--max-steps", "5", "--tokens-per-batch", "64", "--save-steps", "5"]);
     let log = tempfile::NamedTempFile::new().unwrap();
-    // Fresh memory is not NaN: nobody computes the losses.
+    // Fresh memory is not NaN, and the stub computes no losses.
     let run = with_stub(&args, &[("STUB_LOG", log.path().to_str().unwrap()), ("STUB_FILL", "0")]);
     run.expect(0, &["device", "step 5/5"]);
     let text = fs::read_to_string(log.path()).unwrap();
@@ -141,17 +142,17 @@ fn a_training_records_its_step_once_and_replays_it() {
     for (at, _) in calls.iter().enumerate().filter(|(_, call)| **call == "cuGraphUpload") {
         assert!(calls[..at].ends_with(&["cuGraphInstantiateWithFlags", "cuGraphDestroy"]), "{calls:?}");
     }
-    // Kernels whose blocks need more shared memory than a driver is sure to give ask for it when they are looked up.
+    // Kernels whose blocks need more shared memory than the default request it when they are looked up.
     let asking = Kernel::ALL.iter().filter(|kernel| kernel.needs_carveout(Arch::Sm86)).count();
     assert!(asking > 20 && count("cuFuncSetAttribute") >= asking, "{asking}: {calls:?}");
     let last = calls.iter().rposition(|call| *call == "cuGraphLaunch").unwrap();
     for forbidden in ["cuLaunchKernel", "cuMemAlloc_v2", "cuMemFree_v2", "cuStreamSynchronize"] {
         assert!(!calls[first..last].contains(&forbidden), "{forbidden} between steps: {calls:?}");
     }
-    // Nothing waits but for scores and norms of the steps that were finished by then: two are under way at once.
+    // The only waits are for scores and norms of finished steps: two steps are in flight at once.
     let waits = calls[first..last].iter().filter(|call| **call == "cuEventSynchronize").count();
     assert_eq!(waits, 2 * 3, "{calls:?}");
-    // Two steps are under way at once; from the third one on their pending copies are used again.
+    // Two steps are in flight at once; from the third step on their pending copies are reused.
     let third = calls.iter().enumerate().filter(|(_, call)| **call == "cuGraphLaunch").nth(6).unwrap().0;
     assert!(!calls[third..last].contains(&"cuMemHostAlloc"), "pinned memory in a step: {calls:?}");
     let left = "exit: memory 0 pinned 0 events 0 streams 0 modules 0 contexts 0 graphs 0";
@@ -285,19 +286,20 @@ fn too_little_memory_is_an_error_with_numbers() {
     with_stub(&SELF_TEST, &[("STUB_MEMORY", "20000000")]).expect(5, &parts);
 }
 
-/// What must hold when the driver fails with `code`: exit code, message, and silence after a sticky error.
+/// The requirements if the driver fails with `code`: exit code, message, and no calls after a sticky error.
 fn check_failure(run: &Outcome, code: u32, calls: &[String]) {
     let Some(at) = run.calls.iter().position(|call| call.contains(" -> ")) else {
         panic!("no call failed: {run:#?}");
     };
-    // Giving something back may fail and harms nobody: memory of a tensor, and everything behind the last answer.
+    // Calls that free resources may fail without consequence: memory of a tensor, and everything after the
+    // last result.
     let end = calls.iter().rposition(|call| call == "cuEventSynchronize").unwrap();
     let frees =
         calls[at..].iter().find(|call| *call != "cuCtxSetCurrent").is_some_and(|call| call == "cuMemFree_v2");
     let out_of_memory = code == 2 && run.calls[at].starts_with("cuMemAlloc_v2");
     let said = if out_of_memory { "out of memory".to_owned() } else { format!("({code})") };
     match at > end || frees {
-        // A sticky one comes out of the next call, if there is one.
+        // A sticky error is returned by the next call, if there is one.
         true if PASSING.contains(&code) || !run.err.contains(&said) => run.expect(stub_code(), &[]),
         _ => run.expect(5, &["error[DEVICE]", &said]),
     };
@@ -308,7 +310,7 @@ fn check_failure(run: &Outcome, code: u32, calls: &[String]) {
 
 #[test]
 fn every_result_of_the_driver_is_an_error_that_names_it() {
-    // The first call, one while the GPU is looked at, and one while it works. Numbers that no header has are sticky.
+    // The first call, one during the query of the GPU, and one during work. Unknown numbers are sticky.
     let functions = ["cuInit", "cuDeviceGetName", "cuMemcpyHtoDAsync_v2"];
     let clean = with_stub(&SELF_TEST, &[]).calls;
     let codes = STICKY.iter().chain(PASSING).chain(&[9, 722, 1234, 99_999]);
@@ -383,7 +385,8 @@ fn an_error_in_a_kernel_names_the_last_launch() {
     if IMAGES.is_empty() {
         return;
     }
-    // Kernels fail while they run, and the driver says so at a later call: here at the copy that waits for the kernel.
+    // Kernels fail while they run, and the driver reports it at a later call: here at the copy that waits for
+    // the kernel.
     let clean = with_stub(&SELF_TEST, &[]).calls;
     let launch = clean.iter().position(|call| call == "cuLaunchKernel").unwrap();
     let wait = launch + clean[launch..].iter().position(|call| call == "cuEventSynchronize").unwrap();
@@ -394,7 +397,8 @@ fn an_error_in_a_kernel_names_the_last_launch() {
     assert!(run.calls_after_failure().is_empty(), "{run:#?}");
 }
 
-/// In a process of its own, which finds the stub: one thread waits for the GPU until another one has started a kernel.
+/// Runs in a child process, which finds the stub: one thread waits for the GPU until another one has started
+/// a kernel.
 #[test]
 fn a_thread_that_waits_for_the_gpu_holds_up_no_other() {
     if IMAGES.is_empty() {
@@ -426,7 +430,7 @@ fn a_thread_that_waits_for_the_gpu_holds_up_no_other() {
 
 #[test]
 fn the_stub_knows_what_the_program_calls() {
-    // A function that only a rare path uses would else be found missing on the day it is needed.
+    // Otherwise a missing function of a rare path would be noticed only when it is needed.
     let source = fs::read_to_string(root().join("tests/it/stub_cuda/libcuda.c")).unwrap();
     let program = fs::read_to_string(root().join("src/device/cuda.rs")).unwrap();
     let table = program.split_once("\nfunctions! {\n").unwrap().1.split_once("\n}\n").unwrap().0;
@@ -457,7 +461,8 @@ fn the_numbers_are_those_of_the_header() {
     assert_eq!(known, numbers);
 }
 
-/// A whole step of Qwen3-0.6B in bf16, with passes of different lengths: what the arena needs beyond the tensors.
+/// A whole step of Qwen3-0.6B in bf16, with passes of different lengths: the overhead of the arena beyond the
+/// tensors.
 #[test]
 fn a_planned_step_fits_into_hardly_more_than_its_tensors() {
     let device = Device::dry_gpu(Chip::RTX_3080);

@@ -1,5 +1,5 @@
-//! Random runs through the GPU kernels in bf16 beside the same runs on the CPU in f32: rows of any shape, batches filled in any
-//! way, shared prefixes, every policy. Each run has the memory that was planned for it, and no more.
+//! Random runs through the GPU kernels in bf16 beside the same runs on the CPU in f32: rows of any shape,
+//! batches filled in any way, shared prefixes, every policy. Each run has exactly the planned memory.
 
 #![cfg(feature = "emulated")]
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -16,10 +16,12 @@ use tanren::train::{Context, Event, run};
 
 use crate::train::{Setup, setup};
 
-/// Losses of steps and evaluations differ by no more, relative to the larger of 1 and the loss: twice the most of 600 such runs.
+/// Maximum difference of losses of steps and evaluations, relative to the larger of 1 and the loss: twice the
+/// maximum of 600 such runs.
 const LIMIT: f64 = 1.5e-2;
 
-/// A row: how much of which start it has in common with others, tokens of its own, and which of them are supervised.
+/// A row: its shared prefix and the length of it that it uses, its own tokens, and which of them are
+/// supervised.
 #[derive(Debug, Clone)]
 struct Row {
     start: Option<Index>,
@@ -57,7 +59,7 @@ fn row() -> impl Strategy<Value = Row> {
 }
 
 fn write(path: &Path, rows: &[Row]) {
-    // Starts that start alike, so that prefixes have prefixes.
+    // Prefixes with common prefixes, so that prefixes have prefixes.
     let starts: [Vec<u32>; 3] = [0, 20, 45]
         .map(|at| (0..60).map(|t| if t < at { t * 7 % 311 } else { (t * 13 + at) % 311 }).collect());
     let mut text = String::new();
@@ -138,7 +140,8 @@ fn options() -> impl Strategy<Value = Options> {
     })
 }
 
-/// Losses of all steps and evaluations. What a run on an emulator reserves is what its plan says, so a wrong plan ends it.
+/// Losses of all steps and evaluations. A run on an emulator reserves the memory of its plan, so a wrong plan
+/// makes it fail.
 fn losses(config: &TrainConfig) -> Vec<f64> {
     let mut losses = Vec::new();
     let done = run(config, &Context::default(), &mut |event| match event {

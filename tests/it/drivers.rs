@@ -1,7 +1,8 @@
-//! Drivers for several releases of CUDA: what the program hands each of them to load, and that it runs on all from 525 on.
+//! Drivers for several versions of CUDA: the image that the program loads on each, and that it runs on all
+//! from 525 on.
 //!
-//! The stub (`stub_cuda/libcuda.c`) is compiled as the driver for a CUDA. It judges images by what it finds in them and knows
-//! nothing of how the program chooses, so it refuses what such a driver would refuse.
+//! The stub (`stub_cuda/libcuda.c`) is compiled as the driver for a CUDA. It judges images by their content,
+//! independent of the program's choice, so it refuses the images that such a driver would refuse.
 
 #![cfg(all(target_os = "linux", feature = "cuda"))]
 #![allow(clippy::unwrap_used, reason = "tests")]

@@ -14,13 +14,13 @@ use crate::source::root;
 #[path = "../../fuzz/src/targets/mod.rs"]
 mod targets;
 
-/// Longest input.
+/// Maximum length of an input.
 const MOST_BYTES: usize = 8192;
 
-/// Seconds after which an input counts as one that hangs, where the number of runs is asked for: a run by hand.
+/// Time limit of an input in seconds, if `TANREN_FUZZ_RUNS` is set (a run by hand).
 const HANG_SECS: u64 = 5;
 
-/// Philox would do; this needs no key, and nothing depends on its quality.
+/// Philox would work too; this generator needs no key, and its quality does not matter.
 struct SplitMix(u64);
 
 impl SplitMix {
@@ -135,7 +135,8 @@ impl Mutator {
     }
 }
 
-/// Runs a target with its seeds and then with `usual` inputs made of them, or as many as the environment asks for.
+/// Runs a target with its seeds and then with mutated inputs: `usual` of them, or the number in the
+/// environment.
 fn fuzz(target: &str, usual: usize) {
     let asked = std::env::var("TANREN_FUZZ_RUNS").ok().map(|runs| runs.parse::<usize>().unwrap());
     let start = target.bytes().fold(1, |hash: u64, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));

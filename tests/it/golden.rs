@@ -1,8 +1,9 @@
 //! Whole fine-tuning runs against transformers + PEFT: logits, losses, gradients, final adapters. In f32 on the CPU, and in bf16
 //! through the GPU kernels, on the emulator (or a GPU, see [`gpu_device`]).
 //!
-//! The fixtures in `tests/golden/` were computed with transformers 4.57.6 and PEFT 0.18.1 in f32; their README says how. What
-//! transformers and PEFT themselves lose in bf16 is in `bf16.json` of each case: that is what bf16 is measured by.
+//! The fixtures in `tests/golden/` were computed with transformers 4.57.6 and PEFT 0.18.1 in f32; their
+//! README says how. `bf16.json` of each case has the errors of transformers and PEFT in bf16, which are the
+//! tolerance for bf16.
 //!
 //! `TANREN_GOLDEN` names another folder of cases made by the same generator. Every case of the folder is run, or shown to be
 //! refused: cases of the default folder by a test each, others by the tests of `others`.
@@ -168,8 +169,8 @@ impl Case {
         }
     }
 
-    /// What PyTorch loses in bf16 on models of this size, for cases that do not say it: measured on the CPU with torch 2.9.1
-    /// over six layers of 256 features, where logits had a standard deviation of 0.96.
+    /// Errors of PyTorch in bf16 on models of this size, for cases without their own: measured on the CPU
+    /// with torch 2.9.1 over six layers of 256 features, where logits had a standard deviation of 0.96.
     #[cfg(feature = "emulated")]
     fn usual_floor(&self) -> Value {
         let of = |name: &str| {
@@ -376,14 +377,14 @@ fn is_there(name: &str) -> bool {
     there
 }
 
-/// What a case of the folder is for this build.
+/// The kind of a case for this build.
 #[derive(Debug, PartialEq, Eq)]
 enum Kind {
-    /// A whole training that this build can do.
+    /// A whole training that this build supports.
     Training,
     /// A training that this build refuses: another family of models, task, or type of weights.
     Refused,
-    /// No training: other tests read it, or none yet.
+    /// Not a training: other tests use it, or no test does yet.
     Other,
 }
 
@@ -415,7 +416,7 @@ fn kind(dir: &std::path::Path) -> Kind {
     let config = ModelConfig::from_json(path, text);
     let read = match config {
         Err(error) => Err(error.to_string()),
-        // A classifier of a family that is known: its head is what this build has no trainer for.
+        // A classifier of a known family: this build cannot train its head.
         Ok(_) if json["task"] != "causal_lm" => match read_adapter(&dir.join("adapter_init")) {
             Ok(peft) => Adapter::<f32>::from_peft(
                 &Device::cpu(1).unwrap(),

@@ -1,5 +1,5 @@
-//! The kernels' benchmarks on the emulator at tiny shapes: that they run, what the filter keeps from being made, and how many sets
-//! of buffers go round.
+//! The kernels' benchmarks on the emulator at tiny shapes: that they run, that the filter skips allocations,
+//! and how many sets of buffers are used in turn.
 
 #![cfg(feature = "emulated")]
 #![allow(clippy::unwrap_used, reason = "tests")]

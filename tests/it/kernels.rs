@@ -1,7 +1,8 @@
-//! What the kernels take of a multiprocessor, against the budgets of `kernels/README.md`.
+//! The resources of the kernels, against the budgets of `kernels/README.md`.
 //!
-//! Registers, stack and spills decide whether a kernel is fast, and nobody sees them when a line changes. They come from the
-//! compiler and need no GPU. Without nvcc in the build there is nothing to check, unless `TANREN_REQUIRE_NVCC=1` demands one.
+//! Registers, stack and spills decide whether a kernel is fast, but a change of them is not visible in the
+//! source. They come from the compiler and need no GPU. Without nvcc in the build there is nothing to check,
+//! unless `TANREN_REQUIRE_NVCC=1` demands one.
 
 // The notes are meant for the reader of the test output.
 #![allow(clippy::print_stderr)]
@@ -58,8 +59,9 @@ fn kernels_stay_within_their_budgets() {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
-/// The code of the program is that of one ptxas. Others are used too: the compiler in a driver, where the program has no machine code,
-/// and that of a toolkit, where somebody builds with it alone. Each one that `scripts/setup-nvcc.sh` installs is tried.
+/// The code of the program is that of one ptxas. Others are used too: the compiler in a driver, if the
+/// program has no machine code for the GPU, and that of a toolkit, if the build uses only that. Each one that
+/// `scripts/setup-nvcc.sh` installs is tried.
 #[cfg(feature = "cuda")]
 #[test]
 fn kernels_stay_within_their_budgets_with_every_compiler() {
@@ -128,7 +130,7 @@ fn built_by(compiler: &Path, ptx: &Path) -> Vec<Built> {
     built
 }
 
-/// Where kernels and rows differ, and where a kernel takes more than its row allows.
+/// Differences between kernels and rows, and kernels that exceed their row.
 fn faults(built: &[Built], rows: &[Row]) -> Vec<String> {
     let mut faults = Vec::new();
     for row in rows.iter().filter(|row| built.iter().all(|kernel| kernel.symbol != row.symbol)) {
@@ -150,7 +152,7 @@ fn faults(built: &[Built], rows: &[Row]) -> Vec<String> {
     faults
 }
 
-/// What a kernel takes that its row does not allow.
+/// The limits of its row that a kernel exceeds.
 fn excess(kernel: &Built, row: &Row) -> Vec<String> {
     let mut found = Vec::new();
     let mut demand = |good: bool, what: String| found.extend((!good).then_some(what));

@@ -1,4 +1,5 @@
-//! Plans and policies from outside: what blocks keep changes no byte, plans hold in real runs, and what a plan says.
+//! Plans and policies from outside: policies change no byte of results, plans hold in real runs, and the
+//! content of a plan.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests, and what they measured")]
 
@@ -113,7 +114,7 @@ fn what_blocks_keep_changes_no_byte_and_takes_the_planned_memory() {
     }
 }
 
-/// Rows of so many tokens, of which the last so many are supervised.
+/// Rows with these numbers of tokens, and of supervised tokens at the end.
 fn write_shapes(path: &Path, shapes: &[(usize, usize)]) {
     let row = |&(tokens, targets): &(usize, usize)| {
         let ids: Vec<usize> = (0..tokens).map(|t| t * 7 % 311).collect();
@@ -181,7 +182,7 @@ fn the_work_of_a_run_is_the_same_everywhere() {
     }
 }
 
-/// On an emulator a run has the planned memory and not one byte more.
+/// On an emulator a run has exactly the planned memory.
 #[cfg(feature = "emulated")]
 #[test]
 fn a_run_on_a_gpu_takes_what_was_planned() {
@@ -217,7 +218,7 @@ fn a_run_on_a_gpu_takes_what_was_planned() {
         });
         let plan = planned(&setup.config);
         let summary = train(&setup.config);
-        // The weights of a run lie apart and are not rounded up to places of 256 bytes.
+        // The weights of a run are allocated separately and not rounded up to 256 bytes.
         let arena = plan.arena_bytes.unwrap();
         let weights = 11 * 6 + 3;
         assert!((arena - 256 * weights..=arena).contains(&summary.peak_bytes), "{summary:?} {plan:?}");
@@ -285,7 +286,7 @@ fn a_plan_for_a_card_needs_no_files() {
     let sum: u64 =
         json["peak_by_use"].as_array().unwrap().iter().map(|of| of["bytes"].as_u64().unwrap()).sum();
     assert_eq!(json["peak_bytes"].as_u64(), Some(sum));
-    // What does not fit is shown too, and is an error with what would.
+    // A plan that does not fit is shown too, and gives an error with settings that would fit.
     let run = tanren(&["inspect", "plan", "--variant", "Qwen3-4B", "--gpu", "rtx3080", "--tokens", "8192"]);
     assert_eq!(run.code, Some(2), "{}", run.err);
     assert!(run.out.contains("does NOT fit"), "{}", run.out);
@@ -381,7 +382,7 @@ fn the_planned_peak_is_that_of_the_process() {
             "--activation-policy",
             policy,
         ];
-        // What the program itself takes: the same run up to its first step, without weights.
+        // The memory of the program itself: the same run up to its first step, without weights.
         let dry = [&args[..], &["--dry-run"]].concat();
         let fixed = peak_memory(&dry);
         let taken = peak_memory(&args) - fixed;

@@ -14,7 +14,7 @@ use tanren::train::{Context, Event, StepLog, Summary, run};
 use crate::cli::{accepted, tanren};
 use crate::train::{Setup, setup, train_until};
 
-/// What a run said: its notes about `sol`, its steps, and its end.
+/// The output of a run: its notes about `sol`, its steps, and its end.
 fn watched(config: &TrainConfig) -> (Vec<String>, Vec<StepLog>, Summary) {
     let (mut notes, mut steps) = (Vec::new(), Vec::new());
     let summary = run(config, &Context::default(), &mut |event| match event {

@@ -40,8 +40,8 @@ impl Source {
     }
 }
 
-/// The root of the repository: what cargo says when the tests run, or when they were built. So a binary that was carried to another
-/// machine finds its files there.
+/// The root of the repository: from cargo when the tests run, or else when they were built. So a binary
+/// copied to another machine finds its files there.
 pub(crate) fn root() -> &'static Path {
     static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
         let now = std::env::var_os("CARGO_MANIFEST_DIR");
@@ -74,7 +74,7 @@ pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Whether `word` stands in `line` on its own, not as a part of a longer name.
+/// True if `line` contains `word` as a whole word, not as a part of a longer name.
 pub(crate) fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(start, _)| {
         let before = line[..start].chars().next_back().is_some_and(is_name);

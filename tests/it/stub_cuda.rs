@@ -17,7 +17,7 @@ use crate::source::root;
 fn compile(folder: &str, name: &str, flags: &[&str]) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
     fs::create_dir_all(&dir).unwrap();
-    // Another test may be using it: the new one takes the place of the old one in one step.
+    // Another test may be using it, so the new file replaces the old one atomically.
     static FILES: AtomicUsize = AtomicUsize::new(0);
     let number = FILES.fetch_add(1, Ordering::Relaxed);
     let made = dir.join(format!("new-{name}-{}-{number}", std::process::id()));
@@ -39,13 +39,13 @@ pub(crate) fn driver(version: u32) -> PathBuf {
     dir
 }
 
-/// The program that says what loading an image ends with on this driver.
+/// The program that prints the result of loading an image on this driver.
 pub(crate) fn judge(version: u32) -> PathBuf {
     let define = format!("-DVERSION={version}");
     compile(&format!("stub_cuda_{version}"), "judge", &["-DJUDGE", &define]).join("judge")
 }
 
-/// What a run of the program left.
+/// The output of a run of the program.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,

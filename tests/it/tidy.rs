@@ -1,14 +1,15 @@
-//! House rules that neither rustfmt nor clippy knows: layers, places of dangerous things, sizes, first lines, lists.
+//! House rules that rustfmt and clippy do not check: layers, places of unsafe and similar code, sizes, first
+//! lines, lists.
 //!
-//! Every check is a function from sources to faults, so that a test can show that it finds what it is for. A fault names file
-//! and line.
+//! Every check is a function from sources to faults, so that a test can show that it detects its kind of
+//! fault. A fault names file and line.
 
 // The one note of this file, about large files, is meant for the reader of the test output.
 #![allow(clippy::print_stderr)]
 
 use crate::source::{Source, files, has_word, is_name, read, root, sources};
 
-/// Most lines of a file.
+/// Maximum lines of a file.
 const HARD_LIMIT: usize = 600;
 
 /// Lines above which a file should be divided soon.
@@ -38,7 +39,8 @@ const LEVELS: [(&str, u8); 15] = [
 const REFUSED: [(&str, &str); 5] =
     [("model", "data"), ("optim", "data"), ("config", "tensor"), ("config", "batch"), ("config", "rng")];
 
-/// Words that may stand in some places only: the words, the places, and where they belong. Tests are held to the last two.
+/// Words that are allowed in some places only: the words, the places, and the message. The last two rules
+/// apply to tests too.
 const PLACES: [(&[&str], &[&str], &str); 4] = [
     (&["clap"], &["src/cli/", "src/main.rs"], "the command line belongs to src/cli/"),
     (
@@ -54,7 +56,7 @@ const PLACES: [(&[&str], &[&str], &str); 4] = [
     ),
 ];
 
-/// Ways to panic that code for users must not take.
+/// Calls that panic, which shipped code must not contain.
 const PANICS: [&str; 6] =
     [".unwrap()", ".expect(", ".unwrap_err()", ".expect_err(", "todo!", "unimplemented!"];
 

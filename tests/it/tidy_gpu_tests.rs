@@ -1,18 +1,19 @@
-//! House rules of the tests of kernels: what runs on a GPU, what only an emulator can do, and what every op has.
+//! House rules of the tests of kernels: tests that run on a GPU, tests that need the emulator, and tests that
+//! every op must have.
 //!
-//! A test runs on a GPU if a part of its path begins with `gpu` and none contains `emulator`: that is how `scripts/gpu-check`
-//! chooses. So a test that asks for the device of kernel tests lies below such a part, and one that counts, schedules or cuts off
-//! lies in a module `emulator`.
+//! A test runs on a GPU if a part of its path begins with `gpu` and none contains `emulator`: that is how
+//! `scripts/gpu-check` chooses. So a test that uses the device of kernel tests must be below such a part, and
+//! a test that counts, schedules or truncates must be in a module `emulator`.
 
 use std::collections::BTreeSet;
 
 use crate::source::{Source, files, has_word, read};
 use crate::tidy::demand;
 
-/// Calls that say that a test runs on a GPU where there is one.
+/// Calls that make a test run on a GPU if there is one.
 const ON_CARD: [&str; 2] = ["kernel_device", "assert_repeats"];
 
-/// What no GPU can do.
+/// Calls that only the emulator supports.
 const EMULATOR_ONLY: [&str; 5] =
     ["take_counters", "stats: true", "truncating_emulator", "Device::emulated", "set_emulator_options"];
 
@@ -91,7 +92,7 @@ fn module_name(line: &str) -> Option<&str> {
     line.strip_prefix("mod ")
 }
 
-/// The functions of a file, with what stands in them.
+/// The functions of a file, with their bodies.
 fn functions(source: &Source, module: &[String]) -> Vec<Function> {
     let mut found: Vec<Function> = Vec::new();
     let mut inline: Vec<(String, usize)> = Vec::new();
@@ -199,7 +200,7 @@ fn tests_of_kernels_are_where_a_gpu_finds_them() {
     assert_eq!(faults("ops::a::gpu_tests", &format!("{inside}{counting}")), 1);
 }
 
-/// Integration tests that a check of a card would choose by their path, though they ask for no card.
+/// Integration tests that `gpu-check` would choose by their path, although they use no card.
 fn strays(source: &Source, module: &str) -> Vec<String> {
     let functions = functions(source, &[module.to_owned()]);
     let asking: BTreeSet<&str> = doing(&functions, &["gpu_device"]).into_iter().map(Function::name).collect();

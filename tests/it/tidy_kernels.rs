@@ -1,6 +1,8 @@
-//! House rules of the kernel sources and of the build script: what stands where, and what belongs to a kernel.
+//! House rules of the kernel sources and of the build script: places of code, and files that belong to a
+//! kernel.
 //!
-//! As in `tidy.rs`, every check is a function from sources to faults, and its test shows that it finds what it is for.
+//! As in `tidy.rs`, every check is a function from sources to faults, and its test shows that it detects its
+//! kind of fault.
 
 use crate::source::{Source, files, has_word, read, root, sources};
 use crate::tidy::{demand, length};
@@ -11,7 +13,7 @@ const ENDINGS: [&str; 4] = [".cu", ".cuh", ".hpp", ".cpp"];
 /// Files of kernels that are no op, and why: the device runs these to check itself.
 const NO_OPS: [&str; 2] = ["primitives", "self_test"];
 
-/// The headers that make the common ground.
+/// The headers that define the machine interface.
 const GROUND: [&str; 2] = ["kernels/common/simt.cuh", "kernels/common/ptx.cuh"];
 
 /// The C++ sources.
@@ -69,7 +71,7 @@ fn machine(source: &Source) -> Vec<String> {
     for (index, line) in text.lines().enumerate().filter(|(_, line)| line.starts_with("#include <cuda")) {
         faults.push(format!("{path}:{}: {line}: the emulator has no CUDA headers", index + 1));
     }
-    // A header of ours begins like that, too, so the first one that is read to its end is simt.cuh.
+    // Our headers begin like that, too, so the first one that is read to its end is simt.cuh.
     let first = text.lines().find(|line| line.starts_with("#include"));
     let ours = first.is_some_and(|line| line.starts_with("#include \"") && line.ends_with(".cuh\""));
     if !path.starts_with("kernels/simt/") && !GROUND.contains(&path.as_str()) && !ours {

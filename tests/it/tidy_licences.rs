@@ -1,4 +1,5 @@
-//! What is built in comes from crates.io and has a licence of `deny.toml`. `cargo deny` checks more, where it is installed.
+//! Dependencies in the binary come from crates.io and have a licence of `deny.toml`. `cargo deny` checks
+//! more, where it is installed.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -1,4 +1,4 @@
-//! House rules of the ops: what files an op has, and that ops do not know each other.
+//! House rules of the ops: the files of an op, and that ops do not import each other.
 
 use std::collections::BTreeSet;
 

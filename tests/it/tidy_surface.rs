@@ -1,4 +1,4 @@
-//! What others build on: the classes of errors and the modules that a program sees. Documents must say what the code does.
+//! The public surface: classes of errors and public modules. Documents must match the code.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -139,7 +139,7 @@ fn the_status_in_the_readme_is_what_this_build_can_do() {
     assert_eq!(untrue(&told).len(), 3, "{told}");
 }
 
-/// What a table of the columns "works now" and "not yet" says wrongly or not at all.
+/// The faults of a table with the columns "works now" and "not yet": wrong and missing entries.
 fn untrue(status: &str) -> Vec<String> {
     let column =
         |index: usize| -> String { status.lines().filter_map(|line| line.split('|').nth(index)).collect() };

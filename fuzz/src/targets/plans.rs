@@ -1,4 +1,4 @@
-//! Who sees whom in a packed batch, against the rule said in one sentence.
+//! The attention mask of a packed batch, against its definition.
 
 use tanren::batch::Batch;
 use tanren::ops::attention::{AttentionPlan, PlanCapacity};
