@@ -1,8 +1,8 @@
 //! What a buffer is for: the rows of a memory plan.
 //!
 //! A [`Device`](super::Device) handle carries a class, and the buffers it allocates belong to that class
-//! ([`Device::class`](super::Device::class)). So ops need not know classes; their own temporary buffers have
-//! the class of the handle they are given.
+//! ([`Device::class`](super::Device::class)). The default class is [`Class::Temporary`], so ops need not know
+//! classes for their own temporary buffers.
 
 /// What a buffer is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -22,7 +22,7 @@ pub struct Optimizer<T: Real> {
     exp_avg: Adapter<T::Stat>,
     exp_avg_sq: Adapter<T::Stat>,
     step: u64,
-    /// GPU tables for updates; created at the first update.
+    /// Tables and launches for updates on a GPU; created at the first update.
     on_gpu: Option<OnGpu>,
 }
 
@@ -38,9 +38,9 @@ struct OnGpu {
 
 #[derive(Debug)]
 enum Launches {
-    /// Built once for all updates, with the outcome tensor.
+    /// Recorded once for all updates, with the tensor of their outcome.
     Recorded(Graph, adamw::gpu::Outcome),
-    /// Written at every update.
+    /// Launched again at every update.
     Direct,
 }
 
