@@ -48,7 +48,7 @@ pub struct TrainConfig {
     pub resume: Option<Resume>,
     /// Variant whose preset fills in what is not given: `auto` (by the model), `none`, or a name. Resolved: no `auto`.
     pub preset: String,
-    /// Who computes.
+    /// The compute device.
     pub device: DeviceChoice,
     /// Type of weights and activations; adapters and their optimizer state are always f32.
     pub dtype: Dtype,

@@ -177,7 +177,7 @@ words!(
     }
 );
 
-/// Who computes.
+/// The compute device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]

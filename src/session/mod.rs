@@ -92,7 +92,7 @@ pub enum Notice {
     Note(String),
     /// Something the user should look at.
     Warning(String),
-    /// Who computes, and why, where the user left it open.
+    /// The compute device, and the reason where the user left it open.
     Device(String),
     /// Rows that are tokenised.
     Tokenising {

@@ -29,7 +29,7 @@ pub struct Row {
 /// See the module text.
 #[derive(Debug)]
 pub struct Prepared<T: Real> {
-    /// Who computes.
+    /// The compute device.
     pub device: Device,
     /// Where the weights are: there, or nowhere in a dry run, which looks at their names and shapes only.
     pub weights_device: Device,

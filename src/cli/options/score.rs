@@ -80,7 +80,7 @@ pub struct ScoreArgs {
     /// Tokens per batch, instead of --batch-size; a longer row is a batch of its own.
     #[arg(long, value_name = "N", help_heading = MACHINE)]
     tokens_per_batch: Option<usize>,
-    /// Who computes: auto, cpu, cuda, cuda:N or emulated.
+    /// Compute device: auto, cpu, cuda, cuda:N or emulated.
     #[arg(long, value_name = "DEVICE", help_heading = MACHINE)]
     device: Option<String>,
     /// Type of weights and activations.
@@ -89,7 +89,7 @@ pub struct ScoreArgs {
     /// CPU threads [default: all cores].
     #[arg(long, value_name = "N", help_heading = MACHINE)]
     threads: Option<usize>,
-    /// Most tokens computed at once; bounds memory, never changes results.
+    /// Maximum tokens per pass; bounds memory, never changes results.
     #[arg(long, value_name = "N", help_heading = MACHINE)]
     max_tokens_per_pass: Option<usize>,
 

@@ -219,7 +219,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", help_heading = OUTPUT)]
     early_stopping_patience: Option<usize>,
 
-    /// Who computes: auto, cpu, cuda, cuda:N or emulated.
+    /// Compute device: auto, cpu, cuda, cuda:N or emulated.
     #[arg(long, value_name = "DEVICE", help_heading = MACHINE)]
     device: Option<String>,
     /// Type of weights and activations: f32 on the CPU, bf16 on a GPU; adapters and their optimizer state are always f32.
@@ -228,7 +228,7 @@ pub struct TrainArgs {
     /// CPU threads [default: all cores].
     #[arg(long, value_name = "N", help_heading = MACHINE)]
     threads: Option<usize>,
-    /// Most tokens computed at once; bounds memory, never changes results.
+    /// Maximum tokens per pass; bounds memory, never changes results.
     #[arg(long, value_name = "N", help_heading = MACHINE)]
     max_tokens_per_pass: Option<usize>,
     /// What blocks keep for the backward pass: memory against work, never other results.

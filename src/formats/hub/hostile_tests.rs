@@ -296,7 +296,7 @@ const CASES: &[Case] = &[
                 Reply::new(200, &body).chunked()
             })
         },
-        Fails(3, "more than the 300000"),
+        Fails(3, "more than the expected 300000"),
     ),
     (
         "chunks that break off",

@@ -158,7 +158,7 @@ mod tests {
         assert!(
             parse(serde_json::json!([{"rfilename": "a", "blobId": "../../x"}]))
                 .unwrap_err()
-                .contains("is none")
+                .contains("is invalid")
         );
         for bytes in [
             &b""[..],
