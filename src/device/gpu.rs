@@ -16,7 +16,9 @@ use super::emulated::Emulator;
 use super::kernels::DevicePtr;
 use super::launch::Launch;
 use super::recording::Call;
-use super::region::{LOWER, Region, size};
+use super::region::Region;
+#[cfg(feature = "emulated")]
+use super::region::{LOWER, size};
 use crate::error::{Error, Result};
 
 /// The driver that runs launches and copies.

@@ -160,19 +160,7 @@ fn without_a_residual_x_is_not_written() {
     let mut y = with_room(&device, 3, 64, &[]);
     let mut rstd = device.zeros::<f32>(3, 1).unwrap();
     let norm = Norm { weight: &weight, eps: EPS };
-    forward(
-        &device,
-        Forward {
-            x: &mut x,
-            residual: None,
-            norm,
-            y: &mut y,
-            rstd: &mut rstd,
-            live_rows: LiveRows::ALL,
-            projection: None,
-        },
-    )
-    .unwrap();
+    forward(&device, Forward::alone(&mut x, norm, &mut y, &mut rstd)).unwrap();
     assert_eq!(live(&device, &x, 3), values);
 }
 
@@ -184,21 +172,7 @@ fn widths_without_kernels_are_refused() {
         let (mut x, mut y) = (with_room(&device, 1, cols, &[]), with_room(&device, 1, cols, &[]));
         let mut rstd = device.zeros::<f32>(1, 1).unwrap();
         let norm = Norm { weight: &weight, eps: EPS };
-        assert!(
-            forward(
-                &device,
-                Forward {
-                    x: &mut x,
-                    residual: None,
-                    norm,
-                    y: &mut y,
-                    rstd: &mut rstd,
-                    live_rows: LiveRows::ALL,
-                    projection: None
-                }
-            )
-            .is_err()
-        );
+        assert!(forward(&device, Forward::alone(&mut x, norm, &mut y, &mut rstd)).is_err());
     }
 }
 

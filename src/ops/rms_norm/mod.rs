@@ -49,6 +49,19 @@ pub struct Forward<'a, T: Real> {
     pub projection: Option<FusedProjection>,
 }
 
+#[cfg(test)]
+impl<'a, T: Real> Forward<'a, T> {
+    /// Of all rows, without a residual and a projection.
+    fn alone(
+        x: &'a mut Tensor<T>,
+        norm: Norm<'a, T>,
+        y: &'a mut Tensor<T>,
+        rstd: &'a mut Tensor<T::Stat>,
+    ) -> Self {
+        Self { x, residual: None, norm, y, rstd, live_rows: LiveRows::ALL, projection: None }
+    }
+}
+
 /// Adds the residual, normalises, and keeps `rstd`.
 ///
 /// # Errors

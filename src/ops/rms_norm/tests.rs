@@ -50,19 +50,7 @@ fn backward_is_the_gradient_on_top_of_the_stream() {
     let run = |x: &Tensor<f64>| {
         let mut x = cast(&device, x);
         let (mut y, mut rstd) = (device.empty(3, 21).unwrap(), device.empty(3, 1).unwrap());
-        forward(
-            &device,
-            Forward {
-                x: &mut x,
-                residual: None,
-                norm,
-                y: &mut y,
-                rstd: &mut rstd,
-                live_rows: LiveRows::ALL,
-                projection: None,
-            },
-        )
-        .unwrap();
+        forward(&device, Forward::alone(&mut x, norm, &mut y, &mut rstd)).unwrap();
         (y, rstd)
     };
     let (y, rstd) = run(&s);
@@ -112,35 +100,11 @@ fn f32_stays_near_f64() {
     let weight = random::<f32>(&device, 1, 2048, 1);
     let (mut y, mut rstd) = (device.empty(7, 2048).unwrap(), device.empty(7, 1).unwrap());
     let norm = Norm { weight: &weight, eps: 1e-6 };
-    forward(
-        &device,
-        Forward {
-            x: &mut cast(&device, &x),
-            residual: None,
-            norm,
-            y: &mut y,
-            rstd: &mut rstd,
-            live_rows: LiveRows::ALL,
-            projection: None,
-        },
-    )
-    .unwrap();
+    forward(&device, Forward::alone(&mut cast(&device, &x), norm, &mut y, &mut rstd)).unwrap();
     let (wide, mut y64, mut rstd64) =
         (cast::<f32, f64>(&device, &weight), device.empty(7, 2048).unwrap(), device.empty(7, 1).unwrap());
     let norm = Norm { weight: &wide, eps: 1e-6 };
-    forward(
-        &device,
-        Forward {
-            x: &mut cast(&device, &x),
-            residual: None,
-            norm,
-            y: &mut y64,
-            rstd: &mut rstd64,
-            live_rows: LiveRows::ALL,
-            projection: None,
-        },
-    )
-    .unwrap();
+    forward(&device, Forward::alone(&mut cast(&device, &x), norm, &mut y64, &mut rstd64)).unwrap();
     let error = relative_rms(y.data(), y64.data());
     assert!(error < 5e-7, "{error:e}");
 }
@@ -153,15 +117,7 @@ fn a_wrong_shape_names_the_argument() {
     let mut x = device.zeros(2, 5).unwrap();
     let error = forward(
         &device,
-        Forward {
-            x: &mut x,
-            residual: None,
-            norm,
-            y: &mut device.empty(2, 5).unwrap(),
-            rstd: &mut device.empty(2, 1).unwrap(),
-            live_rows: LiveRows::ALL,
-            projection: None,
-        },
+        Forward::alone(&mut x, norm, &mut device.empty(2, 5).unwrap(), &mut device.empty(2, 1).unwrap()),
     )
     .unwrap_err();
     assert!(
