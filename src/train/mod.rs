@@ -1,6 +1,6 @@
 //! The training loop: the only place that holds data, model and optimizer together.
 //!
-//! [`run`] is the door: a resolved [`TrainConfig`](crate::config::TrainConfig) in, a [`Summary`] out, [`Event`]s on the way. It prints nothing, installs no
+//! [`run()`] is the door: a resolved [`TrainConfig`](crate::config::TrainConfig) in, a [`Summary`] out, [`Event`]s on the way. It prints nothing, installs no
 //! handler and never ends the process. Loss of an optimizer step is `sum(weight * nll) / sum(weight)` over all supervised
 //! tokens of the step, whatever the micro-batches, so batch size, accumulation, packing and passes do not change an update.
 

@@ -3,7 +3,7 @@
 //! Numbers are bf16, gradients f32. Unlike on the CPU, `B` and its gradient are stored transposed, `[r,
 //! out_features]`; `xa` and `dxa` have the largest rank rounded up to 16 as their number of columns. A group
 //! takes one launch each for `xa`, `y`, `dxa` and `dx`; the gradients of all factors of several groups take
-//! one launch together ([`gradients`]). The files in `kernels/` describe the kernels. Groups with DoRA launch
+//! one launch together (`super::gradients`). The files in `kernels/` describe the kernels. Groups with DoRA launch
 //! their kernels several times (`with_dora.rs`).
 
 mod backward;
