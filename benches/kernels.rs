@@ -14,6 +14,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints what it found")]
 
+#[path = "kernels/activation.rs"]
+mod activation;
 #[path = "kernels/adamw.rs"]
 mod adamw;
 #[path = "kernels/attention.rs"]
@@ -37,16 +39,14 @@ mod linear_cross_entropy;
 mod lora_matmul;
 #[path = "kernels/narrow.rs"]
 mod narrow;
+#[path = "kernels/norm.rs"]
+mod norm;
 #[path = "kernels/qk_norm_rope.rs"]
 mod qk_norm_rope;
-#[path = "kernels/rms_norm.rs"]
-mod rms_norm;
 #[path = "kernels/rows.rs"]
 mod rows;
 #[path = "kernels/shapes.rs"]
 pub(crate) mod shapes;
-#[path = "kernels/swiglu.rs"]
-mod swiglu;
 
 use criterion::Criterion;
 use tanren::device::Device;
@@ -100,8 +100,8 @@ pub(crate) fn run(
         lora_matmul::bench,
         linear_cross_entropy::bench,
         attention::bench,
-        swiglu::bench,
-        rms_norm::bench,
+        activation::bench,
+        norm::bench,
         qk_norm_rope::bench,
         adamw::bench,
         rows::bench,

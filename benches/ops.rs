@@ -6,6 +6,8 @@
 #[allow(dead_code, reason = "filters and the short mode are for the other benchmarks")]
 mod common;
 
+#[path = "ops/activation.rs"]
+mod activation;
 #[path = "ops/adamw.rs"]
 mod adamw;
 #[path = "ops/attention.rs"]
@@ -24,14 +26,12 @@ mod harness;
 mod linear_cross_entropy;
 #[path = "ops/lora_matmul.rs"]
 mod lora_matmul;
+#[path = "ops/norm.rs"]
+mod norm;
 #[path = "ops/qk_norm_rope.rs"]
 mod qk_norm_rope;
-#[path = "ops/rms_norm.rs"]
-mod rms_norm;
 #[path = "ops/rows.rs"]
 mod rows;
-#[path = "ops/swiglu.rs"]
-mod swiglu;
 
 use criterion::Criterion;
 use tanren::device::Device;
@@ -47,9 +47,9 @@ fn main() -> Result<()> {
         copy::bench,
         gemm::bench,
         embedding::bench,
-        rms_norm::bench,
+        norm::bench,
         qk_norm_rope::bench,
-        swiglu::bench,
+        activation::bench,
         lora_matmul::bench,
         attention::bench,
         linear_cross_entropy::bench,

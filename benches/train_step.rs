@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, SamplingMode, Throughput};
 use half::bf16;
-use tanren::batch::{Batch, TokenTarget};
+use tanren::batch::{Batch, Targets, TokenTarget};
 use tanren::config::{LoraConfig, ModelConfig, variant};
 use tanren::device::{Card, Class, Device, PendingCopy};
 use tanren::error::{Error, Result};
@@ -55,7 +55,7 @@ fn main() -> Result<()> {
 /// One row through a small model.
 fn on_cpu(criterion: &mut Criterion) -> Result<()> {
     let device = common::device()?;
-    let config = ModelConfig { num_hidden_layers: 2, vocab_size: 16_384, ..model("qwen3-0.6b")? };
+    let config = ModelConfig { vocab_size: 16_384, ..model("qwen3-0.6b")?.with_num_hidden_layers(2) };
     let weights = init::random(&device, &config, 0)?;
     let mut step = Step::<f32>::new(&device, config, weights)?;
     let mut group = criterion.benchmark_group("train_step");
@@ -121,7 +121,7 @@ fn weights(device: &Device, config: &ModelConfig) -> Result<Weights<bf16>> {
         let len = rows * cols;
         let mut values = Vec::with_capacity(len);
         match role {
-            Role::Matrix => {
+            Role::Matrix | Role::Conv1d => {
                 while values.len() < len {
                     values.extend_from_slice(&drawn[..PERIOD.min(len - values.len())]);
                 }
@@ -234,7 +234,7 @@ fn model(name: &str) -> Result<ModelConfig> {
 
 /// Sequences of `len` tokens, in all `tokens`; the last `supervised` tokens of each carry loss.
 fn batch(tokens: usize, len: usize, supervised: usize, vocab_size: usize) -> Batch {
-    let mut batch = Batch::default();
+    let (mut batch, mut targets) = (Batch::default(), Vec::new());
     while batch.total_tokens() < tokens {
         let start = batch.total_tokens();
         let len = len.min(tokens - start);
@@ -242,8 +242,9 @@ fn batch(tokens: usize, len: usize, supervised: usize, vocab_size: usize) -> Bat
         batch.push_segment(&ids, None, 0);
         let first = len.saturating_sub(1 + supervised);
         let target = |row: usize| TokenTarget { row: start + row, token: ids[row + 1], weight: 1.0 };
-        batch.targets.tokens_mut().extend((first..len.saturating_sub(1)).map(target));
+        targets.extend((first..len.saturating_sub(1)).map(target));
     }
+    batch.targets = Targets::Tokens(targets);
     batch
 }
 

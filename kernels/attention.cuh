@@ -4,8 +4,8 @@
 // A query tile is up to 64 query rows of one segment, with the ranges of key rows that they see; a key tile
 // is up to 64 key rows of one segment, with the query tiles that see it. Both lists have a fixed capacity and
 // hold their length in memory, so one graph serves batches of any size; that length takes the place of the
-// live rows of other kernels. Causal masks compare the packed row of a query with the row of a key, so query
-// rows may be any rows of the batch.
+// live rows of other kernels. Causal masks and windows compare the packed row of a query with the row of a key,
+// so query rows may be any rows of the batch.
 #pragma once
 
 #include "common/gemm_tile.cuh"
@@ -22,12 +22,12 @@ struct AttentionTile {
 };
 
 // A run of key rows, never empty. All queries of the tile see those up to unmasked_end; each sees at least the first
-// one.
+// one. In a window a query sees the keys at most `reach` rows from its own, and unmasked_end means nothing.
 struct AttentionRange {
     int32_t key_start;     // first row of k and v
     int32_t key_end;       // one past the last row
     int32_t unmasked_end;  // keys from here on are seen by queries whose packed row is not before theirs
-    int32_t reserved;      // 0
+    int32_t reach;         // of a window; 0 without
 };
 
 // The query side of a batch.
@@ -154,7 +154,7 @@ DEVICE int query_rows_of_warp() {
 }
 
 // A block's way through the ranges of its query tile, of which there is at least one, kKeys keys at a time.
-template <int kKeys>
+template <int kKeys, bool kWindow>
 struct KeyWalk {
     const AttentionRange* const ranges;
     int range;
@@ -162,6 +162,7 @@ struct KeyWalk {
     int key;
     int key_end;
     int unmasked_end;
+    int reach;
 
     DEVICE void start(const AttentionTile& tile) {
         range = tile.range_start, range_end = tile.range_end;
@@ -178,14 +179,19 @@ struct KeyWalk {
     DEVICE void open() {
         const AttentionRange& now = ranges[range];
         key = now.key_start, key_end = now.key_end, unmasked_end = now.unmasked_end;
+        if constexpr (kWindow) reach = now.reach;
     }
 
     // True if some query of the tile does not see all kKeys keys.
-    DEVICE bool is_masked() const { return key + kKeys > unmasked_end; }
+    DEVICE bool is_masked() const { return kWindow || key + kKeys > unmasked_end; }
 
-    // Number of keys from `key` on that the query with this packed row sees.
+    // Number of keys from `key` on up to the last one that the query with this packed row sees.
     DEVICE int visible(int packed_row) const {
+        if constexpr (kWindow) return (packed_row >= key_end - reach ? key_end : packed_row + reach + 1) - key;
         const int seen = packed_row < unmasked_end ? unmasked_end : packed_row < key_end ? packed_row + 1 : key_end;
         return seen - key;
     }
+
+    // Number of keys from `key` on before the first one that the query with this packed row sees.
+    DEVICE int hidden(int packed_row) const { return kWindow ? packed_row - reach - key : 0; }
 };

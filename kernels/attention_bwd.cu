@@ -30,30 +30,34 @@
 
 // Parameters of attention_bwd_dq_*.
 struct AttentionBwdDqParams {
-    const bf16* q;             // [query_rows, num_heads * head_dim]
-    const bf16* k;             // [key_rows, num_kv_heads * head_dim]
-    const bf16* v;             // [key_rows, num_kv_heads * head_dim]
+    const bf16* q;             // [query_rows, at least num_heads * head_dim]
+    const bf16* k;             // [key_rows, at least num_kv_heads * head_dim]
+    const bf16* v;             // [key_rows, at least num_kv_heads * head_dim]
     const bf16* o;             // [query_rows, num_heads * head_dim]
     const bf16* d_o;           // [query_rows, num_heads * head_dim]
     const float* lse;          // [query_rows, num_heads]
     float* stats;              // [num_tiles, num_heads, 64, 2] lse * log2(e) and D, overwritten
-    bf16* dq;                  // [query_rows, num_heads * head_dim], overwritten
+    bf16* dq;                  // [query_rows, at least num_heads * head_dim], overwritten
     AttentionQueries queries;  // who sees whom
     int32_t num_heads;         // query heads
     int32_t group;             // query heads that share a key head
     float scale;               // softmax_scale
     float scale_log2;          // softmax_scale * log2(e)
+    int32_t q_stride;          // elements from a row of q to the next
+    int32_t k_stride;          // of k
+    int32_t v_stride;          // of v
+    int32_t dq_stride;         // of dq
 };
 
 // Parameters of attention_bwd_dkv_*.
 struct AttentionBwdDkvParams {
-    const bf16* q;                   // [query_rows, num_heads * head_dim]
-    const bf16* k;                   // [key_rows, num_kv_heads * head_dim]
-    const bf16* v;                   // [key_rows, num_kv_heads * head_dim]
+    const bf16* q;                   // [query_rows, at least num_heads * head_dim]
+    const bf16* k;                   // [key_rows, at least num_kv_heads * head_dim]
+    const bf16* v;                   // [key_rows, at least num_kv_heads * head_dim]
     const bf16* d_o;                 // [query_rows, num_heads * head_dim]
     const float* stats;              // as attention_bwd_dq_* wrote them
-    bf16* dk;                        // [key_rows, num_kv_heads * head_dim], overwritten
-    bf16* dv;                        // [key_rows, num_kv_heads * head_dim], overwritten
+    bf16* dk;                        // [key_rows, at least num_kv_heads * head_dim], overwritten
+    bf16* dv;                        // [key_rows, at least num_kv_heads * head_dim], overwritten
     AttentionQueries queries;        // ranges are not used
     const AttentionKeyTile* tiles;   // [num_key_tiles], which cover all key rows
     const int32_t* num_key_tiles;    // number of tiles
@@ -62,6 +66,12 @@ struct AttentionBwdDkvParams {
     int32_t group;                   // query heads that share a key head
     float scale;                     // softmax_scale
     float scale_log2;                // softmax_scale * log2(e)
+    int32_t q_stride;                // elements from a row of q to the next
+    int32_t k_stride;                // of k
+    int32_t v_stride;                // of v
+    int32_t dk_stride;               // of dk, and of dv
+    int32_t reach;                   // of a window; 0 without
+    int32_t reserved;                // 0
 };
 
 
@@ -73,7 +83,7 @@ DEVICE void to_a(uint32_t (&a)[1][4], const float (&acc)[1][2][4]) {
     }
 }
 
-template <int kDim>
+template <int kDim, bool kWindow>
 DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     constexpr int kKeys = 32, kThreads = 128, kSlices = kDim / 16;
     constexpr int kTileBytes = kKeys * kDim * 2, kStageBytes = 2 * kTileBytes;
@@ -83,10 +93,10 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     if (tile_idx >= *p.queries.num_tiles) return;
     const AttentionTile& tile = p.queries.tiles[tile_idx];
     const int row_start = tile.row_start, row_end = tile.row_end;
-    KeyWalk<kKeys> walk{p.queries.ranges, 0, 0, 0, 0, 0};
+    KeyWalk<kKeys, kWindow> walk{p.queries.ranges, 0, 0, 0, 0, 0, 0};
     walk.start(tile);
 
-    const int64_t q_stride = static_cast<int64_t>(p.num_heads) * kDim, kv_stride = q_stride / p.group;
+    const int64_t o_stride = static_cast<int64_t>(p.num_heads) * kDim;
     const bf16* const k = p.k + head / p.group * kDim;
     const bf16* const v = p.v + head / p.group * kDim;
     const int lane = lane_id(), group = lane >> 2, quad = lane & 3;
@@ -95,9 +105,9 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
 
     // A stage holds 64 rows of one tensor.
     static_assert(kStageBytes == kAttentionRows * kDim * 2, "the rows of q, o and dO pass through the ring");
-    load_head_rows<kAttentionRows, kDim, kThreads>(smem, p.o + head * kDim, q_stride, row_start, row_end);
+    load_head_rows<kAttentionRows, kDim, kThreads>(smem, p.o + head * kDim, o_stride, row_start, row_end);
     unsigned char* const second = smem + kStageBytes;
-    load_head_rows<kAttentionRows, kDim, kThreads>(second, p.d_o + head * kDim, q_stride, row_start, row_end);
+    load_head_rows<kAttentionRows, kDim, kThreads>(second, p.d_o + head * kDim, o_stride, row_start, row_end);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -126,14 +136,15 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     }
     const int32_t* const packed = p.queries.packed_rows + tile_idx * static_cast<int64_t>(kAttentionRows) + first;
     const int packed_low = packed[group], packed_high = packed[group + 8];
-    // The last query of the warp, which sees the most keys.
+    // The last query of the warp, which sees the latest keys, and the first one.
     const int packed_last = is_active ? packed[min(16, row_end - row_start - first) - 1] : 0;
+    const int packed_first = kWindow ? packed[0] : 0;
 
     __syncthreads();
-    load_head_rows<kAttentionRows, kDim, kThreads>(second, p.q + head * kDim, q_stride, row_start, row_end);
+    load_head_rows<kAttentionRows, kDim, kThreads>(second, p.q + head * kDim, p.q_stride, row_start, row_end);
     cp_async_commit();
-    load_head_rows<kKeys, kDim, kThreads>(smem, k, kv_stride, walk.key, walk.key_end);
-    load_head_rows<kKeys, kDim, kThreads>(smem + kTileBytes, v, kv_stride, walk.key, walk.key_end);
+    load_head_rows<kKeys, kDim, kThreads>(smem, k, p.k_stride, walk.key, walk.key_end);
+    load_head_rows<kKeys, kDim, kThreads>(smem + kTileBytes, v, p.v_stride, walk.key, walk.key_end);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();
@@ -150,17 +161,19 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
         stage ^= 1;
         const bool is_masked = walk.is_masked();
         const int seen_low = walk.visible(packed_low), seen_high = walk.visible(packed_high);
-        const int seen = is_active ? walk.visible(packed_last) : 0;
+        const int seen = is_active ? walk.visible(packed_last) : 0, hidden = walk.hidden(packed_first);
+        const int hidden_low = walk.hidden(packed_low), hidden_high = walk.hidden(packed_high);
         walk.next();
         const bool is_last = walk.is_done();
         if (!is_last) {
             unsigned char* const next = smem + stage * kStageBytes;
-            load_head_rows<kKeys, kDim, kThreads>(next, k, kv_stride, walk.key, walk.key_end);
-            load_head_rows<kKeys, kDim, kThreads>(next + kTileBytes, v, kv_stride, walk.key, walk.key_end);
+            load_head_rows<kKeys, kDim, kThreads>(next, k, p.k_stride, walk.key, walk.key_end);
+            load_head_rows<kKeys, kDim, kThreads>(next + kTileBytes, v, p.v_stride, walk.key, walk.key_end);
             cp_async_commit();
         }
         UNROLL for (int part = 0; part < kKeys; part += 16) {
             if (part >= seen) break;
+            if (kWindow && part + 16 <= hidden) continue;
             float s[1][2][4] = {}, dp[1][2][4] = {};
             UNROLL for (int slice = 0; slice < kSlices; slice++) {
                 uint32_t b[2][2];
@@ -173,7 +186,9 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
                 UNROLL for (int i = 0; i < 4; i++) {
                     const float lse2 = i < 2 ? lse_low : lse_high, d = i < 2 ? d_low : d_high;
                     float x = fast_exp2(fmaf(s[0][n][i], p.scale_log2, -lse2));
-                    if (is_masked && part + n * 8 + quad * 2 + i % 2 >= (i < 2 ? seen_low : seen_high)) x = 0;
+                    const int column = part + n * 8 + quad * 2 + i % 2;
+                    if (is_masked && column >= (i < 2 ? seen_low : seen_high)) x = 0;
+                    if (kWindow && column < (i < 2 ? hidden_low : hidden_high)) x = 0;
                     dp[0][n][i] = x * (dp[0][n][i] - d);
                 }
             }
@@ -190,10 +205,10 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     dq.scale(p.scale, p.scale);
     dq.to_tile(out, first);
     __syncwarp();
-    store_head_rows<16, kDim, 32>(p.dq + head * kDim, q_stride, row_start + first, row_end, out, first, lane);
+    store_head_rows<16, kDim, 32>(p.dq + head * kDim, p.dq_stride, row_start + first, row_end, out, first, lane);
 }
 
-template <int kDim>
+template <int kDim, bool kWindow>
 DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
     constexpr int kThreads = 256, kSlices = kDim / 16;
     constexpr int kTileBytes = kAttentionRows * kDim * 2, kStatsBytes = kAttentionRows * 8;
@@ -208,7 +223,7 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
     if (tile_idx >= *p.num_key_tiles) return;
     const AttentionKeyTile& tile = p.tiles[tile_idx];
     const int key_start = tile.key_start, key_end = tile.key_end;
-    const int64_t q_stride = static_cast<int64_t>(p.num_heads) * kDim, kv_stride = static_cast<int64_t>(kv_heads) * kDim;
+    const int64_t o_stride = static_cast<int64_t>(p.num_heads) * kDim;
     const int lane = lane_id(), group = lane >> 2, quad = lane & 3, warp = static_cast<int>(threadIdx.x) / 32;
     // The two warps of a scheduler have keys from both ends, so that all schedulers skip about the same share
     // of the diagonal.
@@ -222,8 +237,8 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
         const AttentionTile& rows = p.queries.tiles[query_tile];
         const int row_start = rows.row_start, row_end = rows.row_end;
         const bf16 *q = p.q + head * kDim, *d_o = p.d_o + head * kDim;
-        load_head_rows<kAttentionRows, kDim, kThreads>(stage, q, q_stride, row_start, row_end);
-        load_head_rows<kAttentionRows, kDim, kThreads>(stage + kTileBytes, d_o, q_stride, row_start, row_end);
+        load_head_rows<kAttentionRows, kDim, kThreads>(stage, q, p.q_stride, row_start, row_end);
+        load_head_rows<kAttentionRows, kDim, kThreads>(stage + kTileBytes, d_o, o_stride, row_start, row_end);
         if (threadIdx.x < kStatsBytes / 16) {
             const int64_t slot = query_tile * static_cast<int64_t>(p.num_heads) + head;
             const float* const stats = p.stats + slot * (kAttentionRows * 2) + threadIdx.x * 4;
@@ -234,8 +249,8 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
 
     HeadRows<kDim> dk, dv;
     if (visit < visit_end) {
-        load_head_rows<kAttentionRows, kDim, kThreads>(k_tile, p.k + kv_head * kDim, kv_stride, key_start, key_end);
-        load_head_rows<kAttentionRows, kDim, kThreads>(v_tile, p.v + kv_head * kDim, kv_stride, key_start, key_end);
+        load_head_rows<kAttentionRows, kDim, kThreads>(k_tile, p.k + kv_head * kDim, p.k_stride, key_start, key_end);
+        load_head_rows<kAttentionRows, kDim, kThreads>(v_tile, p.v + kv_head * kDim, p.v_stride, key_start, key_end);
         load_step(ring);
     }
     int stage = 0;
@@ -258,7 +273,8 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
         NO_UNROLL for (int query = half; query < half + 32; query += 16) {
             if (rows.row_start + query >= rows.row_end) break;
             // The last query has the highest position; INT_MAX if rows are missing.
-            if (is_masked && packed[query + 15] < key) continue;
+            if (is_masked && packed[query + 15] < (kWindow ? key - p.reach : key)) continue;
+            if (kWindow && is_masked && packed[query] > key + 15 + p.reach) continue;
             float s[1][2][4] = {}, dp[1][2][4] = {};
             UNROLL for (int slice = 0; slice < kSlices; slice++) {
                 uint32_t a[1][4], b[2][2];
@@ -279,7 +295,12 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
                 }
                 UNROLL for (int i = 0; i < 4; i++) {
                     float x = fast_exp2(fmaf(s[0][n][i], p.scale_log2, -bits_float(of.word[i % 2 * 2])));
-                    if (key + group + i / 2 * 8 > packed_row[i % 2]) x = 0;
+                    const int own = key + group + i / 2 * 8, row = packed_row[i % 2];
+                    if constexpr (kWindow) {
+                        if (is_masked && (own - p.reach > row || own + p.reach < row)) x = 0;
+                    } else if (own > row) {
+                        x = 0;
+                    }
                     s[0][n][i] = x;
                     dp[0][n][i] = x * (dp[0][n][i] - bits_float(of.word[i % 2 * 2 + 1]));
                 }
@@ -320,22 +341,70 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
     dk.to_tile(k_tile, first);
     dv.to_tile(v_tile, first);
     __syncwarp();
-    store_head_rows<16, kDim, 32>(p.dk + kv_head * kDim, kv_stride, key, key_end, k_tile, first, lane);
-    store_head_rows<16, kDim, 32>(p.dv + kv_head * kDim, kv_stride, key, key_end, v_tile, first, lane);
+    store_head_rows<16, kDim, 32>(p.dk + kv_head * kDim, p.dk_stride, key, key_end, k_tile, first, lane);
+    store_head_rows<16, kDim, 32>(p.dv + kv_head * kDim, p.dk_stride, key, key_end, v_tile, first, lane);
 }
 
-KERNEL(attention_bwd_dq_bf16_d16, AttentionBwdDqParams, 128, 3) { attention_bwd_dq<16>(p); }
+KERNEL(attention_bwd_dq_bf16_d16, AttentionBwdDqParams, 128, 3) {
+    attention_bwd_dq<16, false>(p);
+}
 
-KERNEL(attention_bwd_dq_bf16_d32, AttentionBwdDqParams, 128, 3) { attention_bwd_dq<32>(p); }
+KERNEL(attention_bwd_dq_bf16_d32, AttentionBwdDqParams, 128, 3) {
+    attention_bwd_dq<32, false>(p);
+}
 
-KERNEL(attention_bwd_dq_bf16_d64, AttentionBwdDqParams, 128, 3) { attention_bwd_dq<64>(p); }
+KERNEL(attention_bwd_dq_bf16_d64, AttentionBwdDqParams, 128, 3) {
+    attention_bwd_dq<64, false>(p);
+}
 
-KERNEL(attention_bwd_dq_bf16_d128, AttentionBwdDqParams, 128, 2) { attention_bwd_dq<128>(p); }
+KERNEL(attention_bwd_dq_bf16_d128, AttentionBwdDqParams, 128, 2) {
+    attention_bwd_dq<128, false>(p);
+}
 
-KERNEL(attention_bwd_dkv_bf16_d16, AttentionBwdDkvParams, 256, 2) { attention_bwd_dkv<16>(p); }
+KERNEL(attention_bwd_dq_bf16_d16_window, AttentionBwdDqParams, 128, 3) {
+    attention_bwd_dq<16, true>(p);
+}
 
-KERNEL(attention_bwd_dkv_bf16_d32, AttentionBwdDkvParams, 256, 2) { attention_bwd_dkv<32>(p); }
+KERNEL(attention_bwd_dq_bf16_d32_window, AttentionBwdDqParams, 128, 3) {
+    attention_bwd_dq<32, true>(p);
+}
 
-KERNEL(attention_bwd_dkv_bf16_d64, AttentionBwdDkvParams, 256, 1) { attention_bwd_dkv<64>(p); }
+KERNEL(attention_bwd_dq_bf16_d64_window, AttentionBwdDqParams, 128, 3) {
+    attention_bwd_dq<64, true>(p);
+}
 
-KERNEL(attention_bwd_dkv_bf16_d128, AttentionBwdDkvParams, 256, 1) { attention_bwd_dkv<128>(p); }
+KERNEL(attention_bwd_dq_bf16_d128_window, AttentionBwdDqParams, 128, 2) {
+    attention_bwd_dq<128, true>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d16, AttentionBwdDkvParams, 256, 2) {
+    attention_bwd_dkv<16, false>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d32, AttentionBwdDkvParams, 256, 2) {
+    attention_bwd_dkv<32, false>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d64, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<64, false>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d128, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<128, false>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d16_window, AttentionBwdDkvParams, 256, 2) {
+    attention_bwd_dkv<16, true>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d32_window, AttentionBwdDkvParams, 256, 2) {
+    attention_bwd_dkv<32, true>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d64_window, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<64, true>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d128_window, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<128, true>(p);
+}

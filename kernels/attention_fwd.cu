@@ -22,22 +22,25 @@
 
 // Parameters of attention_fwd_*.
 struct AttentionFwdParams {
-    const bf16* q;             // [query_rows, num_heads * head_dim]
-    const bf16* k;             // [key_rows, num_kv_heads * head_dim]
-    const bf16* v;             // [key_rows, num_kv_heads * head_dim]
+    const bf16* q;             // [query_rows, at least num_heads * head_dim]
+    const bf16* k;             // [key_rows, at least num_kv_heads * head_dim]
+    const bf16* v;             // [key_rows, at least num_kv_heads * head_dim]
     bf16* o;                   // [query_rows, num_heads * head_dim], overwritten
     float* lse;                // [query_rows, num_heads], overwritten
     AttentionQueries queries;  // who sees whom
     int32_t num_heads;         // query heads
     int32_t group;             // query heads that share a key head
     float scale_log2;          // softmax_scale * log2(e)
-    int32_t reserved;          // 0
+    int32_t q_stride;          // elements from a row of q to the next
+    int32_t k_stride;          // of k
+    int32_t v_stride;          // of v
 };
 
-template <int kDim>
+template <int kDim, bool kWindow>
 DEVICE void attention_fwd(const AttentionFwdParams& p) {
     constexpr int kKeys = 64, kThreads = 128, kSlices = kDim / 16, kParts = kKeys / 16;
-    constexpr float kLn2 = 0.693147180559945309f;
+    // Below every scaled score, and with a power of 2 that is 0.
+    constexpr float kLn2 = 0.693147180559945309f, kNothingSeen = -3.0e38f;
     DYNAMIC_SMEM(smem);
     unsigned char* const k_tile = smem;
     unsigned char* const v_tile = smem + kKeys * kDim * 2;
@@ -46,26 +49,27 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
     if (tile_idx >= *p.queries.num_tiles) return;
     const AttentionTile& tile = p.queries.tiles[tile_idx];
     const int row_start = tile.row_start, row_end = tile.row_end;
-    KeyWalk<kKeys> walk{p.queries.ranges, 0, 0, 0, 0, 0};
+    KeyWalk<kKeys, kWindow> walk{p.queries.ranges, 0, 0, 0, 0, 0, 0};
     walk.start(tile);
 
-    const int64_t q_stride = static_cast<int64_t>(p.num_heads) * kDim, kv_stride = q_stride / p.group;
+    const int64_t o_stride = static_cast<int64_t>(p.num_heads) * kDim;
     const int kv_head = head / p.group * kDim;
     const int lane = lane_id(), group = lane >> 2, quad = lane & 3;
     const int first = query_rows_of_warp();
     const bool is_active = row_start + first < row_end;
 
-    load_head_rows<kAttentionRows, kDim, kThreads>(v_tile, p.q + head * kDim, q_stride, row_start, row_end);
+    load_head_rows<kAttentionRows, kDim, kThreads>(v_tile, p.q + head * kDim, p.q_stride, row_start, row_end);
     cp_async_commit();
-    load_head_rows<kKeys, kDim, kThreads>(k_tile, p.k + kv_head, kv_stride, walk.key, walk.key_end);
+    load_head_rows<kKeys, kDim, kThreads>(k_tile, p.k + kv_head, p.k_stride, walk.key, walk.key_end);
     cp_async_commit();
     cp_async_wait<1>();
     __syncthreads();
     uint32_t q[kSlices][1][4];
     UNROLL for (int slice = 0; slice < kSlices; slice++) load_a_rows<kDim>(q[slice][0], v_tile, first, slice);
     const int32_t* const packed = p.queries.packed_rows + tile_idx * static_cast<int64_t>(kAttentionRows) + first;
-    // The last query of the warp, which sees the most keys.
+    // The last query of the warp, which sees the latest keys, and the first one.
     const int packed_last = is_active ? packed[min(16, row_end - row_start - first) - 1] : 0;
+    const int packed_first = kWindow ? packed[0] : 0;
 
     HeadRows<kDim> o;
     float max_low = -INFINITY, max_high = -INFINITY, sum_low = 0, sum_high = 0;
@@ -73,13 +77,14 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
         // The keys have arrived, and no warp reads v_tile any more.
         cp_async_wait<0>();
         __syncthreads();
-        load_head_rows<kKeys, kDim, kThreads>(v_tile, p.v + kv_head, kv_stride, walk.key, walk.key_end);
+        load_head_rows<kKeys, kDim, kThreads>(v_tile, p.v + kv_head, p.v_stride, walk.key, walk.key_end);
         cp_async_commit();
         float s[kParts][1][2][4] = {};
-        const int seen = is_active ? walk.visible(packed_last) : 0;
+        const int seen = is_active ? walk.visible(packed_last) : 0, hidden = walk.hidden(packed_first);
         if (seen > 0) {
             UNROLL for (int part = 0; part < kParts; part++) {
                 if (part * 16 >= seen) break;
+                if (kWindow && (part + 1) * 16 <= hidden) continue;
                 UNROLL for (int slice = 0; slice < kSlices; slice++) {
                     uint32_t b[2][2];
                     load_b_rows<kDim>(b, k_tile, part * 16, slice);
@@ -93,6 +98,8 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
                         const int column = n * 8 + quad * 2 + i;
                         if (column >= seen_low) s[n / 2][0][n % 2][i] = -INFINITY;
                         if (column >= seen_high) s[n / 2][0][n % 2][i + 2] = -INFINITY;
+                        if (kWindow && column < walk.hidden(packed[group])) s[n / 2][0][n % 2][i] = -INFINITY;
+                        if (kWindow && column < walk.hidden(packed[group + 8])) s[n / 2][0][n % 2][i + 2] = -INFINITY;
                     }
                 }
             }
@@ -103,7 +110,7 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
         walk.next();
         const bool is_last = walk.is_done();
         if (!is_last) {
-            load_head_rows<kKeys, kDim, kThreads>(k_tile, p.k + kv_head, kv_stride, walk.key, walk.key_end);
+            load_head_rows<kKeys, kDim, kThreads>(k_tile, p.k + kv_head, p.k_stride, walk.key, walk.key_end);
         }
         cp_async_commit();
         if (seen > 0) {
@@ -113,9 +120,14 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
                 low = fmaxf(low, fmaxf(x[0], x[1]));
                 high = fmaxf(high, fmaxf(x[2], x[3]));
             }
-            // The first tile has a key for every query, so these are finite from then on.
+            // Without a window the first tile has a key for every query, so these are finite from then on.
             low = fmaxf(max_low, quad_max(low) * p.scale_log2);
             high = fmaxf(max_high, quad_max(high) * p.scale_log2);
+            if constexpr (kWindow) {
+                // Nothing seen yet: probabilities are 0, whatever they are measured by.
+                if (low == -INFINITY) low = kNothingSeen;
+                if (high == -INFINITY) high = kNothingSeen;
+            }
             const float shrink_low = fast_exp2(max_low - low), shrink_high = fast_exp2(max_high - high);
             max_low = low, max_high = high;
             sum_low *= shrink_low, sum_high *= shrink_high;
@@ -131,6 +143,7 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
             }
             UNROLL for (int part = 0; part < kParts; part++) {
                 if (part * 16 >= seen) break;
+                if (kWindow && (part + 1) * 16 <= hidden) continue;
                 o.add(probabilities[part], v_tile, part * 16);
             }
         }
@@ -143,7 +156,7 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
     o.scale(1.0f / sum_low, 1.0f / sum_high);
     o.to_tile(k_tile, first);
     __syncwarp();
-    store_head_rows<16, kDim, 32>(p.o + head * kDim, q_stride, row_start + first, row_end, k_tile, first, lane);
+    store_head_rows<16, kDim, 32>(p.o + head * kDim, o_stride, row_start + first, row_end, k_tile, first, lane);
     if (quad == 0) {
         float* const lse = p.lse + (row_start + first + group) * static_cast<int64_t>(p.num_heads) + head;
         if (row_start + first + group < row_end) lse[0] = fmaf(max_low, kLn2, logf(sum_low));
@@ -153,10 +166,18 @@ DEVICE void attention_fwd(const AttentionFwdParams& p) {
     }
 }
 
-KERNEL(attention_fwd_bf16_d16, AttentionFwdParams, 128, 3) { attention_fwd<16>(p); }
+KERNEL(attention_fwd_bf16_d16, AttentionFwdParams, 128, 3) { attention_fwd<16, false>(p); }
 
-KERNEL(attention_fwd_bf16_d32, AttentionFwdParams, 128, 3) { attention_fwd<32>(p); }
+KERNEL(attention_fwd_bf16_d32, AttentionFwdParams, 128, 3) { attention_fwd<32, false>(p); }
 
-KERNEL(attention_fwd_bf16_d64, AttentionFwdParams, 128, 4) { attention_fwd<64>(p); }
+KERNEL(attention_fwd_bf16_d64, AttentionFwdParams, 128, 4) { attention_fwd<64, false>(p); }
 
-KERNEL(attention_fwd_bf16_d128, AttentionFwdParams, 128, 2) { attention_fwd<128>(p); }
+KERNEL(attention_fwd_bf16_d128, AttentionFwdParams, 128, 2) { attention_fwd<128, false>(p); }
+
+KERNEL(attention_fwd_bf16_d16_window, AttentionFwdParams, 128, 3) { attention_fwd<16, true>(p); }
+
+KERNEL(attention_fwd_bf16_d32_window, AttentionFwdParams, 128, 3) { attention_fwd<32, true>(p); }
+
+KERNEL(attention_fwd_bf16_d64_window, AttentionFwdParams, 128, 3) { attention_fwd<64, true>(p); }
+
+KERNEL(attention_fwd_bf16_d128_window, AttentionFwdParams, 128, 2) { attention_fwd<128, true>(p); }

@@ -14,8 +14,8 @@
 
 // Queries, or keys.
 struct QkNormRopeJob {
-    const bf16* x;              // [rows, cols]: as the projection made it
-    bf16* y;                    // [rows, cols]: output; of backward: dy, becomes dx
+    const bf16* x;              // [rows, at least cols]: as the projection made it
+    bf16* y;                    // [rows, at least cols]: output; of backward: dy, becomes dx
     const bf16* weight;         // [head_dim]; null: no norm
     const uint32_t* positions;  // [rows], by row
     const int32_t* live_rows;   // rows there are; null: all
@@ -25,6 +25,8 @@ struct QkNormRopeJob {
     int32_t cols;               // heads times head_dim
     float eps;                  // added to the mean square
     int32_t first_block;        // blocks of the jobs before
+    int32_t x_stride;           // elements from a row of x to the next
+    int32_t y_stride;           // elements from a row of y to the next
 };
 
 // Parameters of qk_norm_rope_*.
@@ -64,8 +66,8 @@ DEVICE void qk_norm_rope(const QkNormRopeParams& p) {
         const int64_t column = begin + part * 32 + quad * 8;
         x[part] = zero16(), dy[part] = zero16();
         if (!active || column >= job.cols) continue;
-        x[part] = load16_constant(job.x + row * job.cols + column);
-        if constexpr (kBackward) dy[part] = load16(job.y + row * job.cols + column);
+        x[part] = load16_constant(job.x + row * job.x_stride + column);
+        if constexpr (kBackward) dy[part] = load16(job.y + row * job.y_stride + column);
     }
     const int64_t angle = active ? static_cast<int64_t>(job.positions[row]) * (kHeadDim / 2) : 0;
     if constexpr (kBackward) {
@@ -77,9 +79,9 @@ DEVICE void qk_norm_rope(const QkNormRopeParams& p) {
         const int64_t column = begin + part * 32 + quad * 8;
         if (!active || column >= job.cols) continue;
         if constexpr (kBackward) {
-            store16(job.y + row * job.cols + column, dy[part]);
+            store16(job.y + row * job.y_stride + column, dy[part]);
         } else {
-            store16(job.y + row * job.cols + column, x[part]);
+            store16(job.y + row * job.y_stride + column, x[part]);
         }
     }
 }
@@ -119,7 +121,7 @@ struct QkNormRopeBwdRows {
                 dx[i][part] = zero16(), x[part] = zero16();
                 if (column >= cols || rows.at(i) >= rows.end) continue;
                 dx[i][part] = load16(stored + rows.at(i) * cols + column);
-                if (!is_stored) x[part] = load16_constant(job.x + rows.at(i) * cols + column);
+                if (!is_stored) x[part] = load16_constant(job.x + static_cast<int64_t>(rows.at(i)) * job.x_stride + column);
             }
             if (is_stored) continue;
             const int64_t angle =

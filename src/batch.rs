@@ -24,6 +24,8 @@ pub struct Segment {
     pub adapter: usize,
     /// Position id of the first row: 0, or the end of the prefix.
     pub position_offset: usize,
+    /// Tokens of the sequence behind these rows, which nothing needs: they only count where a model looks at the length.
+    pub tail: usize,
     /// Number of the sample within an optimizer step; the dropout mask depends on it and on the position.
     pub sample: u32,
 }
@@ -46,11 +48,35 @@ pub struct TokenTarget {
     pub weight: f32,
 }
 
+/// What a sequence is labelled with.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Label {
+    /// Nothing: it has logits and no loss.
+    None,
+    /// A class, by number.
+    Class(u32),
+    /// One number per output of the head.
+    Numbers(Vec<f32>),
+}
+
+/// One sequence to label.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelTarget {
+    /// The rows that the head reads: one, or all of which it takes the mean. They belong to one segment.
+    pub rows: Range<usize>,
+    /// Its label.
+    pub label: Label,
+    /// Its weight in the loss.
+    pub weight: f32,
+}
+
 /// The targets of a batch.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Targets {
     /// Next tokens, sorted by row.
     Tokens(Vec<TokenTarget>),
+    /// Labels of sequences, sorted by row.
+    Labels(Vec<LabelTarget>),
 }
 
 /// No targets.
@@ -63,7 +89,10 @@ impl Default for Targets {
 impl Targets {
     /// Number of targets.
     pub fn len(&self) -> usize {
-        self.tokens().len()
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Labels(labels) => labels.len(),
+        }
     }
 
     /// True if there are no targets.
@@ -73,27 +102,43 @@ impl Targets {
 
     /// The rows that some target needs, sorted, each once.
     pub fn rows(&self) -> Vec<usize> {
-        let mut rows: Vec<usize> = self.tokens().iter().map(|t| t.row).collect();
+        let mut rows: Vec<usize> = match self {
+            Self::Tokens(tokens) => tokens.iter().map(|target| target.row).collect(),
+            Self::Labels(labels) => labels.iter().flat_map(|target| target.rows.clone()).collect(),
+        };
         rows.dedup();
         rows
     }
 
     /// Sum of the weights.
     pub fn total_weight(&self) -> f64 {
-        self.tokens().iter().map(|t| f64::from(t.weight)).sum()
-    }
-
-    /// The tokens to predict.
-    pub fn tokens(&self) -> &[TokenTarget] {
         match self {
-            Self::Tokens(tokens) => tokens,
+            Self::Tokens(tokens) => tokens.iter().map(|target| f64::from(target.weight)).sum(),
+            Self::Labels(labels) => labels.iter().map(|target| f64::from(target.weight)).sum(),
         }
     }
 
-    /// The tokens to predict, to be changed; they must stay sorted by row.
-    pub fn tokens_mut(&mut self) -> &mut Vec<TokenTarget> {
+    /// The tokens to predict; none where sequences are labelled.
+    pub fn tokens(&self) -> &[TokenTarget] {
         match self {
             Self::Tokens(tokens) => tokens,
+            Self::Labels(_) => &[],
+        }
+    }
+
+    /// The tokens to predict, to be changed; they must stay sorted by row. None where sequences are labelled.
+    pub fn tokens_mut(&mut self) -> Option<&mut Vec<TokenTarget>> {
+        match self {
+            Self::Tokens(tokens) => Some(tokens),
+            Self::Labels(_) => None,
+        }
+    }
+
+    /// The sequences to label; none where tokens are predicted.
+    pub fn labels(&self) -> &[LabelTarget] {
+        match self {
+            Self::Labels(labels) => labels,
+            Self::Tokens(_) => &[],
         }
     }
 }
@@ -109,6 +154,8 @@ pub struct Batch {
     pub segments: Vec<Segment>,
     /// What carries loss.
     pub targets: Targets,
+    /// Type of every token, `[total_tokens]`; all 0 if it is empty. Only some encoders read it.
+    pub token_type_ids: Vec<u32>,
 }
 
 /// Consecutive rows that go through one adapter.
@@ -132,7 +179,15 @@ impl Batch {
         let start = self.input_ids.len();
         self.input_ids.extend_from_slice(input_ids);
         let sample = self.segments.len() as u32;
-        self.segments.push(Segment { start, len: input_ids.len(), prefix, adapter, position_offset, sample });
+        self.segments.push(Segment {
+            start,
+            len: input_ids.len(),
+            prefix,
+            adapter,
+            position_offset,
+            tail: 0,
+            sample,
+        });
         self.segments.len() - 1
     }
 
@@ -206,6 +261,19 @@ impl Batch {
         if let Some(token) = self.input_ids.iter().find(|&&t| !known(t)) {
             return bad(format!("token id {token} is not below the vocabulary size {vocab_size}"));
         }
+        if !self.token_type_ids.is_empty() && self.token_type_ids.len() != next {
+            return bad(format!("{next} tokens, {} token types", self.token_type_ids.len()));
+        }
+        let mut end = 0;
+        for (i, target) in self.targets.labels().iter().enumerate() {
+            let rows = &target.rows;
+            let segment = self.segments.iter().find(|segment| segment.rows().contains(&rows.start));
+            let is_within = segment.is_some_and(|segment| rows.end <= segment.start + segment.len);
+            if rows.start < end || rows.is_empty() || !is_within || !target.weight.is_finite() {
+                return bad(format!("label {i} is out of range or out of order: {target:?}"));
+            }
+            end = rows.end;
+        }
         let targets = self.targets.tokens();
         for (i, target) in targets.iter().enumerate() {
             let sorted = i == 0 || targets[i - 1].row <= target.row;
@@ -253,7 +321,7 @@ mod tests {
         assert!(batch().validate(8, 4, 2).is_err(), "position 4");
         assert!(batch().validate(8, 5, 1).is_err(), "adapter 1");
         let mut swapped = batch();
-        swapped.targets.tokens_mut().swap(0, 2);
+        swapped.targets.tokens_mut().unwrap().swap(0, 2);
         assert!(swapped.validate(8, 5, 2).is_err(), "order of targets");
         let mut forward = batch();
         forward.segments[1].prefix = Some(2);

@@ -124,6 +124,7 @@ pub mod error;
 pub mod formats;
 #[cfg(not(feature = "unstable"))]
 mod formats;
+mod kinds;
 #[cfg(feature = "unstable")]
 pub mod model;
 #[cfg(not(feature = "unstable"))]

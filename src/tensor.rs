@@ -109,6 +109,8 @@ pub trait Real:
     fn exp(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
+    /// The error function, `2 / sqrt(pi)` times the integral of `exp(-t^2)` from 0 to self.
+    fn erf(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
     /// Neither infinite nor NaN.
@@ -117,9 +119,9 @@ pub trait Real:
     fn max(self, other: Self) -> Self;
 }
 
-/// Implements [`Real`] for a type of the language, which is its own statistics type; `$exp` is its exponential.
+/// Implements [`Real`] for a type of the language, which is its own statistics type; `$exp` is its exponential, `$erf` its error function.
 macro_rules! real {
-    ($type:ty, $exp:expr) => {
+    ($type:ty, $exp:expr, $erf:expr) => {
         impl Real for $type {
             type Stat = Self;
             const ZERO: Self = 0.0;
@@ -154,6 +156,10 @@ macro_rules! real {
                 <$type>::ln(self)
             }
             #[inline(always)]
+            fn erf(self) -> Self {
+                $erf(self)
+            }
+            #[inline(always)]
             fn sqrt(self) -> Self {
                 <$type>::sqrt(self)
             }
@@ -169,8 +175,8 @@ macro_rules! real {
     };
 }
 
-real!(f32, exp_f32);
-real!(f64, f64::exp);
+real!(f32, exp_f32, erf_f32);
+real!(f64, f64::exp, libm::erf);
 
 impl Real for bf16 {
     type Stat = f32;
@@ -204,6 +210,10 @@ impl Real for bf16 {
     #[inline(always)]
     fn ln(self) -> Self {
         Self::from_f32(self.to_f32().ln())
+    }
+    #[inline(always)]
+    fn erf(self) -> Self {
+        Self::from_f32(erf_f32(self.to_f32()))
     }
     #[inline(always)]
     fn sqrt(self) -> Self {
@@ -251,9 +261,42 @@ pub fn exp_f32(x: f32) -> f32 {
     if x > HIGHEST { f32::INFINITY } else { y }
 }
 
+/// The error function in f32, within 4 units in the last place of 1, without a branch.
+///
+/// `x P(x^2) / Q(x^2)` with polynomials of degree 6 and 4 on -4 to 4, where the result has reached 1. Source of the
+/// coefficients: the float version of `erf` in Eigen and XLA.
+#[inline(always)]
+pub fn erf_f32(x: f32) -> f32 {
+    let clamped = if x < -4.0 { -4.0 } else { x };
+    let clamped = if clamped > 4.0 { 4.0 } else { clamped };
+    let square = clamped * clamped;
+    let mut p = -2.726_142_3e-10;
+    for c in [2.770_681_4e-8, -2.101_024e-6, -5.692_506_5e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2] {
+        p = p * square + c;
+    }
+    let mut q = -1.456_607_2e-5;
+    for c in [-2.133_740_6e-4, -1.682_827e-3, -7.373_329_2e-3, -1.426_473_9e-2] {
+        q = q * square + c;
+    }
+    clamped * p / q
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn erf_agrees_with_f64() {
+        let mut worst = 0.0f64;
+        let mut x = -6.0f32;
+        while x < 6.0 {
+            worst = worst.max((f64::from(erf_f32(x)) - libm::erf(f64::from(x))).abs());
+            x += 0.000_37;
+        }
+        assert!(worst < 4.0 * f64::from(f32::EPSILON), "{worst:e}");
+        assert_eq!((erf_f32(0.0), erf_f32(f32::INFINITY).round()), (0.0, 1.0));
+        assert!(erf_f32(f32::NAN).is_nan());
+    }
 
     #[test]
     fn exp_agrees_with_f64_over_its_whole_range() {

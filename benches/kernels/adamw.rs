@@ -60,6 +60,7 @@ impl Set {
                 grad,
                 exp_avg,
                 exp_avg_sq,
+                decays: true,
             })
             .collect();
         let tensors = Tensors::new(device, &trained)?;

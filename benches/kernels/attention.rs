@@ -8,7 +8,7 @@ use half::bf16;
 use tanren::batch::{Batch, Segment};
 use tanren::device::{Device, Tensor};
 use tanren::error::Result;
-use tanren::ops::attention::{Attention, AttentionPlan, Backward, Heads, backward, forward};
+use tanren::ops::attention::{Attention, AttentionPlan, Backward, Grads, Heads, backward, forward};
 
 use super::harness::{Bench, Cost, random};
 use super::shapes::Model;
@@ -68,7 +68,12 @@ fn run(bench: &mut Bench<'_>, model: &Model, rows: usize, sample: usize) -> Resu
         };
         // Backward reads what forward made.
         let Set { plan, q, k, v, o, lse, .. } = &mut set;
-        forward(device, &Attention { q, k, v, heads, plan }, o, lse)?;
+        forward(
+            device,
+            &Attention { q: (&*q).into(), k: (&*k).into(), v: (&*v).into(), heads, plan },
+            o,
+            lse,
+        )?;
         Ok(set)
     };
     let pairs = AttentionPlan::causal(&segments).num_pairs();
@@ -81,13 +86,13 @@ fn run(bench: &mut Bench<'_>, model: &Model, rows: usize, sample: usize) -> Resu
     let cost = Cost { flops: 5 * product, bytes: 2 * bytes };
     bench.run(&format!("attention/backward {name}"), cost, &[], make, |device, set| {
         let Set { plan, q, k, v, d_o, o, lse, dq, dk, dv } = set;
-        let args = Attention { q, k, v, heads, plan };
-        backward(device, &args, Backward { d_o, o, lse, dq, dk, dv })
+        let args = Attention { q: (&*q).into(), k: (&*k).into(), v: (&*v).into(), heads, plan };
+        backward(device, &args, Backward { d_o, o, lse, grads: Grads::Split { dq, dk, dv } })
     })?;
     let cost = Cost { flops: 2 * product, bytes };
     bench.run(&format!("attention/forward {name}"), cost, &[], make, |device, set| {
         let Set { plan, q, k, v, o, lse, .. } = set;
-        forward(device, &Attention { q, k, v, heads, plan }, o, lse)
+        forward(device, &Attention { q: (&*q).into(), k: (&*k).into(), v: (&*v).into(), heads, plan }, o, lse)
     })
 }
 

@@ -71,7 +71,7 @@ struct Set {
 impl Set {
     fn new(device: &Device, rows: usize, [out, inputs]: [usize; 2]) -> Result<Self> {
         let segment =
-            Segment { start: 0, len: rows, prefix: None, adapter: 0, position_offset: 0, sample: 0 };
+            Segment { start: 0, len: rows, prefix: None, adapter: 0, position_offset: 0, tail: 0, sample: 0 };
         let keys = RowKeys::new(&[segment]);
         let run = [AdapterRows { adapter: 0, rows: 0..rows }];
         let magnitude = random(device, 1, out, 1.0, 3)?;

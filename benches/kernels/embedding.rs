@@ -26,7 +26,10 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
             };
             bench.run(&name, cost, &[], make, |device, (ids, y)| {
                 let live_rows = LiveRows::ALL;
-                embedding::forward(device, embedding::Forward { table: &table, ids, y, live_rows })
+                embedding::forward(
+                    device,
+                    embedding::Forward { table: &table, ids, types: None, positions: None, y, live_rows },
+                )
             })?;
         }
     }

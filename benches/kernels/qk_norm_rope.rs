@@ -65,8 +65,10 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
                 bench.run(&name(what), cost, &[], make, |device, set| {
                     let Set { table, weight, q, k, dq, dk, dv, narrow, .. } = set;
                     let op = QkNormRope { norm: Some(HeadNorm { weight, eps: 1e-6 }), table, head_dim };
-                    let jobs =
-                        &mut [RopeBackwardJob { x: q, op, dy: dq }, RopeBackwardJob { x: k, op, dy: dk }];
+                    let jobs = &mut [
+                        RopeBackwardJob { x: (&*q).into(), op, dy: dq },
+                        RopeBackwardJob { x: (&*k).into(), op, dy: dk },
+                    ];
                     let projection = if is_fused { narrow.project(device, true)? } else { None };
                     qk_norm_rope::backward(device, Backward { jobs, projection, complete: &[dv] })
                 })?;
@@ -74,7 +76,10 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
             bench.run(&name("forward"), cost(2, 0), &[], make, |device, set| {
                 let Set { table, weight, q, k, rotated: [q_rotated, k_rotated], .. } = set;
                 let op = QkNormRope { norm: Some(HeadNorm { weight, eps: 1e-6 }), table, head_dim };
-                let jobs = &mut [RopeJob { x: q, op, y: q_rotated }, RopeJob { x: k, op, y: k_rotated }];
+                let jobs = &mut [
+                    RopeJob { x: (&*q).into(), op, y: q_rotated },
+                    RopeJob { x: (&*k).into(), op, y: k_rotated },
+                ];
                 qk_norm_rope::forward(device, jobs)
             })?;
         }

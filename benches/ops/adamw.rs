@@ -44,6 +44,7 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
                     grad,
                     exp_avg,
                     exp_avg_sq,
+                    decays: true,
                 })
                 .collect();
             adamw::update(device, &adamw, &mut trained)

@@ -4,7 +4,7 @@ use criterion::Criterion;
 use tanren::batch::{Batch, Segment};
 use tanren::device::Device;
 use tanren::error::Result;
-use tanren::ops::attention::{self, Attention, AttentionPlan, Backward, Heads};
+use tanren::ops::attention::{self, Attention, AttentionPlan, AttnMask, Backward, Grads, Heads};
 
 use crate::common::ROW;
 use crate::harness::{Bench, HEAD_DIM, NUM_ATTENTION_HEADS, NUM_KEY_VALUE_HEADS, packed_rows, random};
@@ -26,9 +26,19 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         (format!("4 rows of {ROW}"), heads, causal(&packed_rows(4, ROW))),
         (format!("prefix of {} and 4 of 14", ROW - 14), heads, causal(&shared_prefix())),
         (
+            format!("4 rows of {ROW}, all keys"),
+            heads,
+            AttentionPlan::of_all(AttnMask::Full, &packed_rows(4, ROW))?,
+        ),
+        (
+            format!("4 rows of {ROW}, window of 64"),
+            heads,
+            AttentionPlan::of_all(AttnMask::Window(64), &packed_rows(4, ROW))?,
+        ),
+        (
             format!("last 2 queries of {ROW}"),
             heads,
-            AttentionPlan::for_rows(&packed_rows(1, ROW), &[ROW - 2, ROW - 1]),
+            AttentionPlan::for_rows(AttnMask::Causal, &packed_rows(1, ROW), &[ROW - 2, ROW - 1])?,
         ),
     ] {
         let (queries, keys) = (plan.num_query_rows(), plan.num_key_rows());
@@ -36,7 +46,7 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let (k, v) = (random(device, keys, heads.kv_cols())?, random(device, keys, heads.kv_cols())?);
         let mut o = random(device, queries, heads.q_cols())?;
         let mut lse = random(device, queries, heads.num_attention_heads)?;
-        let args = Attention { q: &q, k: &k, v: &v, heads, plan: &plan };
+        let args = Attention { q: (&q).into(), k: (&k).into(), v: (&v).into(), heads, plan: &plan };
         bench.flops(&format!("forward {name}"), || attention::forward(device, &args, &mut o, &mut lse))?;
         let d_o = random(device, queries, heads.q_cols())?;
         let mut dq = random(device, queries, heads.q_cols())?;
@@ -44,7 +54,11 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
             (random(device, keys, heads.kv_cols())?, random(device, keys, heads.kv_cols())?);
         bench.flops(&format!("backward {name}"), || {
             let (dq, dk, dv) = (&mut dq, &mut dk, &mut dv);
-            attention::backward(device, &args, Backward { d_o: &d_o, o: &o, lse: &lse, dq, dk, dv })
+            attention::backward(
+                device,
+                &args,
+                Backward { d_o: &d_o, o: &o, lse: &lse, grads: Grads::Split { dq, dk, dv } },
+            )
         })?;
     }
     Ok(())

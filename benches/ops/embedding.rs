@@ -23,7 +23,14 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let mut y = random(device, tokens, HIDDEN_SIZE)?;
         bench.bytes(&format!("forward {tokens}x{HIDDEN_SIZE}"), || {
             let live_rows = LiveRows::ALL;
-            let args = embedding::Forward { table: &table, ids: &ids, y: &mut y, live_rows };
+            let args = embedding::Forward {
+                table: &table,
+                ids: &ids,
+                types: None,
+                positions: None,
+                y: &mut y,
+                live_rows,
+            };
             embedding::forward(device, args)
         })?;
     }

@@ -23,7 +23,7 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
         let mut y = random(device, tokens, cols)?;
         let shape = format!("{tokens}x{cols}");
         bench.bytes(&format!("forward {shape}"), || {
-            qk_norm_rope::forward(device, &mut [RopeJob { x: &x, op, y: &mut y }])
+            qk_norm_rope::forward(device, &mut [RopeJob { x: (&x).into(), op, y: &mut y }])
         })?;
         let dy = random(device, tokens, cols)?;
         bench.bytes_in_place(
@@ -31,7 +31,7 @@ pub(crate) fn bench(criterion: &mut Criterion, device: &Device) -> Result<()> {
             y,
             |dx| dx.data_mut().copy_from_slice(dy.data()),
             |dx| {
-                let jobs = &mut [RopeBackwardJob { x: &x, op, dy: dx }];
+                let jobs = &mut [RopeBackwardJob { x: (&x).into(), op, dy: dx }];
                 qk_norm_rope::backward(device, Backward { jobs, projection: None, complete: &[] })
             },
         )?;

@@ -20,7 +20,7 @@ CHEAP, REAL, REPEATS = "cheap", "real shapes", "repeats"
 KINDS = (CHEAP, REAL, REPEATS)
 
 # The order of ops: what everything rests on, then what takes the time of a step.
-FIRST = ["device", "lora_matmul", "attention", "linear_cross_entropy", "rms_norm", "qk_norm_rope", "swiglu", "adamw",
+FIRST = ["device", "lora_matmul", "attention", "linear_cross_entropy", "norm", "qk_norm_rope", "activation", "adamw",
          "grad_norm", "embedding", "rows", "golden", "model", "train"]
 
 # A test that gives no sign for so long hangs.

@@ -16,7 +16,7 @@ PASSED, FAILED, CUT, SKIPPED = "passed", "FAILED", "cut short", "skipped"
 
 # How often tests repeat themselves where nobody asked for more.
 REPEATS = 20
-BENCH_OPS = ["lora_matmul", "linear_cross_entropy", "attention", "swiglu", "rms_norm", "qk_norm_rope", "adamw", "rows", "embedding",
+BENCH_OPS = ["lora_matmul", "linear_cross_entropy", "attention", "activation", "norm", "qk_norm_rope", "adamw", "rows", "embedding",
              "dora"]
 
 

@@ -18,6 +18,7 @@ mod targets;
 
 pub mod aliases;
 pub mod block;
+pub mod head;
 pub mod keys;
 pub mod lora;
 pub mod model;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::model::ModelConfig;
 
-/// The linear layers of a block, in the order of the forward pass.
+/// The linear layers of a block, in the order of the forward pass, and that of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Slot {
     /// Queries.
@@ -15,20 +15,26 @@ pub enum Slot {
     K,
     /// Values.
     V,
+    /// Queries, keys and values in one.
+    Qkv,
     /// Output of attention.
     O,
     /// Gate of the MLP.
     Gate,
     /// Up projection of the MLP, the factor of the gate.
     Up,
+    /// Gate and up projection in one.
+    GateUp,
     /// Output of the MLP.
     Down,
+    /// The frozen layer of a head.
+    Pooler,
 }
 
 /// One linear layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
-    /// The block it is in.
+    /// The block it is in; the number of blocks for that of the head.
     pub block: usize,
     /// Which layer of the block.
     pub slot: Slot,
@@ -38,6 +44,8 @@ pub struct Site {
     pub shape: [usize; 2],
     /// Whether it has a bias.
     pub bias: bool,
+    /// Whether files have its weight as `[in_features, out_features]`.
+    pub is_conv1d: bool,
 }
 
 impl Site {
@@ -65,16 +73,26 @@ impl Sites {
     pub fn of(model: &ModelConfig) -> Self {
         let (mut all, mut starts) = (Vec::new(), vec![0]);
         let paths = model.family.modules();
-        for block in 0..model.num_hidden_layers {
-            all.extend(model.block(block).linears(model.hidden_size).map(|linear| Site {
+        for (block, spec) in model.blocks.iter().enumerate() {
+            all.extend(spec.linears(model.hidden_size).map(|linear| Site {
                 block,
                 slot: linear.slot,
                 path: format!("{}.{}", paths.block(block), (paths.linear)(linear.slot)),
                 shape: linear.shape,
                 bias: linear.bias,
+                is_conv1d: paths.is_conv1d,
             }));
             starts.push(all.len());
         }
+        all.extend(model.pooler().map(|pooler| Site {
+            block: model.num_hidden_layers(),
+            slot: Slot::Pooler,
+            path: (paths.linear)(Slot::Pooler).to_owned(),
+            shape: [model.hidden_size; 2],
+            bias: pooler.bias,
+            is_conv1d: false,
+        }));
+        starts.push(all.len());
         Self { all: all.into(), starts: starts.into() }
     }
 
@@ -104,7 +122,7 @@ impl Sites {
         names
     }
 
-    /// Numbers of the layers of a block.
+    /// Numbers of the layers of a block; behind the last block, of those of the head.
     pub fn of_block(&self, block: usize) -> Range<usize> {
         match (self.starts.get(block), self.starts.get(block + 1)) {
             (Some(&start), Some(&end)) => start..end,

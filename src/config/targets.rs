@@ -257,10 +257,10 @@ impl<'a> LayerRule<'a> {
             .expected("target_modules as a list of names")
             .fix("put the blocks into the expression"));
         }
-        if let Some(layer) = layers.iter().find(|layer| **layer >= model.num_hidden_layers) {
+        if let Some(layer) = layers.iter().find(|layer| **layer >= model.num_hidden_layers()) {
             return Err(fault("layers_to_transform", "the model has no such block")
                 .got(layer)
-                .expected(format!("0 to {}", model.num_hidden_layers - 1))
+                .expected(format!("0 to {}", model.num_hidden_layers() - 1))
                 .fix("blocks are counted from 0"));
         }
         // An empty pattern stands for any name.

@@ -7,7 +7,7 @@
 //! the same.
 
 use super::encode::{Asked, Continuation, Example};
-use crate::batch::{Batch, IGNORE_INDEX, TokenTarget};
+use crate::batch::{Batch, IGNORE_INDEX, Targets, TokenTarget};
 
 /// Minimum length of a shared prefix that becomes a segment of its own. A shorter one saves less than a
 /// segment costs.
@@ -16,20 +16,22 @@ pub const MIN_SHARED_TOKENS: usize = 16;
 /// Packs examples, each in a segment of its own, for the adapter with index `adapter`. An example without
 /// targets contributes no segment.
 pub fn collate(examples: &[&Example], adapter: usize) -> Batch {
-    let mut batch = Batch::default();
+    let (mut batch, mut targets) = (Batch::default(), Vec::new());
     for example in examples {
         let rows = used_rows(example);
         if rows == 0 {
             continue;
         }
         let start = batch.total_tokens();
-        batch.push_segment(&example.input_ids[..rows], None, adapter);
-        batch.targets.tokens_mut().extend(predictions(example).map(|(t, token)| TokenTarget {
+        let segment = batch.push_segment(&example.input_ids[..rows], None, adapter);
+        batch.segments[segment].tail = example.len() - rows;
+        targets.extend(predictions(example).map(|(t, token)| TokenTarget {
             row: start + t,
             token,
             weight: 1.0,
         }));
     }
+    batch.targets = Targets::Tokens(targets);
     batch
 }
 
@@ -39,7 +41,7 @@ pub fn collate(examples: &[&Example], adapter: usize) -> Batch {
 pub fn collate_shared(examples: &[&Example], adapter: usize) -> Batch {
     let used: Vec<&Example> = examples.iter().copied().filter(|example| used_rows(example) > 0).collect();
     let ids: Vec<&[u32]> = used.iter().map(|example| &example.input_ids[..used_rows(example)]).collect();
-    let mut batch = Batch::default();
+    let (mut batch, mut targets) = (Batch::default(), Vec::new());
     let spans = share(&ids, adapter, &mut batch);
     for (example, spans) in used.iter().zip(&spans) {
         let mut spans = spans.iter().copied().peekable();
@@ -49,15 +51,12 @@ pub fn collate_shared(examples: &[&Example], adapter: usize) -> Batch {
             }
             // The spans of an example tile its rows, so there is one.
             if let Some(span) = spans.peek() {
-                batch.targets.tokens_mut().push(TokenTarget {
-                    row: span.row + t - span.position,
-                    token,
-                    weight: 1.0,
-                });
+                targets.push(TokenTarget { row: span.row + t - span.position, token, weight: 1.0 });
             }
         }
     }
-    batch.targets.tokens_mut().sort_by_key(|target| (target.row, target.token));
+    targets.sort_by_key(|target: &TokenTarget| (target.row, target.token));
+    batch.targets = Targets::Tokens(targets);
     batch
 }
 
@@ -72,7 +71,7 @@ pub struct Choices {
 
 /// Packs the prompt once and every answer after it; the scored tokens of an answer are targets.
 pub fn collate_choices(asked: &Asked, adapter: usize) -> Choices {
-    let mut batch = Batch::default();
+    let (mut batch, mut all) = (Batch::default(), Vec::new());
     let root = batch.push_segment(&asked.prompt, None, adapter);
     let mut targets: Vec<Vec<usize>> = vec![Vec::new(); asked.answers.len()];
     let mut segments = Vec::with_capacity(asked.answers.len());
@@ -88,24 +87,17 @@ pub fn collate_choices(asked: &Asked, adapter: usize) -> Choices {
     let scored = |answer: &Continuation| answer.scored.clone();
     for (answer, targets) in asked.answers.iter().zip(&mut targets) {
         if scored(answer).contains(&0) {
-            targets.push(batch.targets.len());
-            batch.targets.tokens_mut().push(TokenTarget {
-                row: asked.prompt.len() - 1,
-                token: answer.ids[0],
-                weight: 1.0,
-            });
+            targets.push(all.len());
+            all.push(TokenTarget { row: asked.prompt.len() - 1, token: answer.ids[0], weight: 1.0 });
         }
     }
     for ((answer, start), targets) in asked.answers.iter().zip(segments).zip(&mut targets) {
         for t in scored(answer).filter(|&t| t > 0) {
-            targets.push(batch.targets.len());
-            batch.targets.tokens_mut().push(TokenTarget {
-                row: start + t - 1,
-                token: answer.ids[t],
-                weight: 1.0,
-            });
+            targets.push(all.len());
+            all.push(TokenTarget { row: start + t - 1, token: answer.ids[t], weight: 1.0 });
         }
     }
+    batch.targets = Targets::Tokens(all);
     Choices { batch, targets }
 }
 

@@ -135,3 +135,17 @@ proptest! {
         prop_assert_eq!(contexts(&plain), contexts(&shared));
     }
 }
+
+/// A model whose rotation depends on the length of a sequence sees that of the whole one.
+#[test]
+fn tokens_that_nothing_needs_are_counted() {
+    let example = Example {
+        input_ids: vec![1; 9],
+        labels: [vec![IGNORE_INDEX; 4], vec![1; 2], vec![IGNORE_INDEX; 3]].concat(),
+        prompt_len: 4,
+        record: 0,
+        truncated: false,
+    };
+    let batch = collate(&[&example], 0);
+    assert_eq!((batch.segments[0].len, batch.segments[0].tail), (5, 4));
+}

@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use super::head::Head;
+use super::label_head::{HeadParams, LabelHead};
 use super::peft_config::{lora_config, to_peft_config};
 use super::weights::Weights;
 use crate::config::{LoraConfig, ModelConfig, PerSite, Site, SiteLora, Sites};
@@ -34,11 +36,13 @@ pub struct Adapter<T: Real> {
     config: LoraConfig,
     sites: Sites,
     params: PerSite<Option<LoraParams<T>>>,
+    /// The trained layers of a head for labels; none of a language model.
+    head: Option<HeadParams<T>>,
     /// Whether `b` is `[r, out_features]`, as kernels have it ([`lora_matmul::b_shape`]).
     transposed: bool,
 }
 
-/// Prefix of every name in a PEFT file of a causal language model.
+/// Prefix of every name in a PEFT file.
 const PREFIX: &str = "base_model.model";
 
 impl<T: Real> Adapter<T> {
@@ -72,7 +76,11 @@ impl<T: Real> Adapter<T> {
             Ok::<_, Error>(Some(LoraParams { a, b, magnitude, scaling }))
         })?;
         let transposed = device.machine() == Machine::Gpu;
-        Ok(Self { config: config.clone(), sites, params, transposed })
+        let head = match &weights.head {
+            Head::Labels(LabelHead { own: Some(own), .. }) => Some(own.map(|tensor| cast(device, tensor))?),
+            Head::Labels(_) | Head::Tokens(_) => HeadParams::random(device, model, seed)?,
+        };
+        Ok(Self { config: config.clone(), sites, params, head, transposed })
     }
 
     /// The adapter of a PEFT file, strictly: every tensor that the configuration asks for, and no other.
@@ -91,7 +99,8 @@ impl<T: Real> Adapter<T> {
         let mut used = 0;
         let transposed = device.machine() == Machine::Gpu;
         let mut take = |name: String, [rows, cols]: [usize; 2], part: Part| -> Result<Tensor<T>> {
-            let shape = if let Part::Magnitude = part { vec![cols] } else { vec![rows, cols] };
+            let shape =
+                if let Part::Magnitude | Part::HeadBias = part { vec![cols] } else { vec![rows, cols] };
             let error = |what: &str| Error::input("ADAPTER", what).path(path).field(name.clone());
             let Some(tensor) = tensors.get(&name) else {
                 let error = error("missing tensor").expected(&name);
@@ -128,7 +137,11 @@ impl<T: Real> Adapter<T> {
             };
             Ok::<_, Error>(Some(LoraParams { a, b, magnitude, scaling }))
         })?;
-        let adapter = Self { config: lora, sites, params, transposed };
+        let head = HeadParams::build(model, |name, shape| {
+            let part = if name.ends_with(".bias") { Part::HeadBias } else { Part::HeadWeight };
+            take(format!("{PREFIX}.{name}"), shape, part)
+        })?;
+        let adapter = Self { config: lora, sites, params, head, transposed };
         if used != tensors.len() {
             let known: Vec<String> = adapter.named_tensors().into_iter().map(|(name, _)| name).collect();
             let mut extra = tensors.keys().filter(|name| !known.contains(name));
@@ -164,13 +177,7 @@ impl<T: Real> Adapter<T> {
     /// # Errors
     /// [`Error::Device`] if there is not so much memory.
     pub fn cast<U: Real>(&self, device: &Device) -> Result<Adapter<U>> {
-        self.map(|tensor| {
-            if device.is_dry() {
-                return device.empty(tensor.rows(), tensor.cols());
-            }
-            let values: Vec<U> = device.read(tensor)?.iter().map(|x| U::from_f64(x.to_f64())).collect();
-            device.tensor(tensor.rows(), tensor.cols(), &values)
-        })
+        self.map(|tensor| cast(device, tensor))
     }
 
     /// The numbers under their names in PEFT files and in their shapes there, whatever the device holds them in.
@@ -186,8 +193,8 @@ impl<T: Real> Adapter<T> {
                     data = transpose(&data, tensor.cols());
                     shape.reverse();
                 }
-                Part::Magnitude => shape = vec![tensor.cols()],
-                Part::A | Part::B => {}
+                Part::Magnitude | Part::HeadBias => shape = vec![tensor.cols()],
+                Part::A | Part::B | Part::HeadWeight => {}
             }
             Ok((name, AdapterTensor { shape, data }))
         };
@@ -210,8 +217,8 @@ impl<T: Real> Adapter<T> {
             let [rows, cols] = tensor.shape();
             let values = match part {
                 Part::B if transposed => transpose(&source(&name, &[cols, rows])?, rows),
-                Part::Magnitude => source(&name, &[cols])?,
-                Part::A | Part::B => source(&name, &[rows, cols])?,
+                Part::Magnitude | Part::HeadBias => source(&name, &[cols])?,
+                Part::A | Part::B | Part::HeadWeight => source(&name, &[rows, cols])?,
             };
             let values: Vec<T> = values.into_iter().map(T::from_f32).collect();
             device.write(tensor, &values)?;
@@ -229,8 +236,19 @@ impl<T: Real> Adapter<T> {
             config: self.config.clone(),
             sites: self.sites.clone(),
             params,
+            head: self.head.as_ref().map(|head| head.map(&to)).transpose()?,
             transposed: self.transposed,
         })
+    }
+
+    /// The trained layers of the head, if it has any.
+    pub fn head(&self) -> Option<&HeadParams<T>> {
+        self.head.as_ref()
+    }
+
+    /// The same, to change.
+    pub fn head_mut(&mut self) -> Option<&mut HeadParams<T>> {
+        self.head.as_mut()
     }
 
     /// Rank, scale and targets.
@@ -263,7 +281,7 @@ impl<T: Real> Adapter<T> {
         self.params[self.sites.of_block(layer)].iter().any(Option::is_some)
     }
 
-    /// All tensors in a fixed order: by layer, A, B, magnitude.
+    /// All tensors in a fixed order: by layer, A, B, magnitude; then those of the head.
     pub fn tensors(&self) -> Vec<&Tensor<T>> {
         self.named_tensors().into_iter().map(|(_, tensor)| tensor).collect()
     }
@@ -284,6 +302,10 @@ impl<T: Real> Adapter<T> {
                 all.push((name(Part::Magnitude), Part::Magnitude, magnitude));
             }
         }
+        for (name, tensor) in self.head.iter().flat_map(HeadParams::named) {
+            let part = if name.ends_with(".bias") { Part::HeadBias } else { Part::HeadWeight };
+            all.push((format!("{PREFIX}.{name}"), part, tensor));
+        }
         all
     }
 
@@ -295,7 +317,13 @@ impl<T: Real> Adapter<T> {
             all.push(&mut params.b);
             all.extend(params.magnitude.as_mut());
         }
+        all.extend(self.head.iter_mut().flat_map(HeadParams::tensors_mut));
         all
+    }
+
+    /// Whether each tensor decays under weight decay, in the order of [`Adapter::tensors`]: all but the biases of a head.
+    pub fn decays(&self) -> Vec<bool> {
+        self.parts().into_iter().map(|(_, part, _)| !matches!(part, Part::HeadBias)).collect()
     }
 
     /// Number of trained numbers.
@@ -305,7 +333,7 @@ impl<T: Real> Adapter<T> {
 
     /// The configuration file that goes with it.
     pub fn peft_config(&self, base_model: &str) -> AdapterConfig {
-        to_peft_config(&self.config, &self.sites, base_model)
+        to_peft_config(&self.config, &self.sites, (base_model, self.head.is_some()))
     }
 }
 
@@ -323,17 +351,28 @@ fn row_norms<T: Real, W: Real>(device: &Device, weight: &Tensor<W>, r: usize) ->
     device.tensor(norms.rows(), norms.cols(), &values)
 }
 
+/// The numbers of a tensor in another type; a dry device gets its shape.
+fn cast<T: Real, U: Real>(device: &Device, tensor: &Tensor<T>) -> Result<Tensor<U>> {
+    if device.is_dry() {
+        return device.empty(tensor.rows(), tensor.cols());
+    }
+    let values: Vec<U> = device.read(tensor)?.iter().map(|x| U::from_f64(x.to_f64())).collect();
+    device.tensor(tensor.rows(), tensor.cols(), &values)
+}
+
 /// The transpose of a matrix with `cols` columns.
 fn transpose<T: Copy>(values: &[T], cols: usize) -> Vec<T> {
     (0..cols).flat_map(|c| values.iter().skip(c).step_by(cols).copied()).collect()
 }
 
-/// Parts of a layer's adapter.
+/// Parts of a layer's adapter, and of a head.
 #[derive(Clone, Copy)]
 enum Part {
     A,
     B,
     Magnitude,
+    HeadWeight,
+    HeadBias,
 }
 
 fn tensor_name(site: &Site, part: Part) -> String {
@@ -342,6 +381,9 @@ fn tensor_name(site: &Site, part: Part) -> String {
         Part::B => "lora_B.weight",
         // PEFT writes it without ".weight".
         Part::Magnitude => "lora_magnitude_vector",
+        // Their names are those of the head.
+        Part::HeadWeight => "weight",
+        Part::HeadBias => "bias",
     };
     format!("{PREFIX}.{}.{part}", site.path)
 }

@@ -1,19 +1,19 @@
 //! The whole model on one packed batch: scores of the targets, gradients of the adapters, logits.
 
-use std::rc::Rc;
-
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 pub use super::block::DropoutStep;
 use super::block::{Kept, Pass, Saved, SavedNorm, Stream};
+use super::head::{LabelTask, Sink};
 use super::policy::Policy;
 use super::tables::{BatchTables, PassCapacity};
 use super::weights::Weights;
-use crate::batch::{Batch, Targets};
+use crate::batch::{Batch, LabelTarget, Targets};
 use crate::config::ModelConfig;
 use crate::device::{Device, Machine, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::embedding;
+use crate::ops::embedding::{self, Lookup};
+use crate::ops::label_head::{LabelScore, Loss};
 use crate::ops::linear_cross_entropy::{Scores, TargetScore};
 use crate::tensor::{DType, Real};
 
@@ -41,7 +41,7 @@ pub struct PassOptions<'a> {
 struct Forward<T: Real> {
     saved: Vec<Saved<T>>,
     saved_norm: SavedNorm<T>,
-    normed: Rc<Tensor<T>>,
+    normed: Tensor<T>,
 }
 
 impl<T: Real> Decoder<T> {
@@ -59,8 +59,81 @@ impl<T: Real> Decoder<T> {
         let of_adapters = self.adapter_tables(device, adapters, &[], None)?;
         let pass = self.pass(device, (adapters, &of_adapters), &tables, (None, None));
         let mut scores = Scores::with_capacity(device, batch.targets.len())?;
-        self.only_forward(&pass, &mut scores)?;
+        self.only_forward(&pass, Sink::Tokens(&mut scores))?;
         scores.read(device)
+    }
+
+    /// Losses and logits of the batch's sequences, in their order.
+    ///
+    /// # Errors
+    /// As [`Decoder::score`], and if the model or its adapter has no head for labels.
+    pub fn score_labels(
+        &self,
+        device: &Device,
+        batch: &Batch,
+        adapters: &[Adapter<T>],
+        loss: &Loss,
+    ) -> Result<Vec<LabelScore>> {
+        self.validate(device, batch, adapters)?;
+        let mut found = Vec::new();
+        if batch.targets.is_empty() {
+            return Ok(found);
+        }
+        let rows = batch.target_rows();
+        let targets = among(&rows, batch.targets.labels());
+        let tables = self.tables(device, batch, &rows, (0.0, None))?;
+        let of_adapters = self.adapter_tables(device, adapters, &[], None)?;
+        let pass = self.pass(device, (adapters, &of_adapters), &tables, (None, None));
+        let task = LabelTask { targets: &targets, loss, scale: 0.0 };
+        self.only_forward(&pass, Sink::Labels(&task, &mut found))?;
+        Ok(found)
+    }
+
+    /// Losses and logits of the sequences, and the gradient of `scale * sum(weight * loss)` added to `grads`, with the scale and the
+    /// rest of `options`.
+    ///
+    /// # Errors
+    /// As [`Decoder::score_labels`].
+    pub fn score_labels_and_backward(
+        &self,
+        device: &Device,
+        batch: &Batch,
+        (adapters, grads): (&[Adapter<T>], &mut [Adapter<T::Stat>]),
+        loss: &Loss,
+        options: PassOptions<'_>,
+    ) -> Result<Vec<LabelScore>> {
+        self.validate(device, batch, adapters)?;
+        let (Some(lowest), false) = (self.lowest(adapters), batch.targets.is_empty()) else {
+            return self.score_labels(device, batch, adapters, loss);
+        };
+        let PassOptions { scale, dropout, policies } = options;
+        let rows = batch.target_rows();
+        let targets = among(&rows, batch.targets.labels());
+        let tables = self.tables(device, batch, &rows, (scale, dropout))?;
+        let of_adapters = self.adapter_tables(device, adapters, grads, dropout)?;
+        let pass = self.pass(device, (adapters, &of_adapters), &tables, (dropout, Some((lowest, policies))));
+        let (task, mut found) = (LabelTask { targets: &targets, loss, scale }, Vec::new());
+        self.both_ways(&pass, lowest, grads, Sink::Labels(&task, &mut found))?;
+        Ok(found)
+    }
+
+    /// Final hidden states of some rows (ascending), `[rows.len(), hidden_size]`.
+    ///
+    /// # Errors
+    /// An input error if the batch does not fit the model.
+    pub fn hidden_states(
+        &self,
+        device: &Device,
+        batch: &Batch,
+        adapters: &[Adapter<T>],
+        rows: &[usize],
+    ) -> Result<Tensor<T>> {
+        self.validate(device, batch, adapters)?;
+        let without = Batch { targets: Targets::default(), ..batch.clone() };
+        let tables = self.tables(device, &without, rows, (0.0, None))?;
+        let of_adapters = self.adapter_tables(device, adapters, &[], None)?;
+        let pass = self.pass(device, (adapters, &of_adapters), &tables, (None, None));
+        Ok(self.forward(&pass)?.normed)
     }
 
     /// Log-probabilities of the targets, and the gradient of `-scale * sum(weight * logprob)` added to `grads` (one per adapter,
@@ -86,13 +159,20 @@ impl<T: Real> Decoder<T> {
         let kept = Some((lowest, policies));
         let pass = self.pass(device, (adapters, &of_adapters), &tables, (dropout, kept));
         let mut scores = Scores::with_capacity(device, batch.targets.len())?;
-        self.both_ways(&pass, lowest, grads, &mut scores)?;
+        self.both_ways(&pass, lowest, grads, Sink::Tokens(&mut scores))?;
         scores.read(device)
     }
 
-    /// The lowest block that backward reaches; none without adapters.
+    /// The lowest block that backward reaches: the number of blocks, where only the head is trained; none without adapters.
     pub(super) fn lowest(&self, adapters: &[Adapter<T>]) -> Option<usize> {
-        (0..self.weights.blocks.len()).find(|&l| adapters.iter().any(|a| a.adapts_block(l)))
+        let blocks = self.weights.blocks.len();
+        let is_trained = |layer: usize| {
+            let trains = |adapter: &Adapter<T>| {
+                adapter.adapts_block(layer) || (layer == blocks && adapter.head().is_some())
+            };
+            adapters.iter().any(trains)
+        };
+        (0..=blocks).find(|&layer| is_trained(layer))
     }
 
     /// Logits of some rows (ascending), `[rows.len(), vocab_size]`.
@@ -106,19 +186,14 @@ impl<T: Real> Decoder<T> {
         adapters: &[Adapter<T>],
         rows: &[usize],
     ) -> Result<Tensor<T>> {
-        self.validate(device, batch, adapters)?;
-        let without = Batch { targets: Targets::default(), ..batch.clone() };
-        let tables = self.tables(device, &without, rows, (0.0, None))?;
-        let of_adapters = self.adapter_tables(device, adapters, &[], None)?;
-        let pass = self.pass(device, (adapters, &of_adapters), &tables, (None, None));
-        let forward = self.forward(&pass)?;
-        self.weights.logits(device, &forward.normed)
+        let normed = self.hidden_states(device, batch, adapters, rows)?;
+        self.weights.logits(device, &normed)
     }
 
     /// Forward over the batch in the tables of `pass`.
-    pub(super) fn only_forward(&self, pass: &Pass<'_, T>, scores: &mut Scores) -> Result<()> {
+    pub(super) fn only_forward(&self, pass: &Pass<'_, T>, sink: Sink<'_>) -> Result<()> {
         let normed = self.forward(pass)?.normed;
-        self.weights.score(pass, &normed, scores)
+        self.weights.score(pass, normed, sink)
     }
 
     /// Forward and backward over the batch in the tables of `pass`: adds to `grads`.
@@ -127,11 +202,13 @@ impl<T: Real> Decoder<T> {
         pass: &Pass<'_, T>,
         lowest: usize,
         grads: &mut [Adapter<T::Stat>],
-        scores: &mut Scores,
+        sink: Sink<'_>,
     ) -> Result<()> {
         let Forward { mut saved, saved_norm, normed } = self.forward(pass)?;
-        let d_normed = self.weights.score_and_gradient(pass, &normed, scores)?;
-        drop(normed);
+        let d_normed = self.weights.score_and_gradient(pass, normed, sink, grads)?;
+        if lowest >= self.weights.blocks.len() {
+            return Ok(());
+        }
         let mut layer = self.weights.blocks.len();
         let mut gradient = pass.final_norm_backward(saved_norm, d_normed)?;
         while let Some(block) = saved.pop() {
@@ -161,7 +238,35 @@ impl<T: Real> Decoder<T> {
                 .fix("train them apart, or with one dropout")
                 .into();
         }
-        batch.validate(config.vocab_size, config.max_position_embeddings, adapters.len())
+        batch.validate(config.vocab_size, config.max_sequence_length(), adapters.len())?;
+        let types = config.embed.token_types.unwrap_or(1);
+        if let Some(one) = batch.token_type_ids.iter().find(|&&id| id as usize >= types) {
+            return Error::input("BATCH", "the model has no such token type")
+                .field("token_type_ids")
+                .got(one)
+                .expected(format!("below {types}"))
+                .fix("leave token_type_ids out, or check that the rows were made for this model")
+                .into();
+        }
+        self.check_shared_starts(batch)
+    }
+
+    /// Fails for a shared start whose rotation depends on what continues it: the frequencies of a long sequence are its own.
+    fn check_shared_starts(&self, batch: &Batch) -> Result<()> {
+        let fixed = self.config.blocks.iter().filter_map(|block| block.attn.rope?.max_fixed_len()).min();
+        let Some(fixed) = fixed else { return Ok(()) };
+        match batch.segments.iter().find(|s| s.prefix.is_some() && s.position_offset + s.len + s.tail > fixed)
+        {
+            None => Ok(()),
+            Some(segment) => Error::input(
+                "BATCH",
+                "rows with a shared start are too long for the model's dynamic rope scaling",
+            )
+            .got(format!("{} tokens", segment.position_offset + segment.len))
+            .expected(format!("at most {fixed}, where frequencies do not depend on the length"))
+            .fix("use --share-prefix false, or shorter rows")
+            .into(),
+        }
     }
 
     /// The tables of one batch; `rows` are those whose final state is wanted.
@@ -173,8 +278,7 @@ impl<T: Real> Decoder<T> {
         (scale, dropout): (f64, Option<DropoutStep>),
     ) -> Result<BatchTables<T>> {
         let capacity = PassCapacity { target_rows: rows.len(), ..PassCapacity::of(batch) };
-        let mut tables =
-            BatchTables::with_capacity(device, &self.weights.blocks, capacity, dropout.is_some())?;
+        let mut tables = BatchTables::with_capacity(device, &self.config, capacity, dropout.is_some())?;
         tables.write(device, batch, rows, scale)?;
         Ok(tables)
     }
@@ -205,11 +309,15 @@ impl<T: Real> Decoder<T> {
     fn forward(&self, pass: &Pass<'_, T>) -> Result<Forward<T>> {
         let tables = pass.tables;
         let mut x = pass.place_of_input(0).empty(tables.ids.rows(), self.config.hidden_size)?;
-        let (table, live_rows) = (&self.weights.embed_tokens, tables.all.live_rows);
-        embedding::forward(
-            pass.device,
-            embedding::Forward { table, ids: &tables.ids, y: &mut x, live_rows },
-        )?;
+        let args = embedding::Forward {
+            table: &self.weights.embed_tokens,
+            ids: &tables.ids,
+            positions: lookup(&self.weights.embed_positions, &tables.position_ids),
+            types: lookup(&self.weights.embed_types, &tables.token_type_ids),
+            y: &mut x,
+            live_rows: tables.all.live_rows,
+        };
+        embedding::forward(pass.device, args)?;
         let (mut stream, mut all) = (Stream::start(x), Vec::new());
         for layer in 0..self.weights.blocks.len() {
             let (saved, next) = pass.forward(layer, stream)?;
@@ -219,4 +327,19 @@ impl<T: Real> Decoder<T> {
         let (saved_norm, normed) = pass.final_norm(stream)?;
         Ok(Forward { saved: all, saved_norm, normed })
     }
+}
+
+/// The targets with rows counted among `rows`, which ascend and contain theirs.
+fn among(rows: &[usize], targets: &[LabelTarget]) -> Vec<LabelTarget> {
+    let place = |row: usize| rows.partition_point(|&other| other < row);
+    let of = |target: &LabelTarget| {
+        let start = place(target.rows.start);
+        LabelTarget { rows: start..start + target.rows.len(), ..target.clone() }
+    };
+    targets.iter().map(of).collect()
+}
+
+/// The lookup in a table that not every model has.
+fn lookup<'a, T: Real>(table: &'a Option<Tensor<T>>, ids: &'a Option<Tensor<u32>>) -> Option<Lookup<'a, T>> {
+    Some(Lookup { table: table.as_ref()?, ids: ids.as_ref()? })
 }

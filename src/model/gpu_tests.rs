@@ -24,17 +24,16 @@ use crate::tensor::Real;
 const VOCAB: usize = 200;
 
 fn config(num_hidden_layers: usize) -> ModelConfig {
+    let base = variant("qwen3-tiny").unwrap().model_config().unwrap();
+    let base = base.with_num_hidden_layers(num_hidden_layers).with_blocks(|block| {
+        (block.attn.heads, block.attn.kv_heads, block.attn.head_dim, block.mlp.size) = (4, 2, 32, 96);
+    });
     ModelConfig {
         hidden_size: 64,
-        intermediate_size: 96,
-        num_hidden_layers,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 32,
         vocab_size: VOCAB,
         max_position_embeddings: 512,
         initializer_range: 0.1,
-        ..variant("qwen3-tiny").unwrap().model_config().unwrap()
+        ..base
     }
 }
 
@@ -46,7 +45,7 @@ fn model<T: Real>(device: &Device, num_hidden_layers: usize) -> Decoder<T> {
         index += 1;
         let mut stream = Stream::new(7, Purpose::ModelInit, index);
         let value = |_| match role {
-            Role::Matrix => 0.1 * stream.normal(),
+            Role::Matrix | Role::Conv1d => 0.1 * stream.normal(),
             Role::Bias => 0.0,
             Role::Norm => 1.0 + 0.1 * stream.normal(),
         };
@@ -103,7 +102,11 @@ fn batch(sequences: &[(usize, usize, Option<usize>)], shift: usize) -> Batch {
         let start = batch.total_tokens();
         batch.push_segment(&(0..len).map(token).collect::<Vec<_>>(), prefix, adapter);
         for t in (0..len).filter(|t| t % 3 == 2 || t + 1 == len) {
-            batch.targets.tokens_mut().push(TokenTarget { row: start + t, token: token(t + 1), weight: 1.0 });
+            batch.targets.tokens_mut().unwrap().push(TokenTarget {
+                row: start + t,
+                token: token(t + 1),
+                weight: 1.0,
+            });
         }
     }
     batch

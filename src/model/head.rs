@@ -1,9 +1,12 @@
 //! What reads the final hidden states of the rows that a batch has targets for.
 
+use super::adapter::Adapter;
 use super::block::Pass;
+use super::label_head::LabelHead;
 use super::weights::Weights;
 use crate::device::{Device, Tensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::ops::label_head::{LabelScore, Loss};
 use crate::ops::linear_cross_entropy::{self, Scores};
 use crate::tensor::Real;
 
@@ -12,6 +15,8 @@ use crate::tensor::Real;
 pub enum Head<T: Real> {
     /// Log-probabilities of next tokens.
     Tokens(TokenHead<T>),
+    /// Labels or numbers of sequences.
+    Labels(LabelHead<T>),
 }
 
 /// The head of a language model: logits are the products with the rows of a matrix.
@@ -21,58 +26,100 @@ pub struct TokenHead<T: Real> {
     pub weight: Option<Tensor<T>>,
 }
 
+/// Where what the head finds goes.
+pub(super) enum Sink<'a> {
+    /// Of tokens.
+    Tokens(&'a mut Scores),
+    /// Of sequences, whose targets and loss these are.
+    Labels(&'a LabelTask<'a>, &'a mut Vec<LabelScore>),
+}
+
+/// The targets of a pass with labels, and what is minimised.
+pub(super) struct LabelTask<'a> {
+    /// With rows that are counted among the rows of the head.
+    pub(super) targets: &'a [crate::batch::LabelTarget],
+    pub(super) loss: &'a Loss,
+    /// Factor of the loss in gradients.
+    pub(super) scale: f64,
+}
+
 impl<T: Real> Head<T> {
-    /// Its own tensors.
-    pub fn tensors(&self) -> impl Iterator<Item = &Tensor<T>> {
+    /// Its own frozen tensors.
+    pub fn tensors(&self) -> Vec<&Tensor<T>> {
         match self {
-            Self::Tokens(head) => head.weight.iter(),
+            Self::Tokens(head) => head.weight.iter().collect(),
+            Self::Labels(head) => head.tensors(),
         }
     }
 }
 
 impl<T: Real> Weights<T> {
-    /// The matrix that gives logits: the head's own, or the embedding table.
+    /// The matrix that gives logits of tokens: the head's own, or the embedding table.
     pub fn logit_matrix(&self) -> &Tensor<T> {
         match &self.head {
-            Head::Tokens(head) => head.weight.as_ref().unwrap_or(&self.embed_tokens),
+            Head::Tokens(TokenHead { weight: Some(weight) }) => weight,
+            Head::Tokens(_) | Head::Labels(_) => &self.embed_tokens,
         }
     }
 
     /// What the targets of the batch get, from the final states `normed` of their rows.
-    pub(super) fn score(&self, pass: &Pass<'_, T>, normed: &Tensor<T>, scores: &mut Scores) -> Result<()> {
-        self.run_head(pass, normed, scores, None)
+    pub(super) fn score(&self, pass: &Pass<'_, T>, normed: Tensor<T>, sink: Sink<'_>) -> Result<()> {
+        match (&self.head, sink) {
+            (Head::Tokens(_), Sink::Tokens(scores)) => self.run_tokens(pass, &normed, scores, None),
+            (Head::Labels(head), Sink::Labels(task, found)) => {
+                *found = head.score(pass, normed, task)?;
+                Ok(())
+            }
+            _ => Err(other_head()),
+        }
     }
 
-    /// The same, and the gradient of the loss with respect to `normed`.
+    /// The same, and the gradient of the loss with respect to `normed`; gradients of the trained part of the head are added to
+    /// `grads`.
     pub(super) fn score_and_gradient(
         &self,
         pass: &Pass<'_, T>,
-        normed: &Tensor<T>,
-        scores: &mut Scores,
+        normed: Tensor<T>,
+        sink: Sink<'_>,
+        grads: &mut [Adapter<T::Stat>],
     ) -> Result<Tensor<T>> {
-        let mut d_normed = pass.device.empty(normed.rows(), normed.cols())?;
-        self.run_head(pass, normed, scores, Some(&mut d_normed))?;
-        Ok(d_normed)
+        match (&self.head, sink) {
+            (Head::Tokens(_), Sink::Tokens(scores)) => {
+                let mut d_normed = pass.device.empty(normed.rows(), normed.cols())?;
+                self.run_tokens(pass, &normed, scores, Some(&mut d_normed))?;
+                Ok(d_normed)
+            }
+            (Head::Labels(head), Sink::Labels(task, found)) => {
+                let (scores, d_normed) = head.score_and_gradient(pass, normed, task, grads)?;
+                *found = scores;
+                Ok(d_normed)
+            }
+            _ => Err(other_head()),
+        }
     }
 
-    fn run_head(
+    fn run_tokens(
         &self,
         pass: &Pass<'_, T>,
         x: &Tensor<T>,
         scores: &mut Scores,
         dx: Option<&mut Tensor<T>>,
     ) -> Result<()> {
-        match &self.head {
-            Head::Tokens(_) => {
-                let (weight, targets) = (self.logit_matrix(), &pass.tables.targets);
-                let args = linear_cross_entropy::Forward { x, weight, targets, scores, dx };
-                linear_cross_entropy::forward(pass.device, args)
-            }
-        }
+        let (weight, targets) = (self.logit_matrix(), &pass.tables.targets);
+        let args = linear_cross_entropy::Forward { x, weight, targets, scores, dx };
+        linear_cross_entropy::forward(pass.device, args)
     }
 
-    /// Logits of the rows of `normed`.
+    /// Logits of tokens for the rows of `normed`.
     pub(super) fn logits(&self, device: &Device, normed: &Tensor<T>) -> Result<Tensor<T>> {
-        linear_cross_entropy::logits(device, normed, self.logit_matrix())
+        match &self.head {
+            Head::Tokens(_) => linear_cross_entropy::logits(device, normed, self.logit_matrix()),
+            Head::Labels(_) => Err(other_head()),
+        }
     }
+}
+
+/// The error of a batch with targets that the head of the model does not have.
+fn other_head() -> Error {
+    Error::shape("head", "targets", "those of the model's head: tokens, or labels of sequences", "the others")
 }

@@ -21,7 +21,7 @@ pub fn random<T: Real>(device: &Device, config: &ModelConfig, seed: u64) -> Resu
         let range = config.initializer_range as f32;
         let value = |_| {
             T::from_f32(match role {
-                Role::Matrix => stream.normal() * range,
+                Role::Matrix | Role::Conv1d => stream.normal() * range,
                 Role::Bias => 0.0,
                 Role::Norm => 1.0,
             })

@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
-use super::weights::Weights;
+use rayon::prelude::*;
+
+use super::head::Head;
+use super::label_head::{HeadParams, trained_layers};
+use super::weights::{Role, Weights};
 use crate::config::ModelConfig;
 use crate::device::Device;
 use crate::error::{Error, InputError, Result};
 use crate::formats::model_folder::ModelFolder;
+use crate::formats::safetensors::TensorView;
 use crate::tensor::Real;
 
 /// Weights, and the tensors of the folder that the model does not use.
@@ -35,14 +40,11 @@ pub fn load<T: Real>(
     let mut used = Vec::new();
     let mut done = 0;
     let weights = Weights::build(config, |name, [rows, cols], role| {
-        let error = |what: &str| Error::input("MODEL", what).path(folder.dir()).field(name);
-        let Some(view) = folder.tensor(name) else {
+        let Some((name, view)) = find(config, folder, name) else {
             return missing(folder, name).into();
         };
-        let shape = match role {
-            super::weights::Role::Matrix => vec![rows, cols],
-            _ => vec![cols],
-        };
+        let error = |what: &str| Error::input("MODEL", what).path(folder.dir()).field(name);
+        let shape = role.stored_shape([rows, cols]);
         if view.shape() != shape {
             return error("wrong shape")
                 .got(format!("{:?}", view.shape()))
@@ -53,6 +55,12 @@ pub fn load<T: Real>(
         used.push(name.to_owned());
         let tensor = if device.is_dry() && view.is_real() {
             device.empty(rows, cols)?
+        } else if role == Role::Conv1d {
+            let stored: Vec<T> = match view.elements::<T>()? {
+                Some(values) => AsRef::<[T]>::as_ref(&values).to_vec(),
+                None => view.to_f32()?.into_iter().map(T::from_f32).collect(),
+            };
+            device.tensor(rows, cols, &transposed(&stored, rows))?
         } else {
             match view.elements::<T>()? {
                 Some(values) => device.borrowed(rows, cols, Arc::new(values))?,
@@ -66,15 +74,78 @@ pub fn load<T: Real>(
         progress(done, folder.total_bytes());
         Ok(tensor)
     })?;
+    let weights = with_own_head(device, config, folder, weights, &mut used)?;
     folder.check_unchanged()?;
     used.sort_unstable();
     let unused = folder
         .tensor_names()
         .into_iter()
         .filter(|name| used.binary_search_by(|u| u.as_str().cmp(name)).is_err())
+        .filter(|name| !is_buffer(config, name))
         .map(str::to_owned)
         .collect();
     Ok(Loaded { weights, unused })
+}
+
+/// The weights with the trained layers that the folder has for the head, if it has all of them in the right size.
+fn with_own_head<T: Real>(
+    device: &Device,
+    config: &ModelConfig,
+    folder: &ModelFolder,
+    mut weights: Weights<T>,
+    used: &mut Vec<String>,
+) -> Result<Weights<T>> {
+    let Head::Labels(head) = &mut weights.head else { return Ok(weights) };
+    let stored = |name: &str, [rows, cols]: [usize; 2]| {
+        let shape = if name.ends_with(".bias") { vec![cols] } else { vec![rows, cols] };
+        folder.tensor(name).filter(|view| view.shape() == shape && view.is_real())
+    };
+    let is_there = |(path, shape, has_bias): &(String, [usize; 2], bool)| {
+        stored(&format!("{path}.weight"), *shape).is_some()
+            && (!has_bias || stored(&format!("{path}.bias"), [1, shape[0]]).is_some())
+    };
+    if !trained_layers(config).iter().all(is_there) {
+        return Ok(weights);
+    }
+    head.own = HeadParams::build(config, |name, [rows, cols]| {
+        used.push(name.to_owned());
+        let Some(view) = stored(name, [rows, cols]).filter(|_| !device.is_dry()) else {
+            return device.empty(rows, cols);
+        };
+        let values: Vec<T> = view.to_f32()?.into_iter().map(T::from_f32).collect();
+        device.tensor(rows, cols, &values)
+    })?;
+    Ok(weights)
+}
+
+/// The tensor of this name in a folder, with the name it has there: a file of the bare model lacks a prefix.
+pub fn find<'n>(config: &ModelConfig, folder: &ModelFolder, name: &'n str) -> Option<(&'n str, TensorView)> {
+    let prefix = config.family.modules().base_prefix;
+    let bare = name.strip_prefix(prefix).filter(|_| !prefix.is_empty());
+    [Some(name), bare].into_iter().flatten().find_map(|name| Some((name, folder.tensor(name)?)))
+}
+
+/// Whether a tensor of a folder is a buffer that models of this family store beside their weights.
+pub fn is_buffer(config: &ModelConfig, name: &str) -> bool {
+    config.family.modules().buffers.iter().any(|end| name.ends_with(end))
+}
+
+/// The transpose of a matrix with `cols` columns: tile by tile, so that both sides stay in the cache.
+fn transposed<T: Real>(values: &[T], cols: usize) -> Vec<T> {
+    const TILE: usize = 32;
+    let rows = values.len() / cols.max(1);
+    let mut out = vec![T::ZERO; values.len()];
+    out.par_chunks_mut((TILE * rows).max(1)).enumerate().for_each(|(strip, out)| {
+        let first = strip * TILE;
+        for start in (0..rows).step_by(TILE) {
+            for (c, out) in out.chunks_exact_mut(rows).enumerate() {
+                for r in start..rows.min(start + TILE) {
+                    out[r] = values[r * cols + first + c];
+                }
+            }
+        }
+    });
+    out
 }
 
 /// The error of a tensor that is not there, with the prefix that the names of the folder have instead, if that is what differs.

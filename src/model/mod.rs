@@ -11,6 +11,7 @@ pub mod block;
 pub mod decoder;
 pub mod head;
 pub mod init;
+pub mod label_head;
 pub mod load;
 pub mod model_flops;
 pub mod open;
@@ -20,6 +21,8 @@ pub mod recorded;
 pub mod tables;
 pub mod weights;
 
+#[cfg(test)]
+mod encoder_tests;
 #[cfg(test)]
 mod gpu_tests;
 #[cfg(test)]

@@ -8,8 +8,8 @@
 //! | LM head | `2 h V` | `4 h V` | row that the head computes |
 //!
 //! A multiply-add counts as two. Backward has `dx` of a frozen layer and no gradient of its weight; `dx`, `dA` and `dB` of an
-//! adapter; 2.5 times the forward pass of attention, as FlashAttention's authors count. Pairs are those of the real segments, so
-//! a causal sequence of `S` tokens has `S (S + 1) / 2`; a prefix that segments share is computed, and counted, once. Padding does
+//! adapter; 2.5 times the forward pass of attention, as FlashAttention's authors count. Pairs are those of the real segments and
+//! the mask of the block, so a causal sequence of `S` tokens has `S (S + 1) / 2`, and `S^2` where every token sees all; a prefix that segments share is computed, and counted, once. Padding does
 //! not exist here, and tokens that nothing needs are no part of a batch.
 //!
 //! Not counted: norms, rotation, SwiGLU, softmax, embedding, the optimizer, what is computed again under a policy, dropout, and
@@ -18,6 +18,7 @@
 //! compared, and a program that leaves out what nobody needs gets the credit for it.
 
 use crate::batch::Batch;
+use crate::config::block::{AttnMask, BlockSpec};
 use crate::config::{LoraConfig, ModelConfig, Site, SiteLora, Sites};
 use crate::error::Result;
 
@@ -28,8 +29,12 @@ pub struct ModelFlops {
     frozen: u64,
     /// Sum of `r (in + out)` over the adapted layers.
     lora: u64,
-    /// `Hq d`, times the blocks.
-    pair: u64,
+    /// `Hq d`, summed over the blocks with a causal mask.
+    causal: u64,
+    /// Over those without a mask.
+    full: u64,
+    /// Over those with a window, and the reach of the window.
+    window: (u64, usize),
     /// `h V`.
     head: u64,
 }
@@ -40,7 +45,15 @@ impl ModelFlops {
     /// # Errors
     /// An input error if the adapter targets a layer that the model does not have.
     pub fn of(model: &ModelConfig, lora: Option<&LoraConfig>) -> Result<Self> {
-        let blocks = model.num_hidden_layers as u64;
+        let (mut causal, mut full, mut window) = (0, 0, (0, 0));
+        for BlockSpec { attn, .. } in &model.blocks {
+            let size = attn.q_size() as u64;
+            match attn.mask {
+                AttnMask::Causal => causal += size,
+                AttnMask::Full => full += size,
+                AttnMask::Window(reach) => window = (window.0 + size, reach),
+            }
+        }
         let mut lora_numbers = 0;
         if let Some(lora) = lora {
             let ranks = lora.at_sites(model)?;
@@ -52,7 +65,9 @@ impl ModelFlops {
         Ok(Self {
             frozen: model.linear_weights(),
             lora: lora_numbers,
-            pair: blocks * model.q_size() as u64,
+            causal,
+            full,
+            window,
             head: (model.hidden_size * model.vocab_size) as u64,
         })
     }
@@ -73,12 +88,21 @@ impl ModelFlops {
         }
         let tokens = batch.total_tokens() as u64;
         let rows = batch.target_rows().len() as u64;
-        let pairs: u64 =
-            batch.segments.iter().map(|s| (s.len * s.position_offset + s.len * (s.len + 1) / 2) as u64).sum();
-        tokens * (frozen * self.frozen + lora * self.lora)
-            + pair * self.pair * pairs
-            + head * self.head * rows
+        let sum = |pairs: fn(u64, u64, u64) -> u64| -> u64 {
+            let reach = self.window.1 as u64;
+            batch.segments.iter().map(|s| pairs(s.len as u64, s.position_offset as u64, reach)).sum()
+        };
+        let pairs = self.causal * sum(|len, before, _| len * before + len * (len + 1) / 2)
+            + self.full * sum(|len, before, _| len * (len + before))
+            + self.window.0 * sum(window_pairs);
+        tokens * (frozen * self.frozen + lora * self.lora) + pair * pairs + head * self.head * rows
     }
+}
+
+/// Pairs of a sequence of `len` tokens where each sees those at most `reach` away. Sequences with a prefix have no window.
+fn window_pairs(len: u64, _: u64, reach: u64) -> u64 {
+    let side = reach.min(len.saturating_sub(1));
+    len + 2 * (side * len - side * (side + 1) / 2)
 }
 
 #[cfg(test)]
@@ -111,7 +135,11 @@ mod tests {
             let start = batch.total_tokens();
             batch.push_segment(&vec![1; len], None, 0);
             let rows = start + len - supervised..start + len;
-            batch.targets.tokens_mut().extend(rows.map(|row| TokenTarget { row, token: 2, weight: 1.0 }));
+            batch.targets.tokens_mut().unwrap().extend(rows.map(|row| TokenTarget {
+                row,
+                token: 2,
+                weight: 1.0,
+            }));
         }
         batch
     }
@@ -152,13 +180,13 @@ mod tests {
             let start = shared.total_tokens();
             shared.push_segment(&[2; 2], Some(prompt), 0);
             // The last row of the prompt predicts the first token of every answer: one row for the head.
-            shared.targets.tokens_mut().insert(0, TokenTarget { row: 6, token: 2, weight: 1.0 });
-            shared.targets.tokens_mut().push(TokenTarget { row: start, token: 3, weight: 1.0 });
+            shared.targets.tokens_mut().unwrap().insert(0, TokenTarget { row: 6, token: 2, weight: 1.0 });
+            shared.targets.tokens_mut().unwrap().push(TokenTarget { row: start, token: 3, weight: 1.0 });
         }
         let pairs = 7 * 8 / 2 + 3 * (8 + 9);
         assert_eq!(AttentionPlan::causal(&shared.segments).num_pairs(), pairs);
         let expected =
-            13 * (4 * flops.frozen + 6 * flops.lora) + 14 * pairs * flops.pair + 4 * 4 * flops.head;
+            13 * (4 * flops.frozen + 6 * flops.lora) + 14 * pairs * flops.causal + 4 * 4 * flops.head;
         assert_eq!(flops.forward_and_backward(&shared), expected);
         let nothing = Batch { targets: Targets::default(), ..shared };
         assert_eq!((flops.forward(&nothing), flops.forward_and_backward(&nothing)), (0, 0));
@@ -168,16 +196,11 @@ mod tests {
     /// program can leave out.
     #[test]
     fn the_ledger_differs_by_what_an_exact_program_leaves_out() {
-        let model = ModelConfig {
-            hidden_size: 12,
-            intermediate_size: 20,
-            num_hidden_layers: 3,
-            num_attention_heads: 4,
-            num_key_value_heads: 2,
-            head_dim: 6,
-            vocab_size: 37,
-            ..variant("qwen3-tiny").unwrap().model_config().unwrap()
-        };
+        let base = variant("qwen3-tiny").unwrap().model_config().unwrap();
+        let base = base.with_num_hidden_layers(3).with_blocks(|block| {
+            (block.attn.heads, block.attn.kv_heads, block.attn.head_dim, block.mlp.size) = (4, 2, 6, 20);
+        });
+        let model = ModelConfig { hidden_size: 12, vocab_size: 37, ..base };
         let device = cpu();
         let decoder =
             Decoder { weights: init::random::<f32>(&device, &model, 3).unwrap(), config: model.clone() };
@@ -223,7 +246,10 @@ mod tests {
                     .into_iter()
                     .map(|(name, shape)| cost(name, shape, per_linear))
                     .sum();
-                    let seen = AttentionPlan::for_rows(&batch.segments, &batch.target_rows()).num_pairs();
+                    let seen =
+                        AttentionPlan::for_rows(AttnMask::Causal, &batch.segments, &batch.target_rows())
+                            .unwrap()
+                            .num_pairs();
                     (tokens - rows) * linears + per_pair * 24 * (2 * 45 - seen)
                 };
                 // The first block: the gradient of its input.

@@ -127,7 +127,8 @@ pub fn write_random(variant: &Variant, dir: &Path, seed: u64, dtype: Dtype) -> R
 /// Tokens of the embedded tokenizer.
 const TOKENIZER_SIZE: usize = 4096;
 
-/// Name, shape and content of every weight, as files have them.
+/// Name, shape and content of every weight, as files have them. The numbers of a matrix that is stored transposed are taken as
+/// those of its transpose: random ones are as good.
 fn named<'a>(
     config: &ModelConfig,
     weights: &'a Weights<f32>,
@@ -136,8 +137,9 @@ fn named<'a>(
     let mut data = weights.tensors().into_iter();
     let dry = Device::dry();
     Weights::<f32>::build(config, |name, [rows, cols], role| {
-        let shape = if role == super::weights::Role::Matrix { vec![rows, cols] } else { vec![cols] };
-        into.extend(data.next().map(|tensor| (name.to_owned(), shape, tensor.data())));
+        into.extend(
+            data.next().map(|tensor| (name.to_owned(), role.stored_shape([rows, cols]), tensor.data())),
+        );
         dry.empty(rows, cols)
     })
     .map(drop)

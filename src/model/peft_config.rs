@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use crate::config::head::HeadSpec;
 use crate::config::{LoraConfig, ModelConfig, Sites, TargetModules};
 use crate::error::{Error, Result};
 use crate::formats::adapter::{AdapterConfig, CONFIG_NAME, TargetModules as PeftModules};
@@ -26,22 +27,28 @@ pub(super) fn lora_config(config: &AdapterConfig, model: &ModelConfig, path: &Pa
     if config.bias != "none" {
         return refuse("bias", config.bias.clone(), "none");
     }
-    if config.fan_in_fan_out {
+    // Of models with Conv1D layers either value is the same adapter: it says how the weight is stored.
+    if config.fan_in_fan_out && !model.family.modules().is_conv1d {
         return refuse("fan_in_fan_out", "true".into(), "false for this model");
     }
-    if let Some(saved) = config.modules_to_save.as_ref().filter(|m| !m.is_empty()) {
-        return refuse("modules_to_save", saved.join(", "), "null for a language model");
+    // PEFT itself adds these two to every adapter of a classifier; they are trained in full.
+    let is_head = |name: &String| matches!(model.head, HeadSpec::Labels(_)) && HEADS.contains(&name.as_str());
+    if let Some(saved) = config.modules_to_save.as_ref().filter(|names| !names.iter().all(is_head)) {
+        return match model.head {
+            HeadSpec::Tokens => refuse("modules_to_save", saved.join(", "), "null for a language model"),
+            HeadSpec::Labels(_) => refuse("modules_to_save", saved.join(", "), "classifier, score"),
+        };
     }
     let lora = LoraConfig {
         r: config.r,
         alpha: config.lora_alpha,
         dropout: config.lora_dropout,
-        target_modules: modules(&config.target_modules),
+        target_modules: modules(&config.target_modules, model),
         // No module is called so.
         exclude_modules: config
             .exclude_modules
             .as_ref()
-            .map(modules)
+            .map(|excluded| modules(excluded, model))
             .filter(|m| *m != TargetModules::AllLinear),
         layers_to_transform: config.layers_to_transform.clone(),
         layers_pattern: config.layers_pattern.clone().unwrap_or_default(),
@@ -57,7 +64,7 @@ pub(super) fn lora_config(config: &AdapterConfig, model: &ModelConfig, path: &Pa
 }
 
 /// The modules that PEFT's option says.
-fn modules(modules: &PeftModules) -> TargetModules {
+fn modules(modules: &PeftModules, model: &ModelConfig) -> TargetModules {
     match modules {
         PeftModules::List(names) => TargetModules::List(names.clone()),
         PeftModules::Name(name) if name == "all-linear" => TargetModules::AllLinear,
@@ -65,13 +72,22 @@ fn modules(modules: &PeftModules) -> TargetModules {
         // A text is an expression for PEFT, and one without special characters is a path. The end of one, which PEFT does not
         // find, means what it means in a list.
         PeftModules::Name(path) => TargetModules::List(vec![path.clone()]),
-        // PEFT's default for Qwen and Llama.
-        PeftModules::ModelDefault => TargetModules::List(vec!["q_proj".into(), "v_proj".into()]),
+        PeftModules::ModelDefault => {
+            let names = model.family.modules().default_targets.iter();
+            TargetModules::List(names.map(|&name| name.to_owned()).collect())
+        }
     }
 }
 
-/// The configuration file of an adapter.
-pub(super) fn to_peft_config(lora: &LoraConfig, sites: &Sites, base_model: &str) -> AdapterConfig {
+/// Names that PEFT saves in full for every classifier, whether they exist or not.
+const HEADS: [&str; 2] = ["classifier", "score"];
+
+/// The configuration file of an adapter, which may have a head for labels.
+pub(super) fn to_peft_config(
+    lora: &LoraConfig,
+    sites: &Sites,
+    (base_model, has_head): (&str, bool),
+) -> AdapterConfig {
     let modules = |modules: &TargetModules| match modules {
         TargetModules::AllLinear => PeftModules::List(sites.names().into_iter().map(str::to_owned).collect()),
         TargetModules::List(names) => PeftModules::List(names.clone()),
@@ -91,7 +107,9 @@ pub(super) fn to_peft_config(lora: &LoraConfig, sites: &Sites, base_model: &str)
         use_rslora: lora.use_rslora,
         use_dora: lora.use_dora,
         base_model_name_or_path: Some(base_model.to_owned()),
-        task_type: Some("CAUSAL_LM".to_owned()),
+        task_type: Some(if has_head { "SEQ_CLS" } else { "CAUSAL_LM" }.to_owned()),
+        modules_to_save: has_head.then(|| HEADS.map(str::to_owned).into()),
+        fan_in_fan_out: sites.iter().any(|site| site.is_conv1d),
         ..AdapterConfig::default()
     }
 }

@@ -16,7 +16,7 @@ fn full(layers: std::ops::Range<usize>, path: &str) -> Vec<String> {
 }
 
 fn num_layers() -> usize {
-    variant("qwen3-tiny").unwrap().model_config().unwrap().num_hidden_layers
+    variant("qwen3-tiny").unwrap().model_config().unwrap().num_hidden_layers()
 }
 
 /// The paths with an adapter.
@@ -42,7 +42,7 @@ fn peft_s_own_forms_are_read_and_written_as_they_were() {
         ("alpha_pattern", serde_json::json!({"^.*v_proj": 64})),
     ] {
         let lora = read(key, value.clone()).unwrap();
-        let text = to_peft_config(&lora, &Sites::of(&model), "base").to_json();
+        let text = to_peft_config(&lora, &Sites::of(&model), ("base", false)).to_json();
         let written: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(written[key], value, "{key}");
     }

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 use super::decoder::{Decoder, DropoutStep, PassOptions};
+use super::head::Sink;
 use super::init;
 use super::tables::{BatchTables, PassCapacity};
 use crate::batch::Batch;
@@ -55,8 +56,7 @@ impl<T: Real> Decoder<T> {
         (adapters, grads): (&[Adapter<T>], &[Adapter<T::Stat>]),
         dropout: Option<DropoutStep>,
     ) -> Result<PassTables<T>> {
-        let mut batch =
-            BatchTables::with_capacity(device, &self.weights.blocks, capacity, dropout.is_some())?;
+        let mut batch = BatchTables::with_capacity(device, &self.config, capacity, dropout.is_some())?;
         batch.write(device, &Batch::default(), &[], 0.0)?;
         let of_adapters = AdapterTables::new(device, &self.weights.sites, adapters, grads, dropout)?;
         let scores = Scores::with_capacity(device, capacity.targets)?;
@@ -84,7 +84,7 @@ impl<T: Real> Decoder<T> {
             of_adapters.measure(device, &self.weights, adapters)?;
             let kept = Some((lowest, policies));
             let pass = self.pass(device, (adapters, &of_adapters), &batch, (dropout, kept));
-            self.both_ways(&pass, lowest, grads, &mut scores)
+            self.both_ways(&pass, lowest, grads, Sink::Tokens(&mut scores))
         })?;
         Ok(RecordedPass { tables: PassTables { capacity, batch, of_adapters, scores }, graph })
     }
@@ -103,7 +103,7 @@ impl<T: Real> Decoder<T> {
         let (graph, ()) = device.capture(|| {
             of_adapters.measure(device, &self.weights, adapters)?;
             let pass = self.pass(device, (adapters, &of_adapters), &batch, (None, None));
-            self.only_forward(&pass, &mut scores)
+            self.only_forward(&pass, Sink::Tokens(&mut scores))
         })?;
         Ok(RecordedPass { tables: PassTables { capacity, batch, of_adapters, scores }, graph })
     }

@@ -6,7 +6,7 @@ use super::init;
 use super::policy::Policy;
 use super::weights::Weight;
 use crate::batch::{Batch, Targets, TokenTarget};
-use crate::config::block::Wiring;
+use crate::config::block::{EmbedSpec, LearnedPositions, Wiring};
 use crate::config::{Family, LoraConfig, ModelConfig, Slot, TargetModules, variant};
 use crate::device::{ByClass, Class, Device, Tensor};
 use crate::ops::testing::{check_gradient, cpu, random, relative_rms};
@@ -19,24 +19,34 @@ fn model(family: Family) -> Decoder<f64> {
 }
 
 fn model_of(family: Family, num_hidden_layers: usize) -> Decoder<f64> {
-    let config = ModelConfig {
+    let config = config(family, num_hidden_layers);
+    let weights = init::random(&cpu(), &config, 3).unwrap();
+    Decoder { config, weights }
+}
+
+fn config(family: Family, num_hidden_layers: usize) -> ModelConfig {
+    let name = if family == Family::Gpt2 { "gpt2" } else { "qwen3-tiny" };
+    let base = variant(name).unwrap().model_config().unwrap().with_num_hidden_layers(num_hidden_layers);
+    let base = base.with_blocks(|block| {
+        (block.attn.heads, block.attn.head_dim, block.mlp.size) = (4, 6, 20);
+        if family == Family::Gpt2 {
+            (block.attn.kv_heads, block.attn.head_dim) = (4, 3);
+        } else {
+            block.attn.kv_heads = 2;
+            (block.attn.qkv_bias, block.attn.qk_norm) = (family == Family::Qwen2, family == Family::Qwen3);
+        }
+    });
+    let positions = base.embed.positions.map(|positions| LearnedPositions { rows: 64, ..positions });
+    ModelConfig {
         family,
         hidden_size: 12,
-        intermediate_size: 20,
-        num_hidden_layers,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 6,
         vocab_size: 37,
         max_position_embeddings: 64,
         initializer_range: 0.4,
-        attention_bias: family == Family::Qwen2,
-        qk_norm: family == Family::Qwen3,
         tie_word_embeddings: family != Family::Llama,
-        ..variant("qwen3-tiny").unwrap().model_config().unwrap()
-    };
-    let weights = init::random(&cpu(), &config, 3).unwrap();
-    Decoder { config, weights }
+        embed: EmbedSpec { positions, ..base.embed },
+        ..base
+    }
 }
 
 fn lora(modules: &[&str], dropout: f64, use_dora: bool) -> LoraConfig {
@@ -73,7 +83,7 @@ fn batch(sequences: &[(usize, usize)]) -> Batch {
         let start = batch.total_tokens();
         batch.push_segment(&ids, None, adapter);
         for t in (0..len).filter(|t| t % 3 == 2 || t + 1 == len) {
-            batch.targets.tokens_mut().push(TokenTarget {
+            batch.targets.tokens_mut().unwrap().push(TokenTarget {
                 row: start + t,
                 token: (t * 5 % 37) as u32,
                 weight: 1.0,
@@ -127,6 +137,9 @@ fn gradients_of_every_family_agree_with_central_differences() {
         (Family::Qwen3, 1, lora(&[], 0.3, false)),
         (Family::Qwen2, 1, lora(&["gate_proj"], 0.0, false)),
         (Family::Qwen3, 4, some_blocks),
+        (Family::Gpt2, 3, lora(&[], 0.0, false)),
+        (Family::Gpt2, 2, lora(&["c_attn", "c_proj"], 0.3, false)),
+        (Family::Gpt2, 1, lora(&["c_attn"], 0.3, false)),
     ] {
         let model = model_of(family, layers);
         let batch = batch(&[(9, 0), (1, 0), (5, 0)]);
@@ -160,7 +173,7 @@ fn three_adapters_in_one_batch_equal_three_batches() {
     for which in 0..3 {
         // The same rows and targets; those of the other adapters without weight.
         let mut one = mixed.clone();
-        for target in one.targets.tokens_mut() {
+        for target in one.targets.tokens_mut().unwrap() {
             let segment = mixed.segments.iter().find(|s| s.rows().contains(&target.row)).unwrap();
             target.weight = if segment.adapter == which { 1.0 } else { 0.0 };
         }
@@ -187,15 +200,19 @@ fn a_shared_prefix_equals_whole_sequences() {
     // The prompt itself is in two parts, and carries loss in the middle.
     let first = shared.push_segment(&prompt[..4], None, 0);
     let root = shared.push_segment(&prompt[4..], Some(first), 0);
-    shared.targets.tokens_mut().push(TokenTarget { row: 5, token: 1, weight: 3.0 });
+    shared.targets.tokens_mut().unwrap().push(TokenTarget { row: 5, token: 1, weight: 3.0 });
     let mut ends = Vec::new();
     for (i, ending) in endings.iter().enumerate() {
-        shared.targets.tokens_mut().push(TokenTarget { row: 9, token: ending[0], weight: 1.0 });
+        shared.targets.tokens_mut().unwrap().push(TokenTarget { row: 9, token: ending[0], weight: 1.0 });
         let start = apart.total_tokens();
         apart.push_segment(&[&prompt[..], ending].concat(), None, 0);
-        apart.targets.tokens_mut().push(TokenTarget { row: start + 5, token: 1, weight: 1.0 });
-        apart.targets.tokens_mut().push(TokenTarget { row: start + 9, token: ending[0], weight: 1.0 });
-        apart.targets.tokens_mut().push(TokenTarget {
+        apart.targets.tokens_mut().unwrap().push(TokenTarget { row: start + 5, token: 1, weight: 1.0 });
+        apart.targets.tokens_mut().unwrap().push(TokenTarget {
+            row: start + 9,
+            token: ending[0],
+            weight: 1.0,
+        });
+        apart.targets.tokens_mut().unwrap().push(TokenTarget {
             row: start + 9 + ending.len(),
             token: 30,
             weight: 2.0,
@@ -205,7 +222,7 @@ fn a_shared_prefix_equals_whole_sequences() {
         ends.push(TokenTarget { row: end, token: 30, weight: 2.0 });
         assert_eq!(shared.segments[i + 2].position_offset, 10);
     }
-    shared.targets.tokens_mut().extend(ends);
+    shared.targets.tokens_mut().unwrap().extend(ends);
     let (loss, grads) = loss_and_grads(&device, &model, &shared, &adapters, None);
     let (expected, expected_grads) = loss_and_grads(&device, &model, &apart, &adapters, None);
     assert!((loss / expected - 1.0).abs() < 1e-12, "{loss} {expected}");
@@ -280,13 +297,13 @@ fn shared_batch() -> Batch {
         for ending in [[4, 5, 6], [9, 8, 7]] {
             let start = batch.total_tokens();
             batch.push_segment(&ending, Some(root), 0);
-            batch.targets.tokens_mut().push(TokenTarget { row: start + 1, token: 3, weight: 0.5 });
-            batch.targets.tokens_mut().push(TokenTarget { row: start + 2, token: 30, weight: 1.0 });
+            batch.targets.tokens_mut().unwrap().push(TokenTarget { row: start + 1, token: 3, weight: 0.5 });
+            batch.targets.tokens_mut().unwrap().push(TokenTarget { row: start + 2, token: 30, weight: 1.0 });
         }
     }
     let start = batch.total_tokens();
     batch.push_segment(&[1, 2, 3], None, 0);
-    batch.targets.tokens_mut().push(TokenTarget { row: start + 2, token: 1, weight: 1.0 });
+    batch.targets.tokens_mut().unwrap().push(TokenTarget { row: start + 2, token: 1, weight: 1.0 });
     batch
 }
 
@@ -370,7 +387,7 @@ fn what_is_computed_again_leaves_out_the_down_projection() {
 
 /// Weights of some layers of a block.
 fn linear_numbers(config: &ModelConfig, which: impl Fn(Slot) -> bool) -> u64 {
-    let linears = config.block(0).linears(config.hidden_size).filter(|linear| which(linear.slot));
+    let linears = config.blocks[0].linears(config.hidden_size).filter(|linear| which(linear.slot));
     linears.map(|linear| linear.shape.iter().product::<usize>() as u64).sum()
 }
 
@@ -410,7 +427,7 @@ fn a_batch_without_targets_costs_nothing_and_a_bad_one_is_refused() {
     let model = model(Family::Qwen3);
     let adapters = [adapter(&device, &model, &lora(&[], 0.0, false), 1)];
     let mut empty = batch(&[(5, 0)]);
-    empty.targets.tokens_mut().clear();
+    empty.targets.tokens_mut().unwrap().clear();
     let (loss, grads) = loss_and_grads(&device, &model, &empty, &adapters, None);
     assert_eq!(loss, 0.0);
     assert!(grads[0].tensors().iter().all(|t| t.data().iter().all(|&g| g == 0.0)));
@@ -421,14 +438,16 @@ fn a_batch_without_targets_costs_nothing_and_a_bad_one_is_refused() {
 
 /// The same weights with the norms behind the residual addition.
 fn post_norm(family: Family, layers: usize) -> Decoder<f64> {
-    let mut model = model_of(family, layers);
-    for block in &mut model.weights.blocks {
-        block.spec.wiring = Wiring::PostNorm;
-    }
-    // Norms that are not 1, so that none can be left out.
+    wired(family, layers, Wiring::PostNorm)
+}
+
+/// A model whose norms stand so, and are not 1, so that none can be left out.
+fn wired(family: Family, layers: usize, wiring: Wiring) -> Decoder<f64> {
+    let config = config(family, layers).with_blocks(|block| block.wiring = wiring);
+    let mut model = Decoder { weights: init::random(&cpu(), &config, 3).unwrap(), config };
     for (i, norm) in model.weights.norms.iter_mut().enumerate() {
-        let noise = random::<f64>(&cpu(), 1, norm.cols(), 50 + i as u32);
-        norm.data_mut().iter_mut().zip(noise.data()).for_each(|(x, n)| *x += 0.3 * n);
+        let noise = random::<f64>(&cpu(), 1, norm.weight.cols(), 50 + i as u32);
+        norm.weight.data_mut().iter_mut().zip(noise.data()).for_each(|(x, n)| *x += 0.3 * n);
     }
     model
 }
@@ -472,10 +491,7 @@ fn norms_behind_the_addition_have_right_gradients_under_every_policy() {
 fn the_wiring_says_which_norms_the_stream_goes_through() {
     let device = cpu();
     for wiring in [Wiring::PreNorm, Wiring::PostNorm] {
-        let mut model = post_norm(Family::Qwen3, 2);
-        for block in &mut model.weights.blocks {
-            block.spec.wiring = wiring;
-        }
+        let mut model = wired(Family::Qwen3, 2, wiring);
         for number in 0..model.weights.sites.len() {
             if matches!(model.weights.sites[number].slot, Slot::O | Slot::Down) {
                 let Weight::Dense(weight) = &mut model.weights.linears[number].weight;
@@ -490,8 +506,8 @@ fn the_wiring_says_which_norms_the_stream_goes_through() {
         for (i, norm) in model.weights.norms.iter().enumerate() {
             if wiring == Wiring::PostNorm || i == last {
                 let mean = x.iter().map(|x| x * x).sum::<f64>() / hidden as f64;
-                let rstd = 1.0 / (mean + model.config.rms_norm_eps).sqrt();
-                x.iter_mut().zip(norm.data()).for_each(|(x, w)| *x *= rstd * w);
+                let rstd = 1.0 / (mean + norm.spec.eps).sqrt();
+                x.iter_mut().zip(norm.weight.data()).for_each(|(x, w)| *x *= rstd * w);
             }
         }
         for (token, got) in logits.data().iter().enumerate() {

@@ -4,22 +4,24 @@
 //! Ops are coarse and fused; this is no tensor library. Outputs and activations are overwritten, gradients of adapters
 //! accumulate, frozen weights never get gradients.
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod cols;
 pub mod embedding;
 mod few_rows;
 pub mod gemm;
 mod gemm_rate;
 pub mod grad_norm;
+pub mod label_head;
 pub mod linear_cross_entropy;
 mod live_rows;
 pub mod lora_matmul;
+pub mod norm;
 pub mod projection;
 pub mod qk_norm_rope;
-pub mod rms_norm;
 pub mod rows;
 pub mod simd;
-pub mod swiglu;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tiles;
@@ -85,31 +87,24 @@ mod tests {
     #[cfg(feature = "emulated")]
     #[test]
     fn numbers_that_kernels_do_not_know_are_refused_and_not_skipped() {
-        use super::{LiveRows, swiglu};
+        use super::LiveRows;
+        use super::activation::{self, Activation, Input, InputMut};
         use crate::device::{Device, EmulatorOptions};
 
         let device = Device::emulated(EmulatorOptions::default()).unwrap();
         let tensor = || device.zeros::<f32>(4, 16).unwrap();
         let (mut gate, mut up, mut h) = (tensor(), tensor(), tensor());
-        let error = swiglu::forward(
-            &device,
-            swiglu::Forward { gate: &gate, up: &up, h: &mut h, live_rows: LiveRows::ALL, projection: None },
-        )
-        .unwrap_err();
-        assert!(error.exit_code() == 5 && error.to_string().contains("swiglu computes in bf16"), "{error}");
+        let act = Activation::Silu;
+        let (input, live_rows) = (Input::Gated { gate: &gate, up: &up }, LiveRows::ALL);
+        let args = activation::Forward { act, input, h: &mut h, live_rows, projection: None };
+        let error = activation::forward(&device, args).unwrap_err();
         assert!(
-            swiglu::backward(
-                &device,
-                swiglu::Backward {
-                    dh: &mut h,
-                    gate: &mut gate,
-                    up: &mut up,
-                    live_rows: LiveRows::ALL,
-                    projection: None
-                }
-            )
-            .is_err()
+            error.exit_code() == 5 && error.to_string().contains("activation computes in bf16"),
+            "{error}"
         );
+        let input = InputMut::Gated { gate: &mut gate, up: &mut up };
+        let args = activation::Backward { act, dh: &mut h, input, live_rows, projection: None };
+        assert!(activation::backward(&device, args).is_err());
     }
 
     #[test]
@@ -121,9 +116,9 @@ mod tests {
 
         let (cpu, dry) = (Device::cpu(1).unwrap(), Device::dry());
         let gpu = Device::dry_gpu(Chip::RTX_3080);
-        assert_eq!(runner::<f32>(&cpu, "swiglu").unwrap(), Runner::Cpu);
-        assert_eq!(runner::<bf16>(&dry, "swiglu").unwrap(), Runner::Skip);
-        assert_eq!(runner::<bf16>(&gpu, "swiglu").unwrap(), Runner::Gpu);
-        assert_eq!(runner::<f32>(&gpu, "swiglu").unwrap(), Runner::Skip);
+        assert_eq!(runner::<f32>(&cpu, "activation").unwrap(), Runner::Cpu);
+        assert_eq!(runner::<bf16>(&dry, "activation").unwrap(), Runner::Skip);
+        assert_eq!(runner::<bf16>(&gpu, "activation").unwrap(), Runner::Gpu);
+        assert_eq!(runner::<f32>(&gpu, "activation").unwrap(), Runner::Skip);
     }
 }

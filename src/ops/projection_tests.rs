@@ -9,14 +9,15 @@ use crate::batch::{AdapterRows, Batch};
 use crate::device::kernels::DevicePtr;
 use crate::device::kernels::params::DropoutKey;
 use crate::device::{Device, Table, Tensor};
+use crate::kinds::RopeSpec;
 use crate::ops::LiveRows;
+use crate::ops::activation::{self, Activation, Input, InputMut};
 use crate::ops::lora_matmul::gpu::{Factors, LayerAdapters, dropout_keys};
 use crate::ops::lora_matmul::{
     Dropout, Group, Layer, Lora, RowKeys, Rows, project, project_back, projection, projection_back,
 };
-use crate::ops::qk_norm_rope::{self, HeadNorm, QkNormRope, RopeBackwardJob, RopeTable};
-use crate::ops::rms_norm::{self, Norm};
-use crate::ops::swiglu;
+use crate::ops::norm::{self, Norm, NormKind};
+use crate::ops::qk_norm_rope::{self, HeadNorm, QkNormRope, RopeBackwardJob, RopeRow, RopeTable};
 use crate::ops::testing::{assert_repeats, at_scale, bf16_numbers, kernel_device, live_count, with_room};
 
 /// Rows, ranks by adapter (0: the adapter targets no layer) and dropout probability.
@@ -173,13 +174,13 @@ fn rms_norm_forward(device: &Device, case: Case, cols: usize, layers: usize) -> 
         (layers == 3).then_some(1),
     );
     let weight = with_room(device, 1, cols, &bf16_numbers(cols, 1.0, 9));
-    let norm = Norm { weight: &weight, eps: 1e-6 };
+    let norm = Norm { kind: NormKind::Rms, weight: &weight, bias: None, eps: 1e-6 };
     let residual = f.tensor(cols, Some(1));
     [false, true].map(|is_fused| {
         let (mut x, mut y) = (f.tensor(cols, Some(0)), f.tensor(cols, None));
         let mut rstd = device.tensor(x.rows(), 1, &vec![7.0f32; x.rows()]).unwrap();
         let mut run = |projection: Option<FusedProjection>| {
-            let args = rms_norm::Forward {
+            let args = norm::Forward {
                 x: &mut x,
                 residual: Some(&residual),
                 norm,
@@ -188,7 +189,7 @@ fn rms_norm_forward(device: &Device, case: Case, cols: usize, layers: usize) -> 
                 live_rows: f.live_rows(),
                 projection,
             };
-            rms_norm::forward(&f.device, args).unwrap();
+            norm::forward(&f.device, args).unwrap();
         };
         let narrow = if is_fused {
             f.fused(false, |project| run(Some(project)))
@@ -205,13 +206,13 @@ fn rms_norm_forward(device: &Device, case: Case, cols: usize, layers: usize) -> 
 fn rms_norm_backward(device: &Device, case: Case, cols: usize) -> Both {
     let f = Fixture::new(device, case, &[[cols, 24]], None);
     let weight = with_room(device, 1, cols, &bf16_numbers(cols, 1.0, 9));
-    let norm = Norm { weight: &weight, eps: 1e-6 };
+    let norm = Norm { kind: NormKind::Rms, weight: &weight, bias: None, eps: 1e-6 };
     let [dy, s, d_in] = [0, 1, 2].map(|i| f.tensor(cols, Some(i)));
     let rstd = device.tensor(s.rows(), 1, &vec![0.8f32; s.rows()]).unwrap();
     [false, true].map(|is_fused| {
         let (mut ds, mut normed) = (f.tensor(cols, None), f.tensor(cols, None));
         let mut run = |projection: Option<FusedProjection>| {
-            let args = rms_norm::Backward {
+            let args = norm::Backward {
                 dy: &dy,
                 s: &s,
                 norm,
@@ -222,7 +223,7 @@ fn rms_norm_backward(device: &Device, case: Case, cols: usize) -> Both {
                 live_rows: f.live_rows(),
                 projection,
             };
-            rms_norm::backward(&f.device, args).unwrap();
+            norm::backward(&f.device, args).unwrap();
         };
         let narrow = if is_fused {
             f.fused(true, |project| run(Some(project)))
@@ -241,7 +242,17 @@ fn swiglu_forward(device: &Device, case: Case, cols: usize) -> Both {
         let mut h = f.tensor(cols, None);
         let mut run = |projection: Option<FusedProjection>| {
             let (gate, up, h, live_rows) = (&gate, &up, &mut h, f.live_rows());
-            swiglu::forward(&f.device, swiglu::Forward { gate, up, h, live_rows, projection }).unwrap();
+            activation::forward(
+                &f.device,
+                activation::Forward {
+                    act: Activation::Silu,
+                    input: Input::Gated { gate, up },
+                    h,
+                    live_rows,
+                    projection,
+                },
+            )
+            .unwrap();
         };
         let narrow = if is_fused {
             f.fused(false, |project| run(Some(project)))
@@ -259,7 +270,17 @@ fn swiglu_backward(device: &Device, case: Case, cols: usize, plain: Option<usize
         let [mut gate, mut up, mut dh] = [0, 1, 2].map(|i| f.tensor(cols, Some(i)));
         let mut run = |projection: Option<FusedProjection>| {
             let (dh, gate, up, live_rows) = (&mut dh, &mut gate, &mut up, f.live_rows());
-            swiglu::backward(&f.device, swiglu::Backward { dh, gate, up, live_rows, projection }).unwrap();
+            activation::backward(
+                &f.device,
+                activation::Backward {
+                    act: Activation::Silu,
+                    dh,
+                    input: InputMut::Gated { gate, up },
+                    live_rows,
+                    projection,
+                },
+            )
+            .unwrap();
         };
         let narrow = if is_fused {
             f.fused(true, |project| run(Some(project)))
@@ -274,8 +295,11 @@ fn swiglu_backward(device: &Device, case: Case, cols: usize, plain: Option<usize
 fn qk_norm_rope_backward(device: &Device, case: Case, head_dim: usize, plain: Option<usize>) -> Both {
     let cols = [5 * head_dim, head_dim, head_dim];
     let f = Fixture::new(device, case, &cols.map(|cols| [cols, 24]), plain);
-    let mut table = RopeTable::with_capacity(device, case.rows + 2, 50, head_dim, 1e4).unwrap();
-    table.write(device, &(0..case.rows).map(|t| t * 7 % 50).collect::<Vec<_>>()).unwrap();
+    let mut table =
+        RopeTable::with_capacity(device, case.rows + 2, 50, head_dim, RopeSpec::unscaled(1e4)).unwrap();
+    table
+        .write(device, &(0..case.rows).map(|t| RopeRow { position: t * 7 % 50, len: 50 }).collect::<Vec<_>>())
+        .unwrap();
     let weight = with_room(device, 1, head_dim, &bf16_numbers(head_dim, 1.0, 9));
     let op = QkNormRope { norm: Some(HeadNorm { weight: &weight, eps: 1e-6 }), table: &table, head_dim };
     let [q, k] = [0, 1].map(|i: usize| f.tensor(cols[i], Some(i as u32)));
@@ -283,8 +307,8 @@ fn qk_norm_rope_backward(device: &Device, case: Case, head_dim: usize, plain: Op
     [false, true].map(|is_fused| {
         let [mut dq, mut dk] = [0, 1].map(|i: usize| f.tensor(cols[i], Some(2 + i as u32)));
         let mut run = |projection: Option<FusedProjection>| {
-            let q_job = RopeBackwardJob { x: &q, op, dy: &mut dq };
-            let mut jobs = [q_job, RopeBackwardJob { x: &k, op, dy: &mut dk }];
+            let q_job = RopeBackwardJob { x: (&q).into(), op, dy: &mut dq };
+            let mut jobs = [q_job, RopeBackwardJob { x: (&k).into(), op, dy: &mut dk }];
             let args = qk_norm_rope::Backward { jobs: &mut jobs, projection, complete: &[&dv] };
             qk_norm_rope::backward(&f.device, args).unwrap();
         };
@@ -353,8 +377,14 @@ fn a_product_of_another_shape_is_refused() {
     let narrow = f.narrow();
     let project = f.with_group(|group| projection(&f.device, group, &[&narrow[0]]).unwrap().unwrap());
     let (live_rows, projection) = (f.live_rows(), Some(project));
-    let args = swiglu::Forward { gate: &gate, up: &gate, h: &mut h, live_rows, projection };
-    assert!(swiglu::forward(&f.device, args).is_err());
+    let args = activation::Forward {
+        act: Activation::Silu,
+        input: Input::Gated { gate: &gate, up: &gate },
+        h: &mut h,
+        live_rows,
+        projection,
+    };
+    assert!(activation::forward(&f.device, args).is_err());
     assert_eq!(f.count.rows(), 1);
 }
 

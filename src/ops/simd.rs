@@ -59,16 +59,22 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
 /// `sum(a[i] * b[i] * c[i])` in [`LANES`] partial sums; the slices are of one length.
 #[inline(always)]
 pub fn dot3<T: Real>(a: &[T], b: &[T], c: &[T]) -> T {
+    sum3(a, b, c, |a, b, c| a * b * c)
+}
+
+/// `sum(f(a[i], b[i], c[i]))` in [`LANES`] partial sums; the slices are of one length.
+#[inline(always)]
+pub fn sum3<T: Real>(a: &[T], b: &[T], c: &[T], f: impl Fn(T, T, T) -> T) -> T {
     let mut lanes = [T::ZERO; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let (c, c_rest) = c.as_chunks::<LANES>();
     for ((a, b), c) in a.iter().zip(b).zip(c) {
         for lane in 0..LANES {
-            lanes[lane] += a[lane] * b[lane] * c[lane];
+            lanes[lane] += f(a[lane], b[lane], c[lane]);
         }
     }
     for (((sum, &a), &b), &c) in lanes.iter_mut().zip(a_rest).zip(b_rest).zip(c_rest) {
-        *sum += a * b * c;
+        *sum += f(a, b, c);
     }
     fold_sum(lanes)
 }

@@ -55,7 +55,7 @@ pub struct Update {
     pub beta2: f64,
     /// Added to the square root of the second moment.
     pub epsilon: f64,
-    /// Decoupled weight decay; applies to every tensor of an adapter (none is a bias or a norm).
+    /// Decoupled weight decay; applies to every tensor of an adapter but the biases of a head.
     pub weight_decay: f64,
     /// Maximum gradient norm; `None` disables clipping.
     pub max_grad_norm: Option<f64>,
@@ -263,19 +263,21 @@ impl<T: Real> Optimizer<T> {
             },
         };
         shadows.resize_with(params.len(), || None);
+        let decays = grads.decays();
         let grads = grads.tensors();
         let (count, expected) = (grads.len(), self.exp_avg.tensors().len());
         if count != expected || params.len() != expected {
             return Err(Error::shape("adamw", "grads", expected, count));
         }
         let moments = self.exp_avg.tensors_mut().into_iter().zip(self.exp_avg_sq.tensors_mut());
-        let params = params.into_iter().zip(shadows).zip(grads);
-        let one = |(((param, shadow), grad), (exp_avg, exp_avg_sq))| Trained {
+        let params = params.into_iter().zip(shadows).zip(grads.into_iter().zip(decays));
+        let one = |(((param, shadow), (grad, decays)), (exp_avg, exp_avg_sq))| Trained {
             param,
             shadow,
             grad,
             exp_avg,
             exp_avg_sq,
+            decays,
         };
         Ok(params.zip(moments).map(one).collect())
     }
@@ -323,7 +325,8 @@ mod tests {
     fn adapter() -> (Device, Adapter<f32>) {
         let device = Device::cpu(1).unwrap();
         let mut model = variant("qwen3-tiny").unwrap().model_config().unwrap();
-        (model.num_hidden_layers, model.hidden_size, model.vocab_size) = (2, 8, 16);
+        (model.hidden_size, model.vocab_size) = (8, 16);
+        let model = model.with_num_hidden_layers(2);
         let lora = LoraConfig { r: 2, alpha: 4.0, ..LoraConfig::default() };
         let weights = init::dry::<f32>(&Device::dry(), &model).unwrap();
         let adapter = Adapter::new(&device, &lora, &model, &weights, 1).unwrap();
@@ -382,7 +385,8 @@ mod tests {
         let (device, mut wide) = adapter();
         let mut optimizer = Optimizer::new(&device, &wide).unwrap();
         let mut model = variant("qwen3-tiny").unwrap().model_config().unwrap();
-        (model.num_hidden_layers, model.hidden_size, model.vocab_size) = (1, 8, 16);
+        (model.hidden_size, model.vocab_size) = (8, 16);
+        let model = model.with_num_hidden_layers(1);
         let weights = init::dry::<f32>(&Device::dry(), &model).unwrap();
         let other = Adapter::<f32>::new(&device, wide.config(), &model, &weights, 1).unwrap();
         let error = optimizer.update(&device, &UPDATE, &mut wide, &other.zeros_like(&device).unwrap());

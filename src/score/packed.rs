@@ -31,7 +31,9 @@ pub(super) fn append(batch: &mut Batch, other: Batch) -> usize {
         ..segment
     }));
     let moved = other.targets.tokens().iter().map(|target| TokenTarget { row: target.row + rows, ..*target });
-    batch.targets.tokens_mut().extend(moved);
+    if let Some(tokens) = batch.targets.tokens_mut() {
+        tokens.extend(moved);
+    }
     targets
 }
 

@@ -224,7 +224,7 @@ impl<'a> Session<'a> {
             let batch = pack(rows.clone())?.batch;
             batch.validate(
                 decoder.config.vocab_size,
-                decoder.config.max_position_embeddings,
+                decoder.config.max_sequence_length(),
                 adapters.len(),
             )?;
             capacity = capacity.max(PassCapacity::of(&batch));

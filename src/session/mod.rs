@@ -172,7 +172,9 @@ impl Opened {
     ) -> Result<Self> {
         let notify_now = RefCell::new(&mut *notify);
         let tell = |progress: hub::Progress<'_>| (notify_now.borrow_mut())(progress.into());
-        let model = open::open(name, &Watch { tell: &tell, stop: &|| context.stopped() })?;
+        let mut model = open::open(name, &Watch { tell: &tell, stop: &|| context.stopped() })?;
+        // Every task is about tokens, whatever head the folder was saved with.
+        model.config = model.config.with_token_head()?;
         model.notes().into_iter().for_each(|note| notify(Notice::Warning(note)));
         let helper = context.template_helper.as_ref();
         let texts = Texts::open(model.folder.dir(), options.format, chat_rows, helper)?;
@@ -187,11 +189,12 @@ impl Opened {
                 _ => "format plain: the model has no chat template".into(),
             }));
         }
-        if options.max_seq_length > model.config.max_position_embeddings {
+        if options.max_seq_length > model.config.max_sequence_length() {
             // Said as a fact: whether the length was asked for or is the default, no option makes longer rows fit.
             notify(Notice::Warning(format!(
                 "the model has {} positions: rows may be that long, and not {} (max_seq_length)",
-                model.config.max_position_embeddings, options.max_seq_length
+                model.config.max_sequence_length(),
+                options.max_seq_length
             )));
         }
         Ok(Self { model, texts, options })
@@ -203,14 +206,14 @@ impl Opened {
     /// An input error if rows are text and there is no tokenizer, or no chat template where one is needed.
     pub fn encoder(&self, records: &[Record]) -> Result<Encoder<'_>> {
         let (options, model) = (self.options, &self.model.config);
-        let longest = options.max_seq_length.min(model.max_position_embeddings);
+        let longest = options.max_seq_length.min(model.max_sequence_length());
         let options = EncodeOptions {
             truncation: options.truncation,
             escape_special: options.escape_special,
             skip_empty: options.skip_empty,
             mask_history: options.mask_history,
             vocab_size: Some(model.vocab_size),
-            max_position_embeddings: Some(model.max_position_embeddings),
+            max_position_embeddings: Some(model.max_sequence_length()),
             ..EncodeOptions::new(self.texts.format, longest)
         };
         self.texts.encoder(options, records)

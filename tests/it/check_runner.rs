@@ -75,7 +75,7 @@ const KERNEL_BENCHES: &str = "#!/bin/sh
 echo '| kernel | ms |'
 echo '|---|---:|'
 echo \"| ${2}forward 2176, quick $TANREN_BENCH_QUICK | 0.5 |\"
-case \"$*\" in *rms_norm*) echo 'error[DEVICE] broken' >&2; exit 5 ;; esac
+case \"$*\" in *\" norm/\"*) echo 'error[DEVICE] broken' >&2; exit 5 ;; esac
 ";
 
 /// Prints what the tool prints, and what the tests print.
@@ -216,13 +216,13 @@ impl Ran {
     }
 }
 
-const GOOD: &str = "ops::rms_norm::gpu_tests::ragged passes
-ops::rms_norm::gpu_tests::real_shapes_0_6b passes
-ops::rms_norm::gpu_tests::gpu_repeats_have_the_same_bits chats
+const GOOD: &str = "ops::norm::gpu_tests::ragged passes
+ops::norm::gpu_tests::real_shapes_0_6b passes
+ops::norm::gpu_tests::gpu_repeats_have_the_same_bits chats
 ops::lora_matmul::gpu::tests::ragged chats
 device::primitives::devices::gpu_gives_what_is_stored passes
 ops::lora_matmul::gpu::tests::emulator_counters fails
-ops::rms_norm::tests::on_the_processor fails
+ops::norm::tests::on_the_processor fails
 ";
 
 #[test]
@@ -250,9 +250,9 @@ fn a_check_without_faults_is_complete() {
         [
             "device::primitives::devices::gpu_gives_what_is_stored",
             "ops::lora_matmul::gpu::tests::ragged",
-            "ops::rms_norm::gpu_tests::ragged",
-            "ops::rms_norm::gpu_tests::real_shapes_0_6b",
-            "ops::rms_norm::gpu_tests::gpu_repeats_have_the_same_bits",
+            "ops::norm::gpu_tests::ragged",
+            "ops::norm::gpu_tests::real_shapes_0_6b",
+            "ops::norm::gpu_tests::gpu_repeats_have_the_same_bits",
             "golden::gpu_case",
         ]
     );
@@ -267,9 +267,9 @@ ops::attention::gpu::tests::behind passes
 ops::attention::gpu::tests::wrong fails
 ops::lora_matmul::gpu::tests::hangs hangs
 ops::lora_matmul::gpu::tests::behind passes
-ops::swiglu::gpu_tests::dies dies
-ops::swiglu::gpu_tests::behind passes
-ops::swiglu::gpu_tests::real_shapes passes
+ops::activation::gpu_tests::dies dies
+ops::activation::gpu_tests::behind passes
+ops::activation::gpu_tests::real_shapes passes
 ",
     );
     let ran = folder.run(&["kernels", "--limit", "120"]);
@@ -280,9 +280,9 @@ ops::swiglu::gpu_tests::real_shapes passes
         ("ops::attention::gpu::tests::wrong", "FAILED"),
         ("ops::lora_matmul::gpu::tests::hangs", "HUNG"),
         ("ops::lora_matmul::gpu::tests::behind", "ok"),
-        ("ops::swiglu::gpu_tests::dies", "CRASHED"),
-        ("ops::swiglu::gpu_tests::behind", "ok"),
-        ("ops::swiglu::gpu_tests::real_shapes", "ok"),
+        ("ops::activation::gpu_tests::dies", "CRASHED"),
+        ("ops::activation::gpu_tests::behind", "ok"),
+        ("ops::activation::gpu_tests::real_shapes", "ok"),
     ]);
     ran.expect(
         1,
@@ -302,7 +302,7 @@ fn a_killed_run_leaves_a_true_table() {
     let folder = Folder::new(
         "ops::attention::gpu::tests::done passes
 ops::attention::gpu::tests::endless hangs
-ops::rms_norm::gpu_tests::later passes
+ops::norm::gpu_tests::later passes
 ",
     );
     let parts = ["| attention, cheap | 1 |"];
@@ -313,7 +313,7 @@ ops::rms_norm::gpu_tests::later passes
         "| device | passed |",
         "| kernels | running |",
         "| goldens | not reached |",
-        "Not reached: `ops::attention::gpu::tests::endless`, `ops::rms_norm::gpu_tests::later`.",
+        "Not reached: `ops::attention::gpu::tests::endless`, `ops::norm::gpu_tests::later`.",
     ] {
         assert!(table.contains(part), "no {part:?} in {table}");
     }
@@ -321,7 +321,7 @@ ops::rms_norm::gpu_tests::later passes
 
 #[test]
 fn time_that_is_up_is_no_failure() {
-    let tests: String = (0..40).map(|i| format!("ops::rms_norm::gpu_tests::t{i} slow\n")).collect();
+    let tests: String = (0..40).map(|i| format!("ops::norm::gpu_tests::t{i} slow\n")).collect();
     let folder = Folder::new(&tests);
     let ran = folder.run(&["kernels", "goldens", "--limit", "16"]);
     ran.expect(
@@ -330,7 +330,7 @@ fn time_that_is_up_is_no_failure() {
             "Complete after",
             "| kernels | cut short |",
             "| goldens | passed |",
-            "Not reached: `ops::rms_norm::gpu_tests::t",
+            "Not reached: `ops::norm::gpu_tests::t",
         ],
     );
     assert!(!ran.table.contains("What failed"), "{}", ran.table);
@@ -374,7 +374,7 @@ fn benchmarks_are_rows_and_one_that_fails_is_one() {
         1,
         &[
             "| quick_benches | FAILED |",
-            "10 figures; failed: rms_norm",
+            "10 figures; failed: norm",
             "| lora_matmul/forward 2176, quick 1 | 0.5 |",
             "| dora/forward 2176, quick 1 | 0.5 |",
             "error[DEVICE] broken",
@@ -386,10 +386,10 @@ fn benchmarks_are_rows_and_one_that_fails_is_one() {
 fn findings_are_told_apart_from_time_outs() {
     let folder = Folder::new(
         "ops::attention::gpu::tests::good passes
-ops::rms_norm::gpu_tests::bad writes_outside
-ops::rms_norm::gpu_tests::behind passes
-ops::swiglu::gpu_tests::slow hangs
-ops::swiglu::gpu_tests::real_shapes hangs
+ops::norm::gpu_tests::bad writes_outside
+ops::norm::gpu_tests::behind passes
+ops::activation::gpu_tests::slow hangs
+ops::activation::gpu_tests::real_shapes hangs
 ",
     );
     let without = folder.run(&["sanitizer", "--limit", "20"]);
@@ -401,16 +401,16 @@ ops::swiglu::gpu_tests::real_shapes hangs
     let ran = folder.run(&["sanitizer", "--limit", "20"]);
     ran.expect(1, &[
         "| sanitizer | FAILED |",
-        "**sanitizer: memcheck ops::rms_norm::gpu_tests::bad**: failed, Invalid __global__ write of size 4 bytes",
-        "Not reached: `memcheck ops::swiglu::gpu_tests::slow`",
+        "**sanitizer: memcheck ops::norm::gpu_tests::bad**: failed, Invalid __global__ write of size 4 bytes",
+        "Not reached: `memcheck ops::activation::gpu_tests::slow`",
     ]);
     ran.demand(&[
         ("memcheck ops::attention::gpu::tests::good", "ok"),
         ("racecheck ops::attention::gpu::tests::good", "ok"),
-        ("memcheck ops::rms_norm::gpu_tests::bad", "FAILED"),
-        ("memcheck ops::rms_norm::gpu_tests::behind", "ok"),
-        ("memcheck ops::swiglu::gpu_tests::slow", "none"),
-        ("memcheck ops::swiglu::gpu_tests::real_shapes", "none"),
+        ("memcheck ops::norm::gpu_tests::bad", "FAILED"),
+        ("memcheck ops::norm::gpu_tests::behind", "ok"),
+        ("memcheck ops::activation::gpu_tests::slow", "none"),
+        ("memcheck ops::activation::gpu_tests::real_shapes", "none"),
     ]);
 }
 

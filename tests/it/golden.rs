@@ -25,7 +25,7 @@ use tanren::optim::{Optimizer, Schedule, Update};
 use tanren::tensor::Real;
 
 /// The folder of the cases.
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     let default = crate::source::root().join("tests/golden");
     std::env::var_os("TANREN_GOLDEN").map_or(default, PathBuf::from)
 }
@@ -62,6 +62,16 @@ impl Case {
         let config = ModelConfig::from_json(path, text).unwrap();
         let expected = TensorFile::open(&dir.join("expected.safetensors")).unwrap();
         Self { dir, json, config, folder, expected }
+    }
+
+    fn open_if(name: &str, opens: bool) -> Option<Self> {
+        opens.then(|| Self::open(name))
+    }
+
+    /// The same case with another description of its model.
+    fn with_config(mut self, path: &std::path::Path) -> Self {
+        self.config = ModelConfig::from_json(path, &std::fs::read_to_string(path).unwrap()).unwrap();
+        self
     }
 
     /// An adapter of the case, in f32.
@@ -169,8 +179,9 @@ impl Case {
         }
     }
 
-    /// Errors of PyTorch in bf16 on models of this size, for cases without their own: measured on the CPU
-    /// with torch 2.9.1 over six layers of 256 features, where logits had a standard deviation of 0.96.
+    /// Errors of PyTorch in bf16, for cases without their own: of logits measured on the CPU with torch 2.9.1 over six layers of 256
+    /// features, where logits had a standard deviation of 0.96; of losses and gradients the largest of the cases of this
+    /// repository, because small models have larger ones.
     #[cfg(feature = "emulated")]
     fn usual_floor(&self) -> Value {
         let of = |name: &str| {
@@ -184,8 +195,9 @@ impl Case {
         let names = names.chain(["label_logprobs_base", "label_logprobs_adapter", "label_logprobs_final"]);
         let mut floor: serde_json::Map<String, Value> =
             names.map(|name| (name.to_owned(), of(name))).collect();
-        floor.insert("loss".into(), serde_json::json!({ "max": 0.0046, "mean": 0.001 }));
-        floor.extend(["grad_norm", "grad", "adapter_final"].map(|name| (name.to_owned(), 0.0066.into())));
+        floor.insert("loss".into(), serde_json::json!({ "max": 0.012, "mean": 0.0062 }));
+        floor.insert("grad".into(), 0.0237.into());
+        floor.extend(["grad_norm", "adapter_final"].map(|name| (name.to_owned(), 0.0066.into())));
         Value::Object(floor)
     }
 
@@ -202,7 +214,7 @@ fn pack(sequences: &[(Vec<u32>, Vec<i64>)]) -> Batch {
         let start = batch.total_tokens();
         batch.push_segment(input_ids, None, 0);
         for (t, &label) in labels.iter().enumerate().skip(1).filter(|(_, l)| **l != IGNORE_INDEX) {
-            batch.targets.tokens_mut().push(TokenTarget {
+            batch.targets.tokens_mut().unwrap().push(TokenTarget {
                 row: start + t - 1,
                 token: label as u32,
                 weight: 1.0,
@@ -212,7 +224,7 @@ fn pack(sequences: &[(Vec<u32>, Vec<i64>)]) -> Batch {
     batch
 }
 
-fn close(name: &str, got: &[f32], expected: &[f32], rtol: f32, atol: f32) {
+pub(crate) fn close(name: &str, got: &[f32], expected: &[f32], rtol: f32, atol: f32) {
     assert_eq!(got.len(), expected.len(), "{name}");
     for (i, (g, e)) in got.iter().zip(expected).enumerate() {
         assert!((g - e).abs() <= rtol * e.abs() + atol, "{name}[{i}]: got {g}, expected {e}");
@@ -368,7 +380,7 @@ macro_rules! cases {
     };
 }
 
-cases!(qwen3_lora, qwen3_headdim128, qwen2_lora, qwen2_rslora, qwen3_dora);
+cases!(qwen3_lora, qwen3_headdim128, qwen2_lora, qwen2_rslora, qwen3_dora, gpt2_lora, llama_lora);
 
 /// Whether the folder has the case. The default one must.
 fn is_there(name: &str) -> bool {
@@ -384,6 +396,8 @@ enum Kind {
     Training,
     /// A training that this build refuses: another family of models, task, or type of weights.
     Refused,
+    /// A training with a head for labels, which `golden_heads` runs.
+    Labels,
     /// Not a training: other tests use it, or no test does yet.
     Other,
 }
@@ -414,27 +428,11 @@ fn kind(dir: &std::path::Path) -> Kind {
     let folder = ModelFolder::open(&dir.join(model)).unwrap();
     let (path, text) = folder.config_json();
     let config = ModelConfig::from_json(path, text);
-    let read = match config {
-        Err(error) => Err(error.to_string()),
-        // A classifier of a known family: this build cannot train its head.
-        Ok(_) if json["task"] != "causal_lm" => match read_adapter(&dir.join("adapter_init")) {
-            Ok(peft) => Adapter::<f32>::from_peft(
-                &Device::cpu(1).unwrap(),
-                &ModelConfig::from_json(path, text).unwrap(),
-                &peft.config,
-                &peft.tensors,
-                dir,
-            )
-            .map(drop)
-            .map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        },
-        Ok(_) => Ok(()),
-    };
-    match read {
-        Ok(()) if json["task"] == "causal_lm" => Kind::Training,
-        Ok(()) => panic!("{}: a {} was read as a language model", dir.display(), json["task"]),
+    match config {
+        Ok(_) if json["task"] == "causal_lm" => Kind::Training,
+        Ok(_) => Kind::Labels,
         Err(error) => {
+            let error = error.to_string();
             let named = ["model_type", "architectures", "rope", "task_type", "modules_to_save", "score"];
             assert!(named.iter().any(|word| error.contains(word)), "{}: {error}", dir.display());
             Kind::Refused
@@ -448,14 +446,31 @@ fn others(check: fn(&str)) {
     let of = |kind: Kind| cases.iter().filter(|case| case.1 == kind).map(|case| case.0.as_str()).collect();
     let (trainings, refused, other): (Vec<&str>, Vec<&str>, Vec<&str>) =
         (of(Kind::Training), of(Kind::Refused), of(Kind::Other));
+    let labels: Vec<&str> = of(Kind::Labels);
     println!("{}: {trainings:?} run, {refused:?} refused, {other:?} are no trainings", folder().display());
     assert!(!trainings.is_empty(), "no training in {}", folder().display());
     let (named, others): (Vec<&str>, Vec<&str>) = trainings.iter().partition(|name| NAMED.contains(name));
     others.iter().for_each(|name| check(name));
-    assert_eq!(named.len() + others.len() + refused.len() + other.len(), cases.len());
+    assert_eq!(named.len() + others.len() + labels.len() + refused.len() + other.len(), cases.len());
     if std::env::var_os("TANREN_GOLDEN").is_none() {
         assert_eq!(named.len(), NAMED.len(), "a case without a test, or a test without a case");
         assert!(others.is_empty() && refused.is_empty(), "{others:?} {refused:?}: name them in `cases!`");
+    }
+}
+
+/// Models that come with the descriptions of other versions of transformers are the same under each.
+#[test]
+fn every_spelling_of_a_configuration_is_the_same_model() {
+    for (name, kind) in cases() {
+        let case = Case::open_if(&name, kind == Kind::Training);
+        let Some(case) = case else { continue };
+        let dir = case.folder.dir().to_owned();
+        for file in ["config_v5.json", "config_old.json"].map(|file| dir.join(file)) {
+            if file.is_file() {
+                let own = case.config.clone();
+                assert_eq!(Case::open(&name).with_config(&file).config, own, "{}", file.display());
+            }
+        }
     }
 }
 

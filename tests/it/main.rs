@@ -17,6 +17,8 @@ mod devices_agree;
 mod drivers;
 mod fuzzing;
 mod golden;
+mod golden_heads;
+mod golden_rope;
 mod kernel_benches;
 mod kernel_table;
 mod kernels;

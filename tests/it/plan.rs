@@ -21,16 +21,10 @@ use crate::train::{Setup, setup, train, train_until, write_rows};
 
 /// Writes a random model whose activations are larger than everything else.
 fn wide_model(dir: &Path) -> String {
-    let shape = ModelConfig {
-        hidden_size: 64,
-        intermediate_size: 192,
-        num_hidden_layers: 6,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 16,
-        vocab_size: 311,
-        ..tiny()
-    };
+    let base = tiny().with_num_hidden_layers(6).with_blocks(|block| {
+        (block.attn.heads, block.attn.kv_heads, block.attn.head_dim, block.mlp.size) = (4, 2, 16, 192);
+    });
+    let shape = ModelConfig { hidden_size: 64, vocab_size: 311, ..base };
     let path = dir.join("model");
     write_model(&shape, &path);
     path.display().to_string()
@@ -344,15 +338,10 @@ fn peak_memory(args: &[&str]) -> u64 {
 #[test]
 fn the_planned_peak_is_that_of_the_process() {
     let dir = tempfile::tempdir().unwrap();
-    let shape = ModelConfig {
-        hidden_size: 384,
-        intermediate_size: 1152,
-        num_hidden_layers: 6,
-        num_attention_heads: 6,
-        num_key_value_heads: 3,
-        vocab_size: 20_000,
-        ..tiny()
-    };
+    let base = tiny().with_num_hidden_layers(6).with_blocks(|block| {
+        (block.attn.heads, block.attn.kv_heads, block.mlp.size) = (6, 3, 1152);
+    });
+    let shape = ModelConfig { hidden_size: 384, vocab_size: 20_000, ..base };
     let model = dir.path().join("model");
     write_model(&shape, &model);
     let rows = dir.path().join("rows.jsonl");

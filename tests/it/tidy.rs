@@ -16,10 +16,11 @@ const HARD_LIMIT: usize = 600;
 const SOFT_LIMIT: usize = 400;
 
 /// The rooms of the crate and their levels: a room imports lower levels only. Level 0 is one family.
-const LEVELS: [(&str, u8); 15] = [
+const LEVELS: [(&str, u8); 16] = [
     ("error", 0),
     ("tensor", 0),
     ("batch", 0),
+    ("kinds", 0),
     ("rng", 0),
     ("config", 1),
     ("device", 1),

@@ -1,7 +1,7 @@
 //! The attention mask of a packed batch, against its definition.
 
 use tanren::batch::Batch;
-use tanren::ops::attention::{AttentionPlan, PlanCapacity};
+use tanren::ops::attention::{AttentionPlan, AttnMask, PlanCapacity};
 
 use super::Choices;
 
@@ -28,13 +28,19 @@ pub(super) fn attention_plan(input: &[u8]) {
     let some: Vec<usize> = (0..total).filter(|row| row % step == 0 || choices.below(3) == 0).collect();
     let all: Vec<usize> = (0..total).collect();
     let segments = &batch.segments;
-    check(&batch, &AttentionPlan::causal(segments), &all, false);
-    check(&batch, &AttentionPlan::for_rows(segments, &some), &some, false);
-    check(&batch, &AttentionPlan::bidirectional(segments), &all, true);
+    check(&batch, &AttentionPlan::causal(segments), &all, AttnMask::Causal);
+    for mask in [AttnMask::Causal, AttnMask::Full, AttnMask::Window(choices.below(200))] {
+        for rows in [&some, &all] {
+            match AttentionPlan::for_rows(mask, segments, rows) {
+                Ok(plan) => check(&batch, &plan, rows, mask),
+                Err(_) => assert!(mask != AttnMask::Causal && segments.iter().any(|s| s.prefix.is_some())),
+            }
+        }
+    }
 }
 
-/// A query sees the segments that its own one continues, and of its own one the rows up to itself, or all if `is_encoder`.
-fn check(batch: &Batch, plan: &AttentionPlan, queries: &[usize], is_encoder: bool) {
+/// A query sees the segments that its own one continues, and of its own one what the mask says.
+fn check(batch: &Batch, plan: &AttentionPlan, queries: &[usize], mask: AttnMask) {
     assert_eq!(plan.num_query_rows(), queries.len());
     assert_eq!(plan.num_key_rows(), batch.total_tokens());
     let mut next = 0;
@@ -48,12 +54,15 @@ fn check(batch: &Batch, plan: &AttentionPlan, queries: &[usize], is_encoder: boo
             let mut seen: Vec<usize> = Vec::new();
             for range in &tile.keys {
                 let visible = plan.visible(query, range);
-                seen.extend(range.rows.start..range.rows.start + visible);
+                seen.extend(visible.map(|key| range.rows.start + key));
             }
             let mut at = batch.segments.iter().position(|s| s.rows().contains(&row)).unwrap();
             let own = batch.segments[at].rows();
-            let mut expected: Vec<usize> =
-                if is_encoder { own.collect() } else { (own.start..row + 1).collect() };
+            let mut expected: Vec<usize> = match mask {
+                AttnMask::Causal => (own.start..row + 1).collect(),
+                AttnMask::Full => own.collect(),
+                AttnMask::Window(reach) => own.filter(|key| key.abs_diff(row) <= reach).collect(),
+            };
             while let Some(prefix) = batch.segments[at].prefix {
                 expected.splice(0..0, batch.segments[prefix].rows());
                 at = prefix;

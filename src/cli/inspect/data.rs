@@ -40,8 +40,8 @@ pub(super) fn show(args: &DataArgs, console: &Console) -> Result<()> {
         skip_empty: args.skip_empty.unwrap_or(usual.skip_empty),
         mask_history: args.mask_history.unwrap_or(usual.mask_history),
         vocab_size: Some(model.config.vocab_size),
-        max_position_embeddings: Some(model.config.max_position_embeddings),
-        ..EncodeOptions::new(texts.format, longest.min(model.config.max_position_embeddings))
+        max_position_embeddings: Some(model.config.max_sequence_length()),
+        ..EncodeOptions::new(texts.format, longest.min(model.config.max_sequence_length()))
     };
     let encoder = texts.encoder(options, &records)?;
     let done = std::sync::atomic::AtomicU64::new(0);

@@ -7,13 +7,15 @@ use crate::cli::console::{Console, Progress};
 use crate::cli::inspect::open_model;
 use crate::cli::table;
 use crate::cli::units::{bytes, count};
+use crate::config::block::{BlockSpec, NormKind, RopeScaling};
 use crate::config::{ModelConfig, Sites, Variant, matching_variant, variants};
 use crate::device::Device;
 use crate::error::Result;
 use crate::formats::hub;
 use crate::formats::model_folder::{ModelFolder, tokenizer_files};
-use crate::model::Weights;
+use crate::model::label_head::trained_layers;
 use crate::model::open::OpenModel;
+use crate::model::{Weights, load};
 
 /// Lists the built-in variants.
 pub(super) fn list(console: &Console) {
@@ -22,10 +24,12 @@ pub(super) fn list(console: &Console) {
         match v.model_config() {
             Ok(c) => row.extend([
                 count(c.parameter_count()),
-                c.num_hidden_layers.to_string(),
+                c.num_hidden_layers().to_string(),
                 c.hidden_size.to_string(),
-                format!("{}/{} x {}", c.num_attention_heads, c.num_key_value_heads, c.head_dim),
-                c.intermediate_size.to_string(),
+                c.blocks.first().map_or_else(String::new, |BlockSpec { attn, .. }| {
+                    format!("{}/{} x {}", attn.heads, attn.kv_heads, attn.head_dim)
+                }),
+                c.blocks.first().map_or_else(String::new, |block| block.mlp.size.to_string()),
                 count(c.vocab_size as u64),
                 count(c.max_position_embeddings as u64),
             ]),
@@ -99,27 +103,40 @@ fn check(folder: &ModelFolder, console: &Console) -> Result<()> {
 
 fn shape(config: &ModelConfig) -> Vec<(&'static str, String)> {
     let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
-    vec![
+    let mut rows = vec![
         ("family", config.family.to_string()),
         ("parameters", count(config.parameter_count())),
-        ("layers", config.num_hidden_layers.to_string()),
+        ("layers", config.num_hidden_layers().to_string()),
         ("hidden size", config.hidden_size.to_string()),
-        ("MLP size", config.intermediate_size.to_string()),
-        (
-            "attention",
-            format!(
-                "{} heads, {} for keys and values, {} wide",
-                config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    ];
+    if let Some(BlockSpec { norm, attn, mlp, .. }) = config.blocks.first() {
+        rows.extend([
+            ("MLP size", mlp.size.to_string()),
+            (
+                "attention",
+                format!(
+                    "{} heads, {} for keys and values, {} wide",
+                    attn.heads, attn.kv_heads, attn.head_dim
+                ),
             ),
-        ),
-        ("q, k, v bias", yes_no(config.attention_bias)),
-        ("q, k norm", yes_no(config.qk_norm)),
+            ("q, k, v bias", yes_no(attn.qkv_bias)),
+            ("q, k norm", yes_no(attn.qk_norm)),
+        ]);
+        if let Some(rope) = &attn.rope {
+            rows.push(("rope_theta", rope.theta.to_string()));
+            if rope.scaling != RopeScaling::Default {
+                rows.push(("rope scaling", format!("{:?}", rope.scaling)));
+            }
+        }
+        let name = if norm.kind == NormKind::Rms { "rms_norm_eps" } else { "layer_norm_eps" };
+        rows.push((name, format!("{:e}", norm.eps)));
+    }
+    rows.extend([
         ("vocabulary", count(config.vocab_size as u64)),
         ("tied head", yes_no(config.tie_word_embeddings)),
-        ("positions", count(config.max_position_embeddings as u64)),
-        ("rope_theta", config.rope_theta.to_string()),
-        ("rms_norm_eps", format!("{:e}", config.rms_norm_eps)),
-    ]
+        ("positions", count(config.max_sequence_length() as u64)),
+    ]);
+    rows
 }
 
 fn linear(config: &ModelConfig) -> Vec<String> {
@@ -174,12 +191,18 @@ fn files(folder: &ModelFolder) -> Result<Vec<(&'static str, String)>> {
 /// Tensors that the model needs and the files lack, and the other way round. Reads no numbers.
 fn compare(config: &ModelConfig, folder: &ModelFolder) -> Result<(Vec<String>, Vec<String>)> {
     let device = Device::dry();
-    let mut needed = BTreeSet::new();
+    let (mut missing, mut used) = (Vec::new(), BTreeSet::new());
     Weights::<f32>::build(config, |name, [rows, cols], _| {
-        needed.insert(name.to_owned());
+        match load::find(config, folder, name) {
+            Some((found, _)) => drop(used.insert(found.to_owned())),
+            None => missing.push(name.to_owned()),
+        }
         device.empty(rows, cols)
     })?;
-    let there: BTreeSet<String> = folder.tensor_names().into_iter().map(str::to_owned).collect();
-    let less = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect();
-    Ok((less(&needed, &there), less(&there, &needed)))
+    for (path, _, _) in trained_layers(config) {
+        used.extend([format!("{path}.weight"), format!("{path}.bias")]);
+    }
+    let there = folder.tensor_names().into_iter();
+    let unused = there.filter(|name| !used.contains(*name) && !load::is_buffer(config, name));
+    Ok((missing, unused.map(str::to_owned).collect()))
 }

@@ -45,7 +45,7 @@ pub(super) fn show(args: &PlanArgs, console: &Arc<Console>) -> Result<()> {
     let model = shape(&config, args, console)?;
     let workload = Workload {
         tokens: args.tokens.or(config.tokens_per_batch).unwrap_or(config.max_tokens_per_pass),
-        sequence_length: args.sequence_length.unwrap_or(SEQUENCE_LENGTH.min(model.max_position_embeddings)),
+        sequence_length: args.sequence_length.unwrap_or(SEQUENCE_LENGTH.min(model.max_sequence_length())),
         supervised_share: args.supervised_share.unwrap_or(SUPERVISED_SHARE),
     };
     let plan = plan_workload(&config, &model, &workload)?;

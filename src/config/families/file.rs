@@ -6,6 +6,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::Family;
+use crate::config::block::Activation;
+use crate::config::head::{HeadSpec, LabelHeadSpec};
+use crate::config::model::{MAX_LABELS, MAX_LAYERS};
 use crate::error::{Error, InputError, Result};
 
 /// The keys of a `config.json`, with its path and text.
@@ -88,6 +91,19 @@ impl<'a> ConfigFile<'a> {
         }
     }
 
+    /// The number of blocks, small enough for a list of them.
+    pub(super) fn layers(&self, key: &str) -> Result<usize> {
+        match self.size(key, None)? {
+            count if (1..=MAX_LAYERS).contains(&count) => Ok(count),
+            count => self
+                .error(key, "the size is out of range")
+                .got(count)
+                .expected(format!("1 to {MAX_LAYERS}"))
+                .fix("check that config.json belongs to this model")
+                .into(),
+        }
+    }
+
     pub(super) fn number(&self, key: &str, default: f64) -> Result<f64> {
         match self.value(key) {
             Value::Null => Ok(default),
@@ -103,10 +119,92 @@ impl<'a> ConfigFile<'a> {
         }
     }
 
+    /// Number of labels, as transformers counts them: those of `id2label`, else `num_labels`, else 2.
+    pub(super) fn num_labels(&self) -> Result<usize> {
+        let (key, count) = match self.value("id2label") {
+            Value::Object(names) => ("id2label", names.len()),
+            Value::Null => ("num_labels", self.size("num_labels", Some(2))?),
+            other => {
+                return self
+                    .error("id2label", "not a table of labels")
+                    .got(other)
+                    .expected("an object of names by number")
+                    .fix("check config.json")
+                    .into();
+            }
+        };
+        match count {
+            1..=MAX_LABELS => Ok(count),
+            _ => self
+                .error(key, "the number of labels is out of range")
+                .got(count)
+                .expected(format!("1 to {MAX_LABELS}"))
+                .fix("check config.json")
+                .into(),
+        }
+    }
+
+    /// The head of a language model, or that for labels where the file was written from a classifier.
+    pub(super) fn head(&self, labels: LabelHeadSpec) -> Result<HeadSpec> {
+        let architectures = self.value("architectures").as_array().map_or(&[][..], Vec::as_slice);
+        let is_classifier =
+            |name: &Value| name.as_str().is_some_and(|n| n.ends_with("ForSequenceClassification"));
+        Ok(match architectures.iter().any(is_classifier) {
+            true => HeadSpec::Labels(labels),
+            false => HeadSpec::Tokens,
+        })
+    }
+
+    /// Width of a head of a model whose heads share the hidden features, with the names of both keys.
+    pub(super) fn head_dim(
+        &self,
+        (hidden_key, hidden_size): (&str, usize),
+        (heads_key, heads): (&str, usize),
+    ) -> Result<usize> {
+        match hidden_size.checked_div(heads) {
+            Some(width) if width * heads == hidden_size => Ok(width),
+            _ => self
+                .error(heads_key, format!("the heads must divide {hidden_key}"))
+                .got(heads)
+                .expected(format!("a divisor of {hidden_size}"))
+                .fix("check that config.json belongs to this model")
+                .into(),
+        }
+    }
+
+    /// An activation by its name in transformers, where some functions have several.
+    pub(super) fn activation(&self, key: &str, default: &str) -> Result<Activation> {
+        let value = self.value(key);
+        match value.as_str().or(value.is_null().then_some(default)) {
+            Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_python_tanh") => {
+                Ok(Activation::GeluTanh)
+            }
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("tanh") => Ok(Activation::Tanh),
+            _ => self.refuse(key, "\"gelu\", \"gelu_new\", \"silu\" or \"tanh\""),
+        }
+    }
+
+    /// The name of an activation in transformers.
+    pub(super) fn activation_name(act: Activation) -> &'static str {
+        match act {
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu_new",
+            Activation::Silu => "silu",
+            Activation::Tanh => "tanh",
+        }
+    }
+
     /// A truth value; absent or null is false.
     pub(super) fn flag(&self, key: &str) -> Result<bool> {
+        self.flag_or(key, false)
+    }
+
+    /// A truth value, with what absent or null means.
+    pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
         match self.value(key) {
-            Value::Null => Ok(false),
+            Value::Null => Ok(default),
             Value::Bool(flag) => Ok(*flag),
             value => self
                 .error(key, "not a truth value")
@@ -171,31 +269,6 @@ impl<'a> ConfigFile<'a> {
                 .expected("unquantized weights")
                 .fix("use the model folder with bf16, f16 or f32 weights")
                 .into(),
-        }
-    }
-
-    /// Refuses scaled rotary frequencies, under the names of transformers 4 and 5, and rotation of a part of
-    /// a head only.
-    pub(super) fn refuse_other_rope(&self) -> Result<()> {
-        for key in ["rope_scaling", "rope_parameters"] {
-            let scaled = |inner: &Map<String, Value>| {
-                inner.iter().any(|(name, value)| match name.as_str() {
-                    "rope_theta" => key == "rope_scaling",
-                    "rope_type" | "type" => value != "default",
-                    "partial_rotary_factor" => value.as_f64() != Some(1.0),
-                    _ => true,
-                })
-            };
-            match self.value(key) {
-                Value::Null => {}
-                Value::Object(inner) if !scaled(inner) => {}
-                _ => return self.refuse(key, "null or {\"rope_type\": \"default\"}"),
-            }
-        }
-        let key = "partial_rotary_factor";
-        match self.has(key) && self.value(key).as_f64() != Some(1.0) {
-            true => self.refuse(key, "1.0"),
-            false => Ok(()),
         }
     }
 }

@@ -4,17 +4,25 @@
 use serde_json::{Map, Value, json};
 
 use super::file::ConfigFile;
-use super::{Definition, Family, ModulePaths};
+use super::rope;
+use super::{Definition, Family, ModulePaths, common_keys};
+use crate::config::block::{
+    Activation, AttnMask, AttnSpec, BlockSpec, EmbedSpec, Gate, MlpSpec, NormKind, NormSpec, Wiring,
+};
+use crate::config::head::LabelHeadSpec;
 use crate::config::model::ModelConfig;
 use crate::config::sites::Slot;
 use crate::error::Result;
 
 /// Paths of the modules of all families of this shape.
 pub(super) const MODULES: ModulePaths = ModulePaths {
+    base_prefix: "",
     embed_tokens: "model.embed_tokens",
+    embed_positions: "",
+    embed_types: "",
+    embed_norm: "",
     blocks: "model.layers",
-    norm_before_attention: "input_layernorm",
-    norm_before_mlp: "post_attention_layernorm",
+    norms: ["input_layernorm", "post_attention_layernorm"],
     qk_norm: ["self_attn.q_norm", "self_attn.k_norm"],
     linear: |slot| match slot {
         Slot::Q => "self_attn.q_proj",
@@ -24,15 +32,24 @@ pub(super) const MODULES: ModulePaths = ModulePaths {
         Slot::Gate => "mlp.gate_proj",
         Slot::Up => "mlp.up_proj",
         Slot::Down => "mlp.down_proj",
+        Slot::Qkv | Slot::GateUp | Slot::Pooler => "",
     },
+    is_conv1d: false,
+    default_targets: &["q_proj", "v_proj"],
     final_norm: "model.norm",
     head: "lm_head",
+    pooler_norm: "",
+    trained_head: "score",
+    trained_layers: ["", "score"],
     without_weights: &["model.rotary_emb", ".mlp.act_fn"],
+    buffers: &[],
 };
 
 pub(super) static LLAMA: Definition = Definition {
     model_type: "llama",
     architecture: "LlamaForCausalLM",
+    label_architecture: "LlamaForSequenceClassification",
+    names: &[],
     modules: &MODULES,
     keys: &[KEYS],
     read: |file| read(file, &DIFFERENCES),
@@ -115,23 +132,39 @@ pub(super) fn read(file: &ConfigFile<'_>, differences: &Differences) -> Result<M
             .fix("check that config.json belongs to this model")
             .into();
     }
+    let max_positions = file.size("max_position_embeddings", Some(differences.max_position_embeddings))?;
+    let block = BlockSpec {
+        wiring: Wiring::PreNorm,
+        norm: NormSpec { kind: NormKind::Rms, bias: false, eps: file.number("rms_norm_eps", 1e-6)? },
+        attn: AttnSpec {
+            heads: num_attention_heads,
+            kv_heads: file.size("num_key_value_heads", shares_no_heads.then_some(num_attention_heads))?,
+            head_dim: file.size("head_dim", Some(head_default))?,
+            fused_qkv: false,
+            qkv_bias: differences.attention_bias,
+            o_bias: false,
+            qk_norm: differences.qk_norm,
+            rope: Some(rope::read(file, max_positions)?),
+            mask: AttnMask::Causal,
+        },
+        mlp: MlpSpec {
+            size: file.size("intermediate_size", None)?,
+            act: Activation::Silu,
+            gate: Gate::Split,
+            bias: false,
+        },
+    };
+    let label_head = LabelHeadSpec::last_token(file.num_labels()?);
     Ok(ModelConfig {
         family: differences.family,
         hidden_size,
-        intermediate_size: file.size("intermediate_size", None)?,
-        num_hidden_layers: file.size("num_hidden_layers", None)?,
-        num_attention_heads,
-        num_key_value_heads: file
-            .size("num_key_value_heads", shares_no_heads.then_some(num_attention_heads))?,
-        head_dim: file.size("head_dim", Some(head_default))?,
         vocab_size: file.size("vocab_size", None)?,
-        max_position_embeddings: file
-            .size("max_position_embeddings", Some(differences.max_position_embeddings))?,
-        rms_norm_eps: file.number("rms_norm_eps", 1e-6)?,
-        rope_theta: file.rope_theta()?,
+        max_position_embeddings: max_positions,
+        embed: EmbedSpec::default(),
+        blocks: vec![block; file.layers("num_hidden_layers")?],
+        head: file.head(label_head)?,
+        label_head,
         tie_word_embeddings: file.flag("tie_word_embeddings")?,
-        attention_bias: differences.attention_bias,
-        qk_norm: differences.qk_norm,
         initializer_range: file.number("initializer_range", 0.02)?,
         bos_token_id: file.tokens("bos_token_id")?.first().copied(),
         eos_token_ids: file.tokens("eos_token_id")?,
@@ -141,7 +174,6 @@ pub(super) fn read(file: &ConfigFile<'_>, differences: &Differences) -> Result<M
 
 /// Refuses every key that would change the maths.
 fn refuse_other_maths(file: &ConfigFile<'_>, differences: &Differences) -> Result<()> {
-    file.refuse_other_rope()?;
     for key in ["use_sliding_window", "attention_bias", "mlp_bias"] {
         let is_ignored = key == "attention_bias" && differences.attention_bias;
         if file.flag(key)? && !is_ignored {
@@ -162,37 +194,34 @@ fn refuse_other_maths(file: &ConfigFile<'_>, differences: &Differences) -> Resul
 
 /// The keys that all families of this shape write, for weights of the type that transformers calls `dtype`.
 pub(super) fn write(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
-    let eos = match config.eos_token_ids.as_slice() {
-        [] => Value::Null,
-        [one] => json!(one),
-        many => json!(many),
-    };
+    let mut common = common_keys(config, dtype);
+    let mut common = |key: &str| common.remove(key).unwrap_or_default();
+    let Some(BlockSpec { norm, attn, mlp, .. }) = config.blocks.first() else { return Map::new() };
     let keys = json!({
-        "architectures": [config.family.architecture()],
-        "attention_bias": config.attention_bias,
+        "architectures": common("architectures"),
+        "attention_bias": attn.qkv_bias,
         "attention_dropout": 0.0,
-        "bos_token_id": config.bos_token_id,
-        // transformers before 4.56 reads the second spelling.
-        "dtype": dtype,
-        "torch_dtype": dtype,
-        "eos_token_id": eos,
-        "head_dim": config.head_dim,
+        "bos_token_id": common("bos_token_id"),
+        "dtype": common("dtype"),
+        "torch_dtype": common("torch_dtype"),
+        "eos_token_id": common("eos_token_id"),
+        "head_dim": attn.head_dim,
         "hidden_act": "silu",
         "hidden_size": config.hidden_size,
-        "initializer_range": config.initializer_range,
-        "intermediate_size": config.intermediate_size,
+        "initializer_range": common("initializer_range"),
+        "intermediate_size": mlp.size,
         "max_position_embeddings": config.max_position_embeddings,
-        "model_type": config.family.model_type(),
-        "num_attention_heads": config.num_attention_heads,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_key_value_heads": config.num_key_value_heads,
-        "pad_token_id": config.pad_token_id,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_scaling": null,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "use_cache": true,
-        "vocab_size": config.vocab_size,
+        "model_type": common("model_type"),
+        "num_attention_heads": attn.heads,
+        "num_hidden_layers": config.num_hidden_layers(),
+        "num_key_value_heads": attn.kv_heads,
+        "pad_token_id": common("pad_token_id"),
+        "rms_norm_eps": norm.eps,
+        "rope_scaling": attn.rope.as_ref().map(rope::write),
+        "rope_theta": attn.rope.map(|rope| rope.theta),
+        "tie_word_embeddings": common("tie_word_embeddings"),
+        "use_cache": common("use_cache"),
+        "vocab_size": common("vocab_size"),
     });
     match keys {
         Value::Object(keys) => keys,

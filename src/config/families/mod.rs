@@ -7,17 +7,23 @@
 use std::fmt;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use super::block::Wiring;
+use super::head::HeadSpec;
 use super::model::ModelConfig;
 use super::sites::{Sites, Slot};
 use super::values::Dtype;
 use crate::error::{Error, Result};
 use file::ConfigFile;
 
+mod bert;
 mod file;
+mod gpt2;
 mod llama;
+mod modernbert;
 mod qwen;
+mod rope;
 
 /// Supported model families, named by their `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -28,17 +34,31 @@ pub enum Family {
     Qwen3,
     /// Llama and models of its shape: neither bias nor norm of heads.
     Llama,
+    /// GPT-2 and DialoGPT: learned positions, LayerNorm and biases, linear layers stored transposed.
+    Gpt2,
+    /// BERT: norms behind the residual addition, token types, a pooler.
+    Bert,
+    /// RoBERTa: as BERT, with a trained layer in the head instead of the pooler.
+    Roberta,
+    /// XLM-R: RoBERTa under another name.
+    XlmRoberta,
+    /// ModernBERT: fused projections, GeGLU, windows, and two bases of rotation.
+    ModernBert,
 }
 
 /// The definition of a family, one per file of this folder.
 struct Definition {
     /// `model_type` in `config.json`.
     model_type: &'static str,
-    /// The class of transformers that loads it for language modelling.
+    /// The class of transformers that loads it for what it is first of all: language modelling, or labels.
     architecture: &'static str,
+    /// The class that loads it with a head for labels.
+    label_architecture: &'static str,
     /// Known keys, in groups: they are read, or refused if they need unsupported maths, or change no result.
     /// Keys of all families are in [`COMMON_KEYS`].
     keys: &'static [&'static [&'static str]],
+    /// Names of keys where they are not those of [`ModelConfig`] or of Llama.
+    names: &'static [(&'static str, &'static str)],
     /// Paths of its modules.
     modules: &'static ModulePaths,
     /// Reads the shape, and refuses keys that need unsupported maths.
@@ -47,27 +67,46 @@ struct Definition {
     write: fn(&ModelConfig, &str) -> Map<String, Value>,
 }
 
-/// Paths of the modules of a family, as in Hugging Face checkpoints.
+/// Paths of the modules of a family, as in Hugging Face checkpoints. Those of parts that no model of the family has
+/// are empty.
 #[derive(Debug)]
 pub struct ModulePaths {
+    /// The part in front of most paths that a file written from the bare model, without a head, leaves out; with its dot.
+    pub base_prefix: &'static str,
     /// The embedding table.
     pub embed_tokens: &'static str,
+    /// The table of positions.
+    pub embed_positions: &'static str,
+    /// The table of token types.
+    pub embed_types: &'static str,
+    /// The norm of the embeddings.
+    pub embed_norm: &'static str,
     /// The list of the blocks.
     pub blocks: &'static str,
-    /// Norm before attention, within its block.
-    pub norm_before_attention: &'static str,
-    /// Norm before the MLP, within its block.
-    pub norm_before_mlp: &'static str,
+    /// The two norms within a block, in their order.
+    pub norms: [&'static str; 2],
     /// Norms of the heads of q and k, within their block.
     pub qk_norm: [&'static str; 2],
-    /// Linear layers within their block.
+    /// Linear layers within their block; that of the pooler in the model.
     pub linear: fn(Slot) -> &'static str,
+    /// Whether linear layers are stored as `[in_features, out_features]`, as Conv1D of transformers does.
+    pub is_conv1d: bool,
+    /// Names of the layers that PEFT adapts if a configuration names none.
+    pub default_targets: &'static [&'static str],
     /// Norm after the last block.
     pub final_norm: &'static str,
-    /// The head.
+    /// The head of a language model.
     pub head: &'static str,
+    /// The norm of the pooler.
+    pub pooler_norm: &'static str,
+    /// The module that holds the trained layers of a head for labels, as PEFT's `modules_to_save` names it.
+    pub trained_head: &'static str,
+    /// The trained layers of that head: the one before the last, and the last.
+    pub trained_layers: [&'static str; 2],
     /// Modules without weights; within a block where they begin with a dot.
     without_weights: &'static [&'static str],
+    /// Ends of the names of buffers that are stored beside the weights and hold no weight.
+    pub buffers: &'static [&'static str],
 }
 
 impl ModulePaths {
@@ -75,18 +114,50 @@ impl ModulePaths {
     pub fn block(&self, layer: usize) -> String {
         format!("{}.{layer}", self.blocks)
     }
+
+    /// Path of the norm that the stream meets as number `index` of [`ModelConfig::norms`].
+    pub fn norm(&self, model: &ModelConfig, index: usize) -> String {
+        let blocks = model.num_hidden_layers();
+        let is_post = model.blocks.first().is_some_and(|block| block.wiring == Wiring::PostNorm);
+        let within = |index: usize| format!("{}.{}", self.block(index / 2), self.norms[index % 2]);
+        match index {
+            0 if model.embed.norm.is_some() || is_post => self.embed_norm.to_owned(),
+            index if is_post => within(index - 1),
+            index if index == 2 * blocks => self.final_norm.to_owned(),
+            index => within(index),
+        }
+    }
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 3] = [Self::Qwen2, Self::Qwen3, Self::Llama];
+    pub const ALL: [Self; 8] = [
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Llama,
+        Self::Gpt2,
+        Self::Bert,
+        Self::Roberta,
+        Self::XlmRoberta,
+        Self::ModernBert,
+    ];
 
     fn definition(self) -> &'static Definition {
         match self {
             Self::Qwen2 => &qwen::QWEN2,
             Self::Qwen3 => &qwen::QWEN3,
             Self::Llama => &llama::LLAMA,
+            Self::Gpt2 => &gpt2::GPT2,
+            Self::Bert => &bert::BERT,
+            Self::Roberta => &bert::ROBERTA,
+            Self::XlmRoberta => &bert::XLM_ROBERTA,
+            Self::ModernBert => &modernbert::MODERNBERT,
         }
+    }
+
+    /// What this family calls the key that [`ModelConfig`], or Llama, calls `key`.
+    pub(super) fn key(self, key: &'static str) -> &'static str {
+        self.definition().names.iter().find(|(usual, _)| *usual == key).map_or(key, |(_, own)| own)
     }
 
     /// `model_type` in `config.json`.
@@ -99,9 +170,17 @@ impl Family {
         Self::ALL.into_iter().find(|family| family.model_type() == name)
     }
 
-    /// The class of transformers that loads it for language modelling.
-    pub fn architecture(self) -> &'static str {
-        self.definition().architecture
+    /// The class of transformers that loads it with this head.
+    pub fn architecture(self, head: &HeadSpec) -> &'static str {
+        match head {
+            HeadSpec::Tokens => self.definition().architecture,
+            HeadSpec::Labels(_) => self.definition().label_architecture,
+        }
+    }
+
+    /// Whether it predicts next tokens.
+    pub fn is_language_model(self) -> bool {
+        !self.modules().head.is_empty()
     }
 
     /// Paths of its modules.
@@ -112,14 +191,24 @@ impl Family {
     /// Paths of the modules of a model that are no linear layer of a block.
     pub(super) fn other_modules(self, model: &ModelConfig) -> Vec<String> {
         let paths = self.modules();
-        let mut all: Vec<String> =
-            [paths.embed_tokens, paths.final_norm, paths.head].map(str::to_owned).into();
-        for layer in 0..model.num_hidden_layers {
-            let mut parts = vec![paths.norm_before_attention, paths.norm_before_mlp];
-            if model.block(layer).attn.qk_norm {
-                parts.extend(paths.qk_norm);
+        let mut all = vec![paths.embed_tokens.to_owned()];
+        if model.embed.positions.is_some() {
+            all.push(paths.embed_positions.to_owned());
+        }
+        if model.embed.token_types.is_some() {
+            all.push(paths.embed_types.to_owned());
+        }
+        match &model.head {
+            HeadSpec::Tokens => all.push(paths.head.to_owned()),
+            HeadSpec::Labels(head) => {
+                let norm = head.pooler.and_then(|pooler| pooler.norm);
+                all.extend(norm.map(|_| paths.pooler_norm.to_owned()));
             }
-            all.extend(parts.iter().map(|part| format!("{}.{part}", paths.block(layer))));
+        }
+        all.extend((0..model.norms().count()).map(|index| paths.norm(model, index)));
+        for (layer, block) in model.blocks.iter().enumerate() {
+            let norms = paths.qk_norm.iter().filter(|_| block.attn.qk_norm);
+            all.extend(norms.map(|part| format!("{}.{part}", paths.block(layer))));
             let within = paths.without_weights.iter().filter(|path| path.starts_with('.'));
             all.extend(within.map(|part| format!("{}{part}", paths.block(layer))));
         }
@@ -160,7 +249,7 @@ impl fmt::Display for Family {
 }
 
 /// Keys of every configuration class of transformers, and of other tools, that are read or change no result here.
-const COMMON_KEYS: [&str; 24] = [
+const COMMON_KEYS: [&str; 26] = [
     "_attn_implementation",
     "_name_or_path",
     "architectures",
@@ -171,9 +260,11 @@ const COMMON_KEYS: [&str; 24] = [
     "id2label",
     "label2id",
     "model_type",
+    "num_labels",
     "output_attentions",
     "output_hidden_states",
     "pad_token_id",
+    "problem_type",
     "quantization_config",
     "return_dict",
     "tie_word_embeddings",
@@ -185,6 +276,19 @@ const COMMON_KEYS: [&str; 24] = [
     "unsloth_version",
     "use_bfloat16",
     "use_cache",
+];
+
+/// Dropout of the frozen model, under the names of all families.
+const DROPOUT_KEYS: [&str; 9] = [
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "attn_pdrop",
+    "classifier_dropout",
+    "embd_pdrop",
+    "embedding_dropout",
+    "hidden_dropout_prob",
+    "mlp_dropout",
+    "resid_pdrop",
 ];
 
 impl ModelConfig {
@@ -205,7 +309,7 @@ impl ModelConfig {
     }
 
     /// Notes about unused content of a `config.json`, one sentence each: keys that the family does not know,
-    /// and a second `rope_theta`.
+    /// a second `rope_theta`, and dropout of the model itself.
     pub fn unused(text: &str) -> Vec<String> {
         let keys: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
         let family = keys.get("model_type").and_then(Value::as_str).and_then(Family::from_model_type);
@@ -229,6 +333,17 @@ impl ModelConfig {
         if keys.get("rope_theta").filter(other).is_some() {
             unused.push("rope_theta of config.json is not used: that of rope_parameters counts".to_owned());
         }
+        let drops: Vec<String> = DROPOUT_KEYS
+            .iter()
+            .filter_map(|key| Some((key, keys.get(*key)?.as_f64().filter(|&p| p > 0.0)?)))
+            .map(|(key, p)| format!("{key} {p}"))
+            .collect();
+        if !drops.is_empty() {
+            unused.push(format!(
+                "dropout of the model is not applied in training, only that of the adapter (lora_dropout): {}",
+                drops.join(", ")
+            ));
+        }
         unused
     }
 
@@ -249,6 +364,38 @@ impl ModelConfig {
         text.push('\n');
         text
     }
+}
+
+/// The keys that every family writes, for weights of the type that transformers calls `dtype`.
+fn common_keys(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
+    let eos = match config.eos_token_ids.as_slice() {
+        [] => Value::Null,
+        [one] => json!(one),
+        many => json!(many),
+    };
+    let keys = json!({
+        "architectures": [config.family.architecture(&config.head)],
+        "bos_token_id": config.bos_token_id,
+        // transformers before 4.56 reads the second spelling.
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "eos_token_id": eos,
+        "initializer_range": config.initializer_range,
+        "model_type": config.family.model_type(),
+        "pad_token_id": config.pad_token_id,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "use_cache": true,
+        "vocab_size": config.vocab_size,
+    });
+    let Value::Object(mut keys) = keys else { return Map::new() };
+    if let HeadSpec::Labels(head) = &config.head {
+        let name = |id: usize| format!("LABEL_{id}");
+        let ids = (0..head.num_labels).map(|id| (id.to_string(), json!(name(id))));
+        let names = (0..head.num_labels).map(|id| (name(id), json!(id)));
+        keys.insert("id2label".to_owned(), Value::Object(ids.collect()));
+        keys.insert("label2id".to_owned(), Value::Object(names.collect()));
+    }
+    keys
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use crate::config::model::ModelConfig;
 pub(super) static QWEN2: Definition = Definition {
     model_type: "qwen2",
     architecture: "Qwen2ForCausalLM",
+    label_architecture: "Qwen2ForSequenceClassification",
+    names: &[],
     modules: &llama::MODULES,
     keys: &[llama::KEYS, WINDOW_KEYS],
     read: |file| {
@@ -27,6 +29,8 @@ pub(super) static QWEN2: Definition = Definition {
 pub(super) static QWEN3: Definition = Definition {
     model_type: "qwen3",
     architecture: "Qwen3ForCausalLM",
+    label_architecture: "Qwen3ForSequenceClassification",
+    names: &[],
     modules: &llama::MODULES,
     keys: &[llama::KEYS, WINDOW_KEYS],
     read: |file| {
@@ -55,6 +59,6 @@ fn write(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
     let mut keys = llama::write(config, dtype);
     keys.insert("sliding_window".to_owned(), Value::Null);
     keys.insert("use_sliding_window".to_owned(), json!(false));
-    keys.insert("max_window_layers".to_owned(), json!(config.num_hidden_layers));
+    keys.insert("max_window_layers".to_owned(), json!(config.num_hidden_layers()));
     keys
 }

@@ -35,7 +35,7 @@ impl<T: Real> Projection<T> {
     }
 
     /// For a tensor whose kernel makes nothing but it.
-    pub(super) fn unfused(self) -> Self {
+    pub(in crate::model) fn unfused(self) -> Self {
         Self { fused: None, ..self }
     }
 
@@ -87,7 +87,12 @@ impl<T: Real> Pass<'_, T> {
     }
 
     /// Empty tensors for `x~ A^T` of a group with `rows` rows, and the products that give it, for the kernel that makes the input.
-    pub(super) fn xa(&self, group: &Group<'_, T>, rows: usize, place: &Device) -> Result<Projection<T>> {
+    pub(in crate::model) fn xa(
+        &self,
+        group: &Group<'_, T>,
+        rows: usize,
+        place: &Device,
+    ) -> Result<Projection<T>> {
         let loras = self.loras(group);
         let layers = self.layers(group, &loras);
         let op = lora_matmul::Group::new(&layers, &group.set.rows);
@@ -109,7 +114,7 @@ impl<T: Real> Pass<'_, T> {
     }
 
     /// `y` of every layer with its `x~ A^T`, which is made here unless it was made with `x`.
-    pub(super) fn linears(
+    pub(in crate::model) fn linears(
         &self,
         group: &Group<'_, T>,
         x: &Tensor<T>,
@@ -221,6 +226,30 @@ impl<T: Real> Pass<'_, T> {
             all.push(GradJob { layer, rows: &job.of.set.rows, x: &job.x, dy, xa, dxa, grads });
         }
         lora_matmul::gradients(self.device, &mut all)
+    }
+
+    /// The frozen layer of a head, for the rows that it reads.
+    pub(in crate::model) fn pooler_group(&self) -> Result<Group<'_, T>> {
+        let set = self.tables.pooled.as_ref().unwrap_or(&self.tables.supervised);
+        self.group(self.num_blocks(), &[Slot::Pooler], set)
+    }
+
+    /// Goes back through that layer, from the gradient `dy` of its output: adds to the gradients of its adapter, and gives the
+    /// gradient of its input.
+    pub(in crate::model) fn pooler_backward(
+        &self,
+        x: Rc<Tensor<T>>,
+        dy: Tensor<T>,
+        xa: Tensor<T>,
+        grads: &mut [Adapter<T::Stat>],
+    ) -> Result<Tensor<T>> {
+        let (group, layer) = (self.pooler_group()?, self.num_blocks());
+        let mut dx = self.like(&x)?;
+        let dxa = self.dxa(&group, dy.rows())?.unfused();
+        let [dxa] = exactly(self.linears_back(&group, &[&dy], dxa, Some(&mut dx))?)?;
+        let job = self.partial(layer, Slot::Pooler, group.set, (Rc::new(dy), xa, dxa))?.with_input(x);
+        self.gradients(layer, &[job], grads)?;
+        Ok(dx)
     }
 
     fn loras(&self, group: &Group<'_, T>) -> Vec<Loras<'_, T>> {

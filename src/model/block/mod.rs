@@ -13,7 +13,7 @@ pub(super) use wiring::{Gradient, SavedNorm, Stream};
 
 use std::rc::Rc;
 
-use self::attention::{Attention, Back};
+use self::attention::{Attention, Back, Reader};
 use self::mlp::Mlp;
 use self::wiring::{NormBackward, Normed};
 use super::adapter::Adapter;
@@ -158,13 +158,13 @@ impl<'a, T: Real> Pass<'a, T> {
         let NormBackward { gradient, normed } =
             self.add_and_norm_backward(index, saved_norm, d_normed, Some(&carried), true)?;
         let normed = normed.ok_or_else(|| missing("what the norm made"))?;
-        jobs.extend(partial.map(|partial| partial.with_input(normed.clone())));
+        jobs.extend(partial.into_iter().map(|partial| partial.with_input(normed.clone())));
 
         let carried = gradient.d_out.clone();
         let saved_norm = SavedNorm { sum: input, rstd };
         let Back { d_normed, partial } =
             self.attention_backward(layer, attention, gradient, lowest, &mut jobs)?;
-        let Some([k, v, q]) = partial else {
+        let Some(readers) = partial else {
             self.gradients(layer, &jobs, grads)?;
             return Ok(None);
         };
@@ -177,11 +177,13 @@ impl<'a, T: Real> Pass<'a, T> {
                 (Some(gradient), normed.ok_or_else(|| missing("what the norm made"))?)
             }
         };
-        let picked = match self.is_last(layer) {
-            true => Rc::new(rows::gather(self.device, &normed, &self.tables.target_rows)?),
+        let picked = match readers.iter().any(|reader| reader.is_picked) {
+            true => Rc::new(rows::gather(self.device, &*normed, &self.tables.target_rows)?),
             false => normed.clone(),
         };
-        jobs.extend([k.with_input(normed.clone()), v.with_input(normed), q.with_input(picked)]);
+        jobs.extend(readers.into_iter().map(|Reader { job, is_picked }| {
+            job.with_input(if is_picked { picked.clone() } else { normed.clone() })
+        }));
         self.gradients(layer, &jobs, grads)?;
         Ok(below)
     }

@@ -9,13 +9,14 @@ use std::rc::Rc;
 
 use super::super::policy::Policy;
 use super::super::tables::RowSet;
+use super::super::weights::NormWeights;
 use super::Pass;
 use super::linears::{Group, Projection};
 use crate::config::Slot;
 use crate::config::block::Wiring;
 use crate::device::{Class, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::rms_norm::{self, Norm};
+use crate::ops::norm::{self, Norm};
 use crate::ops::rows;
 use crate::tensor::Real;
 
@@ -65,8 +66,12 @@ impl<T: Real> Stream<T> {
 
 impl<T: Real> Pass<'_, T> {
     /// Goes through the norm behind the last block: gives what the head reads.
-    pub(in crate::model) fn final_norm(&self, stream: Stream<T>) -> Result<(SavedNorm<T>, Rc<Tensor<T>>)> {
-        let Normed { saved_norm, normed, .. } = self.add_and_norm(self.last_norm(), stream, None, None)?;
+    pub(in crate::model) fn final_norm(&self, stream: Stream<T>) -> Result<(SavedNorm<T>, Tensor<T>)> {
+        let Normed { saved_norm, normed, residual, .. } =
+            self.add_and_norm(self.last_norm(), stream, None, None)?;
+        drop(residual);
+        let normed = Rc::try_unwrap(normed)
+            .map_err(|_| Error::shape("final_norm", "normed", "one that nobody else holds", "another"))?;
         Ok((saved_norm, normed))
     }
 
@@ -97,24 +102,26 @@ impl<T: Real> Pass<'_, T> {
         let mut normed = self.like(&sum)?;
         let picked = match &residual {
             Some(residual) if self.is_narrowed_at(index) => {
-                Some(rows::gather(self.device, residual, &self.tables.target_rows)?)
+                Some(rows::gather(self.device, &**residual, &self.tables.target_rows)?)
             }
             _ => None,
         };
+        let norm = self.norm_at(index);
         let xa = match readers {
             Some(readers) => self.xa(readers, sum.rows(), &self.place(keep, Class::Xa))?,
             None => Projection::none(),
         };
-        let args = rms_norm::Forward {
+        let xa = if norm.fuses() { xa } else { xa.unfused() };
+        let args = norm::Forward {
             x: &mut sum,
             residual: picked.as_ref().or(residual.as_deref()),
-            norm: self.norm_at(index),
+            norm,
             y: &mut normed,
             rstd: &mut rstd,
             live_rows: self.rows_at(index).live_rows,
             projection: xa.fused(),
         };
-        rms_norm::forward(self.device, args)?;
+        norm::forward(self.device, args)?;
         let (sum, normed) = (Rc::new(sum), Rc::new(normed));
         let residual = match self.wiring(index) {
             Wiring::PreNorm => sum.clone(),
@@ -126,14 +133,14 @@ impl<T: Real> Pass<'_, T> {
     /// What a norm made, again.
     pub(super) fn normed_again(&self, index: usize, saved_norm: &SavedNorm<T>) -> Result<Tensor<T>> {
         let mut normed = self.like(&saved_norm.sum)?;
-        let args = rms_norm::Apply {
+        let args = norm::Apply {
             s: &saved_norm.sum,
             norm: self.norm_at(index),
             rstd: &saved_norm.rstd,
             y: &mut normed,
             live_rows: self.rows_at(index).live_rows,
         };
-        rms_norm::apply(self.device, args)?;
+        norm::apply(self.device, args)?;
         Ok(normed)
     }
 
@@ -170,12 +177,14 @@ impl<T: Real> Pass<'_, T> {
                 None
             }
         };
+        let norm = self.norm_at(index);
         let dxa = self.dxa(&producer, sum.rows())?;
+        let dxa = if norm.fuses() { dxa } else { dxa.unfused() };
         let mut d_out = self.like(&sum)?;
-        let args = rms_norm::Backward {
+        let args = norm::Backward {
             dy: &d_normed,
             s: &sum,
-            norm: self.norm_at(index),
+            norm,
             rstd: &rstd,
             d_in,
             ds: &mut d_out,
@@ -183,7 +192,7 @@ impl<T: Real> Pass<'_, T> {
             live_rows: self.rows_at(index).live_rows,
             projection: dxa.fused(),
         };
-        rms_norm::backward(self.device, args)?;
+        norm::backward(self.device, args)?;
         let gradient = Gradient { d_out: Rc::new(d_out), dxa };
         Ok(NormBackward { gradient, normed: normed.map(Rc::new) })
     }
@@ -209,12 +218,16 @@ impl<T: Real> Pass<'_, T> {
         index + 1 == self.last_norm()
     }
 
+    /// What goes on as residual behind a norm. Where the embeddings have a norm, the stream is what that makes.
     fn wiring(&self, index: usize) -> Wiring {
-        self.spec((index / 2).min(self.num_blocks() - 1)).wiring
+        match index {
+            0 if self.config.embed.norm.is_some() => Wiring::PostNorm,
+            _ => self.spec((index / 2).min(self.num_blocks() - 1)).wiring,
+        }
     }
 
     fn norm_at(&self, index: usize) -> Norm<'_, T> {
-        let spec = self.spec((index / 2).min(self.num_blocks() - 1)).norm;
-        Norm { weight: &self.weights.norms[index], eps: T::Stat::from_f64(spec.eps) }
+        let NormWeights { spec, weight, bias } = &self.weights.norms[index];
+        Norm { kind: spec.kind, weight, bias: bias.as_ref(), eps: T::Stat::from_f64(spec.eps) }
     }
 }

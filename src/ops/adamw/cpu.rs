@@ -11,8 +11,9 @@ const PIECE: usize = 1 << 14;
 
 /// See [`super::update`].
 pub(super) fn update<T: Real>(adamw: &AdamW, trained: &mut Trained<'_, T>) {
-    let Trained { param, shadow, grad, exp_avg, exp_avg_sq } = trained;
-    step(adamw, param.data_mut(), grad.data(), exp_avg.data_mut(), exp_avg_sq.data_mut());
+    let Trained { param, shadow, grad, exp_avg, exp_avg_sq, decays } = trained;
+    let adamw = if *decays { *adamw } else { AdamW { weight_decay: 0.0, ..*adamw } };
+    step(&adamw, param.data_mut(), grad.data(), exp_avg.data_mut(), exp_avg_sq.data_mut());
     if let Some(shadow) = shadow {
         let pieces = shadow.data_mut().par_chunks_mut(PIECE).zip(param.data().par_chunks(PIECE));
         pieces.for_each(|(shadow, param)| {

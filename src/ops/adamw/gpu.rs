@@ -39,6 +39,14 @@ impl Tensors {
         let (mut tensors, mut blocks, mut num_params) = (Vec::new(), Vec::new(), 0);
         for (tensor, one) in trained.iter().enumerate() {
             one.check()?;
+            if !one.decays {
+                return Err(Error::Device {
+                    what: format!(
+                        "{OP}: kernels update no tensor without weight decay, as the biases of heads are"
+                    ),
+                    fix: "use --device cpu for classify and regress".into(),
+                });
+            }
             let Some(shadow) = &one.shadow else {
                 return Err(Error::shape(OP, "shadow", one.param.shape(), "none"));
             };

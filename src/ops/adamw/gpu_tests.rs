@@ -45,6 +45,7 @@ impl State {
             grad,
             exp_avg,
             exp_avg_sq,
+            decays: true,
         };
         params.map(one).collect()
     }

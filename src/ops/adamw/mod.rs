@@ -83,6 +83,8 @@ pub struct Trained<'a, T: Real> {
     pub exp_avg: &'a mut Tensor<T::Stat>,
     /// Second moment.
     pub exp_avg_sq: &'a mut Tensor<T::Stat>,
+    /// Whether weight decay applies to it.
+    pub decays: bool,
 }
 
 impl<T: Real> Trained<'_, T> {

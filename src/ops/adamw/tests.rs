@@ -12,7 +12,7 @@ fn update_one<T: Real<Stat = T>>(
     [param, exp_avg, exp_avg_sq]: [&mut Tensor<T>; 3],
     grad: &Tensor<T>,
 ) {
-    let one: Trained<'_, T> = Trained { param, shadow: None, grad, exp_avg, exp_avg_sq };
+    let one: Trained<'_, T> = Trained { param, shadow: None, grad, exp_avg, exp_avg_sq, decays: true };
     update(device, adamw, &mut [one]).unwrap();
 }
 
@@ -91,6 +91,7 @@ fn a_shadow_follows_its_master_and_small_updates_are_not_lost() {
             grad: &grad,
             exp_avg: &mut exp_avg,
             exp_avg_sq: &mut exp_avg_sq,
+            decays: true,
         };
         update(&device, &adamw, &mut [one]).unwrap();
         let rounded: Vec<bf16> = param.data().iter().map(|&p| bf16::from_f32(p)).collect();

@@ -1,11 +1,14 @@
 //! Attention on the CPU: the scores of one tile and head are a small matrix that stays in the cache.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::plan::{Group, KvRange, QueryTile};
-use super::{Attention, Backward};
+use super::{Attention, Backward, Grads};
 use crate::device::{Device, Tensor};
 use crate::error::Result;
+use crate::ops::cols::Cols;
 use crate::ops::gemm::{Mat, MatMut, Write, gemm};
 use crate::ops::simd;
 use crate::tensor::Real;
@@ -76,18 +79,21 @@ fn softmax<T: Real>(args: &Attention<'_, T>, tile: &QueryTile, i: usize, row: &m
             let mut largest = T::NEG_INFINITY;
             let mut first = 0;
             for range in &tile.keys {
-                largest = largest.max(simd::max(&row[first..first + args.plan.visible(query, range)]));
+                let visible = args.plan.visible(query, range);
+                largest = largest.max(simd::max(&row[first + visible.start..first + visible.end]));
                 first += range.rows.len();
             }
             let mut total = T::ZERO;
             let mut first = 0;
             for range in &tile.keys {
                 let visible = args.plan.visible(query, range);
-                let (seen, hidden) = row[first..first + range.rows.len()].split_at_mut(visible);
+                let row = &mut row[first..first + range.rows.len()];
+                row[..visible.start].fill(T::ZERO);
+                row[visible.end..].fill(T::ZERO);
+                let seen = &mut row[visible];
                 for s in seen.iter_mut() {
                     *s = (*s - largest).exp();
                 }
-                hidden.fill(T::ZERO);
                 total += simd::sum(seen, |p| p);
                 first += range.rows.len();
             }
@@ -106,7 +112,7 @@ pub(super) fn backward<T: Real>(
     args: &Attention<'_, T>,
     grads: Backward<'_, T>,
 ) -> Result<()> {
-    let Backward { d_o, o, lse, dq, dk, dv } = grads;
+    let Backward { d_o, o, lse, grads } = grads;
     let kv_heads = args.heads.num_key_value_heads;
     let (d, group_cols) = (args.heads.head_dim, args.heads.group() * args.heads.head_dim);
     let mut tasks: Vec<(&Group, usize, [Tensor<T>; 3])> = Vec::new();
@@ -134,22 +140,37 @@ pub(super) fn backward<T: Real>(
         }
     });
     // Rows that no tile covers get no gradient.
-    for (whole, part) in [(dq, 0), (dk, 1), (dv, 2)] {
-        let width = if part == 0 { group_cols } else { d };
-        scatter(whole, width, &tasks, part);
+    let widths = [group_cols, d, d];
+    match grads {
+        Grads::Split { dq, dk, dv } => {
+            for (part, whole) in [dq, dk, dv].into_iter().enumerate() {
+                let columns = 0..whole.cols();
+                scatter(whole, columns, widths[part], &tasks, part);
+            }
+        }
+        Grads::Fused { dqkv, dq } => {
+            let (q_end, k_end) = (args.q.cols(), args.q.cols() + args.k.cols());
+            match dq {
+                Some(dq) => scatter(dq, 0..q_end, group_cols, &tasks, 0),
+                None => scatter(dqkv, 0..q_end, group_cols, &tasks, 0),
+            }
+            scatter(dqkv, q_end..k_end, d, &tasks, 1);
+            scatter(dqkv, k_end..k_end + args.v.cols(), d, &tasks, 2);
+        }
     }
     Ok(())
 }
 
-/// Copies the columns of every task to their place.
+/// Copies the columns of every task to their place among `columns`.
 fn scatter<T: Real>(
     whole: &mut Tensor<T>,
+    columns: Range<usize>,
     width: usize,
     tasks: &[(&Group, usize, [Tensor<T>; 3])],
     part: usize,
 ) {
     let cols = whole.cols();
-    let heads = cols / width;
+    let heads = columns.len() / width;
     let mut rest = whole.data_mut();
     let mut pieces = Vec::new();
     for tasks in tasks.chunks_exact(heads) {
@@ -160,7 +181,7 @@ fn scatter<T: Real>(
     }
     for (piece, tasks) in pieces {
         piece.par_chunks_mut(cols).enumerate().for_each(|(row, piece)| {
-            for (piece, task) in piece.chunks_exact_mut(width).zip(tasks) {
+            for (piece, task) in piece[columns.clone()].chunks_exact_mut(width).zip(tasks) {
                 piece.copy_from_slice(task.2[part].row(row));
             }
         });
@@ -202,7 +223,7 @@ impl<T: Real> Context<'_, T> {
         let args = self.args;
         let (m, d, group_cols) = (tile.rows.len(), args.heads.head_dim, dq.cols());
         let scale = T::from_f64(args.heads.softmax_scale);
-        let (q, d_o) = (query(args, args.q, tile, head), query(args, self.d_o, tile, head));
+        let (q, d_o) = (query(args, args.q, tile, head), query(args, self.d_o.into(), tile, head));
         let dq_start = (tile.rows.start - group.query_rows.start) * group_cols;
         let dq_start = dq_start + head % args.heads.group() * d;
         for (at, range) in tile.keys.iter().enumerate() {
@@ -239,13 +260,14 @@ impl<T: Real> Context<'_, T> {
             #[inline(always)]
             || {
                 let delta = simd::dot(o, d_o);
-                let (seen, hidden) = p.split_at_mut(visible);
-                for (p, ds) in seen.iter_mut().zip(ds.iter_mut()) {
+                for hidden in [0..visible.start, visible.end..p.len()] {
+                    p[hidden.clone()].fill(T::ZERO);
+                    ds[hidden].fill(T::ZERO);
+                }
+                for (p, ds) in p[visible.clone()].iter_mut().zip(&mut ds[visible.clone()]) {
                     *p = (*p - lse).exp();
                     *ds = *p * (*ds - delta);
                 }
-                hidden.fill(T::ZERO);
-                ds[visible..].fill(T::ZERO);
             },
         );
     }
@@ -259,22 +281,22 @@ fn num_keys(tile: &QueryTile) -> usize {
 /// One head of the tile's rows of a tensor with query heads.
 fn query<'a, T: Real>(
     args: &Attention<'_, T>,
-    tensor: &'a Tensor<T>,
+    tensor: Cols<'a, T>,
     tile: &QueryTile,
     head: usize,
 ) -> Mat<'a, T> {
-    let (d, cols) = (args.heads.head_dim, args.heads.q_cols());
+    let (d, cols) = (args.heads.head_dim, tensor.row_stride());
     Mat::strided(&tensor.data()[tile.rows.start * cols + head * d..], tile.rows.len(), d, cols)
 }
 
 /// The key head that belongs to query head `head`, for the rows of a range.
 fn keys<'a, T: Real>(
     args: &Attention<'_, T>,
-    tensor: &'a Tensor<T>,
+    tensor: Cols<'a, T>,
     range: &KvRange,
     head: usize,
 ) -> Mat<'a, T> {
-    let (d, cols) = (args.heads.head_dim, args.heads.kv_cols());
+    let (d, cols) = (args.heads.head_dim, tensor.row_stride());
     let start = range.rows.start * cols + head / args.heads.group() * d;
     Mat::strided(&tensor.data()[start..], range.rows.len(), d, cols)
 }

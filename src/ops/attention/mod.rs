@@ -1,4 +1,4 @@
-//! Attention over packed rows: variable lengths, grouped heads, and prefixes that several segments share.
+//! Attention over packed rows: variable lengths, grouped heads, causal masks, none or windows, and prefixes that several segments share.
 //!
 //! For query row `i` and head `h`, over the key rows `j` that the plan lets it see:
 //! `s[j] = softmax_scale * q[i, h] . k[j, h / group]`, `p = softmax(s)`, `o[i, h] = sum_j p[j] v[j, h / group]`.
@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `q`, `o` | `[query_rows, num_attention_heads * head_dim]` | some rows of the batch, or all of them |
 //! | `k`, `v` | `[total_tokens, num_key_value_heads * head_dim]` | |
+//! | `dqkv` | `[total_tokens, q, k and v]` | gradients side by side, where one layer makes q, k and v |
 //! | `lse` | `[query_rows, num_attention_heads]` | natural log of the sum of exponentials, saved for backward |
 //!
 //! The [`AttentionPlan`], built on the host, holds the mask: tiles of query rows with ranges of key rows.
@@ -25,9 +26,11 @@ mod tests;
 
 pub use plan::{AttentionPlan, KvRange, MaskKind, PlanCapacity, QueryTile};
 
+use super::cols::Cols;
 use super::{Runner, check_shape, runner};
 use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
+pub use crate::kinds::AttnMask;
 use crate::tensor::Real;
 
 const OP: &str = "attention";
@@ -66,11 +69,11 @@ impl Heads {
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a, T: Real> {
     /// Queries, after norm and rotation.
-    pub q: &'a Tensor<T>,
+    pub q: Cols<'a, T>,
     /// Keys, after norm and rotation.
-    pub k: &'a Tensor<T>,
+    pub k: Cols<'a, T>,
     /// Values.
-    pub v: &'a Tensor<T>,
+    pub v: Cols<'a, T>,
     /// Shape of the heads.
     pub heads: Heads,
     /// The mask: which keys each query sees.
@@ -84,9 +87,15 @@ impl<T: Real> Attention<'_, T> {
             return Err(Error::shape(OP, "heads", "query heads divisible by key heads", (q, kv)));
         }
         let [query_rows, key_rows] = self.plan.tensor_rows();
-        check_shape(OP, "q", self.q, [query_rows, self.heads.q_cols()])?;
-        check_shape(OP, "k", self.k, [key_rows, self.heads.kv_cols()])?;
-        check_shape(OP, "v", self.v, self.k.shape())
+        let (q, kv) = ([query_rows, self.heads.q_cols()], [key_rows, self.heads.kv_cols()]);
+        for (arg, got, expected) in
+            [("q", self.q.shape(), q), ("k", self.k.shape(), kv), ("v", self.v.shape(), kv)]
+        {
+            if got != expected {
+                return Err(Error::shape(OP, arg, expected, got));
+            }
+        }
+        Ok(())
     }
 
     /// Records `products` matrix products over all (query, key) pairs, and the tensors shaped like `q` and
@@ -133,12 +142,50 @@ pub struct Backward<'a, T: Real> {
     pub o: &'a Tensor<T>,
     /// Saved by the forward pass.
     pub lse: &'a Tensor<T::Stat>,
-    /// Overwritten.
-    pub dq: &'a mut Tensor<T>,
-    /// Overwritten.
-    pub dk: &'a mut Tensor<T>,
-    /// Overwritten.
-    pub dv: &'a mut Tensor<T>,
+    /// Where the gradients go.
+    pub grads: Grads<'a, T>,
+}
+
+/// Where the gradients of queries, keys and values go.
+#[derive(Debug)]
+pub enum Grads<'a, T: Real> {
+    /// Each to a tensor of its own.
+    Split {
+        /// Overwritten.
+        dq: &'a mut Tensor<T>,
+        /// Overwritten.
+        dk: &'a mut Tensor<T>,
+        /// Overwritten.
+        dv: &'a mut Tensor<T>,
+    },
+    /// Side by side, in the order of q, k and v.
+    Fused {
+        /// Overwritten, but for the columns of q where `dq` is given.
+        dqkv: &'a mut Tensor<T>,
+        /// Overwritten: where only some rows are queries.
+        dq: Option<&'a mut Tensor<T>>,
+    },
+}
+
+impl<T: Real> Grads<'_, T> {
+    fn check(&self, args: &Attention<'_, T>) -> Result<()> {
+        match self {
+            Self::Split { dq, dk, dv } => {
+                check_shape(OP, "dq", dq, args.q.shape())?;
+                check_shape(OP, "dk", dk, args.k.shape())?;
+                check_shape(OP, "dv", dv, args.v.shape())
+            }
+            Self::Fused { dqkv, dq } => {
+                let cols = args.q.cols() + 2 * args.k.cols();
+                check_shape(OP, "dqkv", dqkv, [args.k.rows(), cols])?;
+                match dq {
+                    Some(dq) => check_shape(OP, "dq", dq, args.q.shape()),
+                    None if args.q.rows() == args.k.rows() => Ok(()),
+                    None => Err(Error::shape(OP, "dq", "a tensor for some rows", "none")),
+                }
+            }
+        }
+    }
 }
 
 /// Writes `dq`, `dk` and `dv`.
@@ -150,9 +197,7 @@ pub fn backward<T: Real>(device: &Device, args: &Attention<'_, T>, grads: Backwa
     check_shape(OP, "d_o", grads.d_o, args.q.shape())?;
     check_shape(OP, "o", grads.o, args.q.shape())?;
     check_shape(OP, "lse", grads.lse, [args.q.rows(), args.heads.num_attention_heads])?;
-    check_shape(OP, "dq", grads.dq, args.q.shape())?;
-    check_shape(OP, "dk", grads.dk, args.k.shape())?;
-    check_shape(OP, "dv", grads.dv, args.v.shape())?;
+    grads.grads.check(args)?;
     // q, o, dO and dQ; k, v, dK and dV.
     args.record(device, "attention.backward", 5, [4, 4]);
     match runner::<T>(device, OP)? {

@@ -3,10 +3,12 @@
 
 use std::ops::Range;
 
+use super::OP;
 use super::gpu::Tables;
 use crate::batch::Segment;
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::kinds::AttnMask;
 
 /// Query rows of one tile: few enough for its scores to stay in the cache, enough for a fast matrix product.
 const TILE: usize = 64;
@@ -18,6 +20,8 @@ pub enum MaskKind {
     Full,
     /// Keys up to its own row (causal).
     Causal,
+    /// Keys at most this far from its own row.
+    Window(usize),
 }
 
 /// A run of key rows.
@@ -69,6 +73,7 @@ impl PlanCapacity {
             Self { query_rows: total, key_rows: total, segments: segments.len(), ranges: 0, visits: 0 };
         for segment in segments {
             let tiles = segment.len.div_ceil(TILE);
+            // Where only some rows are queries, those of a tile can be far apart, and see as many keys as without a window.
             let mut seen = Some(segment);
             while let Some(here) = seen {
                 capacity.ranges += tiles;
@@ -112,37 +117,48 @@ pub struct AttentionPlan {
     query_rows: Vec<usize>,
     num_key_rows: usize,
     num_pairs: u64,
+    /// None of an empty plan.
+    mask: Option<AttnMask>,
     tables: Option<Tables>,
 }
 
 impl AttentionPlan {
-    /// Causal: every row is a query, and sees the prefixes of its segment and the segment up to itself.
+    /// Causal, and every row is a query: it sees the prefixes of its segment and the segment up to itself.
     pub fn causal(segments: &[Segment]) -> Self {
-        let total = segments.last().map_or(0, |s| s.start + s.len);
-        Self::for_rows(segments, &(0..total).collect::<Vec<_>>())
+        Self::build(AttnMask::Causal, segments, &all_rows(segments))
     }
 
-    /// Bidirectional (encoders): every row is a query and sees its whole segment. Prefixes count as part of
-    /// it.
-    pub fn bidirectional(segments: &[Segment]) -> Self {
-        let mut plan = Self::causal(segments);
-        for tile in &mut plan.tiles {
-            if let Some(own) = tile.keys.last_mut() {
-                let segment = segments.iter().find(|s| s.rows().contains(&own.rows.start));
-                own.rows = segment.map_or(own.rows.clone(), Segment::rows);
-                own.mask = MaskKind::Full;
-            }
-        }
-        plan.num_pairs = plan.count_pairs();
-        plan
+    /// Every row is a query. With [`AttnMask::Causal`] it sees the prefixes of its segment and the segment up to itself, else its
+    /// segment, or a window of that.
+    ///
+    /// # Errors
+    /// As [`AttentionPlan::for_rows`].
+    pub fn of_all(mask: AttnMask, segments: &[Segment]) -> Result<Self> {
+        Self::for_rows(mask, segments, &all_rows(segments))
     }
 
     /// Only the rows `query_rows` (ascending) are queries; the query tensor holds these rows only.
-    pub fn for_rows(segments: &[Segment], query_rows: &[usize]) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for prefixes without a causal mask: the prefix would have to see what continues it.
+    pub fn for_rows(mask: AttnMask, segments: &[Segment], query_rows: &[usize]) -> Result<Self> {
+        if mask != AttnMask::Causal && segments.iter().any(|segment| segment.prefix.is_some()) {
+            return Err(Error::shape(
+                OP,
+                "segments",
+                "none with a prefix where the mask is not causal",
+                "one",
+            ));
+        }
+        Ok(Self::build(mask, segments, query_rows))
+    }
+
+    fn build(mask: AttnMask, segments: &[Segment], query_rows: &[usize]) -> Self {
         let mut plan = Self {
             segments: segments.iter().map(Segment::rows).collect(),
             query_rows: query_rows.to_vec(),
             num_key_rows: segments.last().map_or(0, |s| s.start + s.len),
+            mask: Some(mask),
             ..Self::default()
         };
         let mut next = 0;
@@ -153,8 +169,7 @@ impl AttentionPlan {
             let end = next + query_rows[next..].partition_point(|&row| row < segment.start + segment.len);
             while next < end {
                 let rows = next..end.min(next + TILE);
-                let last = query_rows[rows.end - 1];
-                let own = KvRange { rows: segment.start..last + 1, mask: MaskKind::Causal };
+                let own = own_range(mask, segment, query_rows[next], query_rows[rows.end - 1]);
                 let keys = prefixes.iter().cloned().chain(std::iter::once(own)).collect();
                 next = rows.end;
                 plan.tiles.push(QueryTile { rows, keys });
@@ -177,12 +192,13 @@ impl AttentionPlan {
         plan
     }
 
-    /// A plan without rows, whose work lists on the GPU have this capacity.
+    /// A plan without rows, for batches with this mask, whose work lists on the GPU have this capacity.
     ///
     /// # Errors
     /// Those of the device.
-    pub fn with_capacity(device: &Device, capacity: PlanCapacity) -> Result<Self> {
-        Ok(Self { tables: Some(Tables::with_capacity(device, capacity)?), ..Self::default() })
+    pub fn with_capacity(device: &Device, mask: AttnMask, capacity: PlanCapacity) -> Result<Self> {
+        let tables = Some(Tables::with_capacity(device, capacity)?);
+        Ok(Self { mask: Some(mask), tables, ..Self::default() })
     }
 
     /// Copies the work lists to GPU memory. Required before the plan is used on a GPU.
@@ -234,6 +250,19 @@ impl AttentionPlan {
         self.tables.as_ref()
     }
 
+    /// Whether queries see windows.
+    pub(super) fn has_window(&self) -> bool {
+        matches!(self.mask, Some(AttnMask::Window(_)))
+    }
+
+    /// How far a window reaches on either side; 0 without.
+    pub(super) fn reach(&self) -> usize {
+        match self.mask {
+            Some(AttnMask::Window(reach)) => reach,
+            _ => 0,
+        }
+    }
+
     /// Number of query rows.
     pub fn num_query_rows(&self) -> usize {
         self.query_rows.len()
@@ -251,12 +280,16 @@ impl AttentionPlan {
         capacity.map_or([self.num_query_rows(), self.num_key_rows], |c| [c.query_rows, c.key_rows])
     }
 
-    /// Number of keys of `range` that query row `query` sees; they are its first ones.
-    pub fn visible(&self, query: usize, range: &KvRange) -> usize {
+    /// The keys of `range` that query row `query` sees, counted from the first one of the range.
+    pub fn visible(&self, query: usize, range: &KvRange) -> Range<usize> {
+        let Range { start, end } = range.rows;
+        let row = self.query_rows[query];
         match range.mask {
-            MaskKind::Full => range.rows.len(),
-            MaskKind::Causal => {
-                (self.query_rows[query] + 1).clamp(range.rows.start, range.rows.end) - range.rows.start
+            MaskKind::Full => 0..end - start,
+            MaskKind::Causal => 0..(row + 1).clamp(start, end) - start,
+            MaskKind::Window(reach) => {
+                let first = row.saturating_sub(reach).clamp(start, end) - start;
+                first..row.saturating_add(reach).saturating_add(1).clamp(start, end) - start
             }
         }
     }
@@ -268,9 +301,30 @@ impl AttentionPlan {
 
     fn count_pairs(&self) -> u64 {
         let of_tile = |tile: &QueryTile| -> u64 {
-            tile.rows.clone().map(|q| tile.keys.iter().map(|r| self.visible(q, r) as u64).sum::<u64>()).sum()
+            tile.rows
+                .clone()
+                .map(|q| tile.keys.iter().map(|r| self.visible(q, r).len() as u64).sum::<u64>())
+                .sum()
         };
         self.tiles.iter().map(of_tile).sum()
+    }
+}
+
+fn all_rows(segments: &[Segment]) -> Vec<usize> {
+    (0..segments.last().map_or(0, |s| s.start + s.len)).collect()
+}
+
+/// The keys of its own segment that queries from row `first` to row `last` see.
+fn own_range(mask: AttnMask, segment: &Segment, first: usize, last: usize) -> KvRange {
+    let Range { start, end } = segment.rows();
+    match mask {
+        AttnMask::Causal => KvRange { rows: start..last + 1, mask: MaskKind::Causal },
+        AttnMask::Full => KvRange { rows: start..end, mask: MaskKind::Full },
+        AttnMask::Window(reach) => KvRange {
+            rows: first.saturating_sub(reach).max(start)
+                ..end.min(last.saturating_add(reach).saturating_add(1)),
+            mask: MaskKind::Window(reach),
+        },
     }
 }
 

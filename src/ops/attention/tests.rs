@@ -51,7 +51,8 @@ impl Case {
     fn forward(&self, plan: &AttentionPlan) -> (Tensor<f64>, Tensor<f64>) {
         let mut o = self.device.empty(self.q.rows(), HEADS.q_cols()).unwrap();
         let mut lse = self.device.empty(self.q.rows(), HEADS.num_attention_heads).unwrap();
-        let args = Attention { q: &self.q, k: &self.k, v: &self.v, heads: HEADS, plan };
+        let args =
+            Attention { q: (&self.q).into(), k: (&self.k).into(), v: (&self.v).into(), heads: HEADS, plan };
         forward(&self.device, &args, &mut o, &mut lse).unwrap();
         (o, lse)
     }
@@ -60,8 +61,10 @@ impl Case {
         let (o, lse) = self.forward(plan);
         let like = |t: &Tensor<f64>| self.device.empty(t.rows(), t.cols()).unwrap();
         let (mut dq, mut dk, mut dv) = (like(&self.q), like(&self.k), like(&self.v));
-        let args = Attention { q: &self.q, k: &self.k, v: &self.v, heads: HEADS, plan };
-        let grads = Backward { d_o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
+        let args =
+            Attention { q: (&self.q).into(), k: (&self.k).into(), v: (&self.v).into(), heads: HEADS, plan };
+        let grads =
+            Backward { d_o, o: &o, lse: &lse, grads: Grads::Split { dq: &mut dq, dk: &mut dk, dv: &mut dv } };
         backward(&self.device, &args, grads).unwrap();
         [dq, dk, dv]
     }
@@ -97,7 +100,8 @@ fn forward_follows_the_definition_for_all_rows_and_for_some() {
         let some: Vec<usize> = (0..total).filter(|r| r % 3 == 1 || *r + 1 == total).collect();
         for rows in [(0..total).collect(), some] {
             let case = case(rows.len(), total);
-            let (o, lse) = case.forward(&AttentionPlan::for_rows(&segments, &rows));
+            let (o, lse) =
+                case.forward(&AttentionPlan::for_rows(AttnMask::Causal, &segments, &rows).unwrap());
             for (query, &row) in rows.iter().enumerate() {
                 for head in 0..HEADS.num_attention_heads {
                     let (expected, expected_lse) = case.expected(query, head, &seen(&segments, row));
@@ -114,7 +118,7 @@ fn forward_follows_the_definition_for_all_rows_and_for_some() {
 fn bidirectional_rows_see_their_whole_segment() {
     let segments = segments(&[(3, None), (70, None)]);
     let case = case(73, 73);
-    let (o, _) = case.forward(&AttentionPlan::bidirectional(&segments));
+    let (o, _) = case.forward(&AttentionPlan::of_all(AttnMask::Full, &segments).unwrap());
     for (row, seen) in [(0, 0..3), (2, 0..3), (3, 3..73), (72, 3..73)] {
         let (expected, _) = case.expected(row, 1, &seen.collect::<Vec<_>>());
         assert!(relative_rms(&o.row(row)[6..12], &expected) < 1e-12, "row {row}");
@@ -122,16 +126,82 @@ fn bidirectional_rows_see_their_whole_segment() {
 }
 
 #[test]
+fn rows_see_windows_of_their_segment() {
+    let segments = segments(&[(3, None), (150, None), (1, None)]);
+    for reach in [0, 1, 5, 64, 200] {
+        for rows in [(0..154).collect::<Vec<_>>(), vec![0, 2, 3, 80, 152, 153]] {
+            let case = case(rows.len(), 154);
+            let plan = AttentionPlan::for_rows(AttnMask::Window(reach), &segments, &rows).unwrap();
+            let (o, _) = case.forward(&plan);
+            for (query, &row) in rows.iter().enumerate() {
+                let own = segments.iter().find(|s| s.rows().contains(&row)).unwrap();
+                let seen: Vec<usize> = own.rows().filter(|key| key.abs_diff(row) <= reach).collect();
+                let (expected, _) = case.expected(query, 1, &seen);
+                assert!(relative_rms(&o.row(query)[6..12], &expected) < 1e-12, "{reach} row {row}");
+            }
+        }
+    }
+    let linked = super::tests::segments(&[(3, None), (4, Some(0))]);
+    assert!(AttentionPlan::of_all(AttnMask::Full, &linked).is_err(), "a prefix would see what continues it");
+}
+
+#[test]
+fn runs_of_columns_are_tensors_of_their_own() {
+    let segments = segments(&[(5, None), (70, None)]);
+    let rows: Vec<usize> = (0..75).filter(|row| row % 7 == 2).collect();
+    for (mask, rows) in [(AttnMask::Full, (0..75).collect()), (AttnMask::Window(9), rows)] {
+        let plan = AttentionPlan::for_rows(mask, &segments, &rows).unwrap();
+        let case = case(rows.len(), 75);
+        let d_o = random::<f64>(&case.device, rows.len(), HEADS.q_cols(), 3);
+        let (o, lse) = case.forward(&plan);
+        let [dq, dk, dv] = case.backward(&plan, &d_o);
+        let (q_end, k_end) = (HEADS.q_cols(), HEADS.q_cols() + HEADS.kv_cols());
+        let is_whole = rows.len() == 75;
+        let row = |row: usize| {
+            let q = if is_whole { case.q.row(row).to_vec() } else { vec![0.5; q_end] };
+            [&q[..], case.k.row(row), case.v.row(row)].concat()
+        };
+        let qkv = case.device.tensor(75, k_end + HEADS.kv_cols(), &(0..75).flat_map(row).collect::<Vec<_>>());
+        let qkv = qkv.unwrap();
+        let cols = |columns| Cols::new(&qkv, columns).unwrap();
+        let args = Attention {
+            q: if is_whole { cols(0..q_end) } else { (&case.q).into() },
+            k: cols(q_end..k_end),
+            v: cols(k_end..qkv.cols()),
+            heads: HEADS,
+            plan: &plan,
+        };
+        let (mut o2, mut lse2) = (cast(&case.device, &o), cast(&case.device, &lse));
+        forward(&case.device, &args, &mut o2, &mut lse2).unwrap();
+        assert_eq!((o2.data(), lse2.data()), (o.data(), lse.data()));
+        let mut dqkv = case.device.tensor(75, qkv.cols(), &vec![0.25; qkv.len()]).unwrap();
+        let mut own_dq = case.device.zeros(rows.len(), q_end).unwrap();
+        let grads = Grads::Fused { dqkv: &mut dqkv, dq: (!is_whole).then_some(&mut own_dq) };
+        backward(&case.device, &args, Backward { d_o: &d_o, o: &o, lse: &lse, grads }).unwrap();
+        for key in 0..75 {
+            assert_eq!(&dqkv.row(key)[q_end..k_end], dk.row(key));
+            assert_eq!(&dqkv.row(key)[k_end..], dv.row(key));
+            let expected = if is_whole { dq.row(key) } else { &[0.25; 24][..] };
+            assert_eq!(&dqkv.row(key)[..q_end], expected, "left alone where some rows are queries");
+        }
+        assert!(is_whole || own_dq.data() == dq.data());
+    }
+}
+
+#[test]
 fn backward_is_the_gradient() {
-    for (parts, rows) in [
-        (vec![(3, None), (70, None)], None),
-        (vec![(5, None), (2, Some(0)), (66, Some(0)), (3, Some(1)), (4, None)], None),
-        (vec![(5, None), (2, Some(0)), (3, Some(0))], Some(vec![4, 6, 8, 9])),
+    for (mask, parts, rows) in [
+        (AttnMask::Causal, vec![(3, None), (70, None)], None),
+        (AttnMask::Causal, vec![(5, None), (2, Some(0)), (66, Some(0)), (3, Some(1)), (4, None)], None),
+        (AttnMask::Causal, vec![(5, None), (2, Some(0)), (3, Some(0))], Some(vec![4, 6, 8, 9])),
+        (AttnMask::Full, vec![(3, None), (70, None)], None),
+        (AttnMask::Full, vec![(3, None), (7, None)], Some(vec![0, 3])),
+        (AttnMask::Window(4), vec![(3, None), (70, None)], None),
     ] {
         let segments = segments(&parts);
         let total = segments.last().unwrap().rows().end;
         let rows: Vec<usize> = rows.unwrap_or_else(|| (0..total).collect());
-        let plan = AttentionPlan::for_rows(&segments, &rows);
+        let plan = AttentionPlan::for_rows(mask, &segments, &rows).unwrap();
         let case = case(rows.len(), total);
         let d_o = random::<f64>(&case.device, rows.len(), HEADS.q_cols(), 3);
         let [dq, dk, dv] = case.backward(&plan, &d_o);
@@ -161,7 +231,8 @@ fn f32_stays_near_f64_with_large_scores() {
     ) -> Tensor<T> {
         let (mut o, mut lse) =
             (device.empty(q.rows(), q.cols()).unwrap(), device.empty(q.rows(), 2).unwrap());
-        forward(device, &Attention { q, k, v, heads, plan }, &mut o, &mut lse).unwrap();
+        forward(device, &Attention { q: q.into(), k: k.into(), v: v.into(), heads, plan }, &mut o, &mut lse)
+            .unwrap();
         o
     }
     let inputs = [
@@ -198,7 +269,7 @@ proptest! {
     /// Tiles cover every query once and in order, and contain exactly the pairs of the links.
     #[test]
     fn a_plan_shows_every_row_what_its_links_say((segments, rows) in linked_segments()) {
-        let plan = AttentionPlan::for_rows(&segments, &rows);
+        let plan = AttentionPlan::for_rows(AttnMask::Causal, &segments, &rows).unwrap();
         let mut next = 0;
         for tile in plan.tiles() {
             prop_assert_eq!(tile.rows.start, next);
@@ -207,7 +278,7 @@ proptest! {
                 let mut got: Vec<usize> = tile
                     .keys
                     .iter()
-                    .flat_map(|r| r.rows.start..r.rows.start + plan.visible(query, r))
+                    .flat_map(|r| plan.visible(query, r).map(|key| r.rows.start + key))
                     .collect();
                 let mut expected = seen(&segments, rows[query]);
                 got.sort_unstable();
@@ -242,11 +313,12 @@ fn a_gpu_needs_one_launch_forward_and_two_backward() {
     plan.upload(&device).unwrap();
     let rows = |cols: usize| device.empty::<bf16>(317, cols).unwrap();
     let (q, k, v) = (rows(heads.q_cols()), rows(heads.kv_cols()), rows(heads.kv_cols()));
-    let args = Attention { q: &q, k: &k, v: &v, heads, plan: &plan };
+    let args = Attention { q: (&q).into(), k: (&k).into(), v: (&v).into(), heads, plan: &plan };
     let (mut o, mut lse) = (rows(heads.q_cols()), device.empty(317, heads.num_attention_heads).unwrap());
     forward(&device, &args, &mut o, &mut lse).unwrap();
     let (mut dq, mut dk, mut dv) = (rows(heads.q_cols()), rows(heads.kv_cols()), rows(heads.kv_cols()));
-    let grads = Backward { d_o: &o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
+    let grads =
+        Backward { d_o: &o, o: &o, lse: &lse, grads: Grads::Split { dq: &mut dq, dk: &mut dk, dv: &mut dv } };
     backward(&device, &args, grads).unwrap();
     let ledger = device.take_ledger();
     let launches: Vec<u64> = ledger.entries().map(|(_, _, work)| work.launches).collect();

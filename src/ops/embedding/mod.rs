@@ -1,9 +1,12 @@
-//! Embedding lookup: `y[t, :] = table[ids[t], :]`. The table is frozen, so there is no backward.
+//! Embedding lookup: `y[t, :] = table[ids[t], :]`, plus rows of a table of token types and of one of positions, where a model has
+//! these. The tables are frozen, so there is no backward. Sums are in f32 and rounded once.
 //!
 //! | argument | shape | |
 //! |---|---|---|
 //! | `table` | `[vocab_size, hidden_size]` | frozen |
 //! | `ids` | `[total_tokens, 1]` | below `vocab_size` |
+//! | `types.table`, `positions.table` | `[any, hidden_size]` | frozen |
+//! | `types.ids`, `positions.ids` | `[total_tokens, 1]` | rows of their table |
 //! | `y` | `[total_tokens, hidden_size]` | overwritten |
 //!
 //! The CPU checks the ids. A kernel cannot report an error, so on a GPU [`crate::batch::Batch::validate`]
@@ -30,13 +33,26 @@ pub struct Forward<'a, T: Real> {
     pub table: &'a Tensor<T>,
     /// `[total_tokens, 1]`.
     pub ids: &'a Tensor<u32>,
+    /// What is added for the type of a token; none in models without types.
+    pub types: Option<Lookup<'a, T>>,
+    /// What is added for the position of a token; none in models without learned positions.
+    pub positions: Option<Lookup<'a, T>>,
     /// `[total_tokens, hidden_size]`, overwritten.
     pub y: &'a mut Tensor<T>,
     /// Number of live tokens.
     pub live_rows: LiveRows,
 }
 
-/// Copies the rows that `ids` name.
+/// Rows of a further table.
+#[derive(Debug, Clone, Copy)]
+pub struct Lookup<'a, T: Real> {
+    /// `[any, hidden_size]`.
+    pub table: &'a Tensor<T>,
+    /// `[total_tokens, 1]`.
+    pub ids: &'a Tensor<u32>,
+}
+
+/// Copies the rows that `ids` name, and adds those of the other tables.
 ///
 /// ```
 /// use tanren::ops::{LiveRows, embedding};
@@ -46,7 +62,8 @@ pub struct Forward<'a, T: Real> {
 /// let ids = device.tensor(2, 1, &[2u32, 0])?;
 /// let mut y = device.empty(2, 2)?;
 /// let live_rows = LiveRows::ALL;
-/// embedding::forward(&device, embedding::Forward { table: &table, ids: &ids, y: &mut y, live_rows })?;
+/// let (types, positions) = (None, None);
+/// embedding::forward(&device, embedding::Forward { table: &table, ids: &ids, types, positions, y: &mut y, live_rows })?;
 /// assert_eq!(y.data(), [2.0, 2.1, 0.0, 0.1]);
 /// # Ok::<(), tanren::error::Error>(())
 /// ```
@@ -54,15 +71,19 @@ pub struct Forward<'a, T: Real> {
 /// # Errors
 /// [`Error::Shape`] on a wrong shape or, on a CPU, an id that is not in the table; errors of the device.
 pub fn forward<T: Real>(device: &Device, args: Forward<'_, T>) -> Result<()> {
-    let Forward { table, ids, y, .. } = &args;
-    check_shape(OP, "ids", ids, [y.rows(), 1])?;
-    check_shape(OP, "y", y, [ids.rows(), table.cols()])?;
-    if let Some(id) = ids.data().iter().find(|&&id| id as usize >= table.rows()) {
-        return Err(Error::shape(OP, "ids", format!("below {}", table.rows()), id));
+    let Forward { table, ids, types, positions, y, .. } = &args;
+    let added = [*types, *positions].into_iter().flatten();
+    for Lookup { table, ids } in [Lookup { table, ids }].into_iter().chain(added.clone()) {
+        check_shape(OP, "ids", ids, [y.rows(), 1])?;
+        check_shape(OP, "table", table, [table.rows(), y.cols()])?;
+        if let Some(id) = ids.data().iter().find(|&&id| id as usize >= table.rows()) {
+            return Err(Error::shape(OP, "ids", format!("below {}", table.rows()), id));
+        }
     }
-    device.record(OP, Work::new(0, 2 * (y.len() * size_of::<T>()) as u64));
+    let tables = 1 + added.count();
+    device.record(OP, Work::new(0, (1 + tables) as u64 * (y.len() * size_of::<T>()) as u64));
     match runner::<T>(device, OP)? {
-        Runner::Cpu => cpu::forward(args.table, args.ids.data(), args.y),
+        Runner::Cpu => cpu::forward(args),
         Runner::Gpu => gpu::forward(device, args)?,
         Runner::Skip => {}
     }

@@ -4,11 +4,12 @@ use rayon::prelude::*;
 
 use super::{HeadNorm, QkNormRope};
 use crate::device::Tensor;
+use crate::ops::cols::Cols;
 use crate::ops::simd;
 use crate::tensor::Real;
 
 /// See [`super::forward`].
-pub(super) fn forward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, y: &mut Tensor<T>) {
+pub(super) fn forward<T: Real>(x: Cols<'_, T>, op: &QkNormRope<'_, T>, y: &mut Tensor<T>) {
     y.data_mut().par_chunks_mut(x.cols()).take(op.table.len()).enumerate().for_each(|(t, y)| {
         let (cos, sin) = op.table.of_row(t);
         simd::run(
@@ -30,12 +31,14 @@ pub(super) fn forward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, y: &mut Te
 }
 
 /// See [`super::backward`].
-pub(super) fn backward<T: Real>(x: &Tensor<T>, op: &QkNormRope<'_, T>, dy: &mut Tensor<T>) {
-    dy.data_mut().par_chunks_mut(x.cols()).take(op.table.len()).enumerate().for_each(|(t, dy)| {
+pub(super) fn backward<T: Real>(x: Cols<'_, T>, op: &QkNormRope<'_, T>, dy: &mut Tensor<T>) {
+    let stride = dy.cols();
+    dy.data_mut().par_chunks_mut(stride).take(op.table.len()).enumerate().for_each(|(t, dy)| {
         let (cos, sin) = op.table.of_row(t);
         simd::run(
             #[inline(always)]
             || {
+                // The zip ends with the columns of x.
                 for (x, dy) in x.row(t).chunks_exact(op.head_dim).zip(dy.chunks_exact_mut(op.head_dim)) {
                     rotate(dy, cos, sin, -T::ONE);
                     let Some(HeadNorm { weight, eps }) = op.norm else { continue };

@@ -5,6 +5,7 @@ use crate::device::kernels::params::{QkNormRopeBwdLoraParams, QkNormRopeJob, QkN
 use crate::device::kernels::{DevicePtr, Kernel};
 use crate::device::{Device, Launch, Tensor};
 use crate::error::{Error, Result};
+use crate::ops::cols::Cols;
 use crate::ops::projection::BLOCK_ROWS;
 use crate::ops::{LiveRows, check_pieces};
 use crate::tensor::Real;
@@ -57,7 +58,7 @@ pub(super) fn blocks(rows: usize, cols: usize) -> usize {
 }
 
 /// Input, parameters, and output or gradient.
-type Job<'a, T> = (&'a Tensor<T>, &'a QkNormRope<'a, T>, &'a Tensor<T>);
+type Job<'a, T> = (Cols<'a, T>, &'a QkNormRope<'a, T>, &'a Tensor<T>);
 
 /// The params of one launch, and its number of blocks. Jobs without rows have no blocks.
 fn params<T: Real>(jobs: &[Job<'_, T>]) -> Result<(QkNormRopeParams, usize)> {
@@ -73,7 +74,8 @@ fn params<T: Real>(jobs: &[Job<'_, T>]) -> Result<(QkNormRopeParams, usize)> {
     };
     let mut first_block = 0;
     for (x, op, y) in jobs {
-        check_pieces(OP, "x", x)?;
+        x.check_pieces(OP, "x")?;
+        check_pieces(OP, "y", y)?;
         let [positions, cos, sin] = op.table.ptrs();
         params.jobs[params.num_jobs as usize] = QkNormRopeJob {
             x: x.ptr(),
@@ -87,6 +89,8 @@ fn params<T: Real>(jobs: &[Job<'_, T>]) -> Result<(QkNormRopeParams, usize)> {
             cols: x.cols() as i32,
             eps: op.norm.map_or(0.0, |norm| norm.eps.to_f64() as f32),
             first_block: first_block as i32,
+            x_stride: x.row_stride() as i32,
+            y_stride: y.cols() as i32,
         };
         params.num_jobs += 1;
         first_block += blocks(x.rows(), x.cols());

@@ -5,8 +5,11 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{Backward, HeadNorm, QkNormRope, RopeBackwardJob, RopeJob, RopeTable, backward, forward};
+use super::{
+    Backward, HeadNorm, QkNormRope, RopeBackwardJob, RopeJob, RopeRow, RopeTable, backward, forward,
+};
 use crate::device::Device;
+use crate::kinds::RopeSpec;
 use crate::ops::testing::{
     RAGGED_ROWS, assert_as_good, assert_repeats, at_scale, bf16_numbers, kernel_device, live, with_room,
 };
@@ -78,8 +81,11 @@ impl Case {
             |job: usize, values: &[f64]| with_room(device, self.shapes[job].0 + 2, self.cols(job), values);
         let tables = [0, 1].map(|job: usize| {
             let room = self.shapes[job].0 + 2;
-            let mut table = RopeTable::with_capacity(device, room, 200, self.head_dim, THETA).unwrap();
-            table.write(device, &self.positions(job)).unwrap();
+            let mut table =
+                RopeTable::with_capacity(device, room, 200, self.head_dim, RopeSpec::unscaled(THETA))
+                    .unwrap();
+            let rows = self.positions(job).into_iter().map(|position| RopeRow { position, len: 200 });
+            table.write(device, &rows.collect::<Vec<_>>()).unwrap();
             table
         });
         let weights = [0, 1].map(|job| with_room(device, 1, self.head_dim, &self.weight(job)));
@@ -92,10 +98,11 @@ impl Case {
         let mut y = [0, 1].map(|job| with(job, &[]));
         let mut dy = [0, 1].map(|job| with(job, &self.numbers(job, 1)));
         let [y_q, y_k] = &mut y;
-        let jobs = [(0, y_q), (1, y_k)].map(|(job, y)| RopeJob { x: &x[job], op: op(job), y });
+        let jobs = [(0, y_q), (1, y_k)].map(|(job, y)| RopeJob { x: (&x[job]).into(), op: op(job), y });
         forward(device, &mut { jobs }).unwrap();
         let [dy_q, dy_k] = &mut dy;
-        let jobs = [(0, dy_q), (1, dy_k)].map(|(job, dy)| RopeBackwardJob { x: &x[job], op: op(job), dy });
+        let jobs =
+            [(0, dy_q), (1, dy_k)].map(|(job, dy)| RopeBackwardJob { x: (&x[job]).into(), op: op(job), dy });
         backward(device, Backward { jobs: &mut { jobs }, projection: None, complete: &[] }).unwrap();
         [0, 1].map(|job: usize| [&y[job], &dy[job]].map(|t| live(device, t, self.shapes[job].0)))
     }
@@ -132,7 +139,7 @@ fn heads_without_kernels_are_refused() {
     let table = RopeTable::new(&device, &[0], 48, THETA).unwrap();
     let (x, mut y) = (with_room(&device, 1, 48, &[]), with_room(&device, 1, 48, &[]));
     let op = QkNormRope { norm: None, table: &table, head_dim: 48 };
-    assert!(forward(&device, &mut [RopeJob { x: &x, op, y: &mut y }]).is_err());
+    assert!(forward(&device, &mut [RopeJob { x: (&x).into(), op, y: &mut y }]).is_err());
 }
 
 #[test]

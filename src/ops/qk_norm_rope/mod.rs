@@ -21,8 +21,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use table::RopeTable;
+pub use table::{RopeRow, RopeTable};
 
+use super::cols::Cols;
 use super::{Runner, check_shape, runner};
 use crate::device::{Device, Tensor, Work};
 use crate::error::{Error, Result};
@@ -52,11 +53,10 @@ pub struct HeadNorm<'a, T: Real> {
 }
 
 impl<T: Real> QkNormRope<'_, T> {
-    fn check(&self, x: &Tensor<T>, y: &Tensor<T>) -> Result<()> {
+    fn check(&self, x: Cols<'_, T>) -> Result<()> {
         if !x.cols().is_multiple_of(self.head_dim) {
             return Err(Error::shape(OP, "x", format!("heads of {}", self.head_dim), x.shape()));
         }
-        check_shape(OP, "y", y, x.shape())?;
         let table = [self.table.capacity(), self.table.head_dim()];
         if table != [x.rows(), self.head_dim] {
             return Err(Error::shape(OP, "table", [x.rows(), self.head_dim], table));
@@ -71,11 +71,11 @@ impl<T: Real> QkNormRope<'_, T> {
 /// The forward job of the queries or the keys.
 #[derive(Debug)]
 pub struct RopeJob<'a, T: Real> {
-    /// Output of the projection.
-    pub x: &'a Tensor<T>,
+    /// Output of the projection, or some of its columns.
+    pub x: Cols<'a, T>,
     /// Norm, angles and head.
     pub op: QkNormRope<'a, T>,
-    /// Overwritten.
+    /// Overwritten, in the shape of `x`.
     pub y: &'a mut Tensor<T>,
 }
 
@@ -83,10 +83,10 @@ pub struct RopeJob<'a, T: Real> {
 #[derive(Debug)]
 pub struct RopeBackwardJob<'a, T: Real> {
     /// Input of the forward pass.
-    pub x: &'a Tensor<T>,
+    pub x: Cols<'a, T>,
     /// Norm, angles and head.
     pub op: QkNormRope<'a, T>,
-    /// Becomes `dx`.
+    /// Becomes `dx`: its first columns, as many as `x` has. Others are left alone.
     pub dy: &'a mut Tensor<T>,
 }
 
@@ -96,7 +96,8 @@ pub struct RopeBackwardJob<'a, T: Real> {
 /// [`Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
 pub fn forward<T: Real>(device: &Device, jobs: &mut [RopeJob<'_, T>]) -> Result<()> {
     for job in &*jobs {
-        job.op.check(job.x, job.y)?;
+        job.op.check(job.x)?;
+        check_shape(OP, "y", job.y, job.x.shape())?;
     }
     record(device, "qk_norm_rope.forward", jobs.iter().map(|job| job.x), 2);
     match runner::<T>(device, OP)? {
@@ -125,7 +126,11 @@ pub struct Backward<'a, 'j, T: Real> {
 /// [`Error::Shape`] if the shapes do not follow the table of the module; errors of the device.
 pub fn backward<T: Real>(device: &Device, args: Backward<'_, '_, T>) -> Result<()> {
     for job in &*args.jobs {
-        job.op.check(job.x, job.dy)?;
+        job.op.check(job.x)?;
+        check_shape(OP, "dy", job.dy, [job.x.rows(), job.dy.cols().max(job.x.cols())])?;
+        if args.projection.is_some() && job.dy.cols() != job.x.cols() {
+            return Err(Error::shape(OP, "projection", "none of a part of the columns", "one"));
+        }
     }
     record(device, "qk_norm_rope.backward", args.jobs.iter().map(|job| job.x), 3);
     match runner::<T>(device, OP)? {
@@ -139,9 +144,9 @@ pub fn backward<T: Real>(device: &Device, args: Backward<'_, '_, T>) -> Result<(
 fn record<'t, T: Real>(
     device: &Device,
     op: &'static str,
-    tensors: impl Iterator<Item = &'t Tensor<T>>,
+    tensors: impl Iterator<Item = Cols<'t, T>>,
     passes: usize,
 ) {
-    let elements: usize = tensors.map(Tensor::len).sum();
+    let elements: usize = tensors.map(|x| x.len()).sum();
     device.record(op, Work::new(10 * elements as u64, (passes * elements * size_of::<T>()) as u64));
 }

@@ -6,16 +6,17 @@ use crate::device::kernels::params::{RowsGatherParams, RowsScatterAddParams};
 use crate::device::{Device, Launch, Tensor};
 use crate::error::Result;
 use crate::ops::check_pieces;
+use crate::ops::cols::Cols;
 use crate::tensor::Real;
 
 /// See [`super::gather`].
 pub(super) fn gather<T: Real>(
     device: &Device,
-    x: &Tensor<T>,
+    x: Cols<'_, T>,
     index: &RowIndex,
     y: &mut Tensor<T>,
 ) -> Result<()> {
-    check_pieces(OP, "x", x)?;
+    x.check_pieces(OP, "x")?;
     if y.is_empty() {
         return Ok(());
     }
@@ -26,6 +27,8 @@ pub(super) fn gather<T: Real>(
         live_rows: index.live_rows().ptr(),
         rows: y.rows() as i32,
         cols: y.cols() as i32,
+        x_stride: x.row_stride() as i32,
+        reserved: 0,
     };
     device.launch(&launch(Kernel::RowsGatherBf16, y.rows()), &params)
 }
@@ -38,6 +41,7 @@ pub(super) fn scatter_add<T: Real>(
     x: &mut Tensor<T>,
 ) -> Result<()> {
     check_pieces(OP, "x", x)?;
+    check_pieces(OP, "y", y)?;
     if y.is_empty() {
         return Ok(());
     }
@@ -48,6 +52,8 @@ pub(super) fn scatter_add<T: Real>(
         live_rows: index.live_rows().ptr(),
         rows: y.rows() as i32,
         cols: y.cols() as i32,
+        x_stride: x.cols() as i32,
+        reserved: 0,
     };
     device.launch(&launch(Kernel::RowsScatterAddBf16, y.rows()), &params)
 }

@@ -1,7 +1,8 @@
 //! Gather and scatter-add of rows: the last layer runs on the supervised rows only.
 //!
 //! `gather`: `y[i, :] = x[index[i], :]`. `scatter_add`: `x[index[i], :] += y[i, :]`. An index is ascending
-//! without repeats. The gathered tensor is `[capacity, cols]`; its first rows, one per entry of the index,
+//! without repeats. `x` of `gather` may be a run of columns; that of `scatter_add` may have more columns than `y`, and then `y` is
+//! added to its first ones. The gathered tensor is `[capacity, cols]`; its first rows, one per entry of the index,
 //! are live, the others are left alone.
 
 mod cpu;
@@ -11,6 +12,7 @@ mod gpu_tests;
 #[cfg(test)]
 mod tests;
 
+use super::cols::Cols;
 use super::{LiveRows, Runner, check_shape, runner};
 use crate::device::kernels::DevicePtr;
 use crate::device::{Device, Table, Tensor, Work};
@@ -95,7 +97,12 @@ impl RowIndex {
 ///
 /// # Errors
 /// [`Error::Shape`] if the index leaves `x`; errors of the device.
-pub fn gather<T: Real>(device: &Device, x: &Tensor<T>, index: &RowIndex) -> Result<Tensor<T>> {
+pub fn gather<'a, T: Real>(
+    device: &Device,
+    x: impl Into<Cols<'a, T>>,
+    index: &RowIndex,
+) -> Result<Tensor<T>> {
+    let x = x.into();
     index.check(x.rows())?;
     let mut y = device.empty(index.capacity(), x.cols())?;
     device.record("rows.gather", Work::new(0, 2 * (y.len() * size_of::<T>()) as u64));
@@ -107,7 +114,7 @@ pub fn gather<T: Real>(device: &Device, x: &Tensor<T>, index: &RowIndex) -> Resu
     Ok(y)
 }
 
-/// Adds `y`, `[capacity, cols]`, to the rows `index` of `x`.
+/// Adds `y`, `[capacity, cols]`, to the rows `index` of `x`, which has at least as many columns.
 ///
 /// # Errors
 /// [`Error::Shape`] if the shapes do not fit or the index leaves `x`; errors of the device.
@@ -118,7 +125,7 @@ pub fn scatter_add<T: Real>(
     x: &mut Tensor<T>,
 ) -> Result<()> {
     index.check(x.rows())?;
-    check_shape(OP, "y", y, [index.capacity(), x.cols()])?;
+    check_shape(OP, "y", y, [index.capacity(), y.cols().min(x.cols())])?;
     let work = Work::new(y.len() as u64, 3 * (y.len() * size_of::<T>()) as u64);
     device.record("rows.scatter_add", work);
     match runner::<T>(device, OP)? {

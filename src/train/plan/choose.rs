@@ -23,7 +23,7 @@ impl Setup<'_> {
     /// # Errors
     /// As [`Setup::measure`].
     pub(super) fn choose(&self, job: &Job, limit: Option<u64>) -> Result<(Policies, Measured)> {
-        let blocks = self.model.num_hidden_layers;
+        let blocks = self.model.num_hidden_layers();
         if let Some(policy) = asked(self.config.activation_policy) {
             let policies = Policies::uniform(policy, blocks);
             let measured = self.measure(job, &policies)?;
@@ -86,7 +86,7 @@ impl Setup<'_> {
         limit: u64,
         batch: impl Fn(usize) -> Batch,
     ) -> Result<Option<usize>> {
-        let policies = Policies::uniform(policy, self.model.num_hidden_layers);
+        let policies = Policies::uniform(policy, self.model.num_hidden_layers());
         let peak = |tokens: usize| -> Result<u64> {
             Ok(self.measure(&Job::of(vec![batch(tokens)]), &policies)?.needed_bytes())
         };

@@ -291,6 +291,7 @@ pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row
 /// # Errors
 /// An input error if the workload does not fit the model, or the card is unknown.
 pub fn plan_workload(config: &TrainConfig, model: &ModelConfig, workload: &Workload) -> Result<Plan> {
+    let model = &model.clone().with_token_head()?;
     workload.check(model)?;
     let place = Place::of(config, None)?;
     let context = Context::default();

@@ -1,6 +1,7 @@
 //! Plans against rows of tables, against brute force, and against what is known of a card.
 
 use super::*;
+use crate::config::block::BlockSpec;
 use crate::config::{ActivationPolicy, LoraConfig, MemorySize, Sites, variant};
 
 /// A plan for a card, LoRA of rank 16 on all linear layers.
@@ -21,16 +22,10 @@ fn model(name: &str) -> ModelConfig {
 
 /// A model so small that all pairs of policies can be tried.
 fn small() -> ModelConfig {
-    ModelConfig {
-        hidden_size: 64,
-        intermediate_size: 160,
-        num_hidden_layers: 6,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 16,
-        vocab_size: 300,
-        ..model("qwen3-tiny")
-    }
+    let base = model("qwen3-tiny").with_num_hidden_layers(6).with_blocks(|block| {
+        (block.attn.heads, block.attn.kv_heads, block.attn.head_dim, block.mlp.size) = (4, 2, 16, 160);
+    });
+    ModelConfig { hidden_size: 64, vocab_size: 300, ..base }
 }
 
 fn workload(tokens: usize) -> Workload {
@@ -43,12 +38,13 @@ fn bytes(plan: &Plan, class: Class) -> u64 {
 
 /// Bytes that one token leaves in one block: the list of what an exact backward pass reads, in bf16 with rank `r`.
 fn saved_bytes_per_token(model: &ModelConfig, r: usize) -> usize {
-    let (q, kv, h) = (model.q_size(), model.kv_size(), model.hidden_size);
+    let BlockSpec { attn, mlp, .. } = model.blocks[0];
+    let (q, kv, h) = (attn.q_size(), attn.kv_size(), model.hidden_size);
     let x_in = 2 * h + 4;
     let qkv = 2 * (q + 2 * kv);
-    let o = 2 * q + 4 * model.num_attention_heads;
+    let o = 2 * q + 4 * attn.heads;
     let x_mid = 2 * h + 4;
-    let gate_up = 4 * model.intermediate_size;
+    let gate_up = 4 * mlp.size;
     x_in + qkv + o + x_mid + gate_up + 7 * 2 * r
 }
 
@@ -118,7 +114,7 @@ fn auto_finds_the_least_work_that_fits() {
     let job = Job::of(vec![workload(3000).batch()]);
     let (any, context) = (config(1), Context::default());
     let setup = Setup { config: &any, model: &model, chip: None, dtype: any.dtype, context: &context };
-    let blocks = model.num_hidden_layers;
+    let blocks = model.num_hidden_layers();
     let mut pairs = Vec::new();
     for (checkpoint, dropped) in (0..=blocks).flat_map(|c| (0..=blocks - c).map(move |d| (c, d))) {
         let policies = Policies::lowest(checkpoint, dropped, blocks);

@@ -114,7 +114,7 @@ mod tests {
             ("lora_matmul.backward.lora", Group::Lora),
             ("lora_matmul.dora_norm", Group::Lora),
             ("attention.backward", Group::Attention),
-            ("rms_norm.apply", Group::ElementWise),
+            ("norm.apply", Group::ElementWise),
             ("embedding", Group::ElementWise),
             ("linear_cross_entropy", Group::Head),
             ("adamw", Group::Optimizer),

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::batch::{Batch, TokenTarget};
+use crate::batch::{Batch, Targets, TokenTarget};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
@@ -34,7 +34,7 @@ impl Workload {
         };
         let (tokens, length, share) = (self.tokens, self.sequence_length, self.supervised_share);
         rule((1..=MAX_TOKENS).contains(&tokens), "tokens", &tokens, format!("1 to {MAX_TOKENS}"))?;
-        let longest = model.max_position_embeddings;
+        let longest = model.max_sequence_length();
         let fits = (1..=longest).contains(&length);
         rule(fits, "sequence_length", &length, format!("1 to {longest}, the positions of the model"))?;
         rule(share > 0.0 && share <= 1.0, "supervised_share", &share, "above 0 and at most 1".to_owned())
@@ -42,7 +42,7 @@ impl Workload {
 
     /// The pass.
     pub(in crate::train) fn batch(&self) -> Batch {
-        let mut batch = Batch::default();
+        let (mut batch, mut targets) = (Batch::default(), Vec::new());
         let ids = vec![0; self.sequence_length.min(self.tokens)];
         while batch.total_tokens() < self.tokens {
             let start = batch.total_tokens();
@@ -50,8 +50,9 @@ impl Workload {
             batch.push_segment(&ids[..len], None, 0);
             let supervised = ((len as f64 * self.supervised_share).round() as usize).clamp(1, len);
             let rows = start + len - supervised..start + len;
-            batch.targets.tokens_mut().extend(rows.map(|row| TokenTarget { row, token: 0, weight: 1.0 }));
+            targets.extend(rows.map(|row| TokenTarget { row, token: 0, weight: 1.0 }));
         }
+        batch.targets = Targets::Tokens(targets);
         batch
     }
 }

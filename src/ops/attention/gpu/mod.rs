@@ -12,13 +12,14 @@ mod tests;
 
 pub(crate) use tables::Tables;
 
-use super::{Attention, AttentionPlan, Backward, OP};
-use crate::device::kernels::Kernel;
+use super::{Attention, AttentionPlan, Backward, Grads, OP};
 use crate::device::kernels::params::{
     AttentionBwdDkvParams, AttentionBwdDqParams, AttentionFwdParams, AttentionQueries,
 };
+use crate::device::kernels::{DevicePtr, Kernel};
 use crate::device::{Device, Launch, Tensor};
 use crate::error::{Error, Result};
+use crate::ops::cols::at_column;
 use crate::tensor::Real;
 
 /// See [`super::forward`].
@@ -29,7 +30,8 @@ pub(super) fn forward<T: Real>(
     lse: &mut Tensor<T::Stat>,
 ) -> Result<()> {
     let tables = tables_of(args.plan)?;
-    let kernels = plan::kernels(device, args.heads.head_dim)?;
+    check_pieces(args)?;
+    let kernels = plan::kernels(device, args.heads.head_dim, args.plan.has_window())?;
     let Some(launch) = plan::forward(kernels, &args.heads, tables.tile_capacity()) else { return Ok(()) };
     let params = AttentionFwdParams {
         q: args.q.ptr(),
@@ -41,7 +43,9 @@ pub(super) fn forward<T: Real>(
         num_heads: args.heads.num_attention_heads as i32,
         group: args.heads.group() as i32,
         scale_log2: scale_log2(args),
-        reserved: 0,
+        q_stride: args.q.row_stride() as i32,
+        k_stride: args.k.row_stride() as i32,
+        v_stride: args.v.row_stride() as i32,
     };
     device.launch(&launch, &params)
 }
@@ -53,12 +57,14 @@ pub(super) fn backward<T: Real>(
     grads: Backward<'_, T>,
 ) -> Result<()> {
     let tables = tables_of(args.plan)?;
-    let kernels = plan::kernels(device, args.heads.head_dim)?;
+    check_pieces(args)?;
+    let kernels = plan::kernels(device, args.heads.head_dim, args.plan.has_window())?;
     let heads = args.heads.num_attention_heads;
     // lse and D by tile and head, a pair for each of its queries.
     let stats = device.empty::<f32>(tables.tile_capacity().tiles * heads, 2 * plan::TILE)?;
+    let to = Places::of(args, &grads.grads);
     if let Some(launch) = plan::dq(kernels, &args.heads, tables.tile_capacity()) {
-        device.launch(&launch, &dq_params(args, &grads, tables, &stats))?;
+        device.launch(&launch, &dq_params(args, &grads, (tables, &stats), &to))?;
     }
     let Some(launch) = plan::dkv(kernels, &args.heads, tables.tile_capacity()) else { return Ok(()) };
     let params = AttentionBwdDkvParams {
@@ -67,8 +73,8 @@ pub(super) fn backward<T: Real>(
         v: args.v.ptr(),
         d_o: grads.d_o.ptr(),
         stats: stats.ptr(),
-        dk: grads.dk.ptr(),
-        dv: grads.dv.ptr(),
+        dk: to.dk,
+        dv: to.dv,
         queries: queries(tables),
         tiles: tables.key_tiles.ptr(),
         num_key_tiles: tables.key_tiles.count_ptr(),
@@ -77,15 +83,63 @@ pub(super) fn backward<T: Real>(
         group: args.heads.group() as i32,
         scale: args.heads.softmax_scale as f32,
         scale_log2: scale_log2(args),
+        q_stride: args.q.row_stride() as i32,
+        k_stride: args.k.row_stride() as i32,
+        v_stride: args.v.row_stride() as i32,
+        dk_stride: to.dk_stride,
+        reach: args.plan.reach() as i32,
+        reserved: 0,
     };
     device.launch(&launch, &params)
+}
+
+/// Where gradients go, and their row strides.
+struct Places {
+    dq: DevicePtr,
+    dk: DevicePtr,
+    dv: DevicePtr,
+    dq_stride: i32,
+    dk_stride: i32,
+}
+
+impl Places {
+    fn of<T: Real>(args: &Attention<'_, T>, grads: &Grads<'_, T>) -> Self {
+        let stride = |tensor: &Tensor<T>| tensor.cols() as i32;
+        match grads {
+            Grads::Split { dq, dk, dv } => Self {
+                dq: dq.ptr(),
+                dk: dk.ptr(),
+                dv: dv.ptr(),
+                dq_stride: stride(dq),
+                dk_stride: stride(dk),
+            },
+            Grads::Fused { dqkv, dq } => {
+                let (q_end, k_end) = (args.q.cols(), args.q.cols() + args.k.cols());
+                let dq = dq.as_deref().unwrap_or(dqkv);
+                Self {
+                    dq: dq.ptr(),
+                    dk: at_column(dqkv, q_end),
+                    dv: at_column(dqkv, k_end),
+                    dq_stride: stride(dq),
+                    dk_stride: stride(dqkv),
+                }
+            }
+        }
+    }
+}
+
+/// Pieces of 16 bytes of all inputs are aligned.
+fn check_pieces<T: Real>(args: &Attention<'_, T>) -> Result<()> {
+    args.q.check_pieces(OP, "q")?;
+    args.k.check_pieces(OP, "k")?;
+    args.v.check_pieces(OP, "v")
 }
 
 fn dq_params<T: Real>(
     args: &Attention<'_, T>,
     grads: &Backward<'_, T>,
-    tables: &Tables,
-    stats: &Tensor<f32>,
+    (tables, stats): (&Tables, &Tensor<f32>),
+    to: &Places,
 ) -> AttentionBwdDqParams {
     AttentionBwdDqParams {
         q: args.q.ptr(),
@@ -95,12 +149,16 @@ fn dq_params<T: Real>(
         d_o: grads.d_o.ptr(),
         lse: grads.lse.ptr(),
         stats: stats.ptr(),
-        dq: grads.dq.ptr(),
+        dq: to.dq,
         queries: queries(tables),
         num_heads: args.heads.num_attention_heads as i32,
         group: args.heads.group() as i32,
         scale: args.heads.softmax_scale as f32,
         scale_log2: scale_log2(args),
+        q_stride: args.q.row_stride() as i32,
+        k_stride: args.k.row_stride() as i32,
+        v_stride: args.v.row_stride() as i32,
+        dq_stride: to.dq_stride,
     }
 }
 

@@ -27,39 +27,72 @@ pub(super) struct TileCapacity {
     pub(super) key_tiles: usize,
 }
 
-/// The kernels for one head_dim.
+/// The kernels for one head_dim, with windows or without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Kernels {
     head_dim: usize,
+    has_window: bool,
     forward: Kernel,
     dq: Kernel,
     dkv: Kernel,
 }
 
-const KERNELS: [Kernels; 4] = [
+const KERNELS: [Kernels; 8] = [
     Kernels {
         head_dim: 16,
+        has_window: false,
         forward: Kernel::AttentionFwdBf16D16,
         dq: Kernel::AttentionBwdDqBf16D16,
         dkv: Kernel::AttentionBwdDkvBf16D16,
     },
     Kernels {
         head_dim: 32,
+        has_window: false,
         forward: Kernel::AttentionFwdBf16D32,
         dq: Kernel::AttentionBwdDqBf16D32,
         dkv: Kernel::AttentionBwdDkvBf16D32,
     },
     Kernels {
         head_dim: 64,
+        has_window: false,
         forward: Kernel::AttentionFwdBf16D64,
         dq: Kernel::AttentionBwdDqBf16D64,
         dkv: Kernel::AttentionBwdDkvBf16D64,
     },
     Kernels {
         head_dim: 128,
+        has_window: false,
         forward: Kernel::AttentionFwdBf16D128,
         dq: Kernel::AttentionBwdDqBf16D128,
         dkv: Kernel::AttentionBwdDkvBf16D128,
+    },
+    Kernels {
+        head_dim: 16,
+        has_window: true,
+        forward: Kernel::AttentionFwdBf16D16Window,
+        dq: Kernel::AttentionBwdDqBf16D16Window,
+        dkv: Kernel::AttentionBwdDkvBf16D16Window,
+    },
+    Kernels {
+        head_dim: 32,
+        has_window: true,
+        forward: Kernel::AttentionFwdBf16D32Window,
+        dq: Kernel::AttentionBwdDqBf16D32Window,
+        dkv: Kernel::AttentionBwdDkvBf16D32Window,
+    },
+    Kernels {
+        head_dim: 64,
+        has_window: true,
+        forward: Kernel::AttentionFwdBf16D64Window,
+        dq: Kernel::AttentionBwdDqBf16D64Window,
+        dkv: Kernel::AttentionBwdDkvBf16D64Window,
+    },
+    Kernels {
+        head_dim: 128,
+        has_window: true,
+        forward: Kernel::AttentionFwdBf16D128Window,
+        dq: Kernel::AttentionBwdDqBf16D128Window,
+        dkv: Kernel::AttentionBwdDkvBf16D128Window,
     },
 ];
 
@@ -67,8 +100,9 @@ const KERNELS: [Kernels; 4] = [
 ///
 /// # Errors
 /// [`Error::Device`] if there are none for it; the message lists the supported sizes.
-pub(super) fn kernels(device: &Device, head_dim: usize) -> Result<&'static Kernels> {
-    KERNELS.iter().find(|kernels| kernels.head_dim == head_dim).ok_or_else(|| Error::Device {
+pub(super) fn kernels(device: &Device, head_dim: usize, has_window: bool) -> Result<&'static Kernels> {
+    let fits = |kernels: &&Kernels| kernels.head_dim == head_dim && kernels.has_window == has_window;
+    KERNELS.iter().find(fits).ok_or_else(|| Error::Device {
         what: format!(
             "{}: {OP} has no kernel for a head_dim of {head_dim}, only for 16, 32, 64 and 128",
             device.label()

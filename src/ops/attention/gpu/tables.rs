@@ -40,12 +40,17 @@ impl Lists {
             let unmasked_end = match range.mask {
                 MaskKind::Full => range.rows.end,
                 MaskKind::Causal => range.rows.end.min(packed[0] + 1),
+                MaskKind::Window(_) => range.rows.start,
+            };
+            let reach = match range.mask {
+                MaskKind::Full | MaskKind::Causal => 0,
+                MaskKind::Window(reach) => reach,
             };
             self.ranges.push(AttentionRange {
                 key_start: range.rows.start as i32,
                 key_end: range.rows.end as i32,
                 unmasked_end: unmasked_end as i32,
-                reserved: 0,
+                reach: reach as i32,
             });
         }
         self.tiles.push(AttentionTile {
@@ -68,11 +73,21 @@ impl Lists {
         let mut visits: Vec<Vec<i32>> = vec![Vec::new(); rows.len()];
         for (index, tile) in tiles.iter().enumerate() {
             let earliest = plan.packed_rows()[tile.rows.start];
+            let latest = plan.packed_rows()[tile.rows.end - 1];
             for range in tile.keys.iter().filter(|range| !range.rows.is_empty()) {
-                // Ranges begin where a segment begins.
+                // Ranges are within a segment, and begin where it begins but for windows.
                 let segment = plan.segments().partition_point(|s| s.end <= range.rows.start);
-                for key_tile in first[segment]..first[segment] + range.rows.len().div_ceil(TILE) {
-                    let masked = range.mask == MaskKind::Causal && earliest + 1 < rows[key_tile].end;
+                let start = plan.segments()[segment].start;
+                let key_tiles = (range.rows.start - start) / TILE..(range.rows.end - start).div_ceil(TILE);
+                for key_tile in first[segment] + key_tiles.start..first[segment] + key_tiles.end {
+                    let keys = &rows[key_tile];
+                    let masked = match range.mask {
+                        MaskKind::Full => false,
+                        MaskKind::Causal => earliest + 1 < keys.end,
+                        MaskKind::Window(reach) => {
+                            latest > keys.start + reach || keys.end > earliest + reach + 1
+                        }
+                    };
                     visits[key_tile].push(2 * index as i32 + i32::from(masked));
                 }
             }
@@ -181,6 +196,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ops::attention::AttnMask;
     use crate::ops::attention::tests::{linked_segments, seen};
 
     /// The (query, key) pairs in the query lists, and those in the key lists.
@@ -221,7 +237,7 @@ mod tests {
                 expected.extend(seen(&segments, row).into_iter().map(|key| (row as i32, key as i32)));
             }
             expected.sort_unstable();
-            let plan = AttentionPlan::for_rows(&segments, &rows);
+            let plan = AttentionPlan::for_rows(AttnMask::Causal, &segments, &rows).unwrap();
             let lists = Lists::new(&plan);
             let [of_queries, of_keys] = pairs(&lists);
             prop_assert_eq!(&of_queries, &expected);

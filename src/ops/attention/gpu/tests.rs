@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use super::*;
 use crate::batch::Segment;
 use crate::ops::attention::tests::{seen, segments};
-use crate::ops::attention::{self, Heads, PlanCapacity};
+use crate::ops::attention::{self, AttnMask, Heads, PlanCapacity};
+use crate::ops::cols::Cols;
 use crate::ops::testing::{assert_as_good, assert_repeats, at_scale, cut_off, drawn, kernel_device, rounded};
 use crate::rng::{Purpose, Stream};
 
@@ -23,7 +24,7 @@ struct Case {
     segments: Vec<Segment>,
     /// Packed rows of the queries.
     rows: Vec<usize>,
-    bidirectional: bool,
+    mask: AttnMask,
     q: Vec<f64>,
     k: Vec<f64>,
     v: Vec<f64>,
@@ -62,7 +63,7 @@ impl Case {
         let (of_queries, of_keys) = (rows.len() * heads.q_cols(), total * heads.kv_cols());
         let (q, d_o) = (random(of_queries, 0), random(of_queries, 1));
         let (k, v) = (random(of_keys, 2), random(of_keys, 3));
-        Self { heads, segments, rows, bidirectional: false, q, k, v, d_o }
+        Self { heads, segments, rows, mask: AttnMask::Causal, q, k, v, d_o }
     }
 
     fn total(&self) -> usize {
@@ -70,20 +71,16 @@ impl Case {
     }
 
     fn plan(&self) -> AttentionPlan {
-        if self.bidirectional {
-            AttentionPlan::bidirectional(&self.segments)
-        } else {
-            AttentionPlan::for_rows(&self.segments, &self.rows)
-        }
+        AttentionPlan::for_rows(self.mask, &self.segments, &self.rows).unwrap()
     }
 
     fn seen(&self, row: usize) -> Vec<usize> {
-        let mut rows = seen(&self.segments, row);
-        if self.bidirectional {
-            let own = self.segments.iter().find(|s| s.rows().contains(&row)).unwrap();
-            rows.extend(row + 1..own.start + own.len);
+        let own = || self.segments.iter().find(|s| s.rows().contains(&row)).unwrap().rows();
+        match self.mask {
+            AttnMask::Causal => seen(&self.segments, row),
+            AttnMask::Full => own().collect(),
+            AttnMask::Window(reach) => own().filter(|key| key.abs_diff(row) <= reach).collect(),
         }
-        rows
     }
 
     fn name(&self) -> String {
@@ -199,14 +196,19 @@ fn run_with(case: &Case, device: &Device, plan: &AttentionPlan) -> Result<Outcom
     };
     let (q, d_o) = (input(&case.q, query_rows, q_cols)?, input(&case.d_o, query_rows, q_cols)?);
     let (k, v) = (input(&case.k, key_rows, kv_cols)?, input(&case.v, key_rows, kv_cols)?);
-    let args = Attention { q: &q, k: &k, v: &v, heads: case.heads, plan };
+    let args = Attention { q: (&q).into(), k: (&k).into(), v: (&v).into(), heads: case.heads, plan };
     let mut o = output(query_rows, q_cols)?;
     let num_heads = case.heads.num_attention_heads;
     let mut lse = device.tensor(query_rows, num_heads, &vec![BEFORE; query_rows * num_heads])?;
     attention::forward(device, &args, &mut o, &mut lse)?;
     let (mut dq, mut dk) = (output(query_rows, q_cols)?, output(key_rows, kv_cols)?);
     let mut dv = output(key_rows, kv_cols)?;
-    let to = Backward { d_o: &d_o, o: &o, lse: &lse, dq: &mut dq, dk: &mut dk, dv: &mut dv };
+    let to = Backward {
+        d_o: &d_o,
+        o: &o,
+        lse: &lse,
+        grads: Grads::Split { dq: &mut dq, dk: &mut dk, dv: &mut dv },
+    };
     attention::backward(device, &args, to)?;
 
     let read = |tensor: &Tensor<bf16>, len: usize| -> Result<Vec<f64>> {
@@ -300,9 +302,102 @@ fn prefixes_are_seen_by_all_that_continue_them() {
 fn bidirectional_rows_see_their_whole_segment() {
     for (seed, (kv, group, d)) in [(1, 2, 64), (1, 1, 128)].into_iter().enumerate() {
         let mut case = Case::new(heads(kv, group, d), &[(1, None), (17, None), (129, None), (64, None)]);
-        case.bidirectional = true;
+        case.mask = AttnMask::Full;
         compare(&case, &run(&case, &kernel_device(20 + seed as u64)));
     }
+}
+
+#[test]
+fn rows_see_windows_of_every_reach_whichever_rows_are_queries() {
+    for (seed, (reach, (kv, group, d))) in [
+        (2, (1, 1, 16)),
+        (1, (1, 2, 64)),
+        (31, (1, 1, 32)),
+        (64, (2, 1, 64)),
+        (100, (1, 1, 128)),
+        (600, (1, 1, 64)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut case = Case::new(heads(kv, group, d), &[(1, None), (17, None), (129, None), (300, None)]);
+        case.mask = AttnMask::Window(reach);
+        compare(&case, &run(&case, &kernel_device(70 + seed as u64)));
+        // Queries far apart in one tile: some see nothing of the first keys.
+        let keep = |row: usize| row == 0 || row % 9 == 4 || (200..220).contains(&row) || row == 446;
+        let mut case =
+            Case::for_rows(heads(kv, group, d), &[(1, None), (17, None), (129, None), (300, None)], keep);
+        case.mask = AttnMask::Window(reach);
+        compare(&case, &run(&case, &kernel_device(80 + seed as u64)));
+    }
+}
+
+/// Queries, keys and values that one layer made side by side, with gradients side by side: the same bits.
+#[test]
+fn runs_of_columns_give_the_bits_of_tensors_of_their_own() {
+    for (seed, (mask, all)) in
+        [(AttnMask::Causal, true), (AttnMask::Full, true), (AttnMask::Window(20), false)]
+            .into_iter()
+            .enumerate()
+    {
+        let device = kernel_device(90 + seed as u64);
+        let mut case =
+            Case::for_rows(heads(1, 2, 64), &[(70, None), (5, None), (129, None)], |row| all || row % 7 == 2);
+        case.mask = mask;
+        let plain = run(&case, &device);
+        let mut plan = case.plan();
+        plan.upload(&device).unwrap();
+        let (total, q_cols, kv_cols) = (case.total(), case.heads.q_cols(), case.heads.kv_cols());
+        let cols = q_cols + 2 * kv_cols;
+        let mut values = vec![bf16::from_f32(BEFORE); total * cols];
+        for row in 0..total {
+            let own = &mut values[row * cols..(row + 1) * cols];
+            if let Some(query) = case.rows.iter().position(|&of| of == row) {
+                put(&mut own[..q_cols], &case.q[query * q_cols..]);
+            }
+            put(&mut own[q_cols..q_cols + kv_cols], &case.k[row * kv_cols..]);
+            put(&mut own[q_cols + kv_cols..], &case.v[row * kv_cols..]);
+        }
+        let qkv = device.tensor(total, cols, &values).unwrap();
+        let rows = case.rows.len();
+        let tensor = |values: &[f64], cols: usize| {
+            let values: Vec<bf16> = values.iter().map(|&x| bf16::from_f64(x)).collect();
+            device.tensor(values.len() / cols, cols, &values).unwrap()
+        };
+        let picked = tensor(&case.q, q_cols);
+        let run = |end: usize, from: usize| Cols::new(&qkv, from..end).unwrap();
+        let args = Attention {
+            q: if all { run(q_cols, 0) } else { (&picked).into() },
+            k: run(q_cols + kv_cols, q_cols),
+            v: run(cols, q_cols + kv_cols),
+            heads: case.heads,
+            plan: &plan,
+        };
+        let mut o = device.empty(rows, q_cols).unwrap();
+        let mut lse = device.empty(rows, case.heads.num_attention_heads).unwrap();
+        attention::forward(&device, &args, &mut o, &mut lse).unwrap();
+        let d_o = tensor(&case.d_o, q_cols);
+        let mut dqkv = device.tensor(total, cols, &values).unwrap();
+        let mut dq = device.zeros::<bf16>(rows, q_cols).unwrap();
+        let grads = Grads::Fused { dqkv: &mut dqkv, dq: (!all).then_some(&mut dq) };
+        attention::backward(&device, &args, Backward { d_o: &d_o, o: &o, lse: &lse, grads }).unwrap();
+        let read = |tensor: &Tensor<bf16>| -> Vec<f64> {
+            device.read(tensor).unwrap().into_iter().map(bf16::to_f64).collect()
+        };
+        assert_eq!(read(&o), plain.o, "{mask:?}");
+        let dqkv = read(&dqkv);
+        let part = |first: usize, width: usize| -> Vec<f64> {
+            dqkv.chunks_exact(cols).flat_map(|row| row[first..first + width].to_vec()).collect()
+        };
+        let dq = if all { part(0, q_cols) } else { read(&dq) };
+        assert_eq!(dq, plain.dq, "{mask:?}");
+        assert_eq!(part(q_cols, kv_cols), plain.dk, "{mask:?}");
+        assert_eq!(part(q_cols + kv_cols, kv_cols), plain.dv, "{mask:?}");
+    }
+}
+
+fn put(to: &mut [bf16], from: &[f64]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = bf16::from_f64(*from));
 }
 
 /// A few rows of a batch are queries: some segments have none, and some prefixes are seen only from other
@@ -347,7 +442,7 @@ fn a_plan_with_room_serves_one_batch_after_another() {
     let device = kernel_device(50);
     let capacity = PlanCapacity { query_rows: 500, key_rows: 500, segments: 9, ranges: 40, visits: 100 };
     let heads = heads(1, 2, 64);
-    let mut plan = AttentionPlan::with_capacity(&device, capacity).unwrap();
+    let mut plan = AttentionPlan::with_capacity(&device, AttnMask::Causal, capacity).unwrap();
     let address = plan.tables().unwrap().tiles.ptr();
     let cases = [
         Case::new(heads, &PREFIXES),
@@ -368,7 +463,7 @@ fn a_plan_with_room_serves_one_batch_after_another() {
 fn what_does_not_fit_is_an_error_and_changes_nothing() {
     let device = kernel_device(0);
     let capacity = PlanCapacity { query_rows: 100, key_rows: 100, segments: 60, ranges: 61, visits: 61 };
-    let mut plan = AttentionPlan::with_capacity(&device, capacity).unwrap();
+    let mut plan = AttentionPlan::with_capacity(&device, AttnMask::Causal, capacity).unwrap();
     plan.replace(&device, AttentionPlan::causal(&segments(&[(100, None)]))).unwrap();
     let chain: Vec<_> = (0..60).map(|i: usize| (1, i.checked_sub(1))).collect();
     for parts in [vec![(101, None)], vec![(1, None); 61], chain] {
@@ -428,8 +523,9 @@ mod emulator {
     #[test]
     fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
         let mut seen = std::collections::BTreeSet::new();
-        for d in [16, 32, 64, 128] {
-            let case = Case::new(heads(2, 2, d), &[(128, None)]);
+        let masks = [AttnMask::Causal, AttnMask::Window(40)];
+        for (d, mask) in [16, 32, 64, 128].into_iter().flat_map(|d| masks.map(|mask| (d, mask))) {
+            let case = Case { mask, ..Case::new(heads(2, 2, d), &[(128, None)]) };
             let device = Device::emulated(EmulatorOptions { stats: true, ..Default::default() }).unwrap();
             run(&case, &device);
             for (symbol, counters) in device.take_counters().kernels {

@@ -1,0 +1,363 @@
+//! Heads for labels against transformers + PEFT: classification with decoders, regression with encoders, every loss, and the hidden
+//! states of a real encoder. In f32 on the CPU.
+//!
+//! Like `golden`, these tests run every case of their kind that is in the folder that `TANREN_GOLDEN` names.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::print_stdout, reason = "what was run, for --nocapture")]
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tanren::batch::{Batch, Label, LabelTarget, Targets};
+use tanren::config::head::{HeadSpec, Pool};
+use tanren::config::{LrScheduler, ModelConfig};
+use tanren::device::Device;
+use tanren::formats::adapter::{AdapterTensor, read_adapter};
+use tanren::formats::model_folder::ModelFolder;
+use tanren::formats::safetensors::TensorFile;
+use tanren::model::{Adapter, Decoder, PassOptions, load};
+use tanren::ops::label_head::{LabelScore, Loss};
+use tanren::optim::{Optimizer, Schedule, Update};
+
+use crate::golden::{close, folder};
+
+/// A case: its files, and the model with a head of the right size.
+struct Case {
+    dir: PathBuf,
+    json: Value,
+    expected: TensorFile,
+    device: Device,
+    model: Decoder<f32>,
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap()
+}
+
+impl Case {
+    /// `change` may change the head that config.json says.
+    fn open(name: &str, change: impl Fn(ModelConfig) -> ModelConfig) -> Self {
+        let dir = folder().join(name);
+        let json: Value = serde_json::from_slice(&std::fs::read(dir.join("case.json")).unwrap()).unwrap();
+        let folder = ModelFolder::open(&dir.join(text(&json["model_dir"]))).unwrap();
+        let (path, config) = folder.config_json();
+        let config = change(ModelConfig::from_json(path, config).unwrap());
+        let device = Device::cpu(2).unwrap();
+        let loaded = load::load(&device, &config, &folder, &|_, _| {}).unwrap();
+        let model = Decoder { config, weights: loaded.weights };
+        let expected = TensorFile::open(&dir.join("expected.safetensors")).unwrap();
+        Self { dir, json, expected, device, model }
+    }
+
+    fn adapter(&self, folder: &str) -> Adapter<f32> {
+        let dir = self.dir.join(folder);
+        let peft = read_adapter(&dir).unwrap();
+        let adapter =
+            Adapter::from_peft(&self.device, &self.model.config, &peft.config, &peft.tensors, &dir).unwrap();
+        // What is written is what was read.
+        let written = adapter.peft_config("m");
+        assert_eq!(written.modules_to_save, peft.config.modules_to_save);
+        assert_eq!(written.task_type, peft.config.task_type);
+        for (name, tensor) in adapter.to_peft(&self.device).unwrap() {
+            assert_eq!(tensor, peft.tensors[&name], "{name}");
+        }
+        adapter
+    }
+
+    fn tensor(&self, name: &str) -> Vec<f32> {
+        self.expected.get(name).unwrap_or_else(|| panic!("no {name}")).to_f32().unwrap()
+    }
+
+    /// Sequences as one batch, with these labels.
+    fn batch<'v>(&self, sequences: impl IntoIterator<Item = (&'v Value, Label)>) -> Batch {
+        let HeadSpec::Labels(head) = &self.model.config.head else { panic!("no head for labels") };
+        let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+        let (mut batch, mut targets) = (Batch::default(), Vec::new());
+        for (sequence, label) in sequences {
+            let (start, input_ids) = (batch.total_tokens(), ids(&sequence["input_ids"]));
+            batch.push_segment(&input_ids, None, 0);
+            if sequence["token_type_ids"].is_array() {
+                batch.token_type_ids.extend(ids(&sequence["token_type_ids"]));
+            }
+            let end = start + input_ids.len();
+            let rows = match head.pool {
+                Pool::First => start..start + 1,
+                Pool::Last => end - 1..end,
+                Pool::Mean => start..end,
+            };
+            targets.push(LabelTarget { rows, label, weight: 1.0 });
+        }
+        batch.targets = Targets::Labels(targets);
+        batch
+    }
+
+    /// The micro-batches of a step.
+    fn micro_batches(&self, step: usize) -> Vec<Batch> {
+        let is_class = self.json["task"] == "seq_cls";
+        let label = |sequence: &Value| match is_class {
+            true => Label::Class(sequence["label"].as_u64().unwrap() as u32),
+            false => Label::Numbers(vec![number(&sequence["label"]) as f32]),
+        };
+        let batches = self.json["steps"][step]["micro_batches"].as_array().unwrap();
+        let batch = |sequences: &Value| {
+            self.batch(sequences.as_array().unwrap().iter().map(|sequence| (sequence, label(sequence))))
+        };
+        batches.iter().map(batch).collect()
+    }
+
+    fn loss(&self) -> Loss {
+        if self.json["task"] == "seq_cls" { Loss::cross_entropy() } else { Loss::SigmoidMse }
+    }
+
+    /// Logits of the data of step 0, its micro-batches one after another.
+    fn logits(&self, adapters: &[Adapter<f32>]) -> Vec<f32> {
+        let of = |batch: &Batch| {
+            let scores = self.model.score_labels(&self.device, batch, adapters, &self.loss()).unwrap();
+            scores.into_iter().flat_map(|score| score.logits)
+        };
+        self.micro_batches(0).iter().flat_map(of).collect()
+    }
+}
+
+fn check_tensors<'a>(
+    got: impl IntoIterator<Item = &'a (String, AdapterTensor)>,
+    expected: impl Fn(&str) -> Vec<f32>,
+    atol: Option<f32>,
+) {
+    for (name, tensor) in got {
+        let expected = expected(name);
+        let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        close(name, &tensor.data, &expected, 1e-4, atol.unwrap_or(1e-5 * largest));
+    }
+}
+
+/// A whole training: logits with the model's own head and with the adapter's, losses, norms, gradients and the final adapter.
+fn check_training(name: &str) {
+    let case = Case::open(name, |config| config);
+    let device = &case.device;
+    let mut adapter = case.adapter("adapter_init");
+    close("logits_base", &case.logits(&[]), &case.tensor("logits_base"), 1e-5, 2e-5);
+    let mut optimizer = Optimizer::<f32>::new(device, &adapter).unwrap();
+    let schedule = Schedule {
+        kind: LrScheduler::Cosine,
+        peak: number(&case.json["schedule"]["peak_lr"]),
+        warmup_steps: case.json["schedule"]["warmup_steps"].as_u64().unwrap(),
+        total_steps: case.json["schedule"]["total_steps"].as_u64().unwrap(),
+    };
+    let adamw = &case.json["optimizer"];
+    let mut adapters = [adapter];
+    close("logits_adapter", &case.logits(&adapters), &case.tensor("logits_adapter"), 1e-5, 2e-5);
+    for (step, expected) in case.json["steps"].as_array().unwrap().iter().enumerate() {
+        let mut grads = [adapters[0].zeros_like(device).unwrap()];
+        let options =
+            PassOptions { scale: 1.0 / number(&expected["num_items"]), dropout: None, policies: &[] };
+        let mut loss = 0.0;
+        for batch in case.micro_batches(step) {
+            let scores = case.model.score_labels_and_backward(
+                device,
+                &batch,
+                (&adapters, &mut grads),
+                &case.loss(),
+                options,
+            );
+            loss += options.scale * scores.unwrap().iter().map(|score| score.loss).sum::<f64>();
+        }
+        assert!((loss / number(&expected["loss"]) - 1.0).abs() < 1e-4, "step {step}: {loss}");
+        if step == 0 {
+            let grads = grads[0].to_peft(device).unwrap();
+            check_tensors(&grads, |name| case.tensor(&format!("grad.{name}")), None);
+        }
+        let update = Update {
+            learning_rate: schedule.learning_rate(step as u64),
+            beta1: number(&adamw["beta1"]),
+            beta2: number(&adamw["beta2"]),
+            epsilon: number(&adamw["eps"]),
+            weight_decay: number(&adamw["weight_decay"]),
+            max_grad_norm: Some(number(&adamw["max_grad_norm"])),
+        };
+        let norm = optimizer.update(device, &update, &mut adapters[0], &grads[0]).unwrap();
+        assert!((norm / number(&expected["grad_norm"]) - 1.0).abs() < 1e-4, "step {step}: norm {norm}");
+    }
+    let last = read_adapter(&case.dir.join("adapter_final")).unwrap();
+    let trained = adapters[0].to_peft(device).unwrap();
+    assert_eq!(trained.len(), last.tensors.len());
+    check_tensors(&trained, |name| last.tensors[name].data.clone(), Some(1e-5));
+    let logits = case.logits(&adapters);
+    close("logits_final", &logits, &case.tensor("logits_final"), 1e-4, 1e-4);
+
+    // One batch, or as many as there are sequences: the same gradients.
+    adapter = case.adapter("adapter_init");
+    let one = [adapter];
+    let parts = case.micro_batches(0);
+    let gradient = |batches: &[Batch]| {
+        let mut grads = [one[0].zeros_like(device).unwrap()];
+        for batch in batches {
+            let options = PassOptions { scale: 1.0, dropout: None, policies: &[] };
+            let to = (&one[..], &mut grads[..]);
+            case.model.score_labels_and_backward(device, batch, to, &case.loss(), options).unwrap();
+        }
+        grads[0].to_peft(device).unwrap()
+    };
+    let singles: Vec<Batch> = (0..).map_while(|i| alone(&parts, i)).collect();
+    assert!(singles.len() > parts.len());
+    for ((name, together), (_, apart)) in gradient(&parts).into_iter().zip(gradient(&singles)) {
+        let largest = together.data.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        close(&name, &apart.data, &together.data, 1e-4, 2e-6 * largest);
+    }
+
+    // Another pooling is another model.
+    if case.expected.get("logits_adapter_cls_pooling").is_some() {
+        let cls = Case::open(name, |mut config| {
+            config.label_head.pool = Pool::First;
+            let labels = config.label_head.num_labels;
+            config.with_label_head(labels)
+        });
+        let logits = cls.logits(&[cls.adapter("adapter_init")]);
+        close("cls", &logits, &case.tensor("logits_adapter_cls_pooling"), 1e-5, 2e-5);
+    }
+}
+
+/// Sequence `index` of some batches, in a batch of its own.
+fn alone(batches: &[Batch], index: usize) -> Option<Batch> {
+    let all = batches
+        .iter()
+        .flat_map(|batch| batch.segments.iter().zip(batch.targets.labels()).map(move |s| (batch, s)));
+    let (batch, (segment, target)) = all.into_iter().nth(index)?;
+    let mut one = Batch::default();
+    one.push_segment(&batch.input_ids[segment.rows()], None, 0);
+    if !batch.token_type_ids.is_empty() {
+        one.token_type_ids = batch.token_type_ids[segment.rows()].to_vec();
+    }
+    let rows = target.rows.start - segment.start..target.rows.end - segment.start;
+    one.targets = Targets::Labels(vec![LabelTarget { rows, ..target.clone() }]);
+    Some(one)
+}
+
+/// Names of the cases of the folder with this property.
+fn cases(has: impl Fn(&Value) -> bool) -> Vec<String> {
+    let entries = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
+    let read = |path: &Path| -> Option<Value> {
+        serde_json::from_slice(&std::fs::read(path.join("case.json")).ok()?).ok()
+    };
+    let mut names: Vec<String> = entries
+        .filter(|path| read(path).is_some_and(|json| has(&json)))
+        .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn trainings_with_labels_agree_with_peft() {
+    let is_training = |json: &Value| {
+        json["steps"].is_array() && ["seq_cls", "regression"].iter().any(|task| json["task"] == *task)
+    };
+    let names = cases(is_training);
+    names.iter().for_each(|name| check_training(name));
+    println!("{}: {names:?}", folder().display());
+    if std::env::var_os("TANREN_GOLDEN").is_none() {
+        assert_eq!(names, ["bert_regress", "modernbert_regress", "qwen3_seqcls", "xlmr_regress"]);
+    }
+}
+
+#[test]
+fn every_loss_is_that_of_pytorch() {
+    let names = cases(|json| json["losses"].is_array());
+    for name in &names {
+        let losses: Value =
+            serde_json::from_slice(&std::fs::read(folder().join(name).join("case.json")).unwrap()).unwrap();
+        for one in losses["losses"].as_array().unwrap() {
+            check_loss(name, one);
+        }
+    }
+    assert!(!names.is_empty() || std::env::var_os("TANREN_GOLDEN").is_some());
+}
+
+fn check_loss(name: &str, one: &Value) {
+    let outputs = one["outputs"].as_u64().unwrap() as usize;
+    let case = Case::open(name, |config| config.with_label_head(outputs));
+    let adapters = [case.adapter(text(&one["adapter_dir"]))];
+    let numbers = |value: &Value| -> Option<Vec<f32>> { serde_json::from_value(value.clone()).ok() };
+    let loss = match text(&one["labels_kind"]) {
+        "class" | "class_or_ignored" => Loss::CrossEntropy {
+            class_weights: numbers(&one["class_weights"]),
+            label_smoothing: one["label_smoothing"].as_f64().unwrap_or(0.0),
+        },
+        "multi_label" => Loss::Bce { pos_weight: numbers(&one["pos_weight"]) },
+        _ => Loss::Mse,
+    };
+    let is_class = matches!(loss, Loss::CrossEntropy { .. });
+    let label = |value: &Value| match value {
+        Value::Array(_) => Label::Numbers(numbers(value).unwrap()),
+        value if !is_class => Label::Numbers(vec![number(value) as f32]),
+        value => value.as_u64().map_or(Label::None, |class| Label::Class(class as u32)),
+    };
+    let sequences = case.json["batch"].as_array().unwrap();
+    let labels = one["labels"].as_array().unwrap().iter().map(label);
+    let batch = case.batch(sequences.iter().zip(labels));
+    let divisor: f64 = batch.targets.labels().iter().map(|target| loss.divisor(&target.label)).sum();
+    let mut grads = [adapters[0].zeros_like(&case.device).unwrap()];
+    let options = PassOptions { scale: 1.0 / divisor, dropout: None, policies: &[] };
+    let scores: Vec<LabelScore> = case
+        .model
+        .score_labels_and_backward(&case.device, &batch, (&adapters, &mut grads), &loss, options)
+        .unwrap();
+    let which = text(&one["name"]);
+    let logits: Vec<f32> = scores.iter().flat_map(|score| score.logits.clone()).collect();
+    close(which, &logits, &case.tensor(&format!("logits_{outputs}")), 1e-5, 2e-5);
+    let total = scores.iter().map(|score| score.loss).sum::<f64>() / divisor;
+    assert!((total / number(&one["loss"]) - 1.0).abs() < 1e-5, "{which}: {total}");
+    let grads = grads[0].to_peft(&case.device).unwrap();
+    let norm =
+        grads.iter().flat_map(|(_, grad)| &grad.data).map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+    assert!((norm / number(&one["grad_norm"]) - 1.0).abs() < 1e-4, "{which}: norm {norm}");
+    let given: Vec<_> = grads
+        .into_iter()
+        .filter(|(name, _)| case.expected.get(&format!("{which}.grad.{name}")).is_some())
+        .collect();
+    assert!(!given.is_empty());
+    check_tensors(&given, |name| case.tensor(&format!("{which}.grad.{name}")), None);
+}
+
+/// The weights of `minilm_hidden` are not in the repository: `fetch.sh` of the case gets them into a folder that
+/// `TANREN_TEST_MINILM` names, which the checks of every change do.
+#[test]
+fn hidden_states_of_a_real_encoder_are_those_of_transformers() {
+    let Some(weights) = std::env::var_os("TANREN_TEST_MINILM").map(PathBuf::from) else {
+        println!("not run: TANREN_TEST_MINILM names no folder");
+        return;
+    };
+    let dir = folder().join("minilm_hidden");
+    let json: Value = serde_json::from_slice(&std::fs::read(dir.join("case.json")).unwrap()).unwrap();
+    let expected = TensorFile::open(&dir.join("expected.safetensors")).unwrap();
+    let model = ModelFolder::open(&weights).unwrap();
+    let (path, config) = model.config_json();
+    let config = ModelConfig::from_json(path, config).unwrap();
+    let device = Device::cpu(2).unwrap();
+    let loaded = load::load::<f32>(&device, &config, &model, &|_, _| {}).unwrap();
+    assert!(loaded.unused.is_empty(), "{:?}", loaded.unused);
+    let encoder = Decoder { config, weights: loaded.weights };
+    let mut batch = Batch::default();
+    for sentence in json["sentences"].as_array().unwrap() {
+        let ids: Vec<u32> = serde_json::from_value(sentence["input_ids"].clone()).unwrap();
+        batch.push_segment(&ids, None, 0);
+    }
+    let rows: Vec<usize> = (0..batch.total_tokens()).collect();
+    let hidden = encoder.hidden_states(&device, &batch, &[], &rows).unwrap();
+    let first: Vec<f32> = rows.iter().flat_map(|&row| hidden.row(row)[..4].to_vec()).collect();
+    let norms = rows.iter().map(|&row| hidden.row(row).iter().map(|x| x * x).sum::<f32>().sqrt());
+    let named = |name: &str| expected.get(name).unwrap().to_f32().unwrap();
+    close("hidden_first4", &first, &named("hidden_first4"), 0.0, 2e-5);
+    close("hidden_norm", &norms.collect::<Vec<_>>(), &named("hidden_norm"), 1e-5, 2e-5);
+    let mean = |rows: std::ops::Range<usize>| -> Vec<f32> {
+        let len = rows.len() as f32;
+        (0..hidden.cols()).map(|i| rows.clone().map(|row| hidden.row(row)[i]).sum::<f32>() / len).collect()
+    };
+    let pooled: Vec<f32> = batch.segments.iter().flat_map(|segment| mean(segment.rows())).collect();
+    close("mean_pooled", &pooled, &named("mean_pooled"), 0.0, 2e-5);
+}
