@@ -8,6 +8,7 @@ use crate::cli::inspect::open_model;
 use crate::cli::table;
 use crate::cli::units::{bytes, count};
 use crate::config::block::{BlockSpec, NormKind, RopeScaling};
+use crate::config::head::{HeadSpec, Pool};
 use crate::config::{ModelConfig, Sites, Variant, matching_variant, variants};
 use crate::device::Device;
 use crate::error::Result;
@@ -133,10 +134,25 @@ fn shape(config: &ModelConfig) -> Vec<(&'static str, String)> {
     }
     rows.extend([
         ("vocabulary", count(config.vocab_size as u64)),
-        ("tied head", yes_no(config.tie_word_embeddings)),
+        head(config, yes_no),
         ("positions", count(config.max_sequence_length() as u64)),
     ]);
     rows
+}
+
+/// What the final states become.
+fn head(config: &ModelConfig, yes_no: impl Fn(bool) -> String) -> (&'static str, String) {
+    match config.head {
+        HeadSpec::Tokens => ("tied head", yes_no(config.tie_word_embeddings)),
+        HeadSpec::Labels(head) => {
+            let pool = match head.pool {
+                Pool::Last => "the last token",
+                Pool::First => "the first token",
+                Pool::Mean => "the mean of all tokens",
+            };
+            ("head", format!("{} labels from {pool}", head.num_labels))
+        }
+    }
 }
 
 fn linear(config: &ModelConfig) -> Vec<String> {

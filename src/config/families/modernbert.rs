@@ -1,7 +1,8 @@
 //! ModernBERT: an encoder with norms before each half of a block, rotated positions, fused projections, and windows in most blocks.
 //!
 //! Every `global_attn_every_n_layers`-th block sees the whole sequence, the others `local_attention / 2` tokens on either side; the
-//! two kinds rotate with bases of their own. The embeddings have a norm, and the first block none before attention.
+//! two kinds rotate with bases of their own. Transformers 5 names the kind of each block (`layer_types`) and has the bases in
+//! `rope_parameters`. The embeddings have a norm, and the first block none before attention.
 
 use serde_json::{Map, Value, json};
 
@@ -83,6 +84,7 @@ const KEYS: &[&str] = &[
     "initializer_range",
     "intermediate_size",
     "layer_norm_eps",
+    "layer_types",
     "local_attention",
     "local_rope_theta",
     "max_position_embeddings",
@@ -95,6 +97,8 @@ const KEYS: &[&str] = &[
     "position_embedding_type",
     "reference_compile",
     "repad_logits_with_grad",
+    "rope_parameters",
+    "rope_scaling",
     "sep_token_id",
     "sparse_pred_ignore_index",
     "sparse_prediction",
@@ -116,16 +120,10 @@ fn read(file: &ConfigFile<'_>) -> Result<ModelConfig> {
         bias: file.flag("mlp_bias")?,
     };
     let bias = file.flag("attention_bias")?;
-    let every = file.size("global_attn_every_n_layers", Some(3))?.max(1);
+    let are_global = are_global(file)?;
     let reach = file.size("local_attention", Some(128))? / 2;
-    let global_theta = file.number("global_rope_theta", 160_000.0)?;
-    // Null means that local blocks rotate as global ones.
-    let local_theta = match file.is_written("local_rope_theta") && !file.has("local_rope_theta") {
-        true => global_theta,
-        false => file.number("local_rope_theta", 10_000.0)?,
-    };
-    let block = |layer: usize| {
-        let is_global = layer.is_multiple_of(every);
+    let (global_theta, local_theta) = thetas(file)?;
+    let block = |is_global: bool| {
         let attn = AttnSpec {
             heads,
             kv_heads: heads,
@@ -162,7 +160,7 @@ fn read(file: &ConfigFile<'_>) -> Result<ModelConfig> {
         vocab_size: file.size("vocab_size", None)?,
         max_position_embeddings: file.size("max_position_embeddings", Some(8192))?,
         embed: EmbedSpec { norm: Some(norm), ..EmbedSpec::default() },
-        blocks: (0..file.layers("num_hidden_layers")?).map(block).collect(),
+        blocks: are_global.into_iter().map(block).collect(),
         head: HeadSpec::Labels(label_head),
         label_head,
         tie_word_embeddings: true,
@@ -171,6 +169,68 @@ fn read(file: &ConfigFile<'_>) -> Result<ModelConfig> {
         eos_token_ids: token("eos_token_id", 50_282)?.into_iter().collect(),
         pad_token_id: token("pad_token_id", 50_283)?,
     })
+}
+
+const GLOBAL: &str = "full_attention";
+const LOCAL: &str = "sliding_attention";
+
+/// Whether each block sees the whole sequence.
+fn are_global(file: &ConfigFile<'_>) -> Result<Vec<bool>> {
+    let num_layers = file.layers("num_hidden_layers")?;
+    if !file.has("layer_types") {
+        let every = file.size("global_attn_every_n_layers", Some(3))?;
+        if every == 0 {
+            return file.refuse("global_attn_every_n_layers", "a whole number above 0");
+        }
+        return Ok((0..num_layers).map(|layer| layer.is_multiple_of(every)).collect());
+    }
+    let types = file.value("layer_types").as_array().map_or(&[][..], Vec::as_slice);
+    let kinds: Vec<bool> = types.iter().filter_map(Value::as_str).map(|kind| kind == GLOBAL).collect();
+    let are_known = types.iter().all(|kind| kind == GLOBAL || kind == LOCAL);
+    match are_known && kinds.len() == num_layers {
+        true => Ok(kinds),
+        false => file
+            .refuse("layer_types", &format!("\"{GLOBAL}\" or \"{LOCAL}\" for each of {num_layers} layers")),
+    }
+}
+
+/// The bases of the rotation in global and local blocks.
+fn thetas(file: &ConfigFile<'_>) -> Result<(f64, f64)> {
+    if file.has("rope_scaling") {
+        return file.refuse("rope_scaling", "null");
+    }
+    let global = file.number("global_rope_theta", 160_000.0)?;
+    // Null means that local blocks rotate as global ones.
+    let local = match file.is_written("local_rope_theta") && !file.has("local_rope_theta") {
+        true => global,
+        false => file.number("local_rope_theta", 10_000.0)?,
+    };
+    if !file.has("rope_parameters") {
+        return Ok((global, local));
+    }
+    let key = "rope_parameters";
+    let expected = format!("\"{GLOBAL}\" and \"{LOCAL}\", each with rope_type \"default\" and a rope_theta");
+    let Some(of_kinds) = file.value(key).as_object() else { return file.refuse(key, &expected) };
+    if of_kinds.keys().any(|kind| kind != GLOBAL && kind != LOCAL) {
+        return file.refuse(key, &expected);
+    }
+    let theta = |kind: &str, usual: f64| -> Result<f64> {
+        let keys = match of_kinds.get(kind) {
+            None | Some(Value::Null) => return Ok(usual),
+            Some(Value::Object(keys)) => keys,
+            Some(_) => return file.refuse(key, &expected),
+        };
+        let is_known = |(name, value): (&String, &Value)| match name.as_str() {
+            "rope_type" => value == "default",
+            name => name == "rope_theta",
+        };
+        let theta = keys.get("rope_theta").map_or(Some(usual), Value::as_f64);
+        match theta.filter(|theta| *theta > 0.0 && theta.is_finite() && keys.iter().all(is_known)) {
+            Some(theta) => Ok(theta),
+            None => file.refuse(key, &expected),
+        }
+    };
+    Ok((theta(GLOBAL, global)?, theta(LOCAL, local)?))
 }
 
 fn write(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
@@ -208,6 +268,12 @@ fn write(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
         "num_hidden_layers": config.num_hidden_layers(),
     });
     keys.extend(own.as_object().cloned().unwrap_or_default());
+    let step = every.unwrap_or(config.num_hidden_layers());
+    if config.blocks.iter().enumerate().any(|(layer, block)| is_global(&block) != layer.is_multiple_of(step))
+    {
+        let kinds = config.blocks.iter().map(|block| if is_global(&block) { GLOBAL } else { LOCAL });
+        keys.insert("layer_types".to_owned(), kinds.collect());
+    }
     keys.sort_keys();
     keys
 }

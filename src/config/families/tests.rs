@@ -403,3 +403,38 @@ fn what_is_not_used_is_said() {
         [0, 0, 1]
     );
 }
+
+#[test]
+fn modernbert_is_the_same_in_the_spelling_of_transformers_5() {
+    let old = json!({ "global_rope_theta": 90000.0, "local_rope_theta": 700.0, "architectures": null });
+    let old = read(&changed(MODERNBERT, old)).unwrap();
+    let kinds = ["full", "sliding", "sliding", "full", "sliding"].map(|kind| format!("{kind}_attention"));
+    let bases = json!({
+        "full_attention": { "rope_type": "default", "rope_theta": 90000.0 },
+        "sliding_attention": { "rope_type": "default", "rope_theta": 700.0 },
+    });
+    let own = json!({ "global_attn_every_n_layers": null, "layer_types": kinds, "rope_parameters": bases });
+    let new = changed(MODERNBERT, own);
+    assert_eq!(read(&new).unwrap(), old);
+    // Kinds in no regular order are kept when they are written.
+    let order = ["sliding", "full", "sliding", "full", "full"].map(|kind| format!("{kind}_attention"));
+    let irregular = read(&changed(&new, json!({ "layer_types": order }))).unwrap();
+    let windows: Vec<bool> = irregular.blocks.iter().map(|b| b.attn.mask == AttnMask::Window(8)).collect();
+    assert_eq!(windows, [true, false, true, false, false]);
+    assert_eq!(irregular.blocks[1].attn.rope, old.blocks[0].attn.rope);
+    let none =
+        json!({ "rope_parameters": { "sliding_attention": { "rope_theta": 700.0, "rope_type": "yarn" } } });
+    for (key, edit) in [
+        ("layer_types", json!({ "layer_types": ["full_attention"] })),
+        ("layer_types", json!({ "layer_types": [1, 2, 3, 4, 5] })),
+        ("layer_types", json!({ "layer_types": ["full_attention", "a", "a", "a", "a"] })),
+        ("rope_parameters", none),
+        ("rope_parameters", json!({ "rope_parameters": { "rope_theta": 700.0 } })),
+        ("rope_parameters", json!({ "rope_parameters": { "full_attention": { "rope_theta": -1 } } })),
+        ("rope_scaling", json!({ "rope_scaling": { "rope_type": "linear", "factor": 2.0 } })),
+        ("global_attn_every_n_layers", json!({ "global_attn_every_n_layers": 0, "layer_types": null })),
+    ] {
+        let error = read(&changed(&new, edit)).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("fix: "), "{key}: {error}");
+    }
+}
