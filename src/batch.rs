@@ -49,9 +49,10 @@ pub struct TokenTarget {
 }
 
 /// What a sequence is labelled with.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub enum Label {
     /// Nothing: it has logits and no loss.
+    #[default]
     None,
     /// A class, by number.
     Class(u32),

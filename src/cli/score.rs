@@ -10,7 +10,9 @@ use super::units::{batch, bytes, count, harmless, seconds, sol};
 use super::{table, template};
 use crate::config::{DeviceChoice, ScoreConfig};
 use crate::error::Result;
-use crate::score::{self, Accuracy, ChoiceReport, Context, Event, Findings, LogprobReport, Summary};
+use crate::score::{
+    self, Accuracy, ChoiceReport, Context, Event, Findings, LabelReport, LogprobReport, Summary,
+};
 
 /// Maximum number of answers for which the confusion table is shown; a wider one does not fit a screen.
 const MAX_CONFUSION: usize = 10;
@@ -37,7 +39,7 @@ pub(super) fn run(args: &ScoreArgs, console: &Arc<Console>) -> Result<()> {
     console.heading("result");
     console.lines(table::pairs(&result(&summary)));
     match &summary.findings {
-        Findings::Logprob(_) => {}
+        Findings::Logprob(_) | Findings::Labels(_) => {}
         Findings::Choice(report) => choices(report, console),
     }
     Ok(())
@@ -97,6 +99,7 @@ fn result(summary: &Summary) -> Vec<(&'static str, String)> {
             ("loss", format!("{loss:.4} per supervised token")),
             ("perplexity", format!("{perplexity:.3}")),
         ]),
+        Findings::Labels(report) => rows.extend(labels(report)),
         Findings::Choice(ChoiceReport { overall, .. }) => rows.extend([
             ("accuracy", share(overall.num_correct, overall)),
             (
@@ -118,6 +121,30 @@ fn result(summary: &Summary) -> Vec<(&'static str, String)> {
         ("weights", bytes(summary.weights_bytes)),
         ("peak memory", format!("{} of weights and activations", bytes(summary.peak_bytes))),
     ]);
+    rows
+}
+
+/// What a head for labels found.
+fn labels(report: &LabelReport) -> Vec<(&'static str, String)> {
+    let outputs = ("outputs", format!("{} ({})", count(report.num_labels as u64), report.task));
+    let Some(metrics) = &report.metrics else {
+        return vec![outputs, ("labels", "none in the rows, so there is nothing to compare".to_owned())];
+    };
+    let mut rows = vec![
+        outputs,
+        ("labels", format!("{} rows", count(metrics.num_rows as u64))),
+        ("loss", format!("{:.4}", metrics.loss)),
+    ];
+    rows.extend(metrics.accuracy.map(|share| ("accuracy", format!("{:.2}%", 100.0 * share))));
+    let numbers = [
+        ("macro F1", metrics.f1),
+        ("MSE", metrics.mse),
+        ("RMSE", metrics.rmse),
+        ("MAE", metrics.mae),
+        ("R2", metrics.r2),
+        ("NDCG", metrics.ndcg),
+    ];
+    rows.extend(numbers.into_iter().filter_map(|(name, value)| Some((name, format!("{:.4}", value?)))));
     rows
 }
 

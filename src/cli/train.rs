@@ -9,7 +9,7 @@ use super::options::TrainArgs;
 use super::signals::Stop;
 use super::units::{batch, bytes, count, seconds, shell_word, sol};
 use super::{inspect, plan, table, template};
-use crate::config::{DeviceChoice, Format, Resume, TrainConfig};
+use crate::config::{ClassWeights, DeviceChoice, Format, Numbers, Resume, TargetShift, Task, TrainConfig};
 use crate::data::routing::Routing;
 use crate::error::{Error, Result};
 use crate::train::{self, Context, EvalMetrics, Event, StepLog, Summary};
@@ -98,7 +98,13 @@ pub(super) fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
         rows.push(("preset", config.preset.clone()));
     }
     rows.extend([
-        ("task", format!("{} ({}, {})", config.task, config.format, config.loss)),
+        (
+            "task",
+            match config.task {
+                Task::Causal => format!("{} ({}, {})", config.task, config.format, config.loss),
+                _ => format!("{} ({})", config.task, loss(config)),
+            },
+        ),
         ("training rows", files(&config.train_file)),
         (
             "evaluation",
@@ -138,6 +144,21 @@ pub(super) fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
         Some(Resume::Dir(path)) => rows.push(("resume", path.display().to_string())),
     }
     rows
+}
+
+/// The loss of labels, and what was said about it.
+fn loss(config: &TrainConfig) -> String {
+    let numbers = |numbers: &Numbers| numbers.0.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
+    let weights = config.class_weights.as_ref().map(|weights| match weights {
+        ClassWeights::Balanced => "balanced class weights".to_owned(),
+        ClassWeights::Numbers(weights) => format!("class weights {}", numbers(weights)),
+    });
+    let positive = config.pos_weight.as_ref().map(|weights| format!("pos_weight {}", numbers(weights)));
+    let smoothing = config.label_smoothing.map(|share| format!("label smoothing {share}"));
+    let shift = (config.target_shift != TargetShift::None)
+        .then(|| format!("targets moved by {}", config.target_shift));
+    let more = [weights, positive, smoothing, shift].into_iter().flatten();
+    std::iter::once(config.loss.to_string()).chain(more).collect::<Vec<_>>().join(", ")
 }
 
 fn quant(config: &TrainConfig) -> String {
@@ -197,7 +218,7 @@ fn score_command(config: &TrainConfig) -> String {
         config.eval_file.first().map_or_else(|| "FILE".to_owned(), |file| path(file)),
         path(&config.output_dir.join("scores.jsonl")),
     );
-    if config.format != Format::Plain {
+    if config.task == Task::Causal && config.format != Format::Plain {
         command += &format!(" --format {}", config.format);
     }
     command
@@ -288,14 +309,20 @@ fn detail(log: &StepLog, left: f64) -> String {
 }
 
 fn evaluated(step: u64, metrics: &EvalMetrics, best: bool) -> String {
-    format!(
-        "  step {step}: eval_loss {:.4}  perplexity {:.3}  token accuracy {:.1}%  accuracy {:.1}%{}",
-        metrics.eval_loss,
-        metrics.eval_perplexity,
-        100.0 * metrics.eval_token_accuracy,
-        100.0 * metrics.eval_accuracy,
-        if best { "  (best so far)" } else { "" }
-    )
+    let shares = [("token accuracy", metrics.eval_token_accuracy), ("accuracy", metrics.eval_accuracy)];
+    let numbers = [
+        ("F1", metrics.eval_f1),
+        ("RMSE", metrics.eval_rmse),
+        ("MAE", metrics.eval_mae),
+        ("R2", metrics.eval_r2),
+        ("NDCG", metrics.eval_ndcg),
+    ];
+    let mut line = format!("  step {step}: eval_loss {:.4}", metrics.eval_loss);
+    line.extend(metrics.eval_perplexity.map(|value| format!("  perplexity {value:.3}")));
+    let share = |(name, value): (&str, Option<f64>)| Some(format!("  {name} {:.1}%", 100.0 * value?));
+    line.extend(shares.into_iter().filter_map(share));
+    line.extend(numbers.into_iter().filter_map(|(name, value)| Some(format!("  {name} {:.4}", value?))));
+    line + if best { "  (best so far)" } else { "" }
 }
 
 /// Rows by mode, if they have modes.

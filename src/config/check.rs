@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use super::label_options::ClassWeights;
+use super::model::MAX_LABELS;
 use super::score::ScoreConfig;
 use super::setting_layers::Layers;
 use super::train::TrainConfig;
-use super::values::{Loss, Quant, Resume, TargetShift, Task};
+use super::values::{Loss, Quant, Resume, TargetShift, Task, Truncation};
 use crate::error::Result;
 
 /// Far more steps than anybody trains, and few enough to count.
@@ -223,7 +225,6 @@ impl TrainConfig {
             Task::Classify => &[Loss::CrossEntropy, Loss::Bce],
             Task::Regress => &[Loss::Mse, Loss::SigmoidMse, Loss::Bce],
         };
-        // The default belongs to the first two tasks, and regression has no loss that could be meant by silence.
         if !losses.contains(&self.loss) {
             let names: Vec<String> = losses.iter().map(Loss::to_string).collect();
             let error = check.0.error("loss", format!("the task \"{}\" has no such loss", self.task));
@@ -234,12 +235,86 @@ impl TrainConfig {
             let error = check.0.error("target_shift", "only regression has targets to move");
             return error.got(self.target_shift).fix("leave out target_shift").into();
         }
+        self.check_labels(check)?;
         if self.use_dora && self.quant != Quant::None {
             let error = check.0.error("use_dora", "magnitudes of 4-bit weights are not defined here");
             return error.fix("leave out use_dora or quant").into();
         }
         let column = self.group_by.as_deref().is_none_or(|column| !column.is_empty());
         check.required("group_by", column, "name a column, or leave out group_by")
+    }
+}
+
+impl TrainConfig {
+    /// The rules of the tasks with labels.
+    fn check_labels(&self, check: &Checker<'_>) -> Result<()> {
+        let has_labels = self.task != Task::Causal;
+        // (option, whether it is given, whether it means something, where it does)
+        let is_ce = has_labels && self.loss == Loss::CrossEntropy;
+        let is_bce = has_labels && self.loss == Loss::Bce;
+        for (key, given, is_meant, place) in [
+            (
+                "num_labels",
+                self.num_labels.is_some(),
+                has_labels,
+                "the tasks classify and regress have labels",
+            ),
+            (
+                "class_weights",
+                self.class_weights.is_some(),
+                is_ce,
+                "the task classify with cross_entropy has them",
+            ),
+            (
+                "label_smoothing",
+                self.label_smoothing.is_some_and(|share| share != 0.0),
+                is_ce,
+                "the task classify with cross_entropy has it",
+            ),
+            ("pos_weight", self.pos_weight.is_some(), is_bce, "the loss bce has it"),
+            ("share_prefix", self.share_prefix, !has_labels, "the task causal has shared starts"),
+            ("mask_history", self.mask_history, !has_labels, "the task causal has conversations"),
+            (
+                "truncation",
+                self.truncation == Truncation::PromptLeft,
+                !has_labels,
+                "rows with labels are not cut: use error or skip",
+            ),
+        ] {
+            if given && !is_meant {
+                let error = check.0.error(
+                    key,
+                    format!("the task \"{}\" with the loss {} has no use for it", self.task, self.loss),
+                );
+                return error.expected(place).fix(format!("leave out {key}")).into();
+            }
+        }
+        check.count(
+            "num_labels",
+            self.num_labels,
+            MAX_LABELS,
+            "leave it out to count the labels of the rows",
+        )?;
+        let smoothing = self.label_smoothing.unwrap_or(0.0);
+        check.part("label_smoothing", smoothing, "0.1 is usual")?;
+        let weights = match &self.class_weights {
+            Some(ClassWeights::Numbers(numbers)) => Some(("class_weights", numbers)),
+            Some(ClassWeights::Balanced) => None,
+            None => self.pos_weight.as_ref().map(|numbers| ("pos_weight", numbers)),
+        };
+        let Some((key, numbers)) = weights else { return Ok(()) };
+        let is_good = |weight: &f64| *weight >= 0.0 && (*weight as f32).is_finite();
+        if let Some(bad) = numbers.0.iter().find(|weight| !is_good(weight)) {
+            return check.rule(
+                false,
+                key,
+                bad,
+                "finite numbers of at least 0",
+                "write one number per output",
+            );
+        }
+        let some = numbers.0.iter().any(|weight| *weight > 0.0);
+        check.rule(some, key, "no number above 0", "at least one above 0", "write one number per output")
     }
 }
 

@@ -284,7 +284,6 @@ const TABLE: &[Foreign] = &[
             "lora_fan_in_fan_out",
             "load_in_8bit",
             "neftune_noise_alpha",
-            "label_smoothing_factor",
             "use_galore",
             "use_badam",
             "use_dft_loss",

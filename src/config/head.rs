@@ -38,6 +38,17 @@ pub enum Pool {
     Mean,
 }
 
+impl Pool {
+    /// The rows that are read of a sequence with these rows, of which there is at least one.
+    pub fn rows(self, sequence: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        match self {
+            Self::First => sequence.start..sequence.start + 1,
+            Self::Last => sequence.end - 1..sequence.end,
+            Self::Mean => sequence,
+        }
+    }
+}
+
 /// `norm(act(dense(x)))`, or `act(dense(x))`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PoolerSpec {

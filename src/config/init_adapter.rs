@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 const MAX_BYTES: u64 = 4 << 20;
 
 /// Options that say what an adapter is, so that they cannot differ from the one that training starts from.
-const FIXED: [&str; 4] = ["lora_r", "lora_alpha", "use_rslora", "use_dora"];
+const FIXED: [&str; 6] = ["lora_r", "lora_alpha", "use_rslora", "use_dora", "task", "loss"];
 
 /// The keys of PEFT's file that are options here, with PEFT's defaults.
 #[derive(Deserialize)]
@@ -64,12 +64,9 @@ enum Targets {
 
 /// The file of the adapter that the options name, and what it says.
 pub(super) fn of(given: &Layers) -> Option<(PathBuf, Table)> {
-    let path = Path::new(given.text("init_adapter")?).join("adapter_config.json");
-    // A pipe would be waited for.
-    let file = path.is_file().then(|| std::fs::File::open(&path).ok())??;
-    let mut text = String::new();
-    file.take(MAX_BYTES).read_to_string(&mut text).ok()?;
-    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).ok()?;
+    let dir = Path::new(given.text("init_adapter")?);
+    let path = dir.join("adapter_config.json");
+    let object = object(&path)?;
     let peft = Peft::deserialize(serde_json::Value::Object(object)).ok()?;
     let mut table = Table::new();
     table.insert("lora_r".into(), i64::try_from(peft.r).ok()?.into());
@@ -95,7 +92,27 @@ pub(super) fn of(given: &Layers) -> Option<(PathBuf, Table)> {
         let pairs: Vec<String> = patterns.iter().map(|(name, value)| format!("{name}={value}")).collect();
         table.extend((!pairs.is_empty()).then(|| (key.into(), pairs.into())));
     }
+    // What an adapter with labels was trained for.
+    let labels = object_of_labels(dir);
+    for key in ["task", "loss"] {
+        let word = labels.get(key).and_then(serde_json::Value::as_str);
+        table.extend(word.map(|word| (key.into(), word.into())));
+    }
     Some((path, table))
+}
+
+/// The object that a file holds, if it is one.
+fn object(path: &Path) -> Option<serde_json::Map<String, serde_json::Value>> {
+    // A pipe would be waited for.
+    let file = path.is_file().then(|| std::fs::File::open(path).ok())??;
+    let mut text = String::new();
+    file.take(MAX_BYTES).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// What the training of an adapter with a head for labels wrote beside it; nothing for other adapters.
+fn object_of_labels(dir: &Path) -> serde_json::Map<String, serde_json::Value> {
+    object(&dir.join("label_settings.json")).unwrap_or_default()
 }
 
 /// The layers as an option, if they can be written as one.

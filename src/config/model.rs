@@ -93,7 +93,7 @@ impl ModelConfig {
             false => Error::input("MODEL", format!("{} models predict no next tokens", self.family))
                 .field("model")
                 .expected("a language model")
-                .fix("use one: this build trains and scores no classifiers")
+                .fix("use --task classify or --task regress (score: --mode), or another model")
                 .into(),
         }
     }

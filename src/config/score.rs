@@ -75,7 +75,7 @@ pub struct ScoreConfig {
 impl Default for ScoreConfig {
     fn default() -> Self {
         Self {
-            mode: ScoreMode::Logprob,
+            mode: ScoreMode::Auto,
             model: String::new(),
             adapter: None,
             data_file: Vec::new(),

@@ -8,16 +8,13 @@ use super::values::DeviceChoice;
 use crate::error::{Error, Result};
 
 /// Options with valid values that this build does not support, and the values that it supports.
-const SUPPORTED: [(&str, &[&str]); 8] = [
-    ("task", &["causal"]),
+const SUPPORTED: [(&str, &[&str]); 5] = [
     ("quant", &["none"]),
     // An option of quantization.
     ("double_quant", &[]),
     ("format", &["auto", "plain", "chat"]),
-    ("loss", &["cross_entropy"]),
-    ("target_shift", &["none"]),
     ("group_by", &["absent"]),
-    ("mode", &["logprob", "choice"]),
+    ("mode", &["auto", "logprob", "choice", "classify", "regress"]),
 ];
 
 /// The supported values of an option; empty if all values are supported.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::aliases::{self, Alias};
 use super::init_adapter;
+use super::label_options::{ClassWeights, Numbers};
 use super::lora::{LoraConfig, TargetModules};
 use super::lora_options::{BlockNumbers, ByName};
 use super::options::{Options, Value};
@@ -148,6 +149,18 @@ pub struct TrainConfig {
     pub loss: Loss,
     /// How regression targets are moved.
     pub target_shift: TargetShift,
+    /// Outputs of a head for labels; if absent, as many as the labels of the rows need.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_labels: Option<usize>,
+    /// Weights of the classes in the cross-entropy; all 1 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+    /// Weights of the positive targets of every output in the binary cross-entropy; all 1 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pos_weight: Option<Numbers>,
+    /// Share of the cross-entropy that goes to all classes alike; 0 if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label_smoothing: Option<f64>,
     /// Column by which rows are divided into separate trainings.
     pub group_by: Option<String>,
     /// Steps between log lines.
@@ -234,6 +247,10 @@ impl Default for TrainConfig {
             share_prefix: false,
             loss: Loss::CrossEntropy,
             target_shift: TargetShift::None,
+            num_labels: None,
+            class_weights: None,
+            pos_weight: None,
+            label_smoothing: None,
             group_by: None,
             logging_steps: 10,
             eval_steps: None,
@@ -334,6 +351,7 @@ impl TrainConfig {
     /// What was given, over defaults and presets.
     fn of_layers(given: Layers) -> Result<(Self, Layers)> {
         let mut layers = Layers::defaults::<Self>()?;
+        let usual_loss = Self::default().loss.to_string();
         let preset = presets::of_model(&given)?;
         if let Some(variant) = preset {
             let mut options = variant.preset()?;
@@ -349,11 +367,17 @@ impl TrainConfig {
             layers = Layers::from_adapter::<Self>(&path, settings)?.over::<Self>(layers);
         }
         let has_dtype = given.text("dtype").is_some();
+        let has_loss =
+            given.text("loss").is_some() || layers.text("loss").is_some_and(|loss| loss != usual_loss);
         let layers = given.over::<Self>(layers);
         layers.check_named()?;
         let mut config: Self = layers.read()?;
         if !has_dtype && (config.device.is_gpu() || config.gpu.is_some()) {
             config.dtype = Dtype::Bf16;
+        }
+        if !has_loss && config.task == Task::Regress {
+            // As transformers does for numbers.
+            config.loss = Loss::Mse;
         }
         config.notes = layers.notes().to_vec();
         config.preset = preset.map_or("none", |variant| variant.name).to_owned();
@@ -438,12 +462,9 @@ impl TrainConfig {
         // A plan for a card may ask what f32 would take there.
         let dtypes = if self.gpu.is_some() { &["bf16", "f32"] } else { dtypes(self.device) };
         check(&[
-            ("task", self.task.to_string(), supported("task")),
             ("quant", self.quant.to_string(), supported("quant")),
             ("dtype", self.dtype.to_string(), dtypes),
             ("format", self.format.to_string(), supported("format")),
-            ("loss", self.loss.to_string(), supported("loss")),
-            ("target_shift", self.target_shift.to_string(), supported("target_shift")),
             ("group_by", group_by.to_owned(), supported("group_by")),
         ])
     }

@@ -226,7 +226,6 @@ fn numbers_out_of_range_are_refused_by_name() {
 #[test]
 fn what_cannot_be_done_yet_is_refused_in_one_place() {
     for text in [
-        "task = \"classify\"",
         "quant = \"nf4\"",
         "dtype = \"bf16\"",
         "dtype = \"f32\"\ndevice = \"cuda\"",

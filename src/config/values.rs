@@ -164,6 +164,8 @@ words!(
 words!(
     /// What is computed for every row of a data file.
     ScoreMode {
+        /// What the adapter was trained for; without an adapter, log-probabilities.
+        Auto = "auto",
         /// Log-probabilities of the supervised tokens.
         Logprob = "logprob",
         /// Which of the given answers is most probable.

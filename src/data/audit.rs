@@ -21,7 +21,7 @@ pub struct Audit {
     pub rows: usize,
     /// Their tokens.
     pub tokens: usize,
-    /// Their tokens that carry loss.
+    /// Their tokens that carry loss; where sequences are labelled, the rows with a label.
     pub supervised_tokens: usize,
     /// Rows whose beginning was cut.
     pub truncated: usize,
@@ -60,6 +60,8 @@ pub struct Audit {
     pub columns: Vec<String>,
     /// Keys whose lists or objects were written as JSON text.
     pub json_texts: Vec<String>,
+    /// What the labels of sequences are like, a sentence each; empty where tokens are learned.
+    pub labels: Vec<String>,
     /// Lengths in tokens.
     pub lengths: Quantiles,
     /// The longest row.
@@ -151,10 +153,13 @@ impl Audit {
         let share = 100.0 * self.supervised_tokens as f64 / self.tokens.max(1) as f64;
         let Quantiles { min, p50, p90, p99, max } = self.lengths;
         let mut lines = vec![
-            format!(
-                "{} rows, {} tokens, {} supervised ({share:.1}%)",
-                self.rows, self.tokens, self.supervised_tokens
-            ),
+            match self.labels.is_empty() {
+                true => format!(
+                    "{} rows, {} tokens, {} supervised ({share:.1}%)",
+                    self.rows, self.tokens, self.supervised_tokens
+                ),
+                false => format!("{} rows, {} tokens; {}", self.rows, self.tokens, self.labels.join("; ")),
+            },
             format!("tokens per row: min {min}, median {p50}, 90% {p90}, 99% {p99}, max {max}"),
         ];
         if let Some(Place { file, line }) = &self.longest {

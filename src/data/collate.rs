@@ -7,7 +7,8 @@
 //! the same.
 
 use super::encode::{Asked, Continuation, Example};
-use crate::batch::{Batch, IGNORE_INDEX, Targets, TokenTarget};
+use crate::batch::{Batch, IGNORE_INDEX, LabelTarget, Targets, TokenTarget};
+use crate::config::head::Pool;
 
 /// Minimum length of a shared prefix that becomes a segment of its own. A shorter one saves less than a
 /// segment costs.
@@ -57,6 +58,28 @@ pub fn collate_shared(examples: &[&Example], adapter: usize) -> Batch {
     }
     targets.sort_by_key(|target: &TokenTarget| (target.row, target.token));
     batch.targets = Targets::Tokens(targets);
+    batch
+}
+
+/// Packs sequences that are labelled as a whole, for a head that reads `pool` of each.
+pub fn collate_labels(examples: &[&Example], adapter: usize, pool: Pool) -> Batch {
+    let (mut batch, mut targets) = (Batch::default(), Vec::new());
+    for example in examples.iter().filter(|example| !example.is_empty()) {
+        let start = batch.total_tokens();
+        batch.push_segment(&example.input_ids, None, adapter);
+        let rows = pool.rows(start..start + example.len());
+        targets.push(LabelTarget { rows, label: example.label.clone(), weight: 1.0 });
+    }
+    let has_types = |example: &&Example| !example.token_type_ids.is_empty();
+    if examples.iter().any(has_types) {
+        for example in examples {
+            match has_types(example) {
+                true => batch.token_type_ids.extend(&example.token_type_ids),
+                false => batch.token_type_ids.resize(batch.token_type_ids.len() + example.len(), 0),
+            }
+        }
+    }
+    batch.targets = Targets::Labels(targets);
     batch
 }
 

@@ -10,6 +10,7 @@ fn example(input_ids: &[u32], labels: &[i64]) -> Example {
         prompt_len: 0,
         record: 0,
         truncated: false,
+        ..Example::default()
     }
 }
 
@@ -145,6 +146,7 @@ fn tokens_that_nothing_needs_are_counted() {
         prompt_len: 4,
         record: 0,
         truncated: false,
+        ..Example::default()
     };
     let batch = collate(&[&example], 0);
     assert_eq!((batch.segments[0].len, batch.segments[0].tail), (5, 4));

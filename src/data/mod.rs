@@ -9,6 +9,7 @@ pub mod audit;
 pub mod collate;
 pub mod encode;
 pub mod files;
+pub mod labels;
 pub mod packing;
 pub mod record;
 pub mod routing;

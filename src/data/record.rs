@@ -55,6 +55,26 @@ pub enum Body {
         /// One label per token, -100 where not supervised, not shifted.
         labels: Vec<i64>,
     },
+    /// Token ids made elsewhere, and what the whole sequence is labelled with.
+    Labelled {
+        /// The tokens.
+        input_ids: Vec<u32>,
+        /// The type of every token; all 0 if it is empty.
+        token_type_ids: Vec<u32>,
+        /// The label, if the row has one.
+        label: Option<RowLabel>,
+    },
+}
+
+/// The label of a row, as it stands there.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RowLabel {
+    /// The name of a class.
+    Name(String),
+    /// The number of a class, or a number to predict.
+    Number(f64),
+    /// One number per output.
+    Numbers(Vec<f64>),
 }
 
 /// Where the two texts of a pair came from.

@@ -63,7 +63,8 @@ impl Texts {
     /// An input error if there is no tokenizer and some row is text, or as [`Encoder::new`].
     pub fn encoder(&self, options: EncodeOptions, records: &[Record]) -> Result<Encoder<'_>> {
         // Rows of ids need neither a template nor an end token.
-        let all_ids = records.iter().all(|r| matches!(r.body, Body::Tokenised { .. }));
+        let all_ids =
+            records.iter().all(|r| matches!(r.body, Body::Tokenised { .. } | Body::Labelled { .. }));
         match &self.tokenizer {
             Some(tokenizer) if !all_ids => {
                 let encoder = Encoder::new(tokenizer, self.renderer.as_ref(), options)?;

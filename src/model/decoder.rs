@@ -4,7 +4,7 @@ use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 pub use super::block::DropoutStep;
 use super::block::{Kept, Pass, Saved, SavedNorm, Stream};
-use super::head::{LabelTask, Sink};
+use super::head::{Found, LabelTask, Sink};
 use super::policy::Policy;
 use super::tables::{BatchTables, PassCapacity};
 use super::weights::Weights;
@@ -115,6 +115,44 @@ impl<T: Real> Decoder<T> {
         let (task, mut found) = (LabelTask { targets: &targets, loss, scale }, Vec::new());
         self.both_ways(&pass, lowest, grads, Sink::Labels(&task, &mut found))?;
         Ok(found)
+    }
+
+    /// What the head finds for the targets of the batch: with a loss for labels, else log-probabilities of tokens.
+    ///
+    /// # Errors
+    /// As [`Decoder::score`] and [`Decoder::score_labels`].
+    pub fn find(
+        &self,
+        device: &Device,
+        batch: &Batch,
+        adapters: &[Adapter<T>],
+        loss: Option<&Loss>,
+    ) -> Result<Found> {
+        match loss {
+            None => self.score(device, batch, adapters).map(Found::Tokens),
+            Some(loss) => self.score_labels(device, batch, adapters, loss).map(Found::Labels),
+        }
+    }
+
+    /// The same, and the gradient added to `grads`.
+    ///
+    /// # Errors
+    /// As [`Decoder::find`].
+    pub fn find_and_backward(
+        &self,
+        device: &Device,
+        batch: &Batch,
+        (adapters, grads): (&[Adapter<T>], &mut [Adapter<T::Stat>]),
+        loss: Option<&Loss>,
+        options: PassOptions<'_>,
+    ) -> Result<Found> {
+        match loss {
+            None => self.score_and_backward(device, batch, adapters, grads, options).map(Found::Tokens),
+            Some(loss) => {
+                let to = (adapters, grads);
+                self.score_labels_and_backward(device, batch, to, loss, options).map(Found::Labels)
+            }
+        }
     }
 
     /// Final hidden states of some rows (ascending), `[rows.len(), hidden_size]`.

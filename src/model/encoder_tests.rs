@@ -5,7 +5,7 @@ use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::init;
 use super::policy::Policy;
 use crate::batch::{Batch, Label, LabelTarget, Targets};
-use crate::config::head::{HeadSpec, Pool};
+use crate::config::head::HeadSpec;
 use crate::config::{LoraConfig, ModelConfig};
 use crate::device::{Device, Tensor};
 use crate::ops::label_head::Loss;
@@ -64,11 +64,7 @@ fn batch(model: &Decoder<f64>, lengths: &[usize]) -> Batch {
         if model.config.embed.token_types == Some(2) {
             batch.token_type_ids.extend((0..len).map(|t| u32::from(t > len / 2)));
         }
-        let rows = match head.pool {
-            Pool::First => start..start + 1,
-            Pool::Last => start + len - 1..start + len,
-            Pool::Mean => start..start + len,
-        };
+        let rows = head.pool.rows(start..start + len);
         targets.push(LabelTarget { rows, label: Label::Class(i as u32 % 3), weight: 1.0 });
     }
     batch.targets = Targets::Labels(targets);

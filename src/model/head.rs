@@ -7,7 +7,7 @@ use super::weights::Weights;
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::label_head::{LabelScore, Loss};
-use crate::ops::linear_cross_entropy::{self, Scores};
+use crate::ops::linear_cross_entropy::{self, Scores, TargetScore};
 use crate::tensor::Real;
 
 /// The head of a model.
@@ -24,6 +24,33 @@ pub enum Head<T: Real> {
 pub struct TokenHead<T: Real> {
     /// `[vocab_size, hidden_size]`; none where the embedding table is the head.
     pub weight: Option<Tensor<T>>,
+}
+
+/// What the head found for the targets of a batch, in their order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Found {
+    /// Log-probabilities of tokens.
+    Tokens(Vec<TargetScore>),
+    /// Losses and logits of sequences.
+    Labels(Vec<LabelScore>),
+}
+
+impl Found {
+    /// Of tokens; nothing where sequences are labelled.
+    pub fn tokens(self) -> Vec<TargetScore> {
+        match self {
+            Self::Tokens(scores) => scores,
+            Self::Labels(_) => Vec::new(),
+        }
+    }
+
+    /// Of sequences; nothing where tokens are predicted.
+    pub fn labels(self) -> Vec<LabelScore> {
+        match self {
+            Self::Labels(scores) => scores,
+            Self::Tokens(_) => Vec::new(),
+        }
+    }
 }
 
 /// Where what the head finds goes.

@@ -30,6 +30,7 @@ mod tests;
 
 pub use adapter::Adapter;
 pub use decoder::{Decoder, DropoutStep, PassOptions};
+pub use head::Found;
 pub use model_flops::ModelFlops;
 pub use policy::{Policies, Policy};
 pub use recorded::{RecordedPass, Scorer};

@@ -10,13 +10,14 @@ use std::collections::VecDeque;
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 use super::decoder::{Decoder, DropoutStep, PassOptions};
-use super::head::Sink;
+use super::head::{Found, Sink};
 use super::init;
 use super::tables::{BatchTables, PassCapacity};
 use crate::batch::Batch;
 use crate::device::arch::Chip;
 use crate::device::{Device, Graph, PendingCopy};
 use crate::error::{Error, Result};
+use crate::ops::label_head::Loss;
 use crate::ops::linear_cross_entropy::{Scores, TargetScore};
 use crate::tensor::Real;
 
@@ -175,22 +176,24 @@ pub fn finish(scores: &mut PendingCopy) -> Result<Vec<TargetScore>> {
 #[derive(Debug)]
 pub struct Scorer<T: Real> {
     recorded: Option<RecordedPass<T>>,
+    /// That of labels; none where tokens are scored.
+    loss: Option<Loss>,
     spare: Vec<PendingCopy>,
 }
 
 /// A batch that was started.
 enum Started {
-    Done(Vec<TargetScore>),
+    Done(Found),
     Sent(PendingCopy),
 }
 
 impl<T: Real> Scorer<T> {
-    /// With a pass that was recorded without gradients, or without any.
-    pub fn new(recorded: Option<RecordedPass<T>>) -> Self {
-        Self { recorded, spare: Vec::new() }
+    /// With a pass that was recorded without gradients, or without any; and the loss of labels, where sequences are labelled.
+    pub fn new(recorded: Option<RecordedPass<T>>, loss: Option<Loss>) -> Self {
+        Self { recorded, loss, spare: Vec::new() }
     }
 
-    /// Gives `take` the scores of every batch, in their order, with what came with the batch.
+    /// Gives `take` what the head finds for every batch, in their order, with what came with the batch.
     ///
     /// # Errors
     /// The first error of `batches`, of a batch, or of `take`; batches that were started by then are forgotten.
@@ -199,7 +202,7 @@ impl<T: Real> Scorer<T> {
         (decoder, device): (&Decoder<T>, &Device),
         adapters: &[Adapter<T>],
         batches: impl Iterator<Item = Result<(Batch, X)>>,
-        mut take: impl FnMut(X, Vec<TargetScore>) -> Result<()>,
+        mut take: impl FnMut(X, Found) -> Result<()>,
     ) -> Result<()> {
         let ahead = usize::from(self.recorded.is_some());
         let mut started = VecDeque::new();
@@ -225,7 +228,8 @@ impl<T: Real> Scorer<T> {
         batch: &Batch,
     ) -> Result<Started> {
         let Some(recorded) = self.recorded.as_mut().filter(|_| !batch.targets.is_empty()) else {
-            return device.run(|| decoder.score(device, batch, adapters)).map(Started::Done);
+            let loss = self.loss.as_ref();
+            return device.run(|| decoder.find(device, batch, adapters, loss)).map(Started::Done);
         };
         let mut copy = self.spare.pop().unwrap_or_else(|| PendingCopy::new(device));
         let options = PassOptions { scale: 0.0, dropout: None, policies: &[] };
@@ -233,13 +237,13 @@ impl<T: Real> Scorer<T> {
         Ok(Started::Sent(copy))
     }
 
-    fn finish(&mut self, started: Started) -> Result<Vec<TargetScore>> {
+    fn finish(&mut self, started: Started) -> Result<Found> {
         match started {
             Started::Done(scores) => Ok(scores),
             Started::Sent(mut copy) => {
                 let scores = finish(&mut copy)?;
                 self.spare.push(copy);
-                Ok(scores)
+                Ok(Found::Tokens(scores))
             }
         }
     }

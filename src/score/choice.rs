@@ -13,6 +13,7 @@ use super::output::Outputs;
 use super::packed::Packed;
 use super::report::{ChoiceReport, Outcome, pick};
 use super::session::{Session, check, row_error};
+use crate::config::Task;
 use crate::data::collate::collate_choices;
 use crate::data::encode::Asked;
 use crate::data::record::{Body, Record};
@@ -50,7 +51,7 @@ pub(super) fn run(
             .fix("leave out --skip-empty: choices need no answer, only the accuracy does")
             .into();
     }
-    let opened = session.open(&records, watch)?;
+    let opened = session.open(Task::Causal, &records, watch)?;
     let encoder = opened.encoder(&records)?;
     let asked = session.encode_choices(&encoder, (&records, routing), &choices, watch)?;
     drop(encoder);
@@ -106,7 +107,7 @@ pub(super) fn gold_text(record: &Record) -> Result<Option<&str>> {
             Some(turn) if turn.role == "assistant" => &turn.content,
             _ => return Ok(None),
         },
-        Body::Text(_) | Body::Tokenised { .. } => {
+        Body::Text(_) | Body::Tokenised { .. } | Body::Labelled { .. } => {
             return row_error(record, "choices need a question with an answer")
                 .expected("\"input\" and \"output\", or \"messages\"")
                 .fix("use --mode logprob for rows of text or token ids")

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::labels::LabelReport;
 use super::logprob::LogprobReport;
 use super::report::ChoiceReport;
 use crate::data::audit::Audit;
@@ -84,4 +85,6 @@ pub enum Findings {
     Logprob(LogprobReport),
     /// Result of mode `choice`.
     Choice(ChoiceReport),
+    /// Result of modes `classify` and `regress`.
+    Labels(LabelReport),
 }

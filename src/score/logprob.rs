@@ -7,6 +7,7 @@ use super::event::{Event, Findings};
 use super::output::Outputs;
 use super::packed::Packed;
 use super::session::{Session, check, not_finite};
+use crate::config::Task;
 use crate::data::collate::collate;
 use crate::data::encode::Example;
 use crate::data::record::Record;
@@ -49,7 +50,7 @@ pub(super) fn run(
 ) -> Result<(usize, usize, Findings)> {
     let (mut records, routing) = session.rows()?;
     records.truncate(session.config.limit.unwrap_or(usize::MAX));
-    let opened = session.open(&records, watch)?;
+    let opened = session.open(Task::Causal, &records, watch)?;
     let examples = session.encode(&opened.encoder(&records)?, (&records, routing), watch)?;
     let model = session.load(&opened, watch)?;
     let lengths: Vec<usize> = examples.iter().map(Example::len).collect();

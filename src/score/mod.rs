@@ -7,6 +7,7 @@
 
 mod choice;
 mod event;
+mod labels;
 mod logprob;
 mod output;
 mod packed;
@@ -14,6 +15,7 @@ mod report;
 mod session;
 
 pub use event::{Event, Findings, Summary};
+pub use labels::LabelReport;
 pub use logprob::LogprobReport;
 pub use report::{Accuracy, ByField, ChoiceReport, MISSING};
 
@@ -24,7 +26,7 @@ pub use crate::session::{Context, Notice};
 
 use std::time::Instant;
 
-use crate::config::{ScoreConfig, ScoreMode, unsupported};
+use crate::config::{ScoreConfig, ScoreMode, Task, unsupported};
 use crate::error::Result;
 use output::Outputs;
 use session::Session;
@@ -32,7 +34,8 @@ use session::Session;
 /// Scores the rows of `config.data_file` and writes the results beside `config.output`.
 ///
 /// `logprob` writes one JSON line per row into that very file; `choice` writes a table `OUTPUT.csv` and its summary
-/// `OUTPUT.json`.
+/// `OUTPUT.json`; `classify` and `regress` write one line per row, as JSON or, into a file that ends in `.csv`, as a table.
+/// `auto` is what the adapter was trained for.
 ///
 /// # Errors
 /// Input and I/O errors that name file, line and fix; [`Numeric`](crate::error::Error::Numeric) for a row whose score is not
@@ -45,8 +48,11 @@ pub fn run(config: &ScoreConfig, context: &Context, watch: &mut dyn FnMut(Event<
     let outputs = Outputs::plan(config)?;
     let start = Instant::now();
     let (num_rows, num_skipped, findings) = match config.mode {
-        ScoreMode::Logprob => logprob::run(&mut session, &outputs, watch)?,
+        ScoreMode::Auto if labels::is_trained(config)? => labels::run(&mut session, &outputs, None, watch)?,
+        ScoreMode::Logprob | ScoreMode::Auto => logprob::run(&mut session, &outputs, watch)?,
         ScoreMode::Choice => choice::run(&mut session, &outputs, watch)?,
+        ScoreMode::Classify => labels::run(&mut session, &outputs, Some(Task::Classify), watch)?,
+        ScoreMode::Regress => labels::run(&mut session, &outputs, Some(Task::Regress), watch)?,
         other => return unsupported("mode", other),
     };
     for path in outputs.paths() {

@@ -7,7 +7,8 @@ use half::bf16;
 
 use super::event::Event;
 use super::packed::Packed;
-use crate::config::ScoreConfig;
+use crate::batch::Batch;
+use crate::config::{ScoreConfig, Task};
 use crate::data::audit::Audit;
 use crate::data::encode::{Asked, Encoder, Example};
 use crate::data::files::read_files;
@@ -17,8 +18,9 @@ use crate::data::routing::{Routing, select};
 use crate::data::texts::any_chat;
 use crate::device::{Device, Machine};
 use crate::error::{Error, InputError, Result};
-use crate::model::{Adapter, Decoder, ModelFlops, PassCapacity, Scorer};
-use crate::ops::linear_cross_entropy::TargetScore;
+use crate::formats::adapter::Adapter as PeftAdapter;
+use crate::model::{Adapter, Decoder, Found, ModelFlops, PassCapacity, Scorer};
+use crate::ops::label_head::Loss;
 use crate::session::memory::{held_bytes, peak_bytes, size, weights_bytes};
 use crate::session::{self, Context, Limit, Notice, Opened, Peak, Progress, TextOptions, TextSettings};
 use crate::tensor::Real;
@@ -69,7 +71,12 @@ impl<'a> Session<'a> {
     }
 
     /// Opens the model folder; its weights are loaded later, since most mistakes are in the rows.
-    pub(super) fn open(&self, records: &[Record], watch: &mut dyn FnMut(Event<'_>)) -> Result<Opened> {
+    pub(super) fn open(
+        &self,
+        task: Task,
+        records: &[Record],
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Opened> {
         let config = self.config;
         let mut notify = |notice: Notice| watch(notice.into());
         let mut options = text_options(config);
@@ -77,7 +84,8 @@ impl<'a> Session<'a> {
         if let Some(trained) = &trained {
             trained.apply(&mut options, &text_options(&ScoreConfig::default()), &mut notify);
         }
-        let opened = Opened::open(&config.model, options, any_chat(records), self.context, &mut notify)?;
+        let model = (config.model.as_str(), task);
+        let opened = Opened::open(model, options, any_chat(records), self.context, &mut notify)?;
         if let Some(trained) = &trained {
             trained.check_template(&opened.text_settings(records), &mut notify);
         }
@@ -107,7 +115,14 @@ impl<'a> Session<'a> {
         self.encoded((records.len(), routing), encode, watch)
     }
 
-    fn encoded<R: Send>(
+    /// Reads the adapter, if there is one.
+    pub(super) fn open_adapter(&self, watch: &mut dyn FnMut(Event<'_>)) -> Result<Option<PeftAdapter>> {
+        let notify = &mut |notice: Notice| watch(notice.into());
+        self.config.adapter.as_deref().map(|dir| session::open_adapter(dir, notify)).transpose()
+    }
+
+    /// Turns rows into what the model reads of them.
+    pub(super) fn encoded<R: Send>(
         &self,
         (rows, routing): (usize, Routing),
         encode: impl FnOnce(&Progress<'_>) -> Result<(R, Audit)> + Send,
@@ -121,20 +136,38 @@ impl<'a> Session<'a> {
 
     /// Loads weights and adapter.
     pub(super) fn load(&self, opened: &Opened, watch: &mut dyn FnMut(Event<'_>)) -> Result<Model> {
+        self.load_with(opened, None, watch)
+    }
+
+    /// The same with an adapter that was read already.
+    pub(super) fn load_with(
+        &self,
+        opened: &Opened,
+        adapter: Option<PeftAdapter>,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Model> {
         match self.device.machine() {
-            Machine::Cpu => self.load_as::<f32>(opened, watch).map(Model::F32),
-            Machine::Gpu => self.load_as::<bf16>(opened, watch).map(Model::Bf16),
+            Machine::Cpu => self.load_as::<f32>(opened, adapter, watch).map(Model::F32),
+            Machine::Gpu => self.load_as::<bf16>(opened, adapter, watch).map(Model::Bf16),
         }
     }
 
-    fn load_as<T: Real>(&self, opened: &Opened, watch: &mut dyn FnMut(Event<'_>)) -> Result<Loaded<T>> {
+    fn load_as<T: Real>(
+        &self,
+        opened: &Opened,
+        adapter: Option<PeftAdapter>,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Loaded<T>> {
         self.check_stop()?;
         let device = &self.device;
         plan_weights::<T>(device, opened, watch)?;
         let decoder = opened.load(device, &mut |notice| watch(notice.into()))?;
         let mut adapters = Vec::new();
-        if let Some(dir) = &self.config.adapter {
-            let peft = session::open_adapter(dir, &mut |notice| watch(notice.into()))?;
+        let adapter = match adapter {
+            Some(adapter) => Some(adapter),
+            None => self.open_adapter(watch)?,
+        };
+        if let (Some(dir), Some(peft)) = (&self.config.adapter, adapter) {
             adapters.push(Adapter::from_peft(device, &decoder.config, &peft.config, &peft.tensors, dir)?);
         }
         Ok(Loaded { decoder, adapters })
@@ -155,42 +188,62 @@ impl<'a> Session<'a> {
         model: &Model,
         lengths: &[usize],
         pack: impl Fn(Range<usize>) -> Result<Packed>,
-        take: impl FnMut(Range<usize>, Vec<Vec<f64>>) -> Result<()>,
+        mut take: impl FnMut(Range<usize>, Vec<Vec<f64>>) -> Result<()>,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<()> {
+        let pack = |rows: Range<usize>| pack(rows).map(|Packed { batch, units }| (batch, units));
+        let take = |rows, units: Vec<Vec<usize>>, found: Found| {
+            let scores = found.tokens();
+            let of_unit = |unit: Vec<usize>| unit.into_iter().map(|t| scores[t].logprob).collect();
+            take(rows, units.into_iter().map(of_unit).collect())
+        };
+        self.find((model, None), lengths, pack, take, watch)
+    }
+
+    /// The same with what the head finds, by a loss of labels or for tokens; `pack` may add something to a batch.
+    ///
+    /// # Errors
+    /// As [`Session::score`].
+    pub(super) fn find<X>(
+        &mut self,
+        (model, loss): (&Model, Option<Loss>),
+        lengths: &[usize],
+        pack: impl Fn(Range<usize>) -> Result<(Batch, X)>,
+        take: impl FnMut(Range<usize>, X, Found) -> Result<()>,
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let config = self.config;
         let passes = passes_in_order(lengths, config.batching(), config.max_tokens_per_pass)?;
         match model {
-            Model::F32(model) => self.score_as(model, &passes, pack, take, watch),
-            Model::Bf16(model) => self.score_as(model, &passes, pack, take, watch),
+            Model::F32(model) => self.find_as((model, loss), &passes, pack, take, watch),
+            Model::Bf16(model) => self.find_as((model, loss), &passes, pack, take, watch),
         }
     }
 
-    fn score_as<T: Real>(
+    fn find_as<T: Real, X>(
         &mut self,
-        model: &Loaded<T>,
+        (model, loss): (&Loaded<T>, Option<Loss>),
         passes: &[Range<usize>],
-        pack: impl Fn(Range<usize>) -> Result<Packed>,
-        mut take: impl FnMut(Range<usize>, Vec<Vec<f64>>) -> Result<()>,
+        pack: impl Fn(Range<usize>) -> Result<(Batch, X)>,
+        mut take: impl FnMut(Range<usize>, X, Found) -> Result<()>,
         watch: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let lora = model.adapters.first().map(Adapter::config);
         let model_flops = ModelFlops::of(&model.decoder.config, lora)?;
         let peak = Peak::of(&self.device, &mut |notice| watch(notice.into()));
         let start = Instant::now();
-        let mut scorer = self.scorer(model, passes, &pack)?;
+        let mut scorer = self.scorer((model, loss), passes, &pack)?;
         let total = passes.last().map_or(0, |rows| rows.end);
         let (mut num_tokens, mut work) = (0, 0);
         let batches = passes.iter().map(|rows| {
             self.check_stop()?;
-            let Packed { batch, units } = pack(rows.clone())?;
+            let (batch, more) = pack(rows.clone())?;
             num_tokens += batch.total_tokens() as u64;
             work += model_flops.forward(&batch);
-            Ok((batch, (rows, units)))
+            Ok((batch, (rows, more)))
         });
-        let take = |(rows, units): (&Range<usize>, Vec<Vec<usize>>), scores: Vec<TargetScore>| {
-            let of_unit = |unit: Vec<usize>| unit.into_iter().map(|t| scores[t].logprob).collect();
-            take(rows.clone(), units.into_iter().map(of_unit).collect())?;
+        let take = |(rows, more): (&Range<usize>, X), found: Found| {
+            take(rows.clone(), more, found)?;
             watch(Event::Scoring { done: rows.end, total });
             Ok(())
         };
@@ -208,20 +261,20 @@ impl<'a> Session<'a> {
     }
 
     /// Who scores these passes: on a GPU, one recorded pass that they all fit into, in memory that is taken once.
-    fn scorer<T: Real>(
+    fn scorer<T: Real, X>(
         &self,
-        model: &Loaded<T>,
+        (model, loss): (&Loaded<T>, Option<Loss>),
         passes: &[Range<usize>],
-        pack: impl Fn(Range<usize>) -> Result<Packed>,
+        pack: impl Fn(Range<usize>) -> Result<(Batch, X)>,
     ) -> Result<Scorer<T>> {
         let (device, Loaded { decoder, adapters }) = (&self.device, model);
         if device.machine() == Machine::Cpu {
-            return Ok(Scorer::new(None));
+            return Ok(Scorer::new(None, loss));
         }
         let mut capacity = PassCapacity::default();
         for rows in passes {
             self.check_stop()?;
-            let batch = pack(rows.clone())?.batch;
+            let (batch, _) = pack(rows.clone())?;
             batch.validate(
                 decoder.config.vocab_size,
                 decoder.config.max_sequence_length(),
@@ -231,7 +284,7 @@ impl<'a> Session<'a> {
         }
         device.reserve(decoder.scoring_bytes(device.chip()?, capacity, adapters)?)?;
         let tables = decoder.pass_tables(device, capacity, (adapters, &[]), None)?;
-        Ok(Scorer::new(Some(decoder.record_scoring(device, tables, adapters)?)))
+        Ok(Scorer::new(Some(decoder.record_scoring(device, tables, adapters)?), loss))
     }
 }
 

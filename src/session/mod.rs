@@ -2,6 +2,8 @@
 //! tokens, weights.
 
 mod device;
+pub mod label_metrics;
+pub mod labels;
 pub(crate) mod memory;
 mod peak;
 pub mod text_settings;
@@ -19,8 +21,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::config::{Format, Truncation};
+use crate::config::head::HeadSpec;
+use crate::config::{Format, Task, Truncation};
 use crate::data::encode::{EncodeOptions, Encoder};
+use crate::data::labels::RowLimits;
 use crate::data::record::Record;
 use crate::data::template::sandbox::{HelperCommand, serve_template};
 use crate::data::texts::Texts;
@@ -158,13 +162,13 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens the model `name` ([`open::open`]) and its tokenizer, for rows of which some are written for a chat model or none
-    /// is.
+    /// Opens the model `name` ([`open::open`]) and its tokenizer for a task, and for rows of which some are written for a chat
+    /// model or none is. How many labels a head has is said later ([`Opened::set_labels`]).
     ///
     /// # Errors
     /// An input error that says what was tried, or what is wrong with a file.
     pub fn open(
-        name: &str,
+        (name, task): (&str, Task),
         options: TextOptions,
         chat_rows: bool,
         context: &Context,
@@ -173,8 +177,10 @@ impl Opened {
         let notify_now = RefCell::new(&mut *notify);
         let tell = |progress: hub::Progress<'_>| (notify_now.borrow_mut())(progress.into());
         let mut model = open::open(name, &Watch { tell: &tell, stop: &|| context.stopped() })?;
-        // Every task is about tokens, whatever head the folder was saved with.
-        model.config = model.config.with_token_head()?;
+        if task == Task::Causal {
+            // Whatever head the folder was saved with.
+            model.config = model.config.with_token_head()?;
+        }
         model.notes().into_iter().for_each(|note| notify(Notice::Warning(note)));
         let helper = context.template_helper.as_ref();
         let texts = Texts::open(model.folder.dir(), options.format, chat_rows, helper)?;
@@ -217,6 +223,37 @@ impl Opened {
             ..EncodeOptions::new(self.texts.format, longest)
         };
         self.texts.encoder(options, records)
+    }
+
+    /// Gives the model a head for so many labels.
+    pub fn set_labels(&mut self, num_labels: usize) {
+        self.model.config = self.model.config.clone().with_label_head(num_labels);
+    }
+
+    /// The padding token: that of the model, else that of its tokenizer.
+    pub fn pad_token_id(&self) -> Option<u32> {
+        let of_tokenizer = || self.texts.tokenizer.as_ref()?.pad_token().map(|(_, id)| id);
+        self.model.config.pad_token_id.or_else(of_tokenizer)
+    }
+
+    /// Limits for rows with labels, of which each needs one or none does.
+    pub fn row_limits(&self, needs_labels: bool) -> RowLimits {
+        let (options, model) = (self.options, &self.model.config);
+        let head = match &model.head {
+            HeadSpec::Labels(head) => head,
+            HeadSpec::Tokens => &model.label_head,
+        };
+        RowLimits {
+            max_seq_length: options.max_seq_length.min(model.max_sequence_length()),
+            max_position_embeddings: model.max_sequence_length(),
+            truncation: options.truncation,
+            skip_empty: options.skip_empty,
+            needs_labels,
+            vocab_size: model.vocab_size,
+            token_types: model.embed.token_types,
+            pool: head.pool,
+            pad_token_id: self.pad_token_id(),
+        }
     }
 
     /// How `records` become text, for the folder of an adapter.

@@ -2,7 +2,8 @@
 //!
 //! `adapter_config.json` and `adapter_model.safetensors` (PEFT loads the folder), `optimizer.safetensors` (moments),
 //! `trainer_state.json` (Hugging Face form), `rng_state.json` (the seed and the counters all random numbers come from),
-//! `run_identity.json`, `training_config.toml`, `text_settings.json`; the MANIFEST with hashes is the business of [`crate::formats::checkpoint`].
+//! `run_identity.json`, `training_config.toml`, `text_settings.json`, with a head for labels also `label_settings.json` and
+//! `config.json`; the MANIFEST with hashes is the business of [`crate::formats::checkpoint`].
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +33,7 @@ const IDENTITY: &str = "run_identity.json";
 pub(super) fn save<T: Real<Stat = f32>>(
     device: &Device,
     trainee: &Trainee<'_, T>,
-    text: &TextSettings,
+    (text, label_files): (&TextSettings, &[(String, Vec<u8>)]),
 ) -> Result<PathBuf> {
     let Trainee { config, trainable: Trainable { adapter, optimizer, .. }, state, identity, .. } = trainee;
     let trained = optimizer.trained_to_peft(device, adapter)?;
@@ -50,6 +51,7 @@ pub(super) fn save<T: Real<Stat = f32>>(
     files.push((IDENTITY.into(), format!("{:#}\n", json!(identity)).into_bytes()));
     files.push(("training_config.toml".into(), config.to_toml().into_bytes()));
     files.push((text_settings::NAME.into(), text.to_json()));
+    files.extend(label_files.iter().cloned());
     checkpoint::save(&config.output_dir, state.global_step, &files)
 }
 

@@ -70,6 +70,9 @@ pub(super) fn identity<T: Real>(config: &TrainConfig, prepared: &Prepared<T>) ->
         rows.update((row.example.len() as u64).to_le_bytes());
         rows.update(bytemuck::cast_slice::<u32, u8>(&row.example.input_ids));
         rows.update(bytemuck::cast_slice::<i64, u8>(&row.example.labels));
+        let (_, _, types, label) = row.example.identity();
+        rows.update(bytemuck::cast_slice::<u32, u8>(types));
+        rows.update(bytemuck::cast_slice::<u32, u8>(&label));
     }
     identity.insert("training rows".into(), hex(rows));
     let mut weights = Sha256::new();

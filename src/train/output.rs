@@ -8,11 +8,17 @@ use crate::config::{Resume, TrainConfig};
 use crate::error::{Error, Result};
 use crate::formats::checkpoint::{self, Checkpoint, RunLock};
 use crate::formats::model_folder::is_model_folder;
-use crate::session::{Notice, text_settings};
+use crate::session::{Notice, labels, text_settings};
 
 /// Files that are results of a run.
-const RESULTS: [&str; 5] =
-    [log::NAME, "adapter_config.json", "adapter_model.safetensors", "trainer_state.json", "loss.svg"];
+const RESULTS: [&str; 6] = [
+    log::NAME,
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "trainer_state.json",
+    "loss.svg",
+    labels::NAME,
+];
 
 /// Files that say how a run was made; the next one writes them anew.
 const SETTINGS: [&str; 3] = ["training_config.toml", text_settings::NAME, RunLock::NAME];
@@ -46,7 +52,9 @@ fn look(dir: &Path) -> Result<Found> {
     for path in paths {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let kind = path.symlink_metadata().map_err(|e| Error::io(&path, "look at", e))?;
-        let is_result = RESULTS.contains(&&*name);
+        // A config.json is that of a run where a run says so.
+        let is_config = name == labels::CONFIG_NAME && dir.join(labels::NAME).is_file();
+        let is_result = is_config || RESULTS.contains(&&*name);
         found.has_results |= is_result || name.starts_with("checkpoint-");
         if is_result && !kind.is_dir() || kind.is_dir() && checkpoint::is_ours(&path)? {
             found.of_run.push(path);

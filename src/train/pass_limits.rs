@@ -2,7 +2,7 @@
 //! since how full batches get and what they share depends on which rows meet.
 
 use super::evaluate::eval_passes;
-use super::passes::{packed, passes_of};
+use super::passes::{PackAs, packed, passes_of};
 use super::prepare::Row;
 use super::sampler::Sampler;
 use crate::batch::Batch;
@@ -62,6 +62,7 @@ impl PassLimits {
         config: &TrainConfig,
         rows: &[Row],
         sampler: &Sampler<'_>,
+        pack_as: PackAs,
         context: &Context,
     ) -> Result<Self> {
         let mut limits = Self::default();
@@ -73,7 +74,7 @@ impl PassLimits {
             for batch in steps.iter().take(left).flatten() {
                 let rows: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
                 for pass in passes_of(&rows, config) {
-                    limits.add(packed(pass, config.share_prefix, 0));
+                    limits.add(packed(pass, pack_as, 0));
                 }
             }
             left = left.saturating_sub(steps.len());
@@ -85,7 +86,7 @@ impl PassLimits {
             if epoch == EPOCHS && left > 0 {
                 limits.is_part = true;
                 // However a later pass has to be cut, its rows fit one by one.
-                rows.iter().for_each(|row| limits.add(packed(&[row], config.share_prefix, 0)));
+                rows.iter().for_each(|row| limits.add(packed(&[row], pack_as, 0)));
                 break;
             }
         }
@@ -96,8 +97,8 @@ impl PassLimits {
     ///
     /// # Errors
     /// An input error if a row does not fit a batch.
-    pub(super) fn of_evaluation(config: &TrainConfig, rows: &[Row]) -> Result<Self> {
-        Ok(Self::of(eval_passes(config, rows)?.iter().map(|pass| packed(pass, false, 0))))
+    pub(super) fn of_evaluation(config: &TrainConfig, rows: &[Row], pack_as: PackAs) -> Result<Self> {
+        Ok(Self::of(eval_passes(config, rows)?.iter().map(|pass| packed(pass, pack_as.unshared(), 0))))
     }
 
     fn add(&mut self, batch: Batch) {
@@ -132,12 +133,14 @@ impl PassLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::head::HeadSpec;
     use crate::train::plan::Workload;
 
     #[test]
     fn the_largest_passes_are_those_with_the_most_tokens_and_the_most_targets() {
-        let batch =
-            |tokens, share| Workload { tokens, sequence_length: 100, supervised_share: share }.batch();
+        let batch = |tokens, share| {
+            Workload { tokens, sequence_length: 100, supervised_share: share }.batch(&HeadSpec::Tokens)
+        };
         let sizes = |shapes: &[(usize, f64)]| {
             let limits = PassLimits::of(shapes.iter().map(|&(tokens, share)| batch(tokens, share)));
             let largest = limits.largest();
@@ -156,8 +159,9 @@ mod tests {
 
     #[test]
     fn what_is_second_in_both_is_a_candidate() {
-        let batch =
-            |tokens, share| Workload { tokens, sequence_length: 100, supervised_share: share }.batch();
+        let batch = |tokens, share| {
+            Workload { tokens, sequence_length: 100, supervised_share: share }.batch(&HeadSpec::Tokens)
+        };
         let sizes = |shapes: &[(usize, f64)]| -> Vec<usize> {
             let limits = PassLimits::of(shapes.iter().map(|&(tokens, share)| batch(tokens, share)));
             limits.candidates().iter().map(Batch::total_tokens).collect()

@@ -3,18 +3,23 @@
 use std::collections::BTreeSet;
 
 use super::event::Event;
-use crate::config::{Batching, DeviceChoice, LoraConfig, TrainConfig, matching_variant};
+use super::task::Task;
+use crate::batch::Label;
+use crate::config::{self, Batching, DeviceChoice, LoraConfig, Loss, TrainConfig, matching_variant};
 use crate::data::encode::Example;
 use crate::data::files::read_files;
+use crate::data::labels::{LabelOptions, LabelScheme};
 use crate::data::packing::split_eval;
 use crate::data::record::Record;
 use crate::data::routing::select;
 use crate::data::texts::any_chat;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::model::head::Head;
+use crate::model::label_head::LabelHead;
 use crate::model::open::OpenModel;
 use crate::model::{Adapter, Decoder};
-use crate::session::{self, Context, Notice, Opened, TextOptions, TextSettings};
+use crate::session::{self, Context, Notice, Opened, TextOptions, TextSettings, labels};
 use crate::tensor::Real;
 
 /// A row as tokens, and where it came from.
@@ -43,6 +48,10 @@ pub struct Prepared<T: Real> {
     pub model: OpenModel,
     /// How rows became text.
     pub text: TextSettings,
+    /// What is learned.
+    pub(super) task: Task,
+    /// Name and bytes of the files that say what the outputs of a head for labels stand for; none where tokens are learned.
+    pub(super) label_files: Vec<(String, Vec<u8>)>,
 }
 
 /// The device of a run.
@@ -87,10 +96,26 @@ pub fn prepare<T: Real<Stat = f32>>(
     };
     let eval_rows = eval_records.iter().flat_map(|(records, _)| records);
     let chat_rows = any_chat(train_records.iter().chain(eval_rows));
-    let opened =
-        Opened::open(&config.model, options, chat_rows, context, &mut |notice| watch(notice.into()))?;
+    let model = (config.model.as_str(), config.task);
+    let mut opened = Opened::open(model, options, chat_rows, context, &mut |notice| watch(notice.into()))?;
+    let of_eval = eval_records.as_ref().map_or(&[][..], |(records, _)| records);
+    let scheme = label_scheme(config, &mut opened, (&train_records, of_eval), watch)?;
     let stops = opened.model.stop_token_ids();
+    let batching = |name: &str| if name == "training" { config.batching() } else { config.eval_batching() };
     let mut encode = |name, records: &[Record], routing| -> Result<Vec<Row>> {
+        if let Some(scheme) = &scheme {
+            let encode = |progress: &session::Progress<'_>| {
+                let encoded = scheme.encode(records, &opened.row_limits(true))?;
+                progress(records.len())?;
+                Ok(encoded)
+            };
+            let (examples, audit) =
+                session::encode((&device, context), records.len(), encode, &mut |notice| {
+                    watch(notice.into())
+                })?;
+            watch(Event::Audit { name, audit: &audit, routing });
+            return rows_of(examples, records, batching(name));
+        }
         let encoder = opened.encoder(records)?;
         match encoder.end_token() {
             // Trained to end with one token, generating until another one: the model would not stop.
@@ -105,13 +130,7 @@ pub fn prepare<T: Real<Stat = f32>>(
         let (examples, audit) =
             session::encode((&device, context), records.len(), encode, &mut |notice| watch(notice.into()))?;
         watch(Event::Audit { name, audit: &audit, routing });
-        let row = |example: Example| Row {
-            place: format!("{}:{}", records[example.record].file.display(), records[example.record].line),
-            example,
-        };
-        let rows: Vec<Row> = examples.into_iter().map(row).collect();
-        check_budget(&rows, if name == "training" { config.batching() } else { config.eval_batching() })?;
-        Ok(rows)
+        rows_of(examples, records, batching(name))
     };
     let mut train = encode("training", &train_records, routing)?;
     let eval = match (&eval_records, config.eval_fraction) {
@@ -137,25 +156,93 @@ pub fn prepare<T: Real<Stat = f32>>(
     let weights_device = if config.dry_run { Device::dry() } else { device.clone() };
     let decoder = opened.load(&weights_device, &mut |notice| watch(notice.into()))?;
     let text = opened.text_settings(&train_records);
+    let (mut task, mut label_files) = (Task::Causal, Vec::new());
+    if let Some(scheme) = &scheme {
+        let examples: Vec<&Example> = train.iter().map(|row| &row.example).collect();
+        task = Task::of_labels(config, scheme, &examples)?;
+        label_files.push((labels::NAME.to_owned(), labels::to_json(scheme)));
+        label_files.push((labels::CONFIG_NAME.to_owned(), labels::config_json(&opened, scheme)));
+        head_notes(config, (scheme, &decoder), &examples, &mut |notice| watch(notice.into()));
+    }
     let model = opened.model;
     if let Some(variant) = matching_variant(&model.config) {
         watch(Event::Notice(Notice::Note(format!("the model has the shape of {}", variant.name))));
     }
-    Ok(Prepared { device, weights_device, decoder, train, eval, model, text })
+    Ok(Prepared { device, weights_device, decoder, train, eval, model, text, task, label_files })
 }
 
-/// How many rows of `eval` are rows of `train`, token for token.
+/// The examples as rows with their places; each must fit a batch.
+fn rows_of(examples: Vec<Example>, records: &[Record], batching: Batching) -> Result<Vec<Row>> {
+    let row = |example: Example| Row {
+        place: format!("{}:{}", records[example.record].file.display(), records[example.record].line),
+        example,
+    };
+    let rows: Vec<Row> = examples.into_iter().map(row).collect();
+    check_budget(&rows, batching)?;
+    Ok(rows)
+}
+
+/// What the outputs of a head for labels stand for, which the model is given; none where tokens are learned.
+fn label_scheme(
+    config: &TrainConfig,
+    opened: &mut Opened,
+    (train, eval): (&[Record], &[Record]),
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<LabelScheme>> {
+    if config.task == config::Task::Causal {
+        return Ok(None);
+    }
+    let notify = &mut |notice: Notice| watch(notice.into());
+    let start = config.init_adapter.as_deref().map(|dir| session::open_adapter(dir, notify)).transpose()?;
+    let known = labels::known(opened, start.as_ref(), config.init_adapter.as_deref())?;
+    let options = LabelOptions {
+        task: config.task,
+        loss: config.loss,
+        num_labels: config.num_labels,
+        target_shift: config.target_shift,
+    };
+    let scheme = LabelScheme::of(options, &known, train, eval)?;
+    opened.set_labels(scheme.num_labels);
+    Ok(Some(scheme))
+}
+
+/// What the user should know about the head before it is trained.
+fn head_notes<T: Real>(
+    config: &TrainConfig,
+    (scheme, decoder): (&LabelScheme, &Decoder<T>),
+    examples: &[&Example],
+    notify: &mut dyn FnMut(Notice),
+) {
+    let has_own = matches!(&decoder.weights.head, Head::Labels(LabelHead { own: Some(_), .. }));
+    notify(Notice::Note(match (config.init_adapter.is_some(), has_own) {
+        (true, _) => format!("the head has {} outputs: that of the adapter to start from", scheme.num_labels),
+        (false, true) => {
+            format!("the head has {} outputs, and starts from that of the model", scheme.num_labels)
+        }
+        (false, false) => {
+            format!("the head has {} outputs, and starts from random numbers", scheme.num_labels)
+        }
+    }));
+    let outside = |example: &&&Example| match &example.label {
+        Label::Numbers(numbers) => numbers.iter().any(|number| !(0.0..=1.0).contains(number)),
+        _ => false,
+    };
+    let beyond = examples.iter().filter(outside).count();
+    if scheme.loss == Loss::SigmoidMse && beyond > 0 {
+        notify(Notice::Warning(format!(
+            "{beyond} of {} labels are below 0 or above 1, which a sigmoid never reaches: use --target-shift minmax, or --loss mse",
+            examples.len()
+        )));
+    }
+}
+
+/// How many rows of `eval` are rows of `train`, token for token, with the same label.
 fn num_known(train: &[Row], eval: &[Row]) -> usize {
     if eval.is_empty() {
         return 0;
     }
-    let known: BTreeSet<_> = train.iter().map(tokens).collect();
-    eval.iter().filter(|row| known.contains(&tokens(row))).count()
-}
-
-/// What makes two rows the same.
-fn tokens(row: &Row) -> (&[u32], &[i64]) {
-    (&row.example.input_ids, &row.example.labels)
+    let known: BTreeSet<_> = train.iter().map(|row| row.example.identity()).collect();
+    eval.iter().filter(|row| known.contains(&row.example.identity())).count()
 }
 
 /// Every row must fit into a batch: found here, and not at an evaluation hours later.

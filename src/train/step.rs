@@ -6,13 +6,13 @@ use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::device::{Device, PendingCopy};
 use crate::error::{Error, Result};
-use crate::model::{Decoder, DropoutStep, ModelFlops, PassCapacity, PassOptions, Policies, recorded};
+use crate::model::{Decoder, DropoutStep, Found, ModelFlops, PassCapacity, PassOptions, Policies, recorded};
 use crate::optim::Update;
 use crate::session::Context;
 use crate::tensor::Real;
 
 use super::graphs::{PassCapacities, Recorded, record};
-use super::passes::{fitting, passes_of};
+use super::passes::{PackAs, fitting, passes_of};
 use super::prepare::Row;
 use super::task::Task;
 use super::trainee::{Trainable, Trainee};
@@ -20,7 +20,7 @@ use super::trainee::{Trainable, Trainee};
 /// What one step found.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct StepResult {
-    /// Loss per supervised token; none without any weight, and then there was no update.
+    /// Mean loss of the tokens or labels; none without any weight, and then there was no update.
     pub(super) loss: Option<f64>,
     pub(super) grad_norm: f64,
     pub(super) num_tokens: usize,
@@ -32,7 +32,8 @@ pub(super) struct StepResult {
 /// Computes the steps of trainees, with what these share.
 pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
     pub(super) config: &'a TrainConfig,
-    pub(super) task: Task,
+    pub(super) task: &'a Task,
+    pub(super) pack_as: PackAs,
     pub(super) device: &'a Device,
     pub(super) decoder: &'a Decoder<T>,
     pub(super) policies: Policies,
@@ -146,7 +147,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         for micro_batch in micro_batches {
             for pass in passes_of(micro_batch, self.config) {
                 context.check_stop(&format!("stopped within step {}", step + 1))?;
-                for (batch, rows) in fitting(pass, self.config.share_prefix, first_sample, self.capacity) {
+                for (batch, rows) in fitting(pass, self.pack_as, first_sample, self.capacity) {
                     started.packed_tokens += batch.total_tokens();
                     started.result.model_flops += self.model_flops.forward_and_backward(&batch);
                     first_sample += rows.len() as u32;
@@ -193,9 +194,10 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
             }
             return Ok(0.0);
         }
-        let scores =
-            device.run(|| self.decoder.score_and_backward(device, batch, adapters, grads, options))?;
-        self.task.loss(&scores, &weights).ok_or_else(|| not_finite("the loss", started.step, &places(rows)))
+        let loss = self.task.label_loss();
+        let found =
+            device.run(|| self.decoder.find_and_backward(device, batch, (adapters, grads), loss, options))?;
+        self.task.loss(&found, &weights).ok_or_else(|| not_finite("the loss", started.step, &places(rows)))
     }
 
     /// Waits for a step of `trainee`.
@@ -210,7 +212,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let Some(mut norm) = started.norm else { return Ok(started.result) };
         let mut total = 0.0;
         for Pass { mut scores, weights, places } in std::mem::take(&mut started.passes) {
-            let found = recorded::finish(&mut scores)?;
+            let found = Found::Tokens(recorded::finish(&mut scores)?);
             self.spare.scores.push(scores);
             let loss = self.task.loss(&found, &weights);
             total += loss.ok_or_else(|| not_finite("the loss", started.step, &places))?;

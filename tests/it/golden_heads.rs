@@ -84,12 +84,7 @@ impl Case {
             if sequence["token_type_ids"].is_array() {
                 batch.token_type_ids.extend(ids(&sequence["token_type_ids"]));
             }
-            let end = start + input_ids.len();
-            let rows = match head.pool {
-                Pool::First => start..start + 1,
-                Pool::Last => end - 1..end,
-                Pool::Mean => start..end,
-            };
+            let rows = head.pool.rows(start..start + input_ids.len());
             targets.push(LabelTarget { rows, label, weight: 1.0 });
         }
         batch.targets = Targets::Labels(targets);

@@ -24,6 +24,7 @@ mod kernel_table;
 mod kernels;
 #[cfg(feature = "cli")]
 mod kill;
+mod labels;
 #[cfg(feature = "cli")]
 mod plan;
 #[cfg(feature = "cli")]

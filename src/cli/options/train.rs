@@ -131,6 +131,18 @@ pub struct TrainArgs {
     /// How regression targets are moved, by numbers of the training file.
     #[arg(long, value_parser = words(TargetShift::WORDS), help_heading = DATA)]
     target_shift: Option<String>,
+    /// Outputs of the head in the tasks classify and regress [default: as many as the labels of the rows need].
+    #[arg(long, value_name = "N", help_heading = DATA)]
+    num_labels: Option<usize>,
+    /// Weights of the classes in the cross-entropy: numbers with commas between, or balanced [default: 1 for each].
+    #[arg(long, value_name = "X,X|balanced", num_args = 1.., help_heading = DATA)]
+    class_weights: Option<Vec<String>>,
+    /// Weights of the positive targets of every output with the loss bce [default: 1 for each].
+    #[arg(long, value_name = "X,X", num_args = 1.., help_heading = DATA)]
+    pos_weight: Option<Vec<String>>,
+    /// Share of the cross-entropy of classes that goes to all of them alike [default: 0].
+    #[arg(long, value_name = "X", help_heading = DATA)]
+    label_smoothing: Option<f64>,
 
     /// Times through the training rows; may be a fraction.
     #[arg(long, value_name = "N", help_heading = STEPS)]

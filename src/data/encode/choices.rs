@@ -63,7 +63,7 @@ impl Encoder<'_> {
                     .into();
             }
             Body::Messages(conversation) => self.fit_answers(conversation, &answers, &mut notes),
-            Body::Text(_) | Body::Tokenised { .. } => {
+            Body::Text(_) | Body::Tokenised { .. } | Body::Labelled { .. } => {
                 return record
                     .error("choices need a question with an answer")
                     .expected("\"input\" and \"output\", or \"messages\"")

@@ -17,7 +17,7 @@ mod fit;
 mod spans;
 mod style;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value};
@@ -26,7 +26,7 @@ use super::audit::{Audit, RowNotes};
 use super::record::{Body, Conversation, Record};
 use super::template::Renderer;
 use super::tokenizer::Tokenizer;
-use crate::batch::IGNORE_INDEX;
+use crate::batch::{IGNORE_INDEX, Label};
 pub use crate::config::{Format, Truncation};
 use crate::error::{Error, Result};
 pub use choices::{Asked, Continuation};
@@ -79,12 +79,16 @@ impl EncodeOptions {
 }
 
 /// One row, ready to be packed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Example {
     /// The tokens.
     pub input_ids: Vec<u32>,
-    /// One label per token, -100 where not supervised, not shifted.
+    /// One label per token, -100 where not supervised, not shifted; empty where sequences are labelled.
     pub labels: Vec<i64>,
+    /// The type of every token; all 0 if it is empty.
+    pub token_type_ids: Vec<u32>,
+    /// What the whole sequence is labelled with; nothing where tokens are.
+    pub label: Label,
     /// Tokens before the first supervised one.
     pub prompt_len: usize,
     /// Index of its row among the records.
@@ -99,14 +103,26 @@ impl Example {
         self.input_ids.len()
     }
 
+    /// What makes two rows the same: tokens, their labels and types, and the bits of the label.
+    pub fn identity(&self) -> (&[u32], &[i64], &[u32], Vec<u32>) {
+        let label = match &self.label {
+            Label::None => Vec::new(),
+            Label::Class(class) => vec![*class],
+            Label::Numbers(numbers) => numbers.iter().map(|number| number.to_bits()).collect(),
+        };
+        (&self.input_ids, &self.labels, &self.token_type_ids, label)
+    }
+
     /// Whether it has no token.
     pub fn is_empty(&self) -> bool {
         self.input_ids.is_empty()
     }
 
-    /// Tokens that carry loss. The first token never does: nothing comes before it that could predict it.
+    /// What carries loss: a sequence with a label, or tokens. The first token never does: nothing comes before it that could
+    /// predict it.
     pub fn supervised(&self) -> usize {
-        self.labels.iter().skip(1).filter(|&&label| label != IGNORE_INDEX).count()
+        let of_sequence = usize::from(self.label != Label::None);
+        of_sequence + self.labels.iter().skip(1).filter(|&&label| label != IGNORE_INDEX).count()
     }
 }
 
@@ -309,6 +325,7 @@ impl<'a> Encoder<'a> {
                 let prompt = labels.iter().position(|&label| label != IGNORE_INDEX);
                 return Ok(input_ids[..prompt.unwrap_or(input_ids.len())].to_vec());
             }
+            Body::Labelled { .. } => return Err(no_labels(record)),
         };
         let mut labelled = Labelled::default();
         if self.options.format != Format::Chat {
@@ -331,6 +348,7 @@ impl<'a> Encoder<'a> {
                 notes.other_label = first_other_label(input_ids, labels);
                 Ok(self.fit_tokenised(input_ids, labels, &mut notes))
             }
+            Body::Labelled { .. } => return Err(no_labels(record)),
         }
         .map_err(|e| at_row(record, e))?;
         self.check_ids(record, &labelled)?;
@@ -342,7 +360,7 @@ impl<'a> Encoder<'a> {
         let Labelled { input_ids, labels, .. } = labelled;
         let prompt_len = labels.iter().position(|&label| label != IGNORE_INDEX).unwrap_or(labels.len());
         let truncated = notes.cut.is_any();
-        let example = Example { input_ids, labels, prompt_len, record, truncated };
+        let example = Example { input_ids, labels, prompt_len, record, truncated, ..Example::default() };
         if example.supervised() == 0 {
             Outcome::Empty(notes)
         } else if example.len() > self.options.max_seq_length {
@@ -369,7 +387,7 @@ impl<'a> Encoder<'a> {
             Body::InputOutput { input, output, .. } => find(input).or_else(|| find(output)),
             Body::Messages(Conversation { turns, .. }) => turns.iter().find_map(|turn| find(&turn.content)),
             Body::Text(text) => find(text),
-            Body::Tokenised { .. } => None,
+            Body::Tokenised { .. } | Body::Labelled { .. } => None,
         }
     }
 
@@ -434,6 +452,21 @@ fn first_other_label(input_ids: &[u32], labels: &[i64]) -> Option<(usize, bool)>
     Some((other, next(other) && all.all(next)))
 }
 
+/// The error of a row of token ids that says nothing about its tokens.
+fn no_labels(record: &Record) -> Error {
+    match &record.body {
+        Body::Labelled { label: Some(_), .. } => record
+            .error("the row has a label as a whole, and this task is about tokens")
+            .field("label")
+            .fix("use --task classify or --task regress (score: --mode), or write one label per token as \"labels\""),
+        _ => record
+            .error("the field is missing")
+            .field("labels")
+            .fix("write one label per token, -100 where not supervised and not shifted"),
+    }
+    .into()
+}
+
 fn nothing_to_learn(record: &Record) -> Error {
     record
         .error("the row has nothing to learn: no supervised token")
@@ -456,10 +489,10 @@ fn at_row(record: &Record, error: Error) -> Error {
 
 /// Rows that are equal to an earlier one: how many, and the first of them.
 pub(super) fn repeated<'e>(examples: impl Iterator<Item = &'e Example>) -> (usize, Option<usize>) {
-    let mut seen: BTreeMap<(&[u32], &[i64]), ()> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
     let (mut count, mut first) = (0, None);
     for example in examples {
-        if seen.insert((&example.input_ids, &example.labels), ()).is_some() {
+        if !seen.insert(example.identity()) {
             count += 1;
             first = first.or(Some(example.record));
         }

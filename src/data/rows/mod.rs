@@ -1,7 +1,7 @@
 //! One JSON object becomes one row, in the forms that training tools have; the caller adds file and line to the errors.
 //!
 //! Forms by their keys: `input`/`output`; Alpaca's `instruction`/`input`/`output` with `system` and `history`; `messages` of
-//! OpenAI; `conversations` of ShareGPT; `prompt`/`completion` of TRL; `text`; `input_ids`/`labels`. A key that says what is to
+//! OpenAI; `conversations` of ShareGPT; `prompt`/`completion` of TRL; `text`; `input_ids`/`labels`; `input_ids`/`label`. A key that says what is to
 //! be trained on is used or refused by its name. Any other key is meta data, and its name is listed after reading.
 
 mod fields;
@@ -62,7 +62,7 @@ const REFUSED: [(&str, &str); 20] = [
     ("functions", "write the functions as \"tools\": [{\"type\": \"function\", \"function\": {...}}]"),
     ("function_call", "write the call as \"tool_calls\" of an assistant turn"),
     ("position_ids", "positions are counted by tanren: leave the key out"),
-    ("token_type_ids", "decoders have no token types: leave the key out"),
+    ("token_type_ids", "only sequences with a \"label\" have token types: leave the key out"),
     ("assistant_masks", "write -100 into \"labels\" where the mask is 0"),
     ("completion_mask", "write -100 into \"labels\" where the mask is 0"),
     ("add_generation_prompt", "the prompt is asked for by tanren where it is needed: leave the key out"),
@@ -165,7 +165,7 @@ fn refuse_leftovers(row: &Row, body: &Body) -> Result<()> {
         Body::InputOutput { .. } => "a row of input and output",
         Body::Messages(_) => "a conversation",
         Body::Text(_) => "a row of text",
-        Body::Tokenised { .. } => "a row of token ids",
+        Body::Tokenised { .. } | Body::Labelled { .. } => "a row of token ids",
     };
     match OPTIONS.iter().chain(&["labels"]).find(|key| row.contains_key(**key)) {
         None => Ok(()),

@@ -43,6 +43,14 @@ impl Loss {
         Self::CrossEntropy { class_weights: None, label_smoothing: 0.0 }
     }
 
+    /// What is usual for labels like this one.
+    pub fn usual(label: &Label) -> Self {
+        match label {
+            Label::Class(_) => Self::cross_entropy(),
+            Label::Numbers(_) | Label::None => Self::Mse,
+        }
+    }
+
     /// What a sequence counts in the divisor of a mean; 0 without a label.
     pub fn divisor(&self, label: &Label) -> f64 {
         match (self, label) {

@@ -8,6 +8,7 @@ use crate::device::arch::Chip;
 use crate::device::{ByClass, Class, Device, Ledger};
 use crate::error::Result;
 use crate::model::{Adapter, Decoder, DropoutStep, ModelFlops, PassCapacity, PassOptions, Policies, init};
+use crate::ops::label_head::Loss;
 use crate::optim::Update;
 use crate::session::Context;
 use crate::tensor::{DType, Real};
@@ -144,6 +145,8 @@ impl Setup<'_> {
         let dropout = Some(DropoutStep { seed: config.seed, step: 0 });
         let options = PassOptions { scale: 1.0, dropout, policies: policies.as_slice() };
         let memory = || (device.peak_by_class(), device.arena().map(|arena| arena.high_water_bytes));
+        // What is minimised takes no memory, and next to no time.
+        let loss = |batch: &Batch| batch.targets.labels().first().map(|target| Loss::usual(&target.label));
         let mut recorded = None;
         if chip.is_some() && T::DTYPE == DType::Bf16 {
             let model = (&device, &decoder);
@@ -153,7 +156,7 @@ impl Setup<'_> {
         for batch in &job.passes {
             self.check_stop()?;
             let (adapters, grads) = trainable.adapters_and_grads();
-            decoder.score_and_backward(&device, batch, adapters, grads, options)?;
+            decoder.find_and_backward(&device, batch, (adapters, grads), loss(batch).as_ref(), options)?;
         }
         // Its numbers cost nothing.
         let update = Update { max_grad_norm: None, ..update(config, 0.0) };
@@ -162,7 +165,7 @@ impl Setup<'_> {
         if recorded.is_none() {
             for batch in &job.evaluated {
                 self.check_stop()?;
-                decoder.score(&device, batch, trainable.adapters())?;
+                decoder.find(&device, batch, trainable.adapters(), loss(batch).as_ref())?;
             }
         }
         let (peak, arena_bytes) = recorded.unwrap_or_else(memory);

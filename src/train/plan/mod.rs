@@ -20,11 +20,11 @@ use self::choose::asked;
 use self::measure::{Job, Measured, Setup};
 use super::graphs::PassCapacities;
 use super::pass_limits::PassLimits;
-use super::passes::{packed, passes_of};
+use super::passes::{PackAs, packed, passes_of};
 use super::prepare::{Prepared, Row};
 use super::sampler::Sampler;
 use crate::batch::Batch;
-use crate::config::{DeviceChoice, Dtype, ModelConfig, TrainConfig};
+use crate::config::{DeviceChoice, Dtype, ModelConfig, Task, TrainConfig};
 use crate::device::arch::Chip;
 use crate::device::card::CARDS;
 use crate::device::{Card, Class, Device, Machine};
@@ -225,7 +225,7 @@ impl Place {
     /// The most tokens that fit at once, by policy.
     fn capacity(&self, setup: &Setup<'_>, workload: &Workload) -> Result<Vec<Capacity>> {
         let Some(limit) = &self.limit else { return Ok(Vec::new()) };
-        let batch = |tokens| Workload { tokens, ..*workload }.batch();
+        let batch = |tokens| Workload { tokens, ..*workload }.batch(&setup.model.head);
         let of = |activation_policy| -> Result<Capacity> {
             let tokens = setup.capacity(activation_policy, limit.bytes, batch)?;
             Ok(Capacity { activation_policy, tokens })
@@ -281,7 +281,7 @@ pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row
     let place = Place::of(config, None)?;
     let context = Context::default();
     let setup = place.setup(config, model, &context);
-    let job = Job::of(step_passes(config, micro_batches));
+    let job = Job::of(step_passes(config, PackAs::of(config, &model.head), micro_batches));
     let (policies, measured) = setup.choose(&job, place.limit_bytes())?;
     Ok(place.plan(&setup, policies, &measured, &measured))
 }
@@ -291,14 +291,25 @@ pub fn plan(config: &TrainConfig, model: &ModelConfig, micro_batches: &[Vec<&Row
 /// # Errors
 /// An input error if the workload does not fit the model, or the card is unknown.
 pub fn plan_workload(config: &TrainConfig, model: &ModelConfig, workload: &Workload) -> Result<Plan> {
-    let model = &model.clone().with_token_head()?;
+    let model = &with_head(config, model.clone())?;
     workload.check(model)?;
     let place = Place::of(config, None)?;
     let context = Context::default();
     let setup = place.setup(config, model, &context);
-    let (policies, measured) = setup.choose(&Job::of(vec![workload.batch()]), place.limit_bytes())?;
+    let (policies, measured) =
+        setup.choose(&Job::of(vec![workload.batch(&model.head)]), place.limit_bytes())?;
     let plan = place.plan(&setup, policies, &measured, &measured);
     Ok(Plan { capacity: place.capacity(&setup, workload)?, ..plan })
+}
+
+/// The model with the head that the task asks for; one with labels has two outputs for classes, and one for a number, unless the
+/// configuration says how many.
+fn with_head(config: &TrainConfig, model: ModelConfig) -> Result<ModelConfig> {
+    match config.task {
+        Task::Causal => model.with_token_head(),
+        Task::Classify => Ok(model.with_label_head(config.num_labels.unwrap_or(2))),
+        Task::Regress => Ok(model.with_label_head(config.num_labels.unwrap_or(1))),
+    }
 }
 
 /// The plan of a run, with the memory of its largest passes and the work of its first step; and how large passes are.
@@ -310,8 +321,9 @@ pub(super) fn planned<T: Real<Stat = f32>>(
 ) -> Result<(Plan, PassCapacities)> {
     let place = Place::of(config, Some(&prepared.device))?;
     let setup = place.setup(config, &prepared.model.config, context);
-    let training = PassLimits::of_training(config, &prepared.train, sampler, context)?;
-    let evaluation = PassLimits::of_evaluation(config, &prepared.eval)?;
+    let pack_as = PackAs::of(config, &prepared.model.config.head);
+    let training = PassLimits::of_training(config, &prepared.train, sampler, pack_as, context)?;
+    let evaluation = PassLimits::of_evaluation(config, &prepared.eval, pack_as)?;
     let job = Job::of_run(&training, &evaluation);
     let limit = place.limit_bytes();
     let (mut policies, mut memory) = setup.choose(&job, limit)?;
@@ -329,7 +341,7 @@ pub(super) fn planned<T: Real<Stat = f32>>(
         .first()
         .map(|step| step.iter().map(|b| b.iter().map(|&i| &prepared.train[i]).collect()).collect())
         .unwrap_or_default();
-    let work = setup.measure(&Job::of(step_passes(config, &first)), &policies)?;
+    let work = setup.measure(&Job::of(step_passes(config, pack_as, &first)), &policies)?;
     let mut plan = place.plan(&setup, policies, &memory, &work);
     if let (false, Some(limit), Some(training)) = (plan.fits, limit, job.without_evaluation()) {
         plan.evaluation_is_too_large = setup.choose(&training, Some(limit))?.1.needed_bytes() <= limit;
@@ -349,8 +361,8 @@ fn like(pass: &Batch) -> Workload {
 }
 
 /// The passes of a step.
-fn step_passes(config: &TrainConfig, micro_batches: &[Vec<&Row>]) -> Vec<Batch> {
-    let pack = |pass: &[&Row]| packed(pass, config.share_prefix, 0);
+fn step_passes(config: &TrainConfig, pack_as: PackAs, micro_batches: &[Vec<&Row>]) -> Vec<Batch> {
+    let pack = |pass: &[&Row]| packed(pass, pack_as, 0);
     micro_batches.iter().flat_map(|rows| passes_of(rows, config).map(pack)).collect()
 }
 

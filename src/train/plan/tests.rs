@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::config::block::BlockSpec;
+use crate::config::head::HeadSpec;
 use crate::config::{ActivationPolicy, LoraConfig, MemorySize, Sites, variant};
 
 /// A plan for a card, LoRA of rank 16 on all linear layers.
@@ -111,7 +112,7 @@ fn auto_finds_the_least_work_that_fits() {
     let config = |limit: u64| {
         config(|c| (c.gpu, c.memory_limit, c.dtype) = (None, Some(MemorySize::from_bytes(limit)), Dtype::F32))
     };
-    let job = Job::of(vec![workload(3000).batch()]);
+    let job = Job::of(vec![workload(3000).batch(&HeadSpec::Tokens)]);
     let (any, context) = (config(1), Context::default());
     let setup = Setup { config: &any, model: &model, chip: None, dtype: any.dtype, context: &context };
     let blocks = model.num_hidden_layers();

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use crate::batch::{Batch, Targets, TokenTarget};
+use crate::batch::{Batch, Label, LabelTarget, Targets, TokenTarget};
 use crate::config::ModelConfig;
+use crate::config::head::HeadSpec;
 use crate::error::{Error, Result};
 
 /// The tokens of one pass: sequences of one length, each with its last tokens supervised.
@@ -40,19 +41,31 @@ impl Workload {
         rule(share > 0.0 && share <= 1.0, "supervised_share", &share, "above 0 and at most 1".to_owned())
     }
 
-    /// The pass.
-    pub(in crate::train) fn batch(&self) -> Batch {
-        let (mut batch, mut targets) = (Batch::default(), Vec::new());
+    /// The pass, for a model with this head. Where sequences are labelled, each has one label.
+    pub(in crate::train) fn batch(&self, head: &HeadSpec) -> Batch {
+        let mut batch = Batch::default();
+        let (mut tokens, mut labels) = (Vec::new(), Vec::new());
         let ids = vec![0; self.sequence_length.min(self.tokens)];
         while batch.total_tokens() < self.tokens {
             let start = batch.total_tokens();
             let len = self.sequence_length.min(self.tokens - start);
             batch.push_segment(&ids[..len], None, 0);
-            let supervised = ((len as f64 * self.supervised_share).round() as usize).clamp(1, len);
-            let rows = start + len - supervised..start + len;
-            targets.extend(rows.map(|row| TokenTarget { row, token: 0, weight: 1.0 }));
+            match head {
+                HeadSpec::Tokens => {
+                    let supervised = ((len as f64 * self.supervised_share).round() as usize).clamp(1, len);
+                    let rows = start + len - supervised..start + len;
+                    tokens.extend(rows.map(|row| TokenTarget { row, token: 0, weight: 1.0 }));
+                }
+                HeadSpec::Labels(head) => {
+                    let label = Label::Numbers(vec![0.0; head.num_labels]);
+                    labels.push(LabelTarget { rows: head.pool.rows(start..start + len), label, weight: 1.0 });
+                }
+            }
         }
-        batch.targets = Targets::Tokens(targets);
+        batch.targets = match head {
+            HeadSpec::Tokens => Targets::Tokens(tokens),
+            HeadSpec::Labels(_) => Targets::Labels(labels),
+        };
         batch
     }
 }
@@ -67,13 +80,13 @@ mod tests {
     #[test]
     fn sequences_tile_the_tokens_and_end_with_their_targets() {
         let workload = Workload { tokens: 250, sequence_length: 100, supervised_share: 0.1 };
-        let batch = workload.batch();
+        let batch = workload.batch(&HeadSpec::Tokens);
         batch.validate(1, 100, 0).unwrap();
         let lengths: Vec<usize> = batch.segments.iter().map(|s| s.len).collect();
         assert_eq!((lengths, batch.targets.len()), (vec![100, 100, 50], 25));
         assert_eq!((batch.targets.tokens()[0].row, batch.targets.tokens()[24].row), (90, 249));
-        let all = Workload { supervised_share: 1.0, tokens: 3, ..workload }.batch();
+        let all = Workload { supervised_share: 1.0, tokens: 3, ..workload }.batch(&HeadSpec::Tokens);
         assert_eq!(all.target_rows(), [0, 1, 2]);
-        assert_eq!(Workload { supervised_share: 1e-9, ..workload }.batch().targets.len(), 3);
+        assert_eq!(Workload { supervised_share: 1e-9, ..workload }.batch(&HeadSpec::Tokens).targets.len(), 3);
     }
 }

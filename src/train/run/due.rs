@@ -42,7 +42,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
         let model = (&prepared.decoder, &prepared.device);
         let with = (&mut trainee.scorer, trainee.trainable.adapters());
         let metrics =
-            evaluate((self.config, self.stepper.task), model, with, &prepared.eval, self.context, watch)?;
+            evaluate((self.config, &prepared.task), model, with, &prepared.eval, self.context, watch)?;
         prepared.device.take_ledger();
         let best = trainee.judge(&metrics);
         let step = trainee.state.global_step;
@@ -67,7 +67,7 @@ impl<T: Real<Stat = f32>> Training<'_, T> {
             return Ok(path);
         }
         self.check_surroundings()?;
-        state_files::save(&self.prepared.device, trainee, &self.prepared.text)?;
+        state_files::save(&self.prepared.device, trainee, (&self.prepared.text, &self.prepared.label_files))?;
         let trainee = &mut self.trainees[index];
         trainee.saved = Some(step);
         watch(Event::Saved { path: &path });

@@ -17,13 +17,13 @@ use crate::train::graphs::{PassCapacities, Recorded};
 use crate::train::identity::identity;
 use crate::train::log::Log;
 use crate::train::output::{checkpoint_to_resume, remove_old_run};
+use crate::train::passes::PackAs;
 use crate::train::plan::Plan;
 use crate::train::prepare::{Prepared, first_adapter};
 use crate::train::sampler::Sampler;
 use crate::train::state::TrainerState;
 use crate::train::step::{Spare, Stepper};
 use crate::train::sums::Sums;
-use crate::train::task::Task;
 use crate::train::trainee::{Trainable, Trainee, patience_is_over};
 
 impl<'a, T: Real<Stat = f32>> Training<'a, T> {
@@ -45,7 +45,8 @@ impl<'a, T: Real<Stat = f32>> Training<'a, T> {
         })?;
         let stepper = Stepper {
             config,
-            task: Task::of(config)?,
+            task: &prepared.task,
+            pack_as: PackAs::of(config, &prepared.model.config.head),
             device,
             decoder: &prepared.decoder,
             policies: planned.activation_policy.clone(),
@@ -118,12 +119,15 @@ fn begin<'a, T: Real<Stat = f32>>(
     let Recorded { training, evaluation } = stepper.record(capacities, &mut trainable)?;
     write_file(&config.output_dir.join("training_config.toml"), config.to_toml().as_bytes())?;
     write_file(&config.output_dir.join(text_settings::NAME), &prepared.text.to_json())?;
+    for (name, bytes) in &prepared.label_files {
+        write_file(&config.output_dir.join(name), bytes)?;
+    }
     let log = Log::open(&config.output_dir, state.global_step)?;
     Ok(Trainee {
         config,
         trainable,
         recorded: training,
-        scorer: Scorer::new(evaluation),
+        scorer: Scorer::new(evaluation, stepper.task.label_loss().cloned()),
         sampler,
         schedule: schedule(config, total_steps),
         stopped_early: patience_is_over(config, &state),
