@@ -31,6 +31,8 @@ mod dora;
 mod embedding;
 #[path = "kernels/harness.rs"]
 pub(crate) mod harness;
+#[path = "kernels/label_head.rs"]
+mod label_head;
 #[path = "kernels/libraries.rs"]
 pub(crate) mod libraries;
 #[path = "kernels/linear_cross_entropy.rs"]
@@ -106,6 +108,7 @@ pub(crate) fn run(
         adamw::bench,
         rows::bench,
         embedding::bench,
+        label_head::bench,
         dora::bench,
     ] {
         if let Err(error) = op(&mut bench) {

@@ -27,7 +27,7 @@ use tanren::device::{Card, Class, Device, PendingCopy};
 use tanren::error::{Error, Result};
 use tanren::model::weights::Role;
 use tanren::model::{
-    Adapter, Decoder, DropoutStep, PassCapacity, PassOptions, RecordedPass, Weights, init, recorded,
+    Adapter, Decoder, DropoutStep, PassCapacity, PassOptions, PendingScores, RecordedPass, Weights, init,
 };
 use tanren::optim::{Optimizer, Update};
 use tanren::rng::{Purpose, Stream};
@@ -302,14 +302,15 @@ impl<'a, T: Real<Stat = f32>> Step<'a, T> {
         let options = self.options(batch);
         let (device, adapters) = (self.device, &self.adapters);
         let with = (adapters.as_slice(), self.grads.as_slice());
-        let tables = self.decoder.pass_tables(device, PassCapacity::of(batch), with, options.dropout)?;
+        let tables =
+            self.decoder.pass_tables(device, PassCapacity::of(batch), with, None, options.dropout)?;
         self.recorded = Some(self.decoder.record(device, tables, (adapters, &mut self.grads), options)?);
         Ok(())
     }
 
     /// Steps as training takes them: the next one is on its way before the results of this one are there.
     fn replayed(&mut self, batch: &Batch, steps: u64) -> Result<()> {
-        let mut boxes = [(); 2].map(|()| (PendingCopy::new(self.device), PendingCopy::new(self.device)));
+        let mut boxes = [(); 2].map(|()| (PendingScores::new(self.device), PendingCopy::new(self.device)));
         for step in 0..=steps {
             if step < steps {
                 let (options, update) = (self.options(batch), self.update());
@@ -323,7 +324,7 @@ impl<'a, T: Real<Stat = f32>> Step<'a, T> {
             }
             if step > 0 {
                 let (scores, norm) = &mut boxes[(step as usize - 1) % 2];
-                recorded::finish(scores)?;
+                scores.finish()?;
                 self.optimizer.finish_update(norm)?;
             }
         }

@@ -10,13 +10,14 @@
 // Hutter, "Decoupled weight decay regularization", 2019; order of operations as in PyTorch.
 #include "common/simt.cuh"
 
-// One trained tensor; all its arrays have the same length, a multiple of 4.
+// One trained tensor; all its arrays have the same length.
 struct AdamWTensor {
     float* param;       // what is trained
     bf16* shadow;       // its rounded copy
     float* grad;        // gradient, set to zero
     float* exp_avg;     // first moment
     float* exp_avg_sq;  // second moment
+    int64_t decays;     // 1: weight decay applies to it; 0: it does not
 };
 
 // The part of a tensor that one block works on: at most 4096 elements.
@@ -65,6 +66,24 @@ DEVICE double block_sum_f64(double x, double* sums) {
     return x;
 }
 
+// Four numbers, or as many as there are and zeros.
+DEVICE Vec16 load_some(const float* from, int count) {
+    if (count >= 4) return load16(from);
+    Vec16 x{{0, 0, 0, 0}};
+    UNROLL for (int j = 0; j < 3; j++) {
+        if (j < count) x.word[j] = float_bits(from[j]);
+    }
+    return x;
+}
+
+// The same to memory.
+DEVICE void store_some(float* to, const Vec16& x, int count) {
+    if (count >= 4) return store16(to, x);
+    UNROLL for (int j = 0; j < 3; j++) {
+        if (j < count) to[j] = bits_float(x.word[j]);
+    }
+}
+
 KERNEL(grad_norm_partial, AdamWParams, 256, 4) {
     STATIC_SMEM(double, sums, 8);
     const AdamWBlock& block = p.blocks[blockIdx.x];
@@ -73,7 +92,7 @@ KERNEL(grad_norm_partial, AdamWParams, 256, 4) {
     UNROLL for (int i = 0; i < 4; i++) {
         const int at = (i * kAdamWThreads + static_cast<int>(threadIdx.x)) * 4;
         if (at >= block.count) continue;
-        const Vec16 g = load16(grad + at);
+        const Vec16 g = load_some(grad + at, block.count - at);
         float squares = 0;
         UNROLL for (int j = 0; j < 4; j++) squares = fmaf(bits_float(g.word[j]), bits_float(g.word[j]), squares);
         sum += squares;
@@ -106,7 +125,8 @@ KERNEL(adamw, AdamWParams, 256, 4) {
     float *const params = tensor.param, *const grads = tensor.grad;
     float *const exp_avgs = tensor.exp_avg, *const exp_avg_sqs = tensor.exp_avg_sq;
     bf16* const shadows = tensor.shadow;
-    const float step_size = s.step_size, root = s.root, decay = s.decay, epsilon = s.epsilon;
+    const float step_size = s.step_size, root = s.root, epsilon = s.epsilon;
+    const float decay = tensor.decays != 0 ? s.decay : 1.0f;
     const float beta1 = s.beta1, rest1 = s.rest1, beta2 = s.beta2, rest2 = s.rest2;
     const int64_t first = block.first;
     const int count = block.count;
@@ -117,9 +137,10 @@ KERNEL(adamw, AdamWParams, 256, 4) {
         if (at >= count) continue;
         const int64_t place = first + at;
         if (is_finite) {
-            const Vec16 grad = load16(grads + place);
-            Vec16 param = load16(params + place);
-            Vec16 exp_avg = load16(exp_avgs + place), exp_avg_sq = load16(exp_avg_sqs + place);
+            const Vec16 grad = load_some(grads + place, count - at);
+            Vec16 param = load_some(params + place, count - at);
+            Vec16 exp_avg = load_some(exp_avgs + place, count - at);
+            Vec16 exp_avg_sq = load_some(exp_avg_sqs + place, count - at);
             float rounded[4];
             UNROLL for (int j = 0; j < 4; j++) {
                 const float g = bits_float(grad.word[j]) * clip;
@@ -130,12 +151,18 @@ KERNEL(adamw, AdamWParams, 256, 4) {
                 exp_avg_sq.word[j] = float_bits(v);
                 param.word[j] = float_bits(rounded[j]);
             }
-            store16(params + place, param);
-            store16(exp_avgs + place, exp_avg);
-            store16(exp_avg_sqs + place, exp_avg_sq);
-            store8(reinterpret_cast<float*>(shadows + place), bits_float(pack_bf16(rounded[0], rounded[1])),
-                   bits_float(pack_bf16(rounded[2], rounded[3])));
+            store_some(params + place, param, count - at);
+            store_some(exp_avgs + place, exp_avg, count - at);
+            store_some(exp_avg_sqs + place, exp_avg_sq, count - at);
+            if (count - at >= 4) {
+                store8(reinterpret_cast<float*>(shadows + place), bits_float(pack_bf16(rounded[0], rounded[1])),
+                       bits_float(pack_bf16(rounded[2], rounded[3])));
+            } else {
+                UNROLL for (int j = 0; j < 3; j++) {
+                    if (j < count - at) shadows[place + j] = to_bf16(rounded[j]);
+                }
+            }
         }
-        store16(grads + place, Vec16{{0, 0, 0, 0}});
+        store_some(grads + place, Vec16{{0, 0, 0, 0}}, count - at);
     }
 }

@@ -95,7 +95,7 @@ fn labels_that_are_no_classes_are_refused_at_their_row() {
         (&["\"a\"", "\"b\""], &["\"c\""], ["", ""]),
         (&["0", "1"], &["\"b\""], ["rows.jsonl:1", "whole number"]),
         (&["0", "0"], &[], ["one class", "--num-labels"]),
-        (&["0", ""], &[], ["rows.jsonl:2: field \"label\": the row has no label", "--skip-empty"]),
+        (&["0", "1", ""], &[], ["rows.jsonl:3: field \"label\": the row has no label", "--skip-empty"]),
         (&["999999"], &[], ["too many classes", "without gaps"]),
     ] {
         if parts[0].is_empty() {

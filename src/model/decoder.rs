@@ -4,16 +4,17 @@ use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
 pub use super::block::DropoutStep;
 use super::block::{Kept, Pass, Saved, SavedNorm, Stream};
-use super::head::{Found, LabelTask, Sink};
+use super::head::{Found, Sink};
 use super::policy::Policy;
 use super::tables::{BatchTables, PassCapacity};
 use super::weights::Weights;
-use crate::batch::{Batch, LabelTarget, Targets};
+use crate::batch::{Batch, Targets};
 use crate::config::ModelConfig;
-use crate::device::{Device, Machine, Tensor};
+use crate::config::head::HeadSpec;
+use crate::device::{Class, Device, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::embedding::{self, Lookup};
-use crate::ops::label_head::{LabelScore, Loss};
+use crate::ops::label_head::{LabelScore, LabelScores, Loss, PreparedLoss};
 use crate::ops::linear_cross_entropy::{Scores, TargetScore};
 use crate::tensor::{DType, Real};
 
@@ -75,18 +76,16 @@ impl<T: Real> Decoder<T> {
         loss: &Loss,
     ) -> Result<Vec<LabelScore>> {
         self.validate(device, batch, adapters)?;
-        let mut found = Vec::new();
         if batch.targets.is_empty() {
-            return Ok(found);
+            return Ok(Vec::new());
         }
-        let rows = batch.target_rows();
-        let targets = among(&rows, batch.targets.labels());
-        let tables = self.tables(device, batch, &rows, (0.0, None))?;
+        let targets = batch.targets.labels();
+        let tables = self.tables(device, batch, &batch.target_rows(), (0.0, None))?;
         let of_adapters = self.adapter_tables(device, adapters, &[], None)?;
         let pass = self.pass(device, (adapters, &of_adapters), &tables, (None, None));
-        let task = LabelTask { targets: &targets, loss, scale: 0.0 };
-        self.only_forward(&pass, Sink::Labels(&task, &mut found))?;
-        Ok(found)
+        let (loss, mut scores) = self.label_sink(device, targets.len(), loss)?;
+        self.only_forward(&pass, Sink::Labels(&loss, &mut scores))?;
+        scores.read(device, &loss.loss, targets)
     }
 
     /// Losses and logits of the sequences, and the gradient of `scale * sum(weight * loss)` added to `grads`, with the scale and the
@@ -107,14 +106,32 @@ impl<T: Real> Decoder<T> {
             return self.score_labels(device, batch, adapters, loss);
         };
         let PassOptions { scale, dropout, policies } = options;
-        let rows = batch.target_rows();
-        let targets = among(&rows, batch.targets.labels());
-        let tables = self.tables(device, batch, &rows, (scale, dropout))?;
+        let targets = batch.targets.labels();
+        let tables = self.tables(device, batch, &batch.target_rows(), (scale, dropout))?;
         let of_adapters = self.adapter_tables(device, adapters, grads, dropout)?;
         let pass = self.pass(device, (adapters, &of_adapters), &tables, (dropout, Some((lowest, policies))));
-        let (task, mut found) = (LabelTask { targets: &targets, loss, scale }, Vec::new());
-        self.both_ways(&pass, lowest, grads, Sink::Labels(&task, &mut found))?;
-        Ok(found)
+        let (loss, mut scores) = self.label_sink(device, targets.len(), loss)?;
+        self.both_ways(&pass, lowest, grads, Sink::Labels(&loss, &mut scores))?;
+        scores.read(device, &loss.loss, targets)
+    }
+
+    /// A loss for this device, and a place for what the head finds for this many sequences.
+    pub(super) fn label_sink(
+        &self,
+        device: &Device,
+        sequences: usize,
+        loss: &Loss,
+    ) -> Result<(PreparedLoss, LabelScores)> {
+        let scores = LabelScores::with_capacity(device, sequences, self.num_labels())?;
+        Ok((PreparedLoss::new(&device.class(Class::Tables), loss)?, scores))
+    }
+
+    /// Outputs of a head for labels; 0 with another head.
+    pub(super) fn num_labels(&self) -> usize {
+        match &self.config.head {
+            HeadSpec::Labels(head) => head.num_labels,
+            HeadSpec::Tokens => 0,
+        }
     }
 
     /// What the head finds for the targets of the batch: with a loss for labels, else log-probabilities of tokens.
@@ -365,16 +382,6 @@ impl<T: Real> Decoder<T> {
         let (saved_norm, normed) = pass.final_norm(stream)?;
         Ok(Forward { saved: all, saved_norm, normed })
     }
-}
-
-/// The targets with rows counted among `rows`, which ascend and contain theirs.
-fn among(rows: &[usize], targets: &[LabelTarget]) -> Vec<LabelTarget> {
-    let place = |row: usize| rows.partition_point(|&other| other < row);
-    let of = |target: &LabelTarget| {
-        let start = place(target.rows.start);
-        LabelTarget { rows: start..start + target.rows.len(), ..target.clone() }
-    };
-    targets.iter().map(of).collect()
 }
 
 /// The lookup in a table that not every model has.

@@ -7,13 +7,13 @@ use half::bf16;
 use super::adapter::Adapter;
 use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::policy::Policy;
-use super::recorded;
+use super::recorded::PendingScores;
 use super::tables::PassCapacity;
 use super::weights::{Role, Weights};
 use crate::batch::{Batch, TokenTarget};
 use crate::config::{LoraConfig, ModelConfig, Slot, TargetModules, variant};
+use crate::device::Device;
 use crate::device::arch::Chip;
-use crate::device::{Device, PendingCopy};
 use crate::ops::attention::PlanCapacity;
 use crate::ops::linear_cross_entropy::TargetScore;
 use crate::ops::testing::{cpu, kernel_device, relative_rms, unchecked_kernel_device};
@@ -163,17 +163,17 @@ fn recorded_passes_have_the_bits_of_direct_ones() {
     };
     let dropout = |step| options(Some(DropoutStep { seed: 5, step }));
     let step = Some(DropoutStep { seed: 5, step: 0 });
-    let tables = model.pass_tables(&device, capacity, (&adapters, &grads), step).unwrap();
+    let tables = model.pass_tables(&device, capacity, (&adapters, &grads), None, step).unwrap();
     let mut recorded = model.record(&device, tables, (&adapters, &mut grads), dropout(0)).unwrap();
     let mut before = vec![0.0; numbers(&device, &grads).len()];
     for (step, (batch, (scores, gradient))) in batches.iter().zip(&expected).enumerate().chain(
         // Once more, after larger batches were there.
         batches.iter().zip(&expected).enumerate(),
     ) {
-        let mut copy = PendingCopy::new(&device);
+        let mut copy = PendingScores::new(&device);
         let args = (&adapters[..], dropout(step as u64));
         recorded.start(&model, &device, batch, args, &mut copy).unwrap();
-        assert_eq!(&recorded::finish(&mut copy).unwrap(), scores, "step {step}");
+        assert_eq!(&copy.finish().unwrap().tokens(), scores, "step {step}");
         let after = numbers(&device, &grads);
         // Gradients accumulate, so only the first one has the bits; the others agree to rounding.
         let added: Vec<f32> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
@@ -184,7 +184,7 @@ fn recorded_passes_have_the_bits_of_direct_ones() {
         before = after;
     }
     let larger = batch(&[(capacity.tokens() + 1, 0, None)], 0);
-    let mut copy = PendingCopy::new(&device);
+    let mut copy = PendingScores::new(&device);
     assert!(recorded.start(&model, &device, &larger, (&adapters, dropout(0)), &mut copy).is_err());
 }
 
@@ -207,7 +207,8 @@ fn recorded_passes_with_dora_measure_the_norms_anew() {
         fill(&device, &mut adapters[0], 1000);
         let options = options((p > 0.0).then_some(DropoutStep { seed: 5, step: 3 }));
         let mut grads: Vec<_> = adapters.iter().map(|a| a.zeros_like(&device).unwrap()).collect();
-        let tables = model.pass_tables(&device, capacity, (&adapters, &grads), options.dropout).unwrap();
+        let tables =
+            model.pass_tables(&device, capacity, (&adapters, &grads), None, options.dropout).unwrap();
         let mut recorded = model.record(&device, tables, (&adapters, &mut grads), options).unwrap();
         for round in 0..2 {
             fill(&device, &mut adapters[0], 2000 + 100 * round);
@@ -216,9 +217,9 @@ fn recorded_passes_with_dora_measure_the_norms_anew() {
                 device.write(tensor, &zeros).unwrap();
             }
             let (expected, gradient) = pass(&device, &model, &adapters, &batch, options);
-            let mut copy = PendingCopy::new(&device);
+            let mut copy = PendingScores::new(&device);
             recorded.start(&model, &device, &batch, (&adapters, options), &mut copy).unwrap();
-            assert_eq!(recorded::finish(&mut copy).unwrap(), expected, "dropout {p}, round {round}");
+            assert_eq!(copy.finish().unwrap().tokens(), expected, "dropout {p}, round {round}");
             assert_eq!(numbers(&device, &grads), gradient, "dropout {p}, round {round}");
         }
     }

@@ -6,7 +6,7 @@ use super::label_head::LabelHead;
 use super::weights::Weights;
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::label_head::{LabelScore, Loss};
+use crate::ops::label_head::{LabelScore, LabelScores, PreparedLoss};
 use crate::ops::linear_cross_entropy::{self, Scores, TargetScore};
 use crate::tensor::Real;
 
@@ -57,17 +57,8 @@ impl Found {
 pub(super) enum Sink<'a> {
     /// Of tokens.
     Tokens(&'a mut Scores),
-    /// Of sequences, whose targets and loss these are.
-    Labels(&'a LabelTask<'a>, &'a mut Vec<LabelScore>),
-}
-
-/// The targets of a pass with labels, and what is minimised.
-pub(super) struct LabelTask<'a> {
-    /// With rows that are counted among the rows of the head.
-    pub(super) targets: &'a [crate::batch::LabelTarget],
-    pub(super) loss: &'a Loss,
-    /// Factor of the loss in gradients.
-    pub(super) scale: f64,
+    /// Of sequences, whose loss this is.
+    Labels(&'a PreparedLoss, &'a mut LabelScores),
 }
 
 impl<T: Real> Head<T> {
@@ -93,10 +84,7 @@ impl<T: Real> Weights<T> {
     pub(super) fn score(&self, pass: &Pass<'_, T>, normed: Tensor<T>, sink: Sink<'_>) -> Result<()> {
         match (&self.head, sink) {
             (Head::Tokens(_), Sink::Tokens(scores)) => self.run_tokens(pass, &normed, scores, None),
-            (Head::Labels(head), Sink::Labels(task, found)) => {
-                *found = head.score(pass, normed, task)?;
-                Ok(())
-            }
+            (Head::Labels(head), Sink::Labels(loss, scores)) => head.score(pass, normed, (loss, scores)),
             _ => Err(other_head()),
         }
     }
@@ -116,10 +104,8 @@ impl<T: Real> Weights<T> {
                 self.run_tokens(pass, &normed, scores, Some(&mut d_normed))?;
                 Ok(d_normed)
             }
-            (Head::Labels(head), Sink::Labels(task, found)) => {
-                let (scores, d_normed) = head.score_and_gradient(pass, normed, task, grads)?;
-                *found = scores;
-                Ok(d_normed)
+            (Head::Labels(head), Sink::Labels(loss, scores)) => {
+                head.score_and_gradient(pass, normed, (loss, scores), grads)
             }
             _ => Err(other_head()),
         }

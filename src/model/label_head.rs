@@ -1,20 +1,18 @@
 //! A head for labels: pooled states, a frozen layer with its activation and norm where the family has one, and the trained layers
 //! that stand beside the adapter; forward and backward side by side.
 
-use std::ops::Range;
 use std::rc::Rc;
 
 use super::adapter::Adapter;
 use super::block::Pass;
-use super::head::LabelTask;
 use super::weights::NormWeights;
+use crate::batch::LabelTarget;
 use crate::config::ModelConfig;
-use crate::config::head::LabelHeadSpec;
+use crate::config::head::{LabelHeadSpec, Pool};
 use crate::device::{Device, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::LiveRows;
 use crate::ops::activation::{self, Input, InputMut};
-use crate::ops::label_head::{self, LabelScore, Layer};
+use crate::ops::label_head::{self, LabelScores, Layer, PreparedLoss, Targets};
 use crate::ops::norm::{self, Norm};
 use crate::rng::{Purpose, Stream};
 use crate::tensor::Real;
@@ -147,18 +145,17 @@ impl<T: Real> LabelHead<T> {
         self.pooler_norm.iter().flat_map(NormWeights::tensors).collect()
     }
 
-    /// Loss and logits of every sequence.
+    /// Logits of every sequence, and on a CPU their losses.
     pub(super) fn score(
         &self,
         pass: &Pass<'_, T>,
         normed: Tensor<T>,
-        task: &LabelTask<'_>,
-    ) -> Result<Vec<LabelScore>> {
-        let params = self.params(pass)?;
-        let pooled = self.pooled(pass, normed, task)?;
-        let outputs = run(pass.device, params, &pooled.out)?;
-        let logits = outputs.last().unwrap_or(&pooled.out);
-        label_head::loss(pass.device, (task.loss, task.scale), logits, task.targets, None)
+        (loss, scores): (&PreparedLoss, &mut LabelScores),
+    ) -> Result<()> {
+        let (params, targets) = (self.params(pass)?, pass.tables.label_targets()?);
+        let pooled = self.pooled(pass, normed, targets)?;
+        let Outputs { logits, .. } = outputs(pass.device, params, &pooled.out, targets, scores)?;
+        found(pass.device, loss, logits, targets, scores)
     }
 
     /// The same, and the gradient with respect to `normed`; gradients of the trained layers and of the adapter of the frozen one are
@@ -167,41 +164,48 @@ impl<T: Real> LabelHead<T> {
         &self,
         pass: &Pass<'_, T>,
         normed: Tensor<T>,
-        task: &LabelTask<'_>,
+        (loss, scores): (&PreparedLoss, &mut LabelScores),
         grads: &mut [Adapter<T::Stat>],
-    ) -> Result<(Vec<LabelScore>, Tensor<T>)> {
+    ) -> Result<Tensor<T>> {
         let (device, params, normed_rows) = (pass.device, self.params(pass)?, normed.rows());
-        let pooled = self.pooled(pass, normed, task)?;
-        let mut outputs = run(device, params, &pooled.out)?;
-        let logits = outputs.last().ok_or_else(|| Error::shape("head", "layers", "at least one", 0))?;
-        let mut dy = device.empty(logits.rows(), logits.cols())?;
-        let loss = (task.loss, task.scale);
-        let scores = label_head::loss(device, loss, logits, task.targets, Some(&mut dy))?;
+        let targets = pass.tables.label_targets()?;
+        let pooled = self.pooled(pass, normed, targets)?;
+        let Outputs { mut hidden, logits } = outputs(device, params, &pooled.out, targets, scores)?;
+        let mut dy;
+        {
+            let z = match (&logits, scores.logits::<T::Stat>()) {
+                (Some(own), _) => own,
+                (None, Some(there)) => &*there,
+                (None, None) => return Err(Error::shape("head", "logits", "a place for them", "none")),
+            };
+            dy = device.empty(z.rows(), z.cols())?;
+            label_head::loss_gradient(device, loss, z, targets, &mut dy)?;
+        }
+        found(device, loss, logits, targets, scores)?;
         // The trained layers, from the last one back.
-        while let Some(y) = outputs.pop() {
-            let number = outputs.len();
-            let x = outputs.last().unwrap_or(&pooled.out).clone();
+        for number in (0..params.0.len()).rev() {
+            let y = if number + 1 < params.0.len() { hidden.pop() } else { None };
+            let x = hidden.last().unwrap_or(&pooled.out).clone();
             let mut dx = device.empty(x.rows(), x.cols())?;
             let grad = grads.first_mut().and_then(|grads| grads.head_mut()).map(|head| &mut head.0[number]);
             // For a head that nobody trains.
-            let mut spare = device.zeros(y.cols(), x.cols())?;
+            let mut spare = None;
             let (d_weight, d_bias) = match grad {
                 Some(layer) => (&mut layer.weight, layer.bias.as_mut()),
-                None => (&mut spare, None),
+                None => (spare.insert(device.zeros(dy.cols(), x.cols())?), None),
             };
-            let args =
-                label_head::Backward { x: &x, y: &y, dy: &mut dy, dx: Some(&mut dx), d_weight, d_bias };
-            label_head::backward(device, &params.layer(number), args)?;
+            let (y, dx_of) = (y.as_deref(), Some(&mut dx));
+            let args = label_head::Backward { x: &x, y, dy: &mut dy, dx: dx_of, d_weight, d_bias };
+            label_head::backward(device, &params.layer(number), args, targets.live_rows())?;
             dy = dx;
         }
         let d_pooled = self.pooled_backward(pass, pooled, dy, grads)?;
-        let ranges: Vec<Range<usize>> = ranges(task);
-        if is_one_row_each(&ranges, normed_rows) {
-            return Ok((scores, d_pooled));
+        if self.spec.pool != Pool::Mean {
+            return Ok(d_pooled);
         }
         let mut d_normed = device.empty(normed_rows, d_pooled.cols())?;
-        label_head::pool_backward(device, &d_pooled, &ranges, &mut d_normed)?;
-        Ok((scores, d_normed))
+        label_head::pool_backward(device, &d_pooled, targets, &mut d_normed)?;
+        Ok(d_normed)
     }
 
     /// The trained layers of the adapter of the batch, or the model's own.
@@ -227,20 +231,25 @@ impl<T: Real> LabelHead<T> {
     }
 
     /// The states that the trained layers read, one row per sequence.
-    fn pooled(&self, pass: &Pass<'_, T>, normed: Tensor<T>, task: &LabelTask<'_>) -> Result<Pooled<T>> {
-        let (device, ranges) = (pass.device, ranges(task));
-        let input = if is_one_row_each(&ranges, normed.rows()) {
+    fn pooled(&self, pass: &Pass<'_, T>, normed: Tensor<T>, targets: &Targets) -> Result<Pooled<T>> {
+        let device = pass.device;
+        let is_one_row = |target: &LabelTarget| target.rows.len() == 1;
+        let input = if self.spec.pool == Pool::Mean {
+            let mut pooled = device.empty(targets.capacity(), normed.cols())?;
+            label_head::pool(device, &normed, targets, &mut pooled)?;
+            pooled
+        } else if normed.rows() == targets.capacity() && targets.list().iter().all(is_one_row) {
             normed
         } else {
-            let mut pooled = device.empty(ranges.len(), normed.cols())?;
-            label_head::pool(device, &normed, &ranges, &mut pooled)?;
-            pooled
+            let got = format!("{} rows for {} of them", normed.rows(), targets.capacity());
+            return Err(Error::shape("head", "targets", "one row of every sequence", got));
         };
         let input = Rc::new(input);
         let Some(pooler) = self.spec.pooler else {
             return Ok(Pooled { out: input.clone(), input, xa: None, before: None, norm: None });
         };
         let group = pass.pooler_group()?;
+        let live_rows = targets.live_rows();
         let xa = pass.xa(&group, input.rows(), device)?.unfused();
         let made = pass.linears(&group, &input, xa, device)?.into_iter().next();
         let (before, xa) = made.ok_or_else(|| Error::shape("head", "pooler", "a layer", "none"))?;
@@ -249,7 +258,7 @@ impl<T: Real> LabelHead<T> {
             act: pooler.act,
             input: Input::Plain(&before),
             h: &mut out,
-            live_rows: LiveRows::ALL,
+            live_rows,
             projection: None,
         };
         activation::forward(device, args)?;
@@ -263,7 +272,7 @@ impl<T: Real> LabelHead<T> {
                     norm: norm_of(weights),
                     y: &mut y,
                     rstd: &mut rstd,
-                    live_rows: LiveRows::ALL,
+                    live_rows,
                     projection: None,
                 };
                 norm::forward(device, args)?;
@@ -281,7 +290,7 @@ impl<T: Real> LabelHead<T> {
         d_out: Tensor<T>,
         grads: &mut [Adapter<T::Stat>],
     ) -> Result<Tensor<T>> {
-        let device = pass.device;
+        let (device, live_rows) = (pass.device, pass.tables.label_targets()?.live_rows());
         let Pooled { input, xa, before, norm, .. } = pooled;
         let (Some(pooler), Some(xa), Some(mut before)) = (self.spec.pooler, xa, before) else {
             return Ok(d_out);
@@ -297,7 +306,7 @@ impl<T: Real> LabelHead<T> {
                 d_in: None,
                 ds: &mut ds,
                 normed: None,
-                live_rows: LiveRows::ALL,
+                live_rows,
                 projection: None,
             };
             norm::backward(device, args)?;
@@ -307,7 +316,7 @@ impl<T: Real> LabelHead<T> {
             act: pooler.act,
             dh: &mut dh,
             input: InputMut::Plain(&mut before),
-            live_rows: LiveRows::ALL,
+            live_rows,
             projection: None,
         };
         activation::backward(device, args)?;
@@ -320,24 +329,51 @@ fn norm_of<T: Real>(weights: &NormWeights<T>) -> Norm<'_, T> {
     Norm { kind: spec.kind, weight, bias: bias.as_ref(), eps: T::Stat::from_f64(spec.eps) }
 }
 
-/// Outputs of the trained layers, in order.
-fn run<T: Real>(device: &Device, params: &HeadParams<T>, x: &Rc<Tensor<T>>) -> Result<Vec<Rc<Tensor<T>>>> {
-    let mut outputs: Vec<Rc<Tensor<T>>> = Vec::new();
-    for number in 0..params.0.len() {
+/// Outputs of the trained layers.
+struct Outputs<T: Real> {
+    /// Of all but the last one, in order.
+    hidden: Vec<Rc<Tensor<T>>>,
+    /// Of the last one, where the scores have no place for them.
+    logits: Option<Tensor<T::Stat>>,
+}
+
+fn outputs<T: Real>(
+    device: &Device,
+    params: &HeadParams<T>,
+    x: &Rc<Tensor<T>>,
+    targets: &Targets,
+    scores: &mut LabelScores,
+) -> Result<Outputs<T>> {
+    let (mut hidden, live_rows): (Vec<Rc<Tensor<T>>>, _) = (Vec::new(), targets.live_rows());
+    let last = params.0.len().saturating_sub(1);
+    for number in 0..last {
         let layer = params.layer(number);
-        let input = outputs.last().unwrap_or(x);
+        let input = hidden.last().unwrap_or(x);
         let mut y = device.empty(input.rows(), layer.weight.rows())?;
-        label_head::forward(device, &layer, input, &mut y)?;
-        outputs.push(Rc::new(y));
+        label_head::forward(device, &layer, input, &mut y, live_rows)?;
+        hidden.push(Rc::new(y));
     }
-    Ok(outputs)
+    let (layer, input) = (params.layer(last), hidden.last().unwrap_or(x));
+    if let Some(there) = scores.logits::<T::Stat>() {
+        label_head::logits(device, &layer, input, there, live_rows)?;
+        return Ok(Outputs { hidden, logits: None });
+    }
+    let mut own = device.empty(input.rows(), layer.weight.rows())?;
+    label_head::logits(device, &layer, input, &mut own, live_rows)?;
+    Ok(Outputs { hidden, logits: Some(own) })
 }
 
-fn ranges(task: &LabelTask<'_>) -> Vec<Range<usize>> {
-    task.targets.iter().map(|target| target.rows.clone()).collect()
-}
-
-/// Whether every sequence has one row, and there are no others.
-fn is_one_row_each(ranges: &[Range<usize>], rows: usize) -> bool {
-    ranges.len() == rows && ranges.iter().enumerate().all(|(i, range)| *range == (i..i + 1))
+/// Takes the losses of logits that are on the host.
+fn found<S: Real>(
+    device: &Device,
+    loss: &PreparedLoss,
+    logits: Option<Tensor<S>>,
+    targets: &Targets,
+    scores: &mut LabelScores,
+) -> Result<()> {
+    let Some(logits) = logits else { return Ok(()) };
+    loss.loss.check_all(targets.list(), logits.cols())?;
+    let values = if device.is_dry() { vec![S::ZERO; logits.len()] } else { logits.data().to_vec() };
+    scores.set(loss.loss.scores(targets.list(), &values));
+    Ok(())
 }

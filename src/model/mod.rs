@@ -33,6 +33,6 @@ pub use decoder::{Decoder, DropoutStep, PassOptions};
 pub use head::Found;
 pub use model_flops::ModelFlops;
 pub use policy::{Policies, Policy};
-pub use recorded::{RecordedPass, Scorer};
+pub use recorded::{PendingScores, RecordedPass, Scorer};
 pub use tables::PassCapacity;
 pub use weights::Weights;

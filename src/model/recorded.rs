@@ -13,12 +13,12 @@ use super::decoder::{Decoder, DropoutStep, PassOptions};
 use super::head::{Found, Sink};
 use super::init;
 use super::tables::{BatchTables, PassCapacity};
-use crate::batch::Batch;
+use crate::batch::{Batch, LabelTarget};
 use crate::device::arch::Chip;
 use crate::device::{Device, Graph, PendingCopy};
 use crate::error::{Error, Result};
-use crate::ops::label_head::Loss;
-use crate::ops::linear_cross_entropy::{Scores, TargetScore};
+use crate::ops::label_head::{LabelScores, Loss, PreparedLoss};
+use crate::ops::linear_cross_entropy::Scores;
 use crate::tensor::Real;
 
 /// What a pass has in the memory of the device beside weights, adapters and gradients: made before anything is recorded, so that it
@@ -27,7 +27,22 @@ pub struct PassTables<T: Real> {
     capacity: PassCapacity,
     batch: BatchTables<T>,
     of_adapters: AdapterTables<T>,
-    scores: Scores,
+    scores: PassScores,
+}
+
+/// Where the head writes what it finds.
+enum PassScores {
+    Tokens(Scores),
+    Labels(PreparedLoss, LabelScores),
+}
+
+impl PassScores {
+    fn sink(&mut self) -> Sink<'_> {
+        match self {
+            Self::Tokens(scores) => Sink::Tokens(scores),
+            Self::Labels(loss, scores) => Sink::Labels(loss, scores),
+        }
+    }
 }
 
 /// See the module text. The adapters and gradients that it was recorded with stay where they are.
@@ -47,6 +62,7 @@ impl<T: Real> std::fmt::Debug for RecordedPass<T> {
 
 impl<T: Real> Decoder<T> {
     /// The tables of a pass over batches with at most `capacity`. `grads` are those that it adds to, by adapter; none for scoring.
+    /// `loss` is that of labels, where sequences are labelled.
     ///
     /// # Errors
     /// [`Error::Device`] if there is not so much memory.
@@ -55,12 +71,19 @@ impl<T: Real> Decoder<T> {
         device: &Device,
         capacity: PassCapacity,
         (adapters, grads): (&[Adapter<T>], &[Adapter<T::Stat>]),
+        loss: Option<&Loss>,
         dropout: Option<DropoutStep>,
     ) -> Result<PassTables<T>> {
         let mut batch = BatchTables::with_capacity(device, &self.config, capacity, dropout.is_some())?;
         batch.write(device, &Batch::default(), &[], 0.0)?;
         let of_adapters = AdapterTables::new(device, &self.weights.sites, adapters, grads, dropout)?;
-        let scores = Scores::with_capacity(device, capacity.targets)?;
+        let scores = match loss {
+            None => PassScores::Tokens(Scores::with_capacity(device, capacity.targets)?),
+            Some(loss) => {
+                let (loss, scores) = self.label_sink(device, capacity.targets, loss)?;
+                PassScores::Labels(loss, scores)
+            }
+        };
         Ok(PassTables { capacity, batch, of_adapters, scores })
     }
 
@@ -85,7 +108,7 @@ impl<T: Real> Decoder<T> {
             of_adapters.measure(device, &self.weights, adapters)?;
             let kept = Some((lowest, policies));
             let pass = self.pass(device, (adapters, &of_adapters), &batch, (dropout, kept));
-            self.both_ways(&pass, lowest, grads, Sink::Tokens(&mut scores))
+            self.both_ways(&pass, lowest, grads, scores.sink())
         })?;
         Ok(RecordedPass { tables: PassTables { capacity, batch, of_adapters, scores }, graph })
     }
@@ -104,7 +127,7 @@ impl<T: Real> Decoder<T> {
         let (graph, ()) = device.capture(|| {
             of_adapters.measure(device, &self.weights, adapters)?;
             let pass = self.pass(device, (adapters, &of_adapters), &batch, (None, None));
-            self.only_forward(&pass, Sink::Tokens(&mut scores))
+            self.only_forward(&pass, scores.sink())
         })?;
         Ok(RecordedPass { tables: PassTables { capacity, batch, of_adapters, scores }, graph })
     }
@@ -113,13 +136,19 @@ impl<T: Real> Decoder<T> {
     ///
     /// # Errors
     /// [`Error::Shape`] if there are no kernels for the model.
-    pub fn scoring_bytes(&self, chip: Chip, capacity: PassCapacity, adapters: &[Adapter<T>]) -> Result<u64> {
+    pub fn scoring_bytes(
+        &self,
+        chip: Chip,
+        capacity: PassCapacity,
+        adapters: &[Adapter<T>],
+        loss: Option<&Loss>,
+    ) -> Result<u64> {
         let device = Device::dry_gpu(chip);
         let decoder = Self { config: self.config.clone(), weights: init::dry(&device, &self.config)? };
         let like = |adapter: &Adapter<T>| adapter.zeros_like(&Device::dry())?.cast(&device);
         let adapters = adapters.iter().map(like).collect::<Result<Vec<Adapter<T>>>>()?;
         let before = device.arena().unwrap_or_default().high_water_bytes;
-        let tables = decoder.pass_tables(&device, capacity, (&adapters, &[]), None)?;
+        let tables = decoder.pass_tables(&device, capacity, (&adapters, &[]), loss, None)?;
         decoder.record_scoring(&device, tables, &adapters)?;
         Ok(device.arena().unwrap_or_default().high_water_bytes - before)
     }
@@ -147,7 +176,7 @@ impl<T: Real> RecordedPass<T> {
         device: &Device,
         batch: &Batch,
         (adapters, options): (&[Adapter<T>], PassOptions<'_>),
-        scores: &mut PendingCopy,
+        scores: &mut PendingScores,
     ) -> Result<()> {
         decoder.validate(device, batch, adapters)?;
         let (needed, tables) = (PassCapacity::of(batch), &mut self.tables);
@@ -158,17 +187,46 @@ impl<T: Real> RecordedPass<T> {
         if let Some(step) = options.dropout {
             tables.of_adapters.set_step(device, &decoder.weights.sites, adapters, step)?;
         }
+        if let PassScores::Labels(loss, _) = &tables.scores {
+            loss.loss.check_all(batch.targets.labels(), decoder.num_labels())?;
+        }
         device.replay(&self.graph)?;
-        tables.scores.send(scores, batch.targets.len())
+        let count = batch.targets.len();
+        match &tables.scores {
+            PassScores::Tokens(found) => found.send(&mut scores.copy, count),
+            PassScores::Labels(loss, found) => {
+                let labels = batch.targets.labels();
+                scores.labels = Some((loss.loss.clone(), labels.to_vec()));
+                found.send(&mut scores.copy, count)
+            }
+        }
     }
 }
 
-/// What a pass that was started found, in the order of its targets, once it is done.
-///
-/// # Errors
-/// [`Error::Device`] if something of it failed.
-pub fn finish(scores: &mut PendingCopy) -> Result<Vec<TargetScore>> {
-    Scores::take(scores)
+/// What a pass that was started finds, on its way to the host.
+#[derive(Debug)]
+pub struct PendingScores {
+    copy: PendingCopy,
+    /// The loss and the sequences, where these are labelled.
+    labels: Option<(Loss, Vec<LabelTarget>)>,
+}
+
+impl PendingScores {
+    /// Nothing yet.
+    pub fn new(device: &Device) -> Self {
+        Self { copy: PendingCopy::new(device), labels: None }
+    }
+
+    /// What the pass found, in the order of its targets, once it is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if something of it failed.
+    pub fn finish(&mut self) -> Result<Found> {
+        match self.labels.take() {
+            None => Scores::take(&mut self.copy).map(Found::Tokens),
+            Some((loss, targets)) => LabelScores::take(&mut self.copy, &loss, &targets).map(Found::Labels),
+        }
+    }
 }
 
 /// Scores batch after batch without gradients. On a GPU that has a recorded pass the next batch is started while the device
@@ -178,13 +236,13 @@ pub struct Scorer<T: Real> {
     recorded: Option<RecordedPass<T>>,
     /// That of labels; none where tokens are scored.
     loss: Option<Loss>,
-    spare: Vec<PendingCopy>,
+    spare: Vec<PendingScores>,
 }
 
 /// A batch that was started.
 enum Started {
     Done(Found),
-    Sent(PendingCopy),
+    Sent(PendingScores),
 }
 
 impl<T: Real> Scorer<T> {
@@ -231,7 +289,7 @@ impl<T: Real> Scorer<T> {
             let loss = self.loss.as_ref();
             return device.run(|| decoder.find(device, batch, adapters, loss)).map(Started::Done);
         };
-        let mut copy = self.spare.pop().unwrap_or_else(|| PendingCopy::new(device));
+        let mut copy = self.spare.pop().unwrap_or_else(|| PendingScores::new(device));
         let options = PassOptions { scale: 0.0, dropout: None, policies: &[] };
         recorded.start(decoder, device, batch, (adapters, options), &mut copy)?;
         Ok(Started::Sent(copy))
@@ -241,9 +299,9 @@ impl<T: Real> Scorer<T> {
         match started {
             Started::Done(scores) => Ok(scores),
             Started::Sent(mut copy) => {
-                let scores = finish(&mut copy)?;
+                let found = copy.finish()?;
                 self.spare.push(copy);
-                Ok(Found::Tokens(scores))
+                Ok(found)
             }
         }
     }

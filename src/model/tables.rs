@@ -2,7 +2,7 @@
 //!
 //! On a GPU the addresses stay, so that launches recorded once serve every batch that fits ([`PassCapacity`]).
 
-use crate::batch::{AdapterRows, Batch, Segment, TokenTarget};
+use crate::batch::{AdapterRows, Batch, LabelTarget, Segment, TokenTarget};
 use crate::config::ModelConfig;
 use crate::config::block::{AttnMask, AttnSpec, BlockSpec, RopeSpec, Wiring};
 use crate::config::head::{HeadSpec, Pool};
@@ -10,6 +10,7 @@ use crate::device::{Class, Device, Table, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::LiveRows;
 use crate::ops::attention::{AttentionPlan, PlanCapacity};
+use crate::ops::label_head::Targets as LabelTargets;
 use crate::ops::linear_cross_entropy::Targets;
 use crate::ops::lora_matmul::{RowKeys, Rows};
 use crate::ops::qk_norm_rope::{RopeRow, RopeTable};
@@ -209,6 +210,8 @@ pub(super) struct BatchTables<T: Real> {
     /// Which rows of the batch the last block has to finish.
     pub(super) target_rows: RowIndex,
     pub(super) targets: Targets,
+    /// Sequences with labels, of models with a head for them.
+    labels: Option<LabelTargets>,
 }
 
 impl<T: Real> BatchTables<T> {
@@ -253,8 +256,23 @@ impl<T: Real> BatchTables<T> {
             token_type_ids,
             pooled: pooled.transpose()?,
             target_rows: RowIndex::with_capacity(&tables, narrow)?,
-            targets: Targets::with_capacity(&tables, narrow, capacity.targets)?,
+            // A model has one kind of targets, and takes memory for these alone.
+            targets: match model.head {
+                HeadSpec::Tokens => Targets::with_capacity(&tables, narrow, capacity.targets)?,
+                HeadSpec::Labels(_) => Targets::with_capacity(&tables, 0, 0)?,
+            },
+            labels: match &model.head {
+                HeadSpec::Tokens => None,
+                HeadSpec::Labels(head) => {
+                    Some(LabelTargets::with_capacity(&tables, capacity.targets, head.num_labels)?)
+                }
+            },
         })
+    }
+
+    /// The sequences with labels.
+    pub(super) fn label_targets(&self) -> Result<&LabelTargets> {
+        self.labels.as_ref().ok_or_else(|| Error::shape("tables", "head", "one for labels", "tokens"))
     }
 
     /// Takes a batch whose loss has the factor `scale`. `rows` (ascending) are those whose final state is wanted.
@@ -282,8 +300,23 @@ impl<T: Real> BatchTables<T> {
         self.target_rows.write(device, rows)?;
         let place = |t: &TokenTarget| TokenTarget { row: rows.partition_point(|&row| row < t.row), ..*t };
         let targets: Vec<TokenTarget> = batch.targets.tokens().iter().map(place).collect();
-        self.targets.write(device, &targets, rows.len(), scale)
+        let of_tokens = if self.labels.is_some() { 0 } else { rows.len() };
+        self.targets.write(device, &targets, of_tokens, scale)?;
+        match &mut self.labels {
+            Some(labels) => labels.write(device, &among(rows, batch.targets.labels()), scale),
+            None => Ok(()),
+        }
     }
+}
+
+/// The targets with rows counted among `rows`, which ascend and contain theirs.
+fn among(rows: &[usize], targets: &[LabelTarget]) -> Vec<LabelTarget> {
+    let place = |row: usize| rows.partition_point(|&other| other < row);
+    let of = |target: &LabelTarget| {
+        let start = place(target.rows.start);
+        LabelTarget { rows: start..start + target.rows.len(), ..target.clone() }
+    };
+    targets.iter().map(of).collect()
 }
 
 /// Runs of equal adapters, row by row.

@@ -282,8 +282,9 @@ impl<'a> Session<'a> {
             )?;
             capacity = capacity.max(PassCapacity::of(&batch));
         }
-        device.reserve(decoder.scoring_bytes(device.chip()?, capacity, adapters)?)?;
-        let tables = decoder.pass_tables(device, capacity, (adapters, &[]), None)?;
+        let loss_of_labels = loss.as_ref();
+        device.reserve(decoder.scoring_bytes(device.chip()?, capacity, adapters, loss_of_labels)?)?;
+        let tables = decoder.pass_tables(device, capacity, (adapters, &[]), loss_of_labels, None)?;
         Ok(Scorer::new(Some(decoder.record_scoring(device, tables, adapters)?), loss))
     }
 }

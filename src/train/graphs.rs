@@ -6,6 +6,7 @@ use crate::config::TrainConfig;
 use crate::device::Device;
 use crate::error::Result;
 use crate::model::{Decoder, DropoutStep, PassCapacity, PassOptions, Policy, RecordedPass};
+use crate::ops::label_head::Loss;
 use crate::tensor::Real;
 
 /// Safety margin: memory of a card that is taken beside the planned bytes where the limit allows it. The plan is exact.
@@ -51,6 +52,7 @@ pub(super) struct PassCapacities {
 /// [`crate::error::Error::Device`] if there is not so much memory.
 pub(super) fn record<T: Real<Stat = f32>>(
     (config, policies): (&TrainConfig, &[Policy]),
+    loss: Option<&Loss>,
     (device, decoder): (&Device, &Decoder<T>),
     capacities: PassCapacities,
     trainable: &mut Trainable<T>,
@@ -62,10 +64,10 @@ pub(super) fn record<T: Real<Stat = f32>>(
     }
     let (adapters, grads) = trainable.adapters_and_grads();
     let training = trains
-        .then(|| decoder.pass_tables(device, capacities.training, (adapters, grads), dropout))
+        .then(|| decoder.pass_tables(device, capacities.training, (adapters, grads), loss, dropout))
         .transpose()?;
     let evaluation = evaluates
-        .then(|| decoder.pass_tables(device, capacities.evaluation, (adapters, &[]), None))
+        .then(|| decoder.pass_tables(device, capacities.evaluation, (adapters, &[]), loss, None))
         .transpose()?;
     let options = PassOptions { scale: 1.0, dropout, policies };
     Ok(Recorded {

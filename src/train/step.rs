@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::config::TrainConfig;
 use crate::device::{Device, PendingCopy};
 use crate::error::{Error, Result};
-use crate::model::{Decoder, DropoutStep, Found, ModelFlops, PassCapacity, PassOptions, Policies, recorded};
+use crate::model::{Decoder, DropoutStep, ModelFlops, PassCapacity, PassOptions, PendingScores, Policies};
 use crate::optim::Update;
 use crate::session::Context;
 use crate::tensor::Real;
@@ -47,7 +47,7 @@ pub(super) struct Stepper<'a, T: Real<Stat = f32>> {
 /// Pending copies of scores and of norms.
 #[derive(Default)]
 pub(super) struct Spare {
-    scores: Vec<PendingCopy>,
+    scores: Vec<PendingScores>,
     norms: Vec<PendingCopy>,
 }
 
@@ -71,7 +71,7 @@ pub(super) struct Started {
 
 /// A pass whose scores are on their way.
 struct Pass {
-    scores: PendingCopy,
+    scores: PendingScores,
     weights: Vec<f64>,
     places: Vec<String>,
 }
@@ -101,7 +101,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
             return Ok(Recorded { training: None, evaluation: None });
         }
         let asked = (self.config, self.policies.as_slice());
-        record(asked, (self.device, self.decoder), capacities, trainable)
+        record(asked, self.task.label_loss(), (self.device, self.decoder), capacities, trainable)
     }
 
     /// Starts optimizer step `step` (from 0) of `trainee` on its micro-batches of rows.
@@ -188,7 +188,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let weights = self.task.target_weights(batch);
         if let Some(recorded) = &mut trainee.recorded {
             if !batch.targets.is_empty() {
-                let mut scores = self.spare.scores.pop().unwrap_or_else(|| PendingCopy::new(device));
+                let mut scores = self.spare.scores.pop().unwrap_or_else(|| PendingScores::new(device));
                 recorded.start(self.decoder, device, batch, (adapters, options), &mut scores)?;
                 started.passes.push(Pass { scores, weights, places: places(rows) });
             }
@@ -212,7 +212,7 @@ impl<T: Real<Stat = f32>> Stepper<'_, T> {
         let Some(mut norm) = started.norm else { return Ok(started.result) };
         let mut total = 0.0;
         for Pass { mut scores, weights, places } in std::mem::take(&mut started.passes) {
-            let found = Found::Tokens(recorded::finish(&mut scores)?);
+            let found = scores.finish()?;
             self.spare.scores.push(scores);
             let loss = self.task.loss(&found, &weights);
             total += loss.ok_or_else(|| not_finite("the loss", started.step, &places))?;

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 HERE = Path(__file__).parent
 
@@ -50,10 +50,78 @@ def logits_of(model, sequences):
     return torch.cat(logits), torch.stack(logprobs)
 
 
+def label_loss(info, logits, sequence):
+    """The loss of a sequence with a label, as case.json has it."""
+    if info["task"] == "seq_cls":
+        return torch.nn.functional.cross_entropy(logits.float(), torch.tensor([sequence["label"]]), reduction="sum")
+    return ((torch.sigmoid(logits.float()) - sequence["label"]) ** 2).sum()
+
+
+def run_labels(case, dir, info, expected):
+    """A training with a head for labels. The head is trained in f32, and computes in bf16 as the rest does."""
+    model = AutoModelForSequenceClassification.from_pretrained(dir / info["model_dir"], dtype=torch.bfloat16)
+    step0 = [s for batch in info["steps"][0]["micro_batches"] for s in batch]
+
+    def logits_of(sequence):
+        inputs = {key: torch.tensor([sequence[key]]) for key in ["input_ids", "token_type_ids"] if sequence.get(key)}
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(**inputs).logits
+
+    def all_logits():
+        with torch.no_grad():
+            return torch.cat([logits_of(sequence).float() for sequence in step0])
+
+    result = {"logits_base": distance(all_logits(), expected["logits_base"])}
+    model = PeftModel.from_pretrained(model, dir / "adapter_init", is_trainable=True)
+    in_file = lambda name: name_in_file(name).replace("modules_to_save.", "")
+    trained = {in_file(n): p for n, p in model.named_parameters() if p.requires_grad}
+    for parameter in trained.values():
+        parameter.data = parameter.data.float()
+    result["logits_adapter"] = distance(all_logits(), expected["logits_adapter"])
+    o = info["optimizer"]
+    no_decay = set(info["no_weight_decay"])
+    groups = [
+        {"params": [p for n, p in trained.items() if n not in no_decay], "weight_decay": o["weight_decay"]},
+        {"params": [p for n, p in trained.items() if n in no_decay], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=(o["beta1"], o["beta2"]), eps=o["eps"])
+    losses, norms = [], []
+    for number, step in enumerate(info["steps"]):
+        adamw.zero_grad()
+        total = 0.0
+        for sequence in [s for batch in step["micro_batches"] for s in batch]:
+            loss = label_loss(info, logits_of(sequence), sequence)
+            (loss / step["num_items"]).backward()
+            total += loss.item()
+        losses.append(abs(total / step["num_items"] - step["loss"]))
+        if number == 0:
+            names = [n for n in trained if "grad." + n in expected]
+            assert len(names) == len(trained), sorted(set(trained) - set(names))
+            got = [trained[n].grad for n in names]
+            result["grad"] = relative(got, [expected["grad." + n].reshape(trained[n].shape) for n in names])
+        norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), o["max_grad_norm"]).item()
+        norms.append(abs(norm / step["grad_norm"] - 1))
+        for group in adamw.param_groups:
+            group["lr"] = step["lr"]
+        adamw.step()
+    result["loss"] = {"max": max(losses), "mean": sum(losses) / len(losses)}
+    result["grad_norm"] = max(norms)
+    final = load_file(dir / "adapter_final" / "adapter_model.safetensors")
+    got = [trained[n].detach() for n in final]
+    result["adapter_final"] = relative(got, [final[n].reshape(trained[n].shape) for n in final])
+    result["logits_final"] = distance(all_logits(), expected["logits_final"])
+    (dir / "bf16.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(case, json.dumps(result))
+
+
 def run(case):
     dir = HERE / case
     info = json.loads((dir / "case.json").read_text())
+    if not isinstance(info.get("steps"), list):
+        return
     expected = load_file(dir / "expected.safetensors")
+    if info["task"] in ["seq_cls", "regression"]:
+        return run_labels(case, dir, info, expected)
     model = AutoModelForCausalLM.from_pretrained(dir / info["model_dir"], dtype=torch.bfloat16)
     step0 = [s for batch in info["steps"][0]["micro_batches"] for s in batch]
     result = {}

@@ -291,7 +291,7 @@ fn distance(got: &[f32], expected: &[f32]) -> [f64; 2] {
 
 /// Euclidean distance over the norm of what is expected, over all tensors together.
 #[cfg(feature = "emulated")]
-fn relative<'a>(pairs: impl Iterator<Item = (&'a [f32], Vec<f32>)>) -> f64 {
+pub(crate) fn relative<'a>(pairs: impl Iterator<Item = (&'a [f32], Vec<f32>)>) -> f64 {
     let (mut error, mut norm) = (0.0, 0.0);
     for (got, expected) in pairs {
         assert_eq!(got.len(), expected.len());

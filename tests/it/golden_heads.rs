@@ -1,5 +1,5 @@
 //! Heads for labels against transformers + PEFT: classification with decoders, regression with encoders, every loss, and the hidden
-//! states of a real encoder. In f32 on the CPU.
+//! states of a real encoder. In f32 on the CPU, and trainings in bf16 through the kernels.
 //!
 //! Like `golden`, these tests run every case of their kind that is in the folder that `TANREN_GOLDEN` names.
 
@@ -9,6 +9,8 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+#[cfg(feature = "emulated")]
+use serde_json::json;
 use tanren::batch::{Batch, Label, LabelTarget, Targets};
 use tanren::config::head::{HeadSpec, Pool};
 use tanren::config::{LrScheduler, ModelConfig};
@@ -19,16 +21,19 @@ use tanren::formats::safetensors::TensorFile;
 use tanren::model::{Adapter, Decoder, PassOptions, load};
 use tanren::ops::label_head::{LabelScore, Loss};
 use tanren::optim::{Optimizer, Schedule, Update};
+use tanren::tensor::{DType, Real};
 
 use crate::golden::{close, folder};
+#[cfg(feature = "emulated")]
+use crate::golden::{gpu_device, relative};
 
 /// A case: its files, and the model with a head of the right size.
-struct Case {
+struct Case<T: Real> {
     dir: PathBuf,
     json: Value,
     expected: TensorFile,
     device: Device,
-    model: Decoder<f32>,
+    model: Decoder<T>,
 }
 
 fn number(value: &Value) -> f64 {
@@ -39,22 +44,21 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap()
 }
 
-impl Case {
+impl<T: Real<Stat = f32>> Case<T> {
     /// `change` may change the head that config.json says.
-    fn open(name: &str, change: impl Fn(ModelConfig) -> ModelConfig) -> Self {
+    fn open(name: &str, device: Device, change: impl Fn(ModelConfig) -> ModelConfig) -> Self {
         let dir = folder().join(name);
         let json: Value = serde_json::from_slice(&std::fs::read(dir.join("case.json")).unwrap()).unwrap();
         let folder = ModelFolder::open(&dir.join(text(&json["model_dir"]))).unwrap();
         let (path, config) = folder.config_json();
         let config = change(ModelConfig::from_json(path, config).unwrap());
-        let device = Device::cpu(2).unwrap();
         let loaded = load::load(&device, &config, &folder, &|_, _| {}).unwrap();
         let model = Decoder { config, weights: loaded.weights };
         let expected = TensorFile::open(&dir.join("expected.safetensors")).unwrap();
         Self { dir, json, expected, device, model }
     }
 
-    fn adapter(&self, folder: &str) -> Adapter<f32> {
+    fn adapter<A: Real<Stat = f32>>(&self, folder: &str) -> Adapter<A> {
         let dir = self.dir.join(folder);
         let peft = read_adapter(&dir).unwrap();
         let adapter =
@@ -64,7 +68,7 @@ impl Case {
         assert_eq!(written.modules_to_save, peft.config.modules_to_save);
         assert_eq!(written.task_type, peft.config.task_type);
         for (name, tensor) in adapter.to_peft(&self.device).unwrap() {
-            assert_eq!(tensor, peft.tensors[&name], "{name}");
+            assert!(A::DTYPE != DType::F32 || tensor == peft.tensors[&name], "{name}");
         }
         adapter
     }
@@ -110,7 +114,7 @@ impl Case {
     }
 
     /// Logits of the data of step 0, its micro-batches one after another.
-    fn logits(&self, adapters: &[Adapter<f32>]) -> Vec<f32> {
+    fn logits(&self, adapters: &[Adapter<T>]) -> Vec<f32> {
         let of = |batch: &Batch| {
             let scores = self.model.score_labels(&self.device, batch, adapters, &self.loss()).unwrap();
             scores.into_iter().flat_map(|score| score.logits)
@@ -131,13 +135,23 @@ fn check_tensors<'a>(
     }
 }
 
-/// A whole training: logits with the model's own head and with the adapter's, losses, norms, gradients and the final adapter.
-fn check_training(name: &str) {
-    let case = Case::open(name, |config| config);
+/// What a training gave.
+struct Trained<T: Real> {
+    adapters: [Adapter<T>; 1],
+    logits: [Vec<f32>; 3],
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+    /// Of the first step.
+    grads: Vec<(String, AdapterTensor)>,
+    last: Vec<(String, AdapterTensor)>,
+}
+
+/// All steps of a case.
+fn trained<T: Real<Stat = f32>>(case: &Case<T>) -> Trained<T> {
     let device = &case.device;
-    let mut adapter = case.adapter("adapter_init");
-    close("logits_base", &case.logits(&[]), &case.tensor("logits_base"), 1e-5, 2e-5);
-    let mut optimizer = Optimizer::<f32>::new(device, &adapter).unwrap();
+    let base = case.logits(&[]);
+    let (mut optimizer, adapter) =
+        Optimizer::<T>::with_master(device, case.adapter::<f32>("adapter_init")).unwrap();
     let schedule = Schedule {
         kind: LrScheduler::Cosine,
         peak: number(&case.json["schedule"]["peak_lr"]),
@@ -146,7 +160,8 @@ fn check_training(name: &str) {
     };
     let adamw = &case.json["optimizer"];
     let mut adapters = [adapter];
-    close("logits_adapter", &case.logits(&adapters), &case.tensor("logits_adapter"), 1e-5, 2e-5);
+    let with_adapter = case.logits(&adapters);
+    let (mut losses, mut norms, mut first) = (Vec::new(), Vec::new(), Vec::new());
     for (step, expected) in case.json["steps"].as_array().unwrap().iter().enumerate() {
         let mut grads = [adapters[0].zeros_like(device).unwrap()];
         let options =
@@ -162,10 +177,9 @@ fn check_training(name: &str) {
             );
             loss += options.scale * scores.unwrap().iter().map(|score| score.loss).sum::<f64>();
         }
-        assert!((loss / number(&expected["loss"]) - 1.0).abs() < 1e-4, "step {step}: {loss}");
+        losses.push(loss);
         if step == 0 {
-            let grads = grads[0].to_peft(device).unwrap();
-            check_tensors(&grads, |name| case.tensor(&format!("grad.{name}")), None);
+            first = grads[0].to_peft(device).unwrap();
         }
         let update = Update {
             learning_rate: schedule.learning_rate(step as u64),
@@ -175,19 +189,33 @@ fn check_training(name: &str) {
             weight_decay: number(&adamw["weight_decay"]),
             max_grad_norm: Some(number(&adamw["max_grad_norm"])),
         };
-        let norm = optimizer.update(device, &update, &mut adapters[0], &grads[0]).unwrap();
+        norms.push(optimizer.update(device, &update, &mut adapters[0], &grads[0]).unwrap());
+    }
+    let last = optimizer.trained_to_peft(device, &adapters[0]).unwrap();
+    let logits = [base, with_adapter, case.logits(&adapters)];
+    Trained { adapters, logits, losses, norms, grads: first, last }
+}
+
+/// A whole training: logits with the model's own head and with the adapter's, losses, norms, gradients and the final adapter.
+fn check_training(name: &str) {
+    let case = Case::<f32>::open(name, Device::cpu(2).unwrap(), |config| config);
+    let device = &case.device;
+    let got = trained(&case);
+    close("logits_base", &got.logits[0], &case.tensor("logits_base"), 1e-5, 2e-5);
+    close("logits_adapter", &got.logits[1], &case.tensor("logits_adapter"), 1e-5, 2e-5);
+    close("logits_final", &got.logits[2], &case.tensor("logits_final"), 1e-4, 1e-4);
+    for (step, expected) in case.json["steps"].as_array().unwrap().iter().enumerate() {
+        let (loss, norm) = (got.losses[step], got.norms[step]);
+        assert!((loss / number(&expected["loss"]) - 1.0).abs() < 1e-4, "step {step}: {loss}");
         assert!((norm / number(&expected["grad_norm"]) - 1.0).abs() < 1e-4, "step {step}: norm {norm}");
     }
+    check_tensors(&got.grads, |name| case.tensor(&format!("grad.{name}")), None);
     let last = read_adapter(&case.dir.join("adapter_final")).unwrap();
-    let trained = adapters[0].to_peft(device).unwrap();
-    assert_eq!(trained.len(), last.tensors.len());
-    check_tensors(&trained, |name| last.tensors[name].data.clone(), Some(1e-5));
-    let logits = case.logits(&adapters);
-    close("logits_final", &logits, &case.tensor("logits_final"), 1e-4, 1e-4);
+    assert_eq!(got.last.len(), last.tensors.len());
+    check_tensors(&got.last, |name| last.tensors[name].data.clone(), Some(1e-5));
 
     // One batch, or as many as there are sequences: the same gradients.
-    adapter = case.adapter("adapter_init");
-    let one = [adapter];
+    let one = [case.adapter::<f32>("adapter_init")];
     let parts = case.micro_batches(0);
     let gradient = |batches: &[Batch]| {
         let mut grads = [one[0].zeros_like(device).unwrap()];
@@ -207,13 +235,90 @@ fn check_training(name: &str) {
 
     // Another pooling is another model.
     if case.expected.get("logits_adapter_cls_pooling").is_some() {
-        let cls = Case::open(name, |mut config| {
+        let cls = Case::<f32>::open(name, Device::cpu(2).unwrap(), |mut config| {
             config.label_head.pool = Pool::First;
             let labels = config.label_head.num_labels;
             config.with_label_head(labels)
         });
         let logits = cls.logits(&[cls.adapter("adapter_init")]);
         close("cls", &logits, &case.tensor("logits_adapter_cls_pooling"), 1e-5, 2e-5);
+    }
+}
+
+/// What PyTorch loses in bf16: of this case (`bf16.json`), or where it has none, the largest of the cases of this repository.
+#[cfg(feature = "emulated")]
+fn floor(case: &Case<half::bf16>) -> Value {
+    if let Ok(bytes) = std::fs::read(case.dir.join("bf16.json")) {
+        return serde_json::from_slice(&bytes).unwrap();
+    }
+    let mut floor =
+        json!({ "loss": { "max": 0.0, "mean": 0.0 }, "grad": 0.0, "grad_norm": 0.0, "adapter_final": 0.0 });
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut logits = 0.0f64;
+    for name in ["bert_regress", "modernbert_regress", "qwen3_seqcls", "xlmr_regress"] {
+        let other: Value =
+            serde_json::from_slice(&std::fs::read(own.join(name).join("bf16.json")).unwrap()).unwrap();
+        for key in ["/loss/max", "/loss/mean", "/grad", "/grad_norm", "/adapter_final"] {
+            let most = number(floor.pointer(key).unwrap()).max(number(other.pointer(key).unwrap()));
+            *floor.pointer_mut(key).unwrap() = most.into();
+        }
+        for name in LOGITS {
+            logits = logits.max(number(&other[name]["max"]) / number(&other[name]["largest"]));
+        }
+    }
+    for name in LOGITS {
+        let largest = case.tensor(name).iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        floor[name] = json!({ "max": logits * f64::from(largest), "largest": largest });
+    }
+    floor
+}
+
+#[cfg(feature = "emulated")]
+const LOGITS: [&str; 3] = ["logits_base", "logits_adapter", "logits_final"];
+
+/// bf16 through the kernels is as near to f32 as PyTorch's bf16 is, within the factors of the parity rules: 1.5 for logits and losses,
+/// 3 for gradients, and one unit in the last place of the largest number.
+#[cfg(feature = "emulated")]
+fn check_training_bf16(name: &str) {
+    let case = Case::<half::bf16>::open(name, gpu_device(1), |config| config);
+    let (got, floor) = (trained(&case), floor(&case));
+    let mut faults = Vec::new();
+    let mut hold = |what: &str, got: f64, limit: f64| {
+        println!("{name}: {what} {got:.2e} of {limit:.2e}");
+        if got.is_nan() || got > limit {
+            faults.push(format!("{what}: {got:e}, allowed {limit:e}"));
+        }
+    };
+    for (name, got) in LOGITS.into_iter().zip(&got.logits) {
+        let expected = case.tensor(name);
+        let worst = got.iter().zip(&expected).fold(0.0f32, |worst, (g, e)| worst.max((g - e).abs()));
+        let unit = number(&floor[name]["largest"]) * f64::from(half::bf16::EPSILON);
+        hold(name, f64::from(worst), 1.5 * number(&floor[name]["max"]) + unit);
+    }
+    let steps = case.json["steps"].as_array().unwrap();
+    let losses: Vec<f64> =
+        steps.iter().zip(&got.losses).map(|(step, loss)| (loss - number(&step["loss"])).abs()).collect();
+    let mean = losses.iter().sum::<f64>() / losses.len() as f64;
+    hold("loss max", losses.iter().copied().fold(0.0, f64::max), 1.5 * number(&floor["loss"]["max"]) + 1e-3);
+    hold("loss mean", mean, 1.5 * number(&floor["loss"]["mean"]) + 1e-3);
+    let norms =
+        steps.iter().zip(&got.norms).map(|(step, norm)| (norm / number(&step["grad_norm"]) - 1.0).abs());
+    hold("grad_norm", norms.fold(0.0, f64::max), 3.0 * number(&floor["grad_norm"]) + 1e-3);
+    let grads = got.grads.iter().map(|(name, t)| (&t.data[..], case.tensor(&format!("grad.{name}"))));
+    hold("gradients", relative(grads), 3.0 * number(&floor["grad"]));
+    let last = read_adapter(&case.dir.join("adapter_final")).unwrap();
+    let finals = got.last.iter().map(|(name, t)| (&t.data[..], last.tensors[name].data.clone()));
+    hold("final adapter", relative(finals), 3.0 * number(&floor["adapter_final"]));
+    assert!(faults.is_empty(), "{name}: {faults:#?}");
+    drop(got.adapters);
+}
+
+/// Through the kernels.
+#[cfg(feature = "emulated")]
+mod gpu {
+    #[test]
+    fn trainings_with_labels_agree_with_peft() {
+        super::trainings().iter().for_each(|name| super::check_training_bf16(name));
     }
 }
 
@@ -247,12 +352,16 @@ fn cases(has: impl Fn(&Value) -> bool) -> Vec<String> {
     names
 }
 
+/// The trainings with labels.
+fn trainings() -> Vec<String> {
+    cases(|json| {
+        json["steps"].is_array() && ["seq_cls", "regression"].iter().any(|task| json["task"] == *task)
+    })
+}
+
 #[test]
 fn trainings_with_labels_agree_with_peft() {
-    let is_training = |json: &Value| {
-        json["steps"].is_array() && ["seq_cls", "regression"].iter().any(|task| json["task"] == *task)
-    };
-    let names = cases(is_training);
+    let names = trainings();
     names.iter().for_each(|name| check_training(name));
     println!("{}: {names:?}", folder().display());
     if std::env::var_os("TANREN_GOLDEN").is_none() {
@@ -275,8 +384,8 @@ fn every_loss_is_that_of_pytorch() {
 
 fn check_loss(name: &str, one: &Value) {
     let outputs = one["outputs"].as_u64().unwrap() as usize;
-    let case = Case::open(name, |config| config.with_label_head(outputs));
-    let adapters = [case.adapter(text(&one["adapter_dir"]))];
+    let case = Case::<f32>::open(name, Device::cpu(2).unwrap(), |config| config.with_label_head(outputs));
+    let adapters = [case.adapter::<f32>(text(&one["adapter_dir"]))];
     let numbers = |value: &Value| -> Option<Vec<f32>> { serde_json::from_value(value.clone()).ok() };
     let loss = match text(&one["labels_kind"]) {
         "class" | "class_or_ignored" => Loss::CrossEntropy {

@@ -167,6 +167,65 @@ fn every_family_learns_and_scores_what_it_was_trained_for() {
     }
 }
 
+/// The same runs on the CPU in f32 and through the kernels in bf16, recorded, in exactly the planned memory.
+#[cfg(feature = "emulated")]
+#[test]
+fn kernels_and_the_processor_train_the_same() {
+    let number = |x: f64| json!(x);
+    let class = |x: f64| json!((3.0 * x) as u32);
+    let several = |x: f64| json!([u32::from(x < 0.6), u32::from(x > 0.3)]);
+    for (case, types, task, loss) in [
+        ("bert_regress", true, "regress", "sigmoid_mse"),
+        ("xlmr_regress", false, "classify", "cross_entropy"),
+        ("modernbert_regress", false, "regress", "mse"),
+        ("qwen3_seqcls", false, "classify", "bce"),
+        ("gpt2_lora", false, "classify", "cross_entropy"),
+        ("llama_lora", false, "regress", "mse"),
+    ] {
+        let run = |device: &str| {
+            let mut setup = match (task, loss) {
+                ("regress", _) => setup(case, types, task, number),
+                (_, "bce") => setup(case, types, task, several),
+                _ => setup(case, types, task, class),
+            };
+            let config = &mut setup.config;
+            config.loss = loss.to_owned().try_into().unwrap();
+            config.device = device.to_owned().try_into().unwrap();
+            if device == "emulated" {
+                config.dtype = tanren::config::Dtype::Bf16;
+            }
+            if task == "classify" && loss == "cross_entropy" {
+                config.class_weights = Some(ClassWeights::Numbers(Numbers(vec![1.0, 2.0, 0.5])));
+                config.label_smoothing = Some(0.1);
+            }
+            config.lora_dropout = 0.1;
+            config.learning_rate = 2e-3;
+            config.weight_decay = 0.1;
+            config.max_steps = Some(8);
+            let summary = train(config);
+            let log = std::fs::read_to_string(config.output_dir.join("training_log.jsonl")).unwrap();
+            let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            let losses: Vec<f64> = lines.filter_map(|line| line["loss"].as_f64()).collect();
+            let scoring = ScoreConfig {
+                device: config.device,
+                dtype: config.dtype,
+                ..scoring(&setup, ScoreMode::Auto, "scores.jsonl")
+            };
+            let Findings::Labels(report) = scored(&scoring).0 else { panic!() };
+            let (found, eval) = (report.metrics.unwrap().loss, summary.eval.unwrap().eval_loss);
+            // Scoring has neither weights nor smoothing.
+            if setup.config.class_weights.is_none() {
+                assert!((found - eval).abs() < 1e-2 * eval.max(1.0), "{case} {device}: {found} {eval}");
+            }
+            (losses, eval)
+        };
+        let ((cpu, eval), (gpu, gpu_eval)) = (run("cpu"), run("emulated"));
+        for (a, b) in cpu.iter().chain([&eval]).zip(gpu.iter().chain([&gpu_eval])) {
+            assert!((a - b).abs() < 1.5e-2 * a.max(1.0), "{case} {task} {loss}: {cpu:?} {gpu:?}");
+        }
+    }
+}
+
 #[test]
 fn batches_passes_and_accumulation_change_no_update() {
     let tensors = |config: &TrainConfig| {

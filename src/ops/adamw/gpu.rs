@@ -17,8 +17,6 @@ use crate::tensor::Real;
 
 /// Elements per block.
 const BLOCK: usize = 4096;
-/// Elements that a thread loads or stores at a time.
-const UNIT: usize = 4;
 
 /// The addresses of all trained tensors, for kernels. The tensors must not move.
 #[derive(Debug)]
@@ -33,33 +31,22 @@ impl Tensors {
     /// The table of `trained`, each with a shadow.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the shapes of a tensor differ, it has no shadow, or its length is not a multiple of 4; those of the
-    /// device.
+    /// [`Error::Shape`] if the shapes of a tensor differ or it has no shadow; those of the device.
     pub fn new<T: Real>(device: &Device, trained: &[Trained<'_, T>]) -> Result<Self> {
         let (mut tensors, mut blocks, mut num_params) = (Vec::new(), Vec::new(), 0);
         for (tensor, one) in trained.iter().enumerate() {
             one.check()?;
-            if !one.decays {
-                return Err(Error::Device {
-                    what: format!(
-                        "{OP}: kernels update no tensor without weight decay, as the biases of heads are"
-                    ),
-                    fix: "use --device cpu for classify and regress".into(),
-                });
-            }
             let Some(shadow) = &one.shadow else {
                 return Err(Error::shape(OP, "shadow", one.param.shape(), "none"));
             };
             let len = one.param.len();
-            if !len.is_multiple_of(UNIT) {
-                return Err(Error::shape(OP, "param", format!("a multiple of {UNIT} elements"), len));
-            }
             tensors.push(AdamWTensor {
                 param: one.param.ptr(),
                 shadow: shadow.ptr(),
                 grad: one.grad.ptr(),
                 exp_avg: one.exp_avg.ptr(),
                 exp_avg_sq: one.exp_avg_sq.ptr(),
+                decays: i64::from(one.decays),
             });
             blocks.extend((0..len).step_by(BLOCK).map(|first| AdamWBlock {
                 tensor: tensor as i32,

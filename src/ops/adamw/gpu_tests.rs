@@ -11,7 +11,7 @@ use crate::ops::grad_norm::clip_factor;
 use crate::ops::testing::{assert_repeats, at_scale, cpu, kernel_device, random};
 
 /// Less than a block, one, more, and several.
-const SHAPES: &[[usize; 2]] = &[[1, 8], [16, 256], [3, 1368], [7, 24], [5, 2400]];
+const SHAPES: &[[usize; 2]] = &[[1, 8], [16, 256], [3, 1368], [1, 3], [7, 24], [1, 1], [5, 2400], [3, 1367]];
 
 /// Parameters, shadows, gradients and moments of all tensors.
 struct State {
@@ -47,7 +47,10 @@ impl State {
             exp_avg_sq,
             decays: true,
         };
-        params.map(one).collect()
+        let mut all: Vec<Trained<'_, bf16>> = params.map(one).collect();
+        // Some do not decay, as the biases of heads.
+        all.iter_mut().for_each(|one| one.decays = one.param.cols() != 3);
+        all
     }
 
     fn set_gradients(&mut self, device: &Device, step: u32) {

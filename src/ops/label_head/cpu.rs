@@ -1,16 +1,15 @@
 //! Heads for labels on the CPU.
 
-use std::ops::Range;
-
 use super::{Backward, Layer};
+use crate::batch::LabelTarget;
 use crate::device::Tensor;
 use crate::ops::gemm::{Mat, MatMut, Write, axpy, gemm};
 use crate::tensor::Real;
 
 /// See [`super::pool`].
-pub(super) fn pool<T: Real>(x: &Tensor<T>, ranges: &[Range<usize>], y: &mut Tensor<T>) {
+pub(super) fn pool<T: Real>(x: &Tensor<T>, targets: &[LabelTarget], y: &mut Tensor<T>) {
     let cols = x.cols();
-    for (y, rows) in y.data_mut().chunks_exact_mut(cols).zip(ranges) {
+    for (y, LabelTarget { rows, .. }) in y.data_mut().chunks_exact_mut(cols).zip(targets) {
         let share = T::from_f64(1.0 / rows.len() as f64);
         y.fill(T::ZERO);
         rows.clone().for_each(|row| axpy(y, share, x.row(row)));
@@ -18,11 +17,11 @@ pub(super) fn pool<T: Real>(x: &Tensor<T>, ranges: &[Range<usize>], y: &mut Tens
 }
 
 /// See [`super::pool_backward`].
-pub(super) fn pool_backward<T: Real>(dy: &Tensor<T>, ranges: &[Range<usize>], dx: &mut Tensor<T>) {
+pub(super) fn pool_backward<T: Real>(dy: &Tensor<T>, targets: &[LabelTarget], dx: &mut Tensor<T>) {
     let cols = dx.cols();
     let dx = dx.data_mut();
     dx.fill(T::ZERO);
-    for (i, rows) in ranges.iter().enumerate() {
+    for (i, LabelTarget { rows, .. }) in targets.iter().enumerate() {
         let share = T::from_f64(1.0 / rows.len() as f64);
         rows.clone().for_each(|row| axpy(&mut dx[row * cols..(row + 1) * cols], share, dy.row(i)));
     }
@@ -30,9 +29,22 @@ pub(super) fn pool_backward<T: Real>(dy: &Tensor<T>, ranges: &[Range<usize>], dx
 
 /// See [`super::forward`].
 pub(super) fn forward<T: Real>(layer: &Layer<'_, T>, x: &Tensor<T>, y: &mut Tensor<T>) {
-    let (rows, outputs) = (x.rows(), y.cols());
-    product(y, Write::Overwrite, matrix(x), matrix(layer.weight).t());
-    for y in y.data_mut().chunks_exact_mut(outputs).take(rows) {
+    outputs(layer, x, y.data_mut());
+}
+
+/// See [`super::logits`].
+pub(super) fn logits<T: Real>(layer: &Layer<'_, T>, x: &Tensor<T>, z: &mut Tensor<T::Stat>) {
+    let mut y = vec![T::ZERO; z.len()];
+    outputs(layer, x, &mut y);
+    z.data_mut().iter_mut().zip(y).for_each(|(z, y)| *z = y.to_stat());
+}
+
+fn outputs<T: Real>(layer: &Layer<'_, T>, x: &Tensor<T>, y: &mut [T]) {
+    let (rows, outputs) = (x.rows(), layer.weight.rows());
+    if rows > 0 {
+        gemm(MatMut::new(y, rows, outputs), Write::Overwrite, T::ONE, matrix(x), matrix(layer.weight).t());
+    }
+    for y in y.chunks_exact_mut(outputs) {
         if let Some(bias) = layer.bias {
             axpy(y, T::ONE, bias.data());
         }
@@ -45,11 +57,15 @@ pub(super) fn forward<T: Real>(layer: &Layer<'_, T>, x: &Tensor<T>, y: &mut Tens
 /// See [`super::backward`].
 pub(super) fn backward<T: Real>(layer: &Layer<'_, T>, args: Backward<'_, T>) {
     let Backward { x, y, dy, dx, d_weight, d_bias } = args;
-    if layer.tanh {
+    if let Some(y) = y.filter(|_| layer.tanh) {
         dy.data_mut().iter_mut().zip(y.data()).for_each(|(dy, &y)| *dy *= T::ONE - y * y);
     }
     if let Some(dx) = dx {
-        product(dx, Write::Overwrite, matrix(dy), matrix(layer.weight));
+        let [rows, cols] = dx.shape();
+        if rows > 0 {
+            let to = MatMut::new(dx.data_mut(), rows, cols);
+            gemm(to, Write::Overwrite, T::ONE, matrix(dy), matrix(layer.weight));
+        }
     }
     // Row after row, in the statistics type.
     let inputs = x.cols();
@@ -69,13 +85,6 @@ pub(super) fn backward<T: Real>(layer: &Layer<'_, T>, args: Backward<'_, T>) {
 
 fn matrix<T: Real>(tensor: &Tensor<T>) -> Mat<'_, T> {
     Mat::new(tensor.data(), tensor.rows(), tensor.cols())
-}
-
-fn product<T: Real>(to: &mut Tensor<T>, write: Write, a: Mat<'_, T>, b: Mat<'_, T>) {
-    let [rows, cols] = to.shape();
-    if rows > 0 {
-        gemm(MatMut::new(to.data_mut(), rows, cols), write, T::ONE, a, b);
-    }
 }
 
 fn tanh<T: Real>(x: T) -> T {

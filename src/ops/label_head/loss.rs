@@ -1,9 +1,11 @@
 //! The losses of labels and numbers, as PyTorch defines them, summed instead of averaged.
 
-use super::{OP, runs};
+use super::targets::Targets;
+use super::{OP, gpu};
 use crate::batch::{Label, LabelTarget};
-use crate::device::{Device, Tensor, Work};
+use crate::device::{Device, Machine, Tensor, Work};
 use crate::error::{Error, Result};
+use crate::ops::{Runner, check_shape, runner};
 use crate::tensor::Real;
 
 /// What is minimised, for one sequence with logits `z`. The mean that PyTorch gives is the sum over the sequences divided by the sum
@@ -88,7 +90,7 @@ impl Loss {
     }
 
     /// Loss and its derivatives by the logits `z`.
-    fn of(&self, label: &Label, z: &[f64]) -> (f64, Vec<f64>) {
+    pub(super) fn of(&self, label: &Label, z: &[f64]) -> (f64, Vec<f64>) {
         match (self, label) {
             (Self::CrossEntropy { class_weights, label_smoothing }, Label::Class(class)) => {
                 let weight = |c: usize| class_weights.as_ref().map_or(1.0, |w| f64::from(w[c]));
@@ -147,40 +149,84 @@ fn sum(all: impl Iterator<Item = (f64, f64)>) -> (f64, Vec<f64>) {
     (losses.iter().sum(), slopes)
 }
 
-/// The losses of sequences with `logits`, `[sequences, num_labels]`, and where wanted the gradient `d_logits` of `scale * sum(weight *
-/// loss)`, which is overwritten. Losses are computed in f64.
+impl Loss {
+    /// Fails unless every label is of the kind and size of this loss.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] that says what is expected.
+    pub fn check_all(&self, targets: &[LabelTarget], num_labels: usize) -> Result<()> {
+        targets.iter().try_for_each(|target| self.check(&target.label, num_labels))
+    }
+
+    /// The losses of sequences with `logits`, `[sequences, num_labels]`, in f64.
+    pub fn scores<S: Real>(&self, targets: &[LabelTarget], logits: &[S]) -> Vec<LabelScore> {
+        let num_labels = logits.len() / targets.len().max(1);
+        let score = |(target, logits): (&LabelTarget, &[S])| {
+            let z: Vec<f64> = logits.iter().map(|z| z.to_f64()).collect();
+            LabelScore {
+                loss: self.of(&target.label, &z).0,
+                logits: z.into_iter().map(|z| z as f32).collect(),
+            }
+        };
+        targets.iter().zip(logits.chunks_exact(num_labels.max(1))).map(score).collect()
+    }
+}
+
+/// A loss with its weights in the memory of the device.
+#[derive(Debug)]
+pub struct PreparedLoss {
+    /// The loss.
+    pub loss: Loss,
+    /// `[1, num_labels]`: of classes or of positive targets; none where all are 1, and on a CPU.
+    pub(super) weights: Option<Tensor<f32>>,
+}
+
+impl PreparedLoss {
+    /// For passes on `device`.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn new(device: &Device, loss: &Loss) -> Result<Self> {
+        let weights = match loss {
+            Loss::CrossEntropy { class_weights: weights, .. } | Loss::Bce { pos_weight: weights } => weights,
+            Loss::Mse | Loss::SigmoidMse => &None,
+        };
+        let on_gpu = weights.as_ref().filter(|_| device.machine() == Machine::Gpu);
+        let weights = on_gpu.map(|weights| device.tensor(1, weights.len(), weights)).transpose()?;
+        Ok(Self { loss: loss.clone(), weights })
+    }
+}
+
+/// The gradient `d_logits` of `scale * sum(weight * loss)` by `logits`, `[sequences, num_labels]`, which is overwritten.
 ///
 /// # Errors
-/// [`Error::Shape`] if a label is of another kind or size than the loss wants; errors of the device.
-pub fn loss<T: Real>(
+/// [`Error::Shape`] if the shapes do not fit, or a label is of another kind or size than the loss wants; errors of the device.
+pub fn loss_gradient<T: Real>(
     device: &Device,
-    (loss, scale): (&Loss, f64),
-    logits: &Tensor<T>,
-    targets: &[LabelTarget],
-    d_logits: Option<&mut Tensor<T>>,
-) -> Result<Vec<LabelScore>> {
-    let num_labels = logits.cols();
-    if targets.len() != logits.rows() {
-        return Err(Error::shape(OP, "targets", logits.rows(), targets.len()));
+    loss: &PreparedLoss,
+    logits: &Tensor<T::Stat>,
+    targets: &Targets,
+    d_logits: &mut Tensor<T>,
+) -> Result<()> {
+    check_shape(OP, "d_logits", d_logits, logits.shape())?;
+    if targets.capacity() != logits.rows() {
+        return Err(Error::shape(OP, "targets", logits.rows(), targets.capacity()));
     }
-    targets.iter().try_for_each(|target| loss.check(&target.label, num_labels))?;
-    let bytes = (2 * logits.len() * size_of::<T>()) as u64;
+    loss.loss.check_all(targets.list(), logits.cols())?;
+    let bytes = (logits.len() * (size_of::<T::Stat>() + size_of::<T>())) as u64;
     device.record("label_head.loss", Work::new(10 * logits.len() as u64, bytes));
-    if !runs::<T>(device)? {
-        let empty = LabelScore { loss: 0.0, logits: vec![0.0; num_labels] };
-        return Ok(vec![empty; targets.len()]);
+    match runner::<T>(device, OP)? {
+        Runner::Cpu => {
+            for (row, target) in targets.list().iter().enumerate() {
+                let z: Vec<f64> = logits.row(row).iter().map(|z| z.to_f64()).collect();
+                let factor = targets.scale() * f64::from(target.weight);
+                let (_, slopes) = loss.loss.of(&target.label, &z);
+                let to = &mut d_logits.data_mut()[row * z.len()..(row + 1) * z.len()];
+                to.iter_mut().zip(slopes).for_each(|(d, slope)| *d = T::from_f64(factor * slope));
+            }
+        }
+        Runner::Gpu => gpu::loss(device, loss, logits, targets, d_logits)?,
+        Runner::Skip => {}
     }
-    let (mut scores, mut slopes) = (Vec::with_capacity(targets.len()), Vec::with_capacity(logits.len()));
-    for (row, target) in targets.iter().enumerate() {
-        let z: Vec<f64> = logits.row(row).iter().map(|z| z.to_f64()).collect();
-        let (own, slope) = loss.of(&target.label, &z);
-        let factor = scale * f64::from(target.weight);
-        slopes.extend(slope.into_iter().map(|slope| T::from_f64(factor * slope)));
-        scores.push(LabelScore { loss: own, logits: z.into_iter().map(|z| z as f32).collect() });
-    }
-    if let Some(d_logits) = d_logits {
-        super::check_shape(OP, "d_logits", d_logits, logits.shape())?;
-        d_logits.data_mut().copy_from_slice(&slopes);
-    }
-    Ok(scores)
+    Ok(())
 }

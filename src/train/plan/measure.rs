@@ -149,8 +149,9 @@ impl Setup<'_> {
         let loss = |batch: &Batch| batch.targets.labels().first().map(|target| Loss::usual(&target.label));
         let mut recorded = None;
         if chip.is_some() && T::DTYPE == DType::Bf16 {
-            let model = (&device, &decoder);
-            drop(record((config, policies.as_slice()), model, job.capacities, &mut trainable)?);
+            let (model, asked) = ((&device, &decoder), (config, policies.as_slice()));
+            let loss = job.passes.iter().find_map(loss);
+            drop(record(asked, loss.as_ref(), model, job.capacities, &mut trainable)?);
             recorded = Some(memory());
         }
         for batch in &job.passes {
