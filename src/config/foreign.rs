@@ -459,7 +459,7 @@ const TABLE: &[Foreign] = &[
         names: &["save_safetensors"],
         fine: Fine::Words(&["true"]),
         why: "adapters are always safetensors",
-        instead: "leave it out: pickles are neither written nor read",
+        instead: "leave it out: no pickles are written",
     },
     Foreign {
         names: &["save_only_model"],

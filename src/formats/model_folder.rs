@@ -1,17 +1,18 @@
-//! A model as Hugging Face lays it out: `config.json` and the weights in one safetensors file or in shards with an index.
+//! A model as Hugging Face lays it out: `config.json` and the weights in one safetensors file, in shards with an index, or, in older
+//! models, as `torch.save` wrote them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::folder::Folder;
 use super::safetensors::{TensorFile, TensorView};
-use super::shard_index::{INDEX_NAME, MAX_INDEX, ShardIndex};
+use super::shard_index::{MAX_INDEX, ShardIndex};
+use super::weight_files::WeightFiles;
 use crate::error::{Error, Result};
 
 const CODE: &str = "MODEL";
 const CONFIG_NAME: &str = "config.json";
 const GENERATION_CONFIG_NAME: &str = "generation_config.json";
-const WEIGHTS_NAME: &str = "model.safetensors";
 
 /// Largest configuration file; real ones have a few kB.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -158,7 +159,7 @@ fn files_of(folder: &Folder) -> Result<TokenizerFiles> {
 /// Whether `dir` holds a model: its configuration and weights. Results do not belong there.
 pub fn is_model_folder(dir: &Path) -> bool {
     let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
-    has(CONFIG_NAME) && (has(WEIGHTS_NAME) || has(INDEX_NAME))
+    has(CONFIG_NAME) && WeightFiles::find(has).is_some()
 }
 
 /// The templates of a folder, by name.
@@ -174,13 +175,17 @@ fn additional_templates(folder: &Folder) -> Result<Vec<(String, PathBuf)>> {
 
 /// The weight files, and which of them holds which tensor.
 fn open_weights(folder: &Folder) -> Result<(Vec<TensorFile>, BTreeMap<String, usize>)> {
-    if let Some(file) = folder.file(WEIGHTS_NAME)? {
-        let file = TensorFile::from_file(file, &folder.path(WEIGHTS_NAME))?;
+    let has = |name: &str| folder.path(name).symlink_metadata().is_ok();
+    let Some(found) = WeightFiles::find(has) else { return no_weights(folder) };
+    let path = folder.path(found.name());
+    if !found.sharded {
+        let Some(file) = folder.file(found.name())? else { return no_weights(folder) };
+        let file = found.format.open(file, &path)?;
         let tensors = file.names().map(|name| (name.to_owned(), 0)).collect();
         return Ok((vec![file], tensors));
     }
-    let Some(text) = folder.text(INDEX_NAME, MAX_INDEX)? else { return no_weights(folder) };
-    let index = ShardIndex::parse(&folder.path(INDEX_NAME), &text)?;
+    let Some(text) = folder.text(found.name(), MAX_INDEX)? else { return no_weights(folder) };
+    let index = ShardIndex::parse(&path, found.format, &text)?;
     let mut files = Vec::new();
     let mut tensors: BTreeMap<String, usize> = BTreeMap::new();
     let shards: Vec<&str> = index.shards().into_iter().collect();
@@ -192,7 +197,7 @@ fn open_weights(folder: &Folder) -> Result<(Vec<TensorFile>, BTreeMap<String, us
                 .fix("copy or download the model again, with all its files")
                 .into();
         };
-        let file = TensorFile::from_file(file, &path)?;
+        let file = found.format.open(file, &path)?;
         for name in file.names() {
             if let Some(first) = tensors.insert(name.to_owned(), files.len()) {
                 return Error::input(CODE, "the tensor is in two shards")
@@ -208,7 +213,7 @@ fn open_weights(folder: &Folder) -> Result<(Vec<TensorFile>, BTreeMap<String, us
     for (name, shard) in &index.weight_map {
         if tensors.get(name).map(|&file| shards[file]) != Some(shard) {
             return Error::input(CODE, "the index names a tensor that its shard does not have")
-                .path(folder.path(INDEX_NAME))
+                .path(path)
                 .field(name)
                 .got(shard)
                 .fix("index and shards are of different exports; download the model again")
@@ -242,10 +247,10 @@ pub(super) fn pickled(names: &[String]) -> Option<String> {
     names.iter().find(|name| endings.iter().any(|ending| name.ends_with(ending))).cloned()
 }
 
-/// What to do about a file that we refuse to read: unpickling runs code of whoever made it.
+/// What to do about a pickle of another name than that of weights.
 pub(super) fn pickle_fix(name: &str) -> String {
     format!(
-        "{name} is a pickle, which can run code when read; convert it with save_pretrained(safe_serialization=True)"
+        "{name} is a pickle of another kind than is read here; convert it with save_pretrained(safe_serialization=True)"
     )
 }
 
@@ -298,6 +303,7 @@ mod tests {
         assert_eq!(files, TokenizerFiles { config_json, ..TokenizerFiles::default() });
     }
 
+    const INDEX_NAME: &str = "model.safetensors.index.json";
     const INDEX: &[u8] = br#"{"weight_map":{"a":"1.safetensors","b":"2.safetensors"}}"#;
 
     #[test]
@@ -313,6 +319,25 @@ mod tests {
     }
 
     #[test]
+    fn weights_of_torch_save_are_read_where_there_is_nothing_else() {
+        let bin = include_bytes!("../../tests/golden/torch_bin/zip.bin");
+        let dir = folder(&[("pytorch_model.bin", bin)]);
+        let model = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(model.tensor("1.bias").unwrap().to_f32().unwrap(), [-1.0, 0.0]);
+        assert!(is_model_folder(dir.path()));
+        std::fs::write(dir.path().join("model.safetensors"), weights(&["a"])).unwrap();
+        assert_eq!(ModelFolder::open(dir.path()).unwrap().tensor_names(), ["a"]);
+        let map: serde_json::Map<String, serde_json::Value> =
+            model.tensor_names().iter().map(|&name| (name.to_owned(), "1.bin".into())).collect();
+        let index = serde_json::json!({ "weight_map": map }).to_string();
+        let files: [(&str, &[u8]); 2] = [("pytorch_model.bin.index.json", index.as_bytes()), ("1.bin", bin)];
+        let sharded = ModelFolder::open(folder(&files).path()).unwrap();
+        assert_eq!(sharded.tensor_names(), model.tensor_names());
+        let refused = refusal(folder(&[files[0]]).path());
+        assert!(refused.contains("shard of the model is missing"), "{refused}");
+    }
+
+    #[test]
     fn shards_that_do_not_fit_their_index_are_refused() {
         let dir = folder(&[("1.safetensors", &weights(&["a"])), (INDEX_NAME, INDEX)]);
         assert!(refusal(dir.path()).contains("shard of the model is missing"));
@@ -324,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_folder_with_pickles_only_says_how_to_convert() {
-        for name in ["pytorch_model.bin", "model.pt", "a.pth", "b.ckpt"] {
+        for name in ["model.pt", "a.pth", "b.ckpt", "tf.bin"] {
             let error = refusal(folder(&[(name, b"x")]).path());
             assert!(error.contains(name) && error.contains("safe_serialization"), "{error}");
         }

@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: which file of a large model holds which tensor.
+//! `model.safetensors.index.json`, or `pytorch_model.bin.index.json`: which file of a large model holds which tensor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -9,10 +9,8 @@ use serde::Deserialize;
 
 use super::folder::is_single_component;
 use super::strict_json::UniqueMap;
+use super::weight_files::WeightFormat;
 use crate::error::{Error, Result};
-
-/// Name of the index in a model folder.
-pub(super) const INDEX_NAME: &str = "model.safetensors.index.json";
 
 /// Most bytes of an index; that of a 400B model has 100 kB.
 pub(super) const MAX_INDEX: u64 = 100_000_000;
@@ -28,11 +26,11 @@ pub struct ShardIndex {
 }
 
 impl ShardIndex {
-    /// Reads the index in the file `path`.
+    /// Reads the index of shards of this format in the file `path`.
     ///
     /// # Errors
     /// An I/O error, an input error for more than [`MAX_INDEX`] bytes, or as [`ShardIndex::parse`].
-    pub(super) fn read(path: &Path) -> Result<Self> {
+    pub(super) fn read(path: &Path, format: WeightFormat) -> Result<Self> {
         let failed = |e| Error::io(path, "read", e);
         let mut bytes = Vec::new();
         File::open(path).map_err(failed)?.take(MAX_INDEX + 1).read_to_end(&mut bytes).map_err(failed)?;
@@ -41,16 +39,16 @@ impl ShardIndex {
             return refuse("the index is too large").expected(format!("at most {MAX_INDEX} bytes")).into();
         }
         match String::from_utf8(bytes) {
-            Ok(text) => Self::parse(path, &text),
+            Ok(text) => Self::parse(path, format, &text),
             Err(_) => refuse("the index is no UTF-8 text").into(),
         }
     }
 
-    /// Reads the text of an index; `path` is its name in messages.
+    /// Reads the text of an index of shards of this format; `path` is its name in messages.
     ///
     /// # Errors
     /// [`Error::Input`] for other JSON, a name that is not a plain file name, or too many shards.
-    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+    pub fn parse(path: &Path, format: WeightFormat, text: &str) -> Result<Self> {
         // Other keys (`metadata`) say nothing that the shards do not say themselves.
         #[derive(Deserialize)]
         struct Raw {
@@ -65,12 +63,12 @@ impl ShardIndex {
         };
         let index = Self { weight_map: raw.weight_map.0 };
         for (tensor, shard) in &index.weight_map {
-            if !is_shard_name(shard) {
+            if !is_shard_name(shard, format.ending()) {
                 return Error::input("MODEL", "unsafe shard name")
                     .path(path)
                     .field(tensor)
                     .got(format!("{shard:?}"))
-                    .expected("a plain file name that ends in .safetensors")
+                    .expected(format!("a plain file name that ends in {}", format.ending()))
                     .fix("do not use this model: a name like this is an attack or a broken export")
                     .into();
             }
@@ -92,9 +90,9 @@ impl ShardIndex {
     }
 }
 
-/// A single visible component that ends in `.safetensors`.
-fn is_shard_name(name: &str) -> bool {
-    is_single_component(name) && !name.starts_with('.') && name.ends_with(".safetensors")
+/// A single visible component that ends so.
+fn is_shard_name(name: &str, ending: &str) -> bool {
+    is_single_component(name) && !name.starts_with('.') && name.ends_with(ending)
 }
 
 #[cfg(test)]
@@ -103,7 +101,7 @@ mod tests {
 
     fn parse(shard: &str) -> Result<ShardIndex> {
         let text = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": {"a": shard}}).to_string();
-        ShardIndex::parse(Path::new("index.json"), &text)
+        ShardIndex::parse(Path::new("index.json"), WeightFormat::Safetensors, &text)
     }
 
     #[test]
@@ -111,6 +109,12 @@ mod tests {
         for name in ["model-00001-of-00002.safetensors", "model.safetensors", "模型 1.safetensors"] {
             assert_eq!(parse(name).unwrap().shards().len(), 1, "{name}");
         }
+        let pickled = |shard: &str| {
+            let text = serde_json::json!({"weight_map": {"a": shard}}).to_string();
+            ShardIndex::parse(Path::new("index.json"), WeightFormat::Pickled, &text)
+        };
+        assert_eq!(pickled("pytorch_model-00001-of-00002.bin").unwrap().shards().len(), 1);
+        assert!(pickled("model.safetensors").is_err() && pickled("../a.bin").is_err());
     }
 
     #[test]
@@ -167,11 +171,11 @@ mod tests {
     #[test]
     fn an_index_of_any_length_is_read_no_further_than_the_limit() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(INDEX_NAME);
-        let refused = || ShardIndex::read(&path).map(|_| ()).unwrap_err();
+        let path = dir.path().join(WeightFormat::Safetensors.index());
+        let refused = || ShardIndex::read(&path, WeightFormat::Safetensors).map(|_| ()).unwrap_err();
         assert_eq!(refused().exit_code(), 3);
         std::fs::write(&path, r#"{"weight_map":{"a":"a.safetensors"}}"#).unwrap();
-        assert_eq!(ShardIndex::read(&path).unwrap().shards().len(), 1);
+        assert_eq!(ShardIndex::read(&path, WeightFormat::Safetensors).unwrap().shards().len(), 1);
         // More than any memory holds, in a file that takes no room.
         File::options().write(true).open(&path).unwrap().set_len(1 << 36).unwrap();
         let error = refused();
@@ -182,7 +186,8 @@ mod tests {
 
     #[test]
     fn duplicates_and_empty_maps_are_refused() {
-        let parse = |text: &str| ShardIndex::parse(Path::new("i"), text).map(|_| ());
+        let parse =
+            |text: &str| ShardIndex::parse(Path::new("i"), WeightFormat::Safetensors, text).map(|_| ());
         assert!(parse(r#"{"weight_map":{"a":"a.safetensors","a":"b.safetensors"}}"#).is_err());
         assert!(parse(r#"{"weight_map":{}}"#).is_err());
         assert!(parse(r#"{"weight_map":{"a":1}}"#).is_err());

@@ -43,7 +43,7 @@ pub fn load<T: Real>(
         let Some((name, view)) = find(config, folder, name) else {
             return missing(folder, name).into();
         };
-        let error = |what: &str| Error::input("MODEL", what).path(folder.dir()).field(name);
+        let error = |what: &str| Error::input("MODEL", what).path(folder.dir()).field(&name);
         let shape = role.stored_shape([rows, cols]);
         if view.shape() != shape {
             return error("wrong shape")
@@ -52,7 +52,7 @@ pub fn load<T: Real>(
                 .fix("the weights and config.json belong to different models")
                 .into();
         }
-        used.push(name.to_owned());
+        used.push(name.clone());
         let tensor = if device.is_dry() && view.is_real() {
             device.empty(rows, cols)?
         } else if role == Role::Conv1d {
@@ -119,10 +119,18 @@ fn with_own_head<T: Real>(
 }
 
 /// The tensor of this name in a folder, with the name it has there: a file of the bare model lacks a prefix.
-pub fn find<'n>(config: &ModelConfig, folder: &ModelFolder, name: &'n str) -> Option<(&'n str, TensorView)> {
+pub fn find(config: &ModelConfig, folder: &ModelFolder, name: &str) -> Option<(String, TensorView)> {
     let prefix = config.family.modules().base_prefix;
-    let bare = name.strip_prefix(prefix).filter(|_| !prefix.is_empty());
-    [Some(name), bare].into_iter().flatten().find_map(|name| Some((name, folder.tensor(name)?)))
+    let bare = |name: &str| name.strip_prefix(prefix).filter(|_| !prefix.is_empty()).map(str::to_owned);
+    let named = [Some(name.to_owned()), bare(name)].into_iter().flatten();
+    // As checkpoints from TensorFlow call the two parts of a LayerNorm.
+    let old = [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")];
+    let old = old.iter().find_map(|(new, old)| Some(format!("{}{old}", name.strip_suffix(new)?)));
+    let old = old.iter().flat_map(|old| [Some(old.clone()), bare(old)]).flatten().collect::<Vec<_>>();
+    named.chain(old).find_map(|name| {
+        let view = folder.tensor(&name)?;
+        Some((name, view))
+    })
 }
 
 /// Whether a tensor of a folder is a buffer that models of this family store beside their weights.

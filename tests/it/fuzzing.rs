@@ -177,6 +177,7 @@ macro_rules! bounded {
 bounded! {
     safetensors: 20_000,
     shard_index: 20_000,
+    torch_bin: 20_000,
     manifest: 20_000,
     model_config: 10_000,
     adapter_config: 10_000,

@@ -9,6 +9,8 @@ use sha2::{Digest, Sha256};
 use tanren::formats::checkpoint::Manifest;
 use tanren::formats::safetensors::Header;
 use tanren::formats::shard_index::ShardIndex;
+use tanren::formats::torch_bin::Layout;
+use tanren::formats::weight_files::WeightFormat;
 
 use super::name;
 
@@ -82,10 +84,22 @@ fn facts(header: &Metadata) -> Vec<Facts> {
     facts
 }
 
+/// Tensors of a file of `torch.save` lie in it, and have the bytes of their shapes.
+pub(super) fn torch_bin(input: &[u8]) {
+    let len = input.len() as u64;
+    let Ok(layout) = Layout::read(std::io::Cursor::new(input), name(), len) else { return };
+    for (name, info, start) in layout.tensors() {
+        let bytes = info.shape.iter().product::<usize>() * info.dtype.bitsize() / 8;
+        assert_eq!(info.data_offsets, (0, bytes), "{name}");
+        assert!(start.checked_add(bytes as u64).is_some_and(|end| end <= len), "{name}");
+    }
+}
+
 /// The names of shards are plain, and the map is the one that a plain reader of JSON sees.
 pub(super) fn shard_index(input: &[u8]) {
     let Ok(text) = std::str::from_utf8(input) else { return };
-    let Ok(index) = ShardIndex::parse(name(), text) else { return };
+    let format = WeightFormat::Safetensors;
+    let Ok(index) = ShardIndex::parse(name(), format, text) else { return };
     // Other keys are passed over, also a number in them that no reader takes.
     let Ok(value) = serde_json::from_str::<Value>(text) else { return };
     let plain: BTreeMap<String, String> = serde_json::from_value(value["weight_map"].clone()).unwrap();
@@ -94,7 +108,7 @@ pub(super) fn shard_index(input: &[u8]) {
         assert!(is_plain(shard) && shard.ends_with(".safetensors"), "{shard:?}");
     }
     let again = json!({ "weight_map": index.weight_map }).to_string();
-    assert_eq!(ShardIndex::parse(name(), &again).unwrap().weight_map, index.weight_map);
+    assert_eq!(ShardIndex::parse(name(), format, &again).unwrap().weight_map, index.weight_map);
 }
 
 /// Whether a name stays in its folder when it is joined to one.

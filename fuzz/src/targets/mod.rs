@@ -22,6 +22,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("safetensors", containers::safetensors),
     ("shard_index", containers::shard_index),
+    ("torch_bin", containers::torch_bin),
     ("manifest", containers::manifest),
     #[cfg(feature = "hub")]
     ("hub_headers", containers::hub_headers),

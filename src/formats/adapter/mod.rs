@@ -24,6 +24,8 @@ const CODE: &str = "ADAPTER";
 /// Name of the configuration in the folder of an adapter.
 pub const CONFIG_NAME: &str = "adapter_config.json";
 const WEIGHTS_NAME: &str = "adapter_model.safetensors";
+/// The tensors as older versions of PEFT wrote them; read where there is no other file, and never run.
+const PICKLED_NAME: &str = "adapter_model.bin";
 
 /// Largest `adapter_config.json`; real ones have about 1 kB.
 const MAX_CONFIG: u64 = 4 << 20;
@@ -61,15 +63,23 @@ pub fn read_adapter(dir: &Path) -> Result<Adapter> {
             .into();
     };
     let config = AdapterConfig::from_json(&folder.path(CONFIG_NAME), &text)?;
-    let Some(file) = folder.file(WEIGHTS_NAME)? else {
-        let error = Error::input(CODE, "no adapter_model.safetensors").path(dir);
-        return match pickled(&folder.names()?) {
-            Some(name) => error.got(&name).fix(pickle_fix(&name)).into(),
-            None => error.fix("copy the adapter again, with both its files").into(),
-        };
+    let (file, path) = match (folder.file(WEIGHTS_NAME)?, folder.file(PICKLED_NAME)?) {
+        (Some(file), _) => {
+            let path = folder.path(WEIGHTS_NAME);
+            (TensorFile::from_file(file, &path)?, path)
+        }
+        (None, Some(file)) => {
+            let path = folder.path(PICKLED_NAME);
+            (TensorFile::pickled(file, &path)?, path)
+        }
+        (None, None) => {
+            let error = Error::input(CODE, "no adapter_model.safetensors").path(dir);
+            return match pickled(&folder.names()?) {
+                Some(name) => error.got(&name).fix(pickle_fix(&name)).into(),
+                None => error.fix("copy the adapter again, with both its files").into(),
+            };
+        }
     };
-    let path = folder.path(WEIGHTS_NAME);
-    let file = TensorFile::from_file(file, &path)?;
     let mut tensors = BTreeMap::new();
     for view in file.names().filter_map(|name| file.get(name)) {
         let name = names::canonical(view.name());

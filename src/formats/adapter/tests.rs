@@ -256,10 +256,13 @@ fn numbers_that_are_not_finite_are_neither_written_nor_read() {
 }
 
 #[test]
-fn a_pickled_adapter_is_refused_with_a_hint() {
+fn an_adapter_without_its_weights_says_what_to_do() {
     let dir = folder(&config(1), 1.0);
     std::fs::rename(dir.path().join(WEIGHTS_NAME), dir.path().join("adapter_model.bin")).unwrap();
-    assert!(refusal(dir.path()).contains("adapter_model.bin is a pickle"));
+    assert!(refusal(dir.path()).contains("error[PICKLE]"));
+    std::fs::rename(dir.path().join("adapter_model.bin"), dir.path().join("adapter.pt")).unwrap();
+    assert!(refusal(dir.path()).contains("adapter.pt is a pickle"));
+    std::fs::rename(dir.path().join("adapter.pt"), dir.path().join("adapter_model.bin")).unwrap();
     std::fs::remove_file(dir.path().join("adapter_model.bin")).unwrap();
     assert!(refusal(dir.path()).contains("no adapter_model.safetensors"));
     std::fs::remove_file(dir.path().join(CONFIG_NAME)).unwrap();

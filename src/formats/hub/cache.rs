@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::hash::{ContentId, SMALL, hash_file};
 use super::names::{self, MAIN, ModelName};
 use crate::formats::folder::is_shared_blob;
-use crate::formats::shard_index::{INDEX_NAME, ShardIndex};
+use crate::formats::shard_index::ShardIndex;
+use crate::formats::weight_files::{WeightFiles, WeightFormat};
 
 /// Small files, wanted where the model has them. No code, and nothing that is not read.
 pub(super) const SMALL_FILES: [&str; 8] = [
@@ -20,9 +21,6 @@ pub(super) const SMALL_FILES: [&str; 8] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
-
-/// The weights of a model that has one file of them.
-pub(super) const WEIGHTS_NAME: &str = "model.safetensors";
 
 /// A model whose configuration and weights are in the cache.
 #[derive(Debug)]
@@ -162,12 +160,15 @@ fn missing(path: &Path, name: &str) -> Lack {
 
 /// The names of the files that hold the weights.
 fn weights(dir: &Path) -> Result<Vec<String>, Lack> {
-    let path = dir.join(INDEX_NAME);
-    if dir.join(WEIGHTS_NAME).is_file() || !path.is_file() {
-        return Ok(vec![WEIGHTS_NAME.to_owned()]);
+    let Some(files) = WeightFiles::find(|name| dir.join(name).is_file()) else {
+        return Ok(vec![WeightFormat::Safetensors.single().to_owned()]);
+    };
+    let path = dir.join(files.name());
+    if !files.sharded {
+        return Ok(vec![files.name().to_owned()]);
     }
     check_small(&path)?;
-    match ShardIndex::read(&path) {
+    match ShardIndex::read(&path, files.format) {
         Ok(index) => Ok(index.shards().into_iter().map(str::to_owned).collect()),
         Err(error) => Err(Lack::damaged(&path, &error.to_string())),
     }

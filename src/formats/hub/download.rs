@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::blob;
-use super::cache::{SMALL_FILES, WEIGHTS_NAME};
+use super::cache::SMALL_FILES;
 use super::env::HubEnv;
 use super::http::{Client, Failure, Limits, Purpose, check_status};
 use super::listing::{Listed, Listing};
@@ -15,7 +15,8 @@ use super::store::{Store, Wanted};
 use super::{CODE, Progress, Watch};
 use crate::error::{Error, Result};
 use crate::formats::model_folder::{pickle_fix, pickled};
-use crate::formats::shard_index::{INDEX_NAME, MAX_INDEX, ShardIndex};
+use crate::formats::shard_index::{MAX_INDEX, ShardIndex};
+use crate::formats::weight_files::{WeightFiles, WeightFormat};
 
 /// Where models are if nobody says otherwise.
 const ENDPOINT: &str = "https://huggingface.co";
@@ -38,9 +39,9 @@ pub(super) fn download(
     let client = Client::new(endpoint, env.find_token()?, roots(env)?, limits, watch);
     let hub = Hub { client: &client, model, root };
     let listing = hub.listing().map_err(|failure| hub.explain("the list of files", failure))?;
-    let names = hub.small_files(&listing)?;
+    let (names, files) = hub.small_files(&listing)?;
     let store = Store::create(root, model, &listing.commit)?;
-    hub.fetch_all(&store, &listing, names)?;
+    hub.fetch_all(&store, &listing, names, files)?;
     // The revision stands for the commit only now that all of it is here.
     store.write_ref(model.revision)?;
     Ok(store.snapshot())
@@ -121,8 +122,8 @@ impl Hub<'_> {
         Ok(listing)
     }
 
-    /// The files beside the weights that are wanted, and the weights or their index as the last.
-    fn small_files(&self, listing: &Listing) -> Result<Vec<&'static str>> {
+    /// The files beside the weights that are wanted, and the weights or their index as the last; and which of these it is.
+    fn small_files(&self, listing: &Listing) -> Result<(Vec<&'static str>, WeightFiles)> {
         let has = |name: &str| listing.files.contains_key(name);
         let id = self.model.text();
         if !has("config.json") {
@@ -132,21 +133,29 @@ impl Hub<'_> {
                 .into();
         }
         let mut names: Vec<&str> = SMALL_FILES.into_iter().filter(|name| has(name)).collect();
-        match [WEIGHTS_NAME, INDEX_NAME].into_iter().find(|name| has(name)) {
-            Some(name) => names.push(name),
+        match WeightFiles::find(has) {
+            Some(files) => {
+                names.push(files.name());
+                Ok((names, files))
+            }
             None => {
                 let names: Vec<String> = listing.files.keys().cloned().collect();
                 let error = Error::input(CODE, "the model has no safetensors weights").got(id);
-                return match pickled(&names) {
+                match pickled(&names) {
                     Some(name) => error.fix(pickle_fix(&name)).into(),
                     None => error.fix("choose a model with model.safetensors").into(),
-                };
+                }
             }
         }
-        Ok(names)
     }
 
-    fn fetch_all(&self, store: &Store, listing: &Listing, names: Vec<&str>) -> Result<()> {
+    fn fetch_all(
+        &self,
+        store: &Store,
+        listing: &Listing,
+        names: Vec<&str>,
+        files: WeightFiles,
+    ) -> Result<()> {
         let describe =
             |name: &str| self.describe(listing, name).map_err(|failure| self.explain(name, failure));
         let fetch = |file: &Wanted| {
@@ -154,9 +163,9 @@ impl Hub<'_> {
             blob::fetch(self.client, store, &url, file).map_err(|failure| self.explain(&file.name, failure))
         };
         let mut wanted = names.into_iter().map(describe).collect::<Result<Vec<Wanted>>>()?;
-        if let Some(index) = wanted.last().filter(|file| file.name == INDEX_NAME) {
+        if let Some(index) = wanted.last().filter(|_| files.sharded) {
             fetch(index)?;
-            for shard in self.shards(store, listing)? {
+            for shard in self.shards(store, listing, files)? {
                 wanted.push(describe(&shard)?);
             }
         }
@@ -165,9 +174,9 @@ impl Hub<'_> {
     }
 
     /// The names in the index of shards.
-    fn shards(&self, store: &Store, listing: &Listing) -> Result<Vec<String>> {
-        let path = store.snapshot().join(INDEX_NAME);
-        let index = ShardIndex::read(&path)?;
+    fn shards(&self, store: &Store, listing: &Listing, files: WeightFiles) -> Result<Vec<String>> {
+        let path = store.snapshot().join(files.name());
+        let index = ShardIndex::read(&path, files.format)?;
         match index.shards().into_iter().find(|shard| !listing.files.contains_key(*shard)) {
             Some(missing) => Error::input(CODE, "the index names a shard that the model does not have")
                 .path(path)
@@ -220,8 +229,8 @@ impl Hub<'_> {
         }
         let size = size.or(listed.size);
         let limit = match name {
-            INDEX_NAME => Some(MAX_INDEX),
-            name if name.ends_with(".safetensors") => None,
+            name if WeightFormat::ALL.iter().any(|format| name == format.index()) => Some(MAX_INDEX),
+            name if WeightFormat::ALL.iter().any(|format| name.ends_with(format.ending())) => None,
             _ => Some(MAX_SMALL),
         };
         if let (Some(limit), Some(size)) = (limit, size)

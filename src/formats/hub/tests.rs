@@ -352,7 +352,7 @@ mod with_a_hub {
     #[test]
     fn an_unknown_or_pickled_model_says_what_to_do() {
         let hub = Hub::start(
-            vec![("config.json", b"{}".to_vec()), ("pytorch_model.bin", Vec::new())],
+            vec![("config.json", b"{}".to_vec()), ("model.ckpt", Vec::new())],
             std::sync::Arc::new(|_, reply| Act::Reply(reply)),
         );
         let place = Place::new();

@@ -18,13 +18,21 @@ use super::CODE;
 use super::header::{Header, LENGTH_BYTES, text_length};
 use crate::error::{Error, Result};
 use crate::formats::stamp::Stamp;
+use crate::formats::torch_bin;
 use crate::tensor::{DType, Element};
 
-/// A safetensors file: its header checked, open as long as a view of it lives.
+/// A safetensors file, or one that `torch.save` wrote: its header checked, open as long as a view of it lives.
 #[derive(Debug)]
 pub struct TensorFile {
     source: Arc<Source>,
-    header: Header,
+    layout: Layout,
+}
+
+/// Where the tensors of a file are.
+#[derive(Debug)]
+enum Layout {
+    Safetensors(Header),
+    Pickled(torch_bin::Layout),
 }
 
 impl TensorFile {
@@ -52,29 +60,56 @@ impl TensorFile {
         start.resize(LENGTH_BYTES + length, 0);
         source.read(LENGTH_BYTES as u64, &mut start[LENGTH_BYTES..])?;
         let header = Header::parse(path, &start, file_len)?;
-        Ok(Self { source: Arc::new(source), header })
+        Ok(Self { source: Arc::new(source), layout: Layout::Safetensors(header) })
+    }
+
+    /// A file that `torch.save` wrote, which is read and not run.
+    ///
+    /// # Errors
+    /// As [`torch_bin::Layout::read`].
+    pub(in crate::formats) fn pickled(file: File, path: &Path) -> Result<Self> {
+        let metadata = file.metadata().map_err(|e| Error::io(path, "read", e))?;
+        let layout = Layout::Pickled(torch_bin::Layout::read(&file, path, metadata.len())?);
+        let source = Source { file, path: path.to_owned(), stamp: Stamp::of(&metadata) };
+        Ok(Self { source: Arc::new(source), layout })
     }
 
     /// The writer's text under `key`; `pt` under `format` in most files.
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.header.text.get(key).map(String::as_str)
+        match &self.layout {
+            Layout::Safetensors(header) => header.text.get(key).map(String::as_str),
+            Layout::Pickled(_) => None,
+        }
     }
 
     /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.header.names.iter().map(String::as_str)
+        let names = match &self.layout {
+            Layout::Safetensors(header) => &header.names,
+            Layout::Pickled(layout) => &layout.names,
+        };
+        names.iter().map(String::as_str)
     }
 
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Option<TensorView> {
-        let info = self.header.tensors.info(name)?.clone();
-        let start = self.header.data_start + info.data_offsets.0 as u64;
+        let (info, start) = match &self.layout {
+            Layout::Safetensors(header) => {
+                let info = header.tensors.info(name)?.clone();
+                let start = header.data_start + info.data_offsets.0 as u64;
+                (info, start)
+            }
+            Layout::Pickled(layout) => layout.tensors.get(name)?.clone(),
+        };
         Some(TensorView { source: Arc::clone(&self.source), name: name.to_owned(), info, start })
     }
 
     /// Bytes of all tensors together.
     pub fn data_bytes(&self) -> u64 {
-        self.header.tensors.data_len() as u64
+        match &self.layout {
+            Layout::Safetensors(header) => header.tensors.data_len() as u64,
+            Layout::Pickled(layout) => layout.data_bytes(),
+        }
     }
 
     /// Fails if the file has changed since it was opened: truncated, modified, replaced or removed.
