@@ -41,6 +41,8 @@ pub enum Purpose {
     ModelInit = 4,
     /// Choice of the evaluation rows.
     Split = 5,
+    /// Dropout masks of the frozen model.
+    BaseDropout = 6,
 }
 
 /// A stream of random numbers: `(seed, purpose, index)` names it, the position counts within it.

@@ -39,7 +39,7 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
             let Some(mask) = Dropout::new(0.1, 0, 0, 0) else { return Ok(()) };
             let mask = mask.with_key_at(set.key.ptr());
             let to = Dropped { mask, out: Some(&mut set.dropped), rest: None, addend: None };
-            dropout(device, &set.rows, &set.x, to)
+            dropout(device, &set.rows, Some(&set.x), to)
         })?;
         let matrix = out * inputs;
         let cost = Cost { flops: 2 * (matrix * (LORA_R + 1)) as u64, bytes: 2 * matrix as u64 };

@@ -9,7 +9,9 @@ use super::options::TrainArgs;
 use super::signals::Stop;
 use super::units::{batch, bytes, count, seconds, shell_word, sol};
 use super::{inspect, plan, table, template};
-use crate::config::{ClassWeights, DeviceChoice, Format, Numbers, Resume, TargetShift, Task, TrainConfig};
+use crate::config::{
+    BaseDropoutMode, ClassWeights, DeviceChoice, Format, Numbers, Resume, TargetShift, Task, TrainConfig,
+};
 use crate::data::routing::Routing;
 use crate::error::{Error, Result};
 use crate::train::{self, Context, EvalMetrics, Event, StepLog, Summary};
@@ -138,6 +140,9 @@ pub(super) fn settings(config: &TrainConfig) -> Vec<(&'static str, String)> {
         ("seed", config.seed.to_string()),
         ("output", config.output_dir.display().to_string()),
     ]);
+    if config.base_dropout != BaseDropoutMode::Off {
+        rows.push(("base dropout", config.base_dropout.to_string()));
+    }
     match &config.resume {
         None => {}
         Some(Resume::Auto) => rows.push(("resume", "the newest complete checkpoint".to_owned())),

@@ -5,6 +5,7 @@
 //! its `config.json` or taken from a [`Variant`] that is built in. Nothing here knows the command line parser, a device or an
 //! op; whoever needs a setting gets the value.
 
+mod base_dropout;
 mod check;
 mod families;
 mod foreign;
@@ -31,6 +32,7 @@ pub mod train;
 pub mod values;
 pub mod variant;
 
+pub use base_dropout::{BaseDropout, DropoutPlace};
 pub use check::check_max_seq_length;
 pub use families::{Family, ModulePaths};
 pub use foreign::is_foreign;
@@ -47,6 +49,6 @@ pub use supported::{has_no_choice, supported, unsupported};
 pub use targets::SiteLora;
 pub use train::TrainConfig;
 pub use values::{
-    ActivationPolicy, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, ScoreMode,
-    TargetShift, Task, TrainMode, Truncation,
+    ActivationPolicy, BaseDropoutMode, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant,
+    Resume, ScoreMode, TargetShift, Task, TrainMode, Truncation,
 };

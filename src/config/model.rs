@@ -5,10 +5,12 @@
 //! names the key. The defaults of absent keys are those of the configuration classes of transformers. The
 //! parsers are in `families`.
 
+use super::base_dropout::BaseDropout;
 use super::block::{BlockSpec, EmbedSpec, LinearSpec, NormKind, NormSpec, RopeScaling, RopeSpec};
 use super::families::Family;
 use super::head::{HeadSpec, LabelHeadSpec, PoolerSpec};
 use super::sites::Slot;
+use super::values::BaseDropoutMode;
 use crate::error::{Error, InputError, Result};
 
 /// Most blocks of a model.
@@ -43,6 +45,8 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
     pub eos_token_ids: Vec<u32>,
+    /// Dropout of the model itself.
+    pub base_dropout: BaseDropout,
     /// Padding token; unused here, since nothing is padded.
     pub pad_token_id: Option<u32>,
 }
@@ -66,6 +70,7 @@ impl ModelConfig {
             bos_token_id: _,
             eos_token_ids: _,
             pad_token_id: _,
+            base_dropout: _,
         } = self;
         let same_blocks = blocks.len() == other.blocks.len()
             && blocks.iter().zip(&other.blocks).all(|(own, other)| {
@@ -96,6 +101,15 @@ impl ModelConfig {
                 .fix("use --task classify or --task regress (score: --mode), or another model")
                 .into(),
         }
+    }
+
+    /// The same model with as much of its dropout applied in training as `mode` says.
+    ///
+    /// # Errors
+    /// An input error with the key of `config.json` that would have to be applied and cannot be.
+    pub fn with_base_dropout(mut self, mode: BaseDropoutMode) -> Result<Self> {
+        self.base_dropout = self.base_dropout.with_mode(mode)?;
+        Ok(self)
     }
 
     /// The same model with a head for this many labels.

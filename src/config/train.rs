@@ -15,8 +15,8 @@ use super::setting_layers::{Keyed, Layers};
 use super::size::MemorySize;
 use super::supported::{check, dtypes, supported};
 use super::values::{
-    ActivationPolicy, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant, Resume, TargetShift,
-    Task, TrainMode, Truncation, list, paths,
+    ActivationPolicy, BaseDropoutMode, Batching, DeviceChoice, Dtype, Format, Loss, LrScheduler, Quant,
+    Resume, TargetShift, Task, TrainMode, Truncation, list, paths,
 };
 use crate::error::Result;
 
@@ -126,6 +126,9 @@ pub struct TrainConfig {
     pub alpha_pattern: Option<ByName<f64>>,
     /// Whether the adapter's scale is `alpha / sqrt(r)`.
     pub use_rslora: bool,
+    /// How much of the dropout of the frozen model is applied.
+    #[serde(default, skip_serializing_if = "BaseDropoutMode::is_off")]
+    pub base_dropout: BaseDropoutMode,
     /// Whether weights are split into magnitude and direction.
     pub use_dora: bool,
     /// How base weights are stored.
@@ -148,6 +151,7 @@ pub struct TrainConfig {
     /// The loss.
     pub loss: Loss,
     /// How regression targets are moved.
+    #[serde(default, skip_serializing_if = "TargetShift::is_none")]
     pub target_shift: TargetShift,
     /// Outputs of a head for labels; if absent, as many as the labels of the rows need.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,6 +233,7 @@ impl Default for TrainConfig {
             lora_r: 16,
             lora_alpha: 32.0,
             lora_dropout: 0.0,
+            base_dropout: BaseDropoutMode::Off,
             target_modules: TargetModules::AllLinear,
             exclude_modules: None,
             layers_to_transform: None,

@@ -114,9 +114,39 @@ words!(
 );
 
 words!(
+    /// How much of the dropout of the frozen model is applied in training.
+    #[derive(Default)]
+    BaseDropoutMode {
+        /// None.
+        #[default]
+        Off = "off",
+        /// That of embeddings, hidden states and the head, and not that of attention weights.
+        Hidden = "hidden",
+        /// All that config.json has; refused where that cannot be done.
+        Config = "config",
+    }
+);
+
+impl BaseDropoutMode {
+    /// Whether this is [`BaseDropoutMode::Off`].
+    pub(super) fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
+}
+
+impl TargetShift {
+    /// Whether this is [`TargetShift::None`].
+    pub(super) fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+words!(
     /// How regression targets are moved before training, by numbers of the training file.
+    #[derive(Default)]
     TargetShift {
         /// Not at all.
+        #[default]
         None = "none",
         /// Minus the minimum.
         Min = "min",

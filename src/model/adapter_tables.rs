@@ -2,9 +2,10 @@
 //! and the norms that DoRA divides by.
 
 use super::adapter::{Adapter, LoraParams};
+use super::base_masks::BaseMasks;
 use super::block::{DropoutStep, dropout_of};
 use super::weights::Weights;
-use crate::config::{PerSite, Sites};
+use crate::config::{ModelConfig, PerSite, Sites};
 use crate::device::kernels::DevicePtr;
 use crate::device::kernels::params::DropoutKey;
 use crate::device::{Class, Device, Machine, Table, Tensor};
@@ -25,6 +26,8 @@ pub(super) struct AdapterTables<T: Real> {
     magnitudes: Option<PerSite<Option<Magnitudes>>>,
     /// By number of the layer in the model.
     dropout_keys: Option<Table<DropoutKey>>,
+    /// Masks of the frozen model.
+    pub(super) base: BaseMasks,
     /// By adapter.
     dora_norms: Vec<Norms<T>>,
 }
@@ -34,7 +37,7 @@ impl<T: Real> AdapterTables<T> {
     /// of DoRA are those of the last [`AdapterTables::measure`].
     pub(super) fn new(
         device: &Device,
-        sites: &Sites,
+        (model, sites): (&ModelConfig, &Sites),
         adapters: &[Adapter<T>],
         grads: &[Adapter<T::Stat>],
         dropout: Option<DropoutStep>,
@@ -54,17 +57,19 @@ impl<T: Real> AdapterTables<T> {
             Machine::Gpu => Some(layer_magnitudes(&tables, sites, (adapters, &dora_norms), grads)?),
             Machine::Cpu => None,
         };
-        Ok(Self { on_gpu, magnitudes, dropout_keys, dora_norms })
+        let base = BaseMasks::new(&tables, model, dropout)?;
+        Ok(Self { on_gpu, magnitudes, dropout_keys, base, dora_norms })
     }
 
     /// Takes the keys of another step.
     pub(super) fn set_step(
         &mut self,
         device: &Device,
-        sites: &Sites,
+        (model, sites): (&ModelConfig, &Sites),
         adapters: &[Adapter<T>],
         step: DropoutStep,
     ) -> Result<()> {
+        self.base.set_step(device, model, step)?;
         match &mut self.dropout_keys {
             Some(table) => table.write(device, &keys_of(sites, adapters, step)),
             None => Ok(()),

@@ -9,8 +9,8 @@ use super::policy::Policy;
 use super::tables::{BatchTables, PassCapacity};
 use super::weights::Weights;
 use crate::batch::{Batch, Targets};
-use crate::config::ModelConfig;
 use crate::config::head::HeadSpec;
+use crate::config::{ModelConfig, Sites};
 use crate::device::{Class, Device, Machine, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::embedding::{self, Lookup};
@@ -345,9 +345,14 @@ impl<T: Real> Decoder<T> {
         grads: &[Adapter<T::Stat>],
         dropout: Option<DropoutStep>,
     ) -> Result<AdapterTables<T>> {
-        let mut tables = AdapterTables::new(device, &self.weights.sites, adapters, grads, dropout)?;
+        let mut tables = AdapterTables::new(device, self.sites(), adapters, grads, dropout)?;
         tables.measure(device, &self.weights, adapters)?;
         Ok(tables)
+    }
+
+    /// The model and its linear layers.
+    pub(super) fn sites(&self) -> (&ModelConfig, &Sites) {
+        (&self.config, &self.weights.sites)
     }
 
     pub(super) fn pass<'a>(
@@ -373,6 +378,9 @@ impl<T: Real> Decoder<T> {
             live_rows: tables.all.live_rows,
         };
         embedding::forward(pass.device, args)?;
+        if self.config.embed.norm.is_none() {
+            pass.mask_in_place(0, &tables.all, &mut x)?;
+        }
         let (mut stream, mut all) = (Stream::start(x), Vec::new());
         for layer in 0..self.weights.blocks.len() {
             let (saved, next) = pass.forward(layer, stream)?;

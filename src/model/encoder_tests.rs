@@ -6,7 +6,7 @@ use super::init;
 use super::policy::Policy;
 use crate::batch::{Batch, Label, LabelTarget, Targets};
 use crate::config::head::HeadSpec;
-use crate::config::{LoraConfig, ModelConfig};
+use crate::config::{BaseDropoutMode, LoraConfig, ModelConfig};
 use crate::device::{Device, Tensor};
 use crate::ops::label_head::Loss;
 use crate::ops::testing::{check_gradient, cpu, random};
@@ -29,8 +29,30 @@ const QWEN3: &str = r#"{"model_type": "qwen3", "architectures": ["Qwen3ForSequen
     "vocab_size": 37, "max_position_embeddings": 16, "initializer_range": 0.4, "tie_word_embeddings": true,
     "id2label": {"0": "a", "1": "b", "2": "c"}}"#;
 
+const GPT2: &str = r#"{"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"], "n_embd": 12, "n_layer": 2,
+    "n_head": 2, "vocab_size": 37, "n_positions": 16, "initializer_range": 0.4, "id2label": {"0": "a", "1": "b", "2": "c"}}"#;
+
+/// A configuration whose model has dropout everywhere but in its attention weights.
+fn with_dropout(text: &str) -> String {
+    let mut keys: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).unwrap();
+    for (key, p) in [
+        ("hidden_dropout_prob", 0.2),
+        ("attention_probs_dropout_prob", 0.0),
+        ("classifier_dropout", 0.3),
+        ("embedding_dropout", 0.25),
+        ("embd_pdrop", 0.15),
+        ("resid_pdrop", 0.2),
+        ("attn_pdrop", 0.0),
+    ] {
+        keys.insert(key.to_owned(), p.into());
+    }
+    serde_json::to_string(&keys).unwrap()
+}
+
 fn model(text: &str) -> Decoder<f64> {
     let config = ModelConfig::from_json(std::path::Path::new("config.json"), text).unwrap();
+    let mode = if text.contains("embd_pdrop") { BaseDropoutMode::Config } else { BaseDropoutMode::Off };
+    let config = config.with_base_dropout(mode).unwrap();
     let mut weights = init::random(&cpu(), &config, 3).unwrap();
     // Norms that are not 1 and 0, so that none can be left out.
     for (i, norm) in weights.norms.iter_mut().enumerate() {
@@ -89,7 +111,10 @@ fn gradient(
 #[test]
 fn gradients_agree_with_central_differences() {
     let device = cpu();
-    for (text, dropout) in [(BERT, 0.0), (BERT, 0.3), (ROBERTA, 0.0), (MODERNBERT, 0.3), (QWEN3, 0.3)] {
+    let with_dropout = [BERT, ROBERTA, MODERNBERT, GPT2].map(with_dropout);
+    let plain = [(BERT, 0.0), (BERT, 0.3), (ROBERTA, 0.0), (MODERNBERT, 0.3), (QWEN3, 0.3)];
+    let with_dropout = with_dropout.iter().map(|text| (text.as_str(), 0.1));
+    for (text, dropout) in plain.into_iter().chain(with_dropout) {
         let model = model(text);
         let step = Some(DropoutStep { seed: 1, step: 2 });
         let batch = batch(&model, &[9, 1, 5]);
@@ -113,7 +138,9 @@ fn gradients_agree_with_central_differences() {
 #[test]
 fn policies_change_no_bit_and_batches_only_rounding() {
     let device = cpu();
-    for text in [BERT, ROBERTA, MODERNBERT, QWEN3] {
+    let with_dropout = [BERT, ROBERTA, MODERNBERT, GPT2].map(with_dropout);
+    for text in [BERT, ROBERTA, MODERNBERT, QWEN3].into_iter().chain(with_dropout.iter().map(String::as_str))
+    {
         let model = model(text);
         let adapters = [adapter(&device, &model, 0.3)];
         let step = Some(DropoutStep { seed: 1, step: 2 });
@@ -133,6 +160,33 @@ fn policies_change_no_bit_and_batches_only_rounding() {
         for (a, b) in together[0].logits.iter().zip(&alone[0].logits) {
             assert!((a - b).abs() < 1e-6, "{a} {b}");
         }
+    }
+}
+
+#[test]
+fn dropout_of_the_model_belongs_to_the_step_and_to_the_sequence() {
+    let device = cpu();
+    for text in [BERT, ROBERTA, MODERNBERT, GPT2] {
+        let (plain, dropped) = (model(text), model(&with_dropout(text)));
+        let adapters = [adapter(&device, &plain, 0.0)];
+        let loss = Loss::cross_entropy();
+        let whole = batch(&plain, &[9, 3, 5]);
+        let step = |step| Some(DropoutStep { seed: 1, step });
+        // Scoring has none.
+        let scores = |model: &Decoder<f64>| model.score_labels(&device, &whole, &adapters, &loss).unwrap();
+        assert_eq!(scores(&plain), scores(&dropped));
+        let at = |step| gradient(&dropped, &whole, &adapters, (step, &[])).0;
+        assert_ne!(at(step(1)), at(None), "{text}");
+        assert!(at(step(1)) != at(step(2)) && at(step(1)) == at(step(1)), "{text}");
+        // A sequence has its masks in any company.
+        let mut alone = 0.0;
+        for sample in 0..3 {
+            let mut one = batch(&plain, &[9, 3, 5]);
+            let Targets::Labels(targets) = &mut one.targets else { panic!("labels") };
+            *targets = vec![targets.swap_remove(sample)];
+            alone += gradient(&dropped, &one, &adapters, (step(1), &[])).0;
+        }
+        assert!((alone - at(step(1))).abs() < 1e-12, "{alone} {}", at(step(1)));
     }
 }
 

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use super::adapter::Adapter;
+use super::base_masks::head_input;
 use super::block::Pass;
 use super::weights::NormWeights;
 use crate::batch::LabelTarget;
@@ -154,7 +155,7 @@ impl<T: Real> LabelHead<T> {
     ) -> Result<()> {
         let (params, targets) = (self.params(pass)?, pass.tables.label_targets()?);
         let pooled = self.pooled(pass, normed, targets)?;
-        let Outputs { logits, .. } = outputs(pass.device, params, &pooled.out, targets, scores)?;
+        let Outputs { logits, .. } = outputs(pass, params, &pooled.out, targets, scores)?;
         found(pass.device, loss, logits, targets, scores)
     }
 
@@ -170,7 +171,7 @@ impl<T: Real> LabelHead<T> {
         let (device, params, normed_rows) = (pass.device, self.params(pass)?, normed.rows());
         let targets = pass.tables.label_targets()?;
         let pooled = self.pooled(pass, normed, targets)?;
-        let Outputs { mut hidden, logits } = outputs(device, params, &pooled.out, targets, scores)?;
+        let Outputs { mut inputs, mut hidden, logits } = outputs(pass, params, &pooled.out, targets, scores)?;
         let mut dy;
         {
             let z = match (&logits, scores.logits::<T::Stat>()) {
@@ -185,7 +186,7 @@ impl<T: Real> LabelHead<T> {
         // The trained layers, from the last one back.
         for number in (0..params.0.len()).rev() {
             let y = if number + 1 < params.0.len() { hidden.pop() } else { None };
-            let x = hidden.last().unwrap_or(&pooled.out).clone();
+            let x = inputs.pop().ok_or_else(|| Error::shape("head", "x", "one of every layer", "none"))?;
             let mut dx = device.empty(x.rows(), x.cols())?;
             let grad = grads.first_mut().and_then(|grads| grads.head_mut()).map(|head| &mut head.0[number]);
             // For a head that nobody trains.
@@ -197,6 +198,7 @@ impl<T: Real> LabelHead<T> {
             let (y, dx_of) = (y.as_deref(), Some(&mut dx));
             let args = label_head::Backward { x: &x, y, dy: &mut dy, dx: dx_of, d_weight, d_bias };
             label_head::backward(device, &params.layer(number), args, targets.live_rows())?;
+            pass.mask_in_place(head_input(pass.config, number), pass.sequences(), &mut dx)?;
             dy = dx;
         }
         let d_pooled = self.pooled_backward(pass, pooled, dy, grads)?;
@@ -329,38 +331,53 @@ fn norm_of<T: Real>(weights: &NormWeights<T>) -> Norm<'_, T> {
     Norm { kind: spec.kind, weight, bias: bias.as_ref(), eps: T::Stat::from_f64(spec.eps) }
 }
 
-/// Outputs of the trained layers.
+/// What the trained layers read and make.
 struct Outputs<T: Real> {
-    /// Of all but the last one, in order.
+    /// Their inputs, in order.
+    inputs: Vec<Rc<Tensor<T>>>,
+    /// Outputs of all but the last one.
     hidden: Vec<Rc<Tensor<T>>>,
-    /// Of the last one, where the scores have no place for them.
+    /// That of the last one, where the scores have no place for them.
     logits: Option<Tensor<T::Stat>>,
 }
 
 fn outputs<T: Real>(
-    device: &Device,
+    pass: &Pass<'_, T>,
     params: &HeadParams<T>,
     x: &Rc<Tensor<T>>,
     targets: &Targets,
     scores: &mut LabelScores,
 ) -> Result<Outputs<T>> {
-    let (mut hidden, live_rows): (Vec<Rc<Tensor<T>>>, _) = (Vec::new(), targets.live_rows());
+    let (device, live_rows) = (pass.device, targets.live_rows());
+    let mut inputs: Vec<Rc<Tensor<T>>> = Vec::new();
+    let mut hidden: Vec<Rc<Tensor<T>>> = Vec::new();
     let last = params.0.len().saturating_sub(1);
+    let input = |number, x: &Rc<Tensor<T>>| -> Result<Rc<Tensor<T>>> {
+        let masked = pass.masked(head_input(pass.config, number), pass.sequences(), x)?;
+        Ok(masked.map_or_else(|| x.clone(), Rc::new))
+    };
     for number in 0..last {
         let layer = params.layer(number);
-        let input = hidden.last().unwrap_or(x);
+        let input = input(number, hidden.last().unwrap_or(x))?;
         let mut y = device.empty(input.rows(), layer.weight.rows())?;
-        label_head::forward(device, &layer, input, &mut y, live_rows)?;
+        label_head::forward(device, &layer, &input, &mut y, live_rows)?;
+        inputs.push(input);
         hidden.push(Rc::new(y));
     }
-    let (layer, input) = (params.layer(last), hidden.last().unwrap_or(x));
-    if let Some(there) = scores.logits::<T::Stat>() {
-        label_head::logits(device, &layer, input, there, live_rows)?;
-        return Ok(Outputs { hidden, logits: None });
-    }
-    let mut own = device.empty(input.rows(), layer.weight.rows())?;
-    label_head::logits(device, &layer, input, &mut own, live_rows)?;
-    Ok(Outputs { hidden, logits: Some(own) })
+    let (layer, input) = (params.layer(last), input(last, hidden.last().unwrap_or(x))?);
+    let own = match scores.logits::<T::Stat>() {
+        Some(there) => {
+            label_head::logits(device, &layer, &input, there, live_rows)?;
+            None
+        }
+        None => {
+            let mut own = device.empty(input.rows(), layer.weight.rows())?;
+            label_head::logits(device, &layer, &input, &mut own, live_rows)?;
+            Some(own)
+        }
+    };
+    inputs.push(input);
+    Ok(Outputs { inputs, hidden, logits: own })
 }
 
 /// Takes the losses of logits that are on the host.

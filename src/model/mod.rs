@@ -7,7 +7,8 @@
 
 pub mod adapter;
 mod adapter_tables;
-pub mod block;
+pub mod base_masks;
+mod block;
 pub mod decoder;
 pub mod head;
 pub mod init;

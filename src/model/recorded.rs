@@ -76,7 +76,7 @@ impl<T: Real> Decoder<T> {
     ) -> Result<PassTables<T>> {
         let mut batch = BatchTables::with_capacity(device, &self.config, capacity, dropout.is_some())?;
         batch.write(device, &Batch::default(), &[], 0.0)?;
-        let of_adapters = AdapterTables::new(device, &self.weights.sites, adapters, grads, dropout)?;
+        let of_adapters = AdapterTables::new(device, self.sites(), adapters, grads, dropout)?;
         let scores = match loss {
             None => PassScores::Tokens(Scores::with_capacity(device, capacity.targets)?),
             Some(loss) => {
@@ -185,7 +185,7 @@ impl<T: Real> RecordedPass<T> {
         }
         tables.batch.write(device, batch, &batch.target_rows(), options.scale)?;
         if let Some(step) = options.dropout {
-            tables.of_adapters.set_step(device, &decoder.weights.sites, adapters, step)?;
+            tables.of_adapters.set_step(device, decoder.sites(), adapters, step)?;
         }
         if let PassScores::Labels(loss, _) = &tables.scores {
             loss.loss.check_all(batch.targets.labels(), decoder.num_labels())?;

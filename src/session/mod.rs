@@ -22,7 +22,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::config::head::HeadSpec;
-use crate::config::{Format, Task, Truncation};
+use crate::config::{BaseDropoutMode, Format, Task, Truncation};
 use crate::data::encode::{EncodeOptions, Encoder};
 use crate::data::labels::RowLimits;
 use crate::data::record::Record;
@@ -228,6 +228,15 @@ impl Opened {
     /// Gives the model a head for so many labels.
     pub fn set_labels(&mut self, num_labels: usize) {
         self.model.config = self.model.config.clone().with_label_head(num_labels);
+    }
+
+    /// Applies the dropout of the model itself in training, as far as `mode` says.
+    ///
+    /// # Errors
+    /// As [`crate::config::ModelConfig::with_base_dropout`].
+    pub fn set_base_dropout(&mut self, mode: BaseDropoutMode) -> Result<()> {
+        self.model.config = self.model.config.clone().with_base_dropout(mode)?;
+        Ok(())
     }
 
     /// The padding token: that of the model, else that of its tokenizer.

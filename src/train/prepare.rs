@@ -98,6 +98,10 @@ pub fn prepare<T: Real<Stat = f32>>(
     let chat_rows = any_chat(train_records.iter().chain(eval_rows));
     let model = (config.model.as_str(), config.task);
     let mut opened = Opened::open(model, options, chat_rows, context, &mut |notice| watch(notice.into()))?;
+    opened.set_base_dropout(config.base_dropout)?;
+    if let Some(what) = opened.model.config.base_dropout.left_out() {
+        watch(Event::Notice(Notice::Note(what)));
+    }
     let of_eval = eval_records.as_ref().map_or(&[][..], |(records, _)| records);
     let scheme = label_scheme(config, &mut opened, (&train_records, of_eval), watch)?;
     let stops = opened.model.stop_token_ids();

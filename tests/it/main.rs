@@ -17,6 +17,7 @@ mod devices_agree;
 mod drivers;
 mod fuzzing;
 mod golden;
+mod golden_dropout;
 mod golden_heads;
 mod golden_rope;
 mod kernel_benches;

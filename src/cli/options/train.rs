@@ -6,7 +6,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{DATA, RowArgs, typed_options, words};
-use crate::config::{Format, Loss, LrScheduler, Options, Quant, TargetShift, Task, TrainMode};
+use crate::config::{
+    BaseDropoutMode, Format, Loss, LrScheduler, Options, Quant, TargetShift, Task, TrainMode,
+};
 use crate::error::Result;
 
 const MODEL: &str = "Model and adapter";
@@ -63,6 +65,9 @@ pub struct TrainArgs {
     /// Probability that an input of the adapter is dropped, from 0 to below 1.
     #[arg(long, value_name = "X", help_heading = MODEL)]
     lora_dropout: Option<f64>,
+    /// Dropout of the frozen model, as config.json has it: none, all but that of attention weights, or all [default: off].
+    #[arg(long, value_parser = words(BaseDropoutMode::WORDS), help_heading = MODEL)]
+    base_dropout: Option<String>,
     /// Linear layers with an adapter: names with commas or spaces between (q_proj, or a path or its end), a regular expression
     /// for whole paths, or all-linear.
     #[arg(long, value_name = "NAMES", num_args = 1.., help_heading = MODEL)]

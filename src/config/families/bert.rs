@@ -6,7 +6,8 @@
 use serde_json::{Map, Value, json};
 
 use super::file::ConfigFile;
-use super::{Definition, Family, ModulePaths, common_keys};
+use super::{Definition, Family, ModulePaths, common_keys, dropout};
+use crate::config::base_dropout::{BaseDropout, DropoutKey, DropoutPlace};
 use crate::config::block::{
     Activation, AttnMask, AttnSpec, BlockSpec, EmbedSpec, Gate, LearnedPositions, MlpSpec, NormKind,
     NormSpec, Wiring,
@@ -78,6 +79,11 @@ pub(super) static BERT: Definition = Definition {
     architecture: "BertForSequenceClassification",
     label_architecture: "BertForSequenceClassification",
     keys: &[KEYS],
+    dropout: &[
+        dropout("hidden_dropout_prob", DropoutPlace::EmbeddingsAndHidden, 0.1),
+        dropout("attention_probs_dropout_prob", DropoutPlace::Attention, 0.1),
+        DropoutKey { name: "classifier_dropout", place: DropoutPlace::Head, default: None },
+    ],
     names: &[],
     modules: &BERT_MODULES,
     read: |file| read(file, Family::Bert),
@@ -194,6 +200,7 @@ fn read(file: &ConfigFile<'_>, family: Family) -> Result<ModelConfig> {
         head: HeadSpec::Labels(label_head),
         label_head,
         tie_word_embeddings: true,
+        base_dropout: BaseDropout::default(),
         initializer_range: file.number("initializer_range", 0.02)?,
         bos_token_id: file.tokens("bos_token_id")?.first().copied(),
         eos_token_ids: file.tokens("eos_token_id")?,
@@ -205,9 +212,7 @@ fn write(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
     let mut keys = common_keys(config, dtype);
     let Some(BlockSpec { norm, attn, mlp, .. }) = config.blocks.first() else { return keys };
     let own = json!({
-        "attention_probs_dropout_prob": 0.0,
         "hidden_act": ConfigFile::activation_name(mlp.act),
-        "hidden_dropout_prob": 0.0,
         "hidden_size": config.hidden_size,
         "intermediate_size": mlp.size,
         "layer_norm_eps": norm.eps,

@@ -5,7 +5,8 @@
 use serde_json::{Map, Value, json};
 
 use super::file::ConfigFile;
-use super::{Definition, Family, ModulePaths, common_keys};
+use super::{Definition, Family, ModulePaths, common_keys, dropout};
+use crate::config::base_dropout::{BaseDropout, DropoutPlace};
 use crate::config::block::{
     AttnMask, AttnSpec, BlockSpec, EmbedSpec, Gate, LearnedPositions, MlpSpec, NormKind, NormSpec, Wiring,
 };
@@ -53,6 +54,11 @@ pub(super) static GPT2: Definition = Definition {
     architecture: "GPT2LMHeadModel",
     label_architecture: "GPT2ForSequenceClassification",
     keys: &[KEYS],
+    dropout: &[
+        dropout("embd_pdrop", DropoutPlace::Embeddings, 0.1),
+        dropout("resid_pdrop", DropoutPlace::Hidden, 0.1),
+        dropout("attn_pdrop", DropoutPlace::Attention, 0.1),
+    ],
     names: &[
         ("hidden_size", "n_embd"),
         ("intermediate_size", "n_inner"),
@@ -143,6 +149,7 @@ fn read(file: &ConfigFile<'_>) -> Result<ModelConfig> {
         head: file.head(label_head)?,
         label_head,
         tie_word_embeddings: file.flag_or("tie_word_embeddings", true)?,
+        base_dropout: BaseDropout::default(),
         initializer_range: file.number("initializer_range", 0.02)?,
         bos_token_id: file.tokens("bos_token_id")?.first().copied(),
         eos_token_ids: file.tokens("eos_token_id")?,

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::file::ConfigFile;
 use super::rope;
-use super::{Definition, Family, ModulePaths, common_keys};
+use super::{Definition, Family, ModulePaths, common_keys, dropout};
+use crate::config::base_dropout::{BaseDropout, DropoutKey, DropoutPlace};
 use crate::config::block::{
     Activation, AttnMask, AttnSpec, BlockSpec, EmbedSpec, Gate, MlpSpec, NormKind, NormSpec, Wiring,
 };
@@ -45,6 +46,9 @@ pub(super) const MODULES: ModulePaths = ModulePaths {
     buffers: &[],
 };
 
+/// See `Definition::dropout`.
+pub(super) const DROPOUT: &[DropoutKey] = &[dropout("attention_dropout", DropoutPlace::Attention, 0.0)];
+
 pub(super) static LLAMA: Definition = Definition {
     model_type: "llama",
     architecture: "LlamaForCausalLM",
@@ -52,6 +56,7 @@ pub(super) static LLAMA: Definition = Definition {
     names: &[],
     modules: &MODULES,
     keys: &[KEYS],
+    dropout: DROPOUT,
     read: |file| read(file, &DIFFERENCES),
     write: |config, dtype| {
         let mut keys = write(config, dtype);
@@ -165,6 +170,7 @@ pub(super) fn read(file: &ConfigFile<'_>, differences: &Differences) -> Result<M
         head: file.head(label_head)?,
         label_head,
         tie_word_embeddings: file.flag("tie_word_embeddings")?,
+        base_dropout: BaseDropout::default(),
         initializer_range: file.number("initializer_range", 0.02)?,
         bos_token_id: file.tokens("bos_token_id")?.first().copied(),
         eos_token_ids: file.tokens("eos_token_id")?,
@@ -200,7 +206,6 @@ pub(super) fn write(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
     let keys = json!({
         "architectures": common("architectures"),
         "attention_bias": attn.qkv_bias,
-        "attention_dropout": 0.0,
         "bos_token_id": common("bos_token_id"),
         "dtype": common("dtype"),
         "torch_dtype": common("torch_dtype"),

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::base_dropout::{BaseDropout, DropoutKey, DropoutPlace};
 use super::block::Wiring;
 use super::head::HeadSpec;
 use super::model::ModelConfig;
@@ -61,6 +62,8 @@ struct Definition {
     names: &'static [(&'static str, &'static str)],
     /// Paths of its modules.
     modules: &'static ModulePaths,
+    /// Keys of the dropout of the model itself.
+    dropout: &'static [DropoutKey],
     /// Reads the shape, and refuses keys that need unsupported maths.
     read: fn(&ConfigFile<'_>) -> Result<ModelConfig>,
     /// All keys of a `config.json` for weights of the named type.
@@ -278,18 +281,10 @@ const COMMON_KEYS: [&str; 26] = [
     "use_cache",
 ];
 
-/// Dropout of the frozen model, under the names of all families.
-const DROPOUT_KEYS: [&str; 9] = [
-    "attention_dropout",
-    "attention_probs_dropout_prob",
-    "attn_pdrop",
-    "classifier_dropout",
-    "embd_pdrop",
-    "embedding_dropout",
-    "hidden_dropout_prob",
-    "mlp_dropout",
-    "resid_pdrop",
-];
+/// A key of the dropout of a family, with the default of transformers.
+const fn dropout(name: &'static str, place: DropoutPlace, default: f64) -> DropoutKey {
+    DropoutKey { name, place, default: Some(default) }
+}
 
 impl ModelConfig {
     /// Reads the text of a `config.json`; `path` is for messages only.
@@ -300,7 +295,13 @@ impl ModelConfig {
     pub fn from_json(path: &Path, text: &str) -> Result<Self> {
         let file = ConfigFile::parse(path, text)?;
         file.refuse_quantized()?;
-        let config = (file.family()?.definition().read)(&file)?;
+        let definition = file.family()?.definition();
+        let mut config = (definition.read)(&file)?;
+        let p = |key: &DropoutKey| match (file.has(key.name), key.default) {
+            (false, None) => Ok(None),
+            (_, default) => file.number(key.name, default.unwrap_or(0.0)).map(Some),
+        };
+        config.base_dropout = BaseDropout::read(definition.dropout, p, |key, what| file.error(key, what))?;
         config.validate().map_err(|error| match error {
             Error::Input(inner) => inner.path(path).into(),
             other => other,
@@ -309,7 +310,7 @@ impl ModelConfig {
     }
 
     /// Notes about unused content of a `config.json`, one sentence each: keys that the family does not know,
-    /// a second `rope_theta`, and dropout of the model itself.
+    /// and a second `rope_theta`.
     pub fn unused(text: &str) -> Vec<String> {
         let keys: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
         let family = keys.get("model_type").and_then(Value::as_str).and_then(Family::from_model_type);
@@ -333,17 +334,6 @@ impl ModelConfig {
         if keys.get("rope_theta").filter(other).is_some() {
             unused.push("rope_theta of config.json is not used: that of rope_parameters counts".to_owned());
         }
-        let drops: Vec<String> = DROPOUT_KEYS
-            .iter()
-            .filter_map(|key| Some((key, keys.get(*key)?.as_f64().filter(|&p| p > 0.0)?)))
-            .map(|(key, p)| format!("{key} {p}"))
-            .collect();
-        if !drops.is_empty() {
-            unused.push(format!(
-                "dropout of the model is not applied in training, only that of the adapter (lora_dropout): {}",
-                drops.join(", ")
-            ));
-        }
         unused
     }
 
@@ -358,7 +348,9 @@ impl ModelConfig {
             Dtype::F32 => "float32",
             Dtype::Bf16 => "bfloat16",
         };
-        let keys = Value::Object((self.family.definition().write)(self, name));
+        let mut keys = (self.family.definition().write)(self, name);
+        keys.extend(self.base_dropout.keys().map(|(key, p)| (key.to_owned(), json!(p))));
+        let keys = Value::Object(keys);
         // Formatting a tree of our own cannot fail; `Value` prints compactly where pretty printing would.
         let mut text = serde_json::to_string_pretty(&keys).unwrap_or_else(|_| keys.to_string());
         text.push('\n');

@@ -7,7 +7,8 @@
 use serde_json::{Map, Value, json};
 
 use super::file::ConfigFile;
-use super::{Definition, Family, ModulePaths, common_keys};
+use super::{Definition, Family, ModulePaths, common_keys, dropout};
+use crate::config::base_dropout::{BaseDropout, DropoutPlace};
 use crate::config::block::{
     AttnMask, AttnSpec, BlockSpec, EmbedSpec, Gate, MlpSpec, NormKind, NormSpec, RopeSpec, Wiring,
 };
@@ -57,6 +58,13 @@ pub(super) static MODERNBERT: Definition = Definition {
     architecture: "ModernBertForSequenceClassification",
     label_architecture: "ModernBertForSequenceClassification",
     keys: &[KEYS],
+    // The one of attention also drops the output of attention.
+    dropout: &[
+        dropout("embedding_dropout", DropoutPlace::Embeddings, 0.0),
+        dropout("attention_dropout", DropoutPlace::Elsewhere, 0.0),
+        dropout("mlp_dropout", DropoutPlace::Elsewhere, 0.0),
+        dropout("classifier_dropout", DropoutPlace::Head, 0.0),
+    ],
     names: &[("layer_norm_eps", "norm_eps"), ("rope_theta", "global_rope_theta")],
     modules: &MODULES,
     read,
@@ -164,6 +172,7 @@ fn read(file: &ConfigFile<'_>) -> Result<ModelConfig> {
         head: HeadSpec::Labels(label_head),
         label_head,
         tie_word_embeddings: true,
+        base_dropout: BaseDropout::default(),
         initializer_range: file.number("initializer_range", 0.02)?,
         bos_token_id: token("bos_token_id", 50_281)?,
         eos_token_ids: token("eos_token_id", 50_282)?.into_iter().collect(),
@@ -246,12 +255,9 @@ fn write(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
     let pooler = config.label_head.pooler;
     let own = json!({
         "attention_bias": attn.qkv_bias,
-        "attention_dropout": 0.0,
         "classifier_activation": pooler.map(|pooler| ConfigFile::activation_name(pooler.act)),
         "classifier_bias": pooler.is_some_and(|pooler| pooler.bias),
-        "classifier_dropout": 0.0,
         "classifier_pooling": if config.label_head.pool == Pool::Mean { "mean" } else { "cls" },
-        "embedding_dropout": 0.0,
         "global_attn_every_n_layers": every.unwrap_or(config.num_hidden_layers()),
         "global_rope_theta": attn.rope.map(|rope| rope.theta),
         "hidden_activation": ConfigFile::activation_name(mlp.act),
@@ -261,7 +267,6 @@ fn write(config: &ModelConfig, dtype: &str) -> Map<String, Value> {
         "local_rope_theta": local.as_ref().unwrap_or(attn).rope.map(|rope| rope.theta),
         "max_position_embeddings": config.max_position_embeddings,
         "mlp_bias": mlp.bias,
-        "mlp_dropout": 0.0,
         "norm_bias": norm.bias,
         "norm_eps": norm.eps,
         "num_attention_heads": attn.heads,

@@ -14,6 +14,7 @@ pub(super) static QWEN2: Definition = Definition {
     names: &[],
     modules: &llama::MODULES,
     keys: &[llama::KEYS, WINDOW_KEYS],
+    dropout: llama::DROPOUT,
     read: |file| {
         let qwen2 = Differences { family: Family::Qwen2, attention_bias: true, ..QWEN };
         llama::read(file, &qwen2)
@@ -33,6 +34,7 @@ pub(super) static QWEN3: Definition = Definition {
     names: &[],
     modules: &llama::MODULES,
     keys: &[llama::KEYS, WINDOW_KEYS],
+    dropout: llama::DROPOUT,
     read: |file| {
         // Where head_dim is absent, Qwen3Config fills in 128; the other classes divide.
         let qwen3 = Differences { family: Family::Qwen3, head_dim: Some(128), qk_norm: true, ..QWEN };

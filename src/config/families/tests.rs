@@ -8,7 +8,7 @@ use crate::config::block::{
     Wiring,
 };
 use crate::config::head::{HeadSpec, Pool};
-use crate::config::{Sites, variant};
+use crate::config::{BaseDropoutMode, Sites, variant};
 
 const QWEN3: &str = r#"{
   "architectures": ["Qwen3ForCausalLM"],
@@ -282,9 +282,59 @@ fn gpt2_is_read_as_its_own_keys_say() {
         let error = read(&changed(GPT2, json!({ key: value }))).unwrap_err().to_string();
         assert!(error.contains(&format!("field \"{key}\"")), "{error}");
     }
-    let notes = ModelConfig::unused(GPT2);
-    assert_eq!(notes.len(), 1, "{notes:?}");
-    assert!(notes[0].ends_with("attn_pdrop 0.1, embd_pdrop 0.1, resid_pdrop 0.1"), "{notes:?}");
+    assert!(ModelConfig::unused(GPT2).is_empty());
+}
+
+/// What is applied at embeddings, hidden states and head, and what is said to be left out.
+#[test]
+fn dropout_of_the_model_is_applied_as_far_as_it_is_asked_for() {
+    let at = |text: &str, mode: &str| {
+        let mode = BaseDropoutMode::try_from(mode.to_owned()).unwrap();
+        let dropout = read(text)?.with_base_dropout(mode)?.base_dropout;
+        let places = [DropoutPlace::Embeddings, DropoutPlace::Hidden, DropoutPlace::Head];
+        let said = dropout.left_out().map(|said| said.split_once("): ").unwrap().1.to_owned());
+        Ok::<_, Error>((places.map(|place| dropout.p(place)), said.unwrap_or_default()))
+    };
+    let none = [0.0; 3];
+    let all = "embd_pdrop 0.1, resid_pdrop 0.1, attn_pdrop 0.1";
+    assert_eq!(at(GPT2, "off").unwrap(), (none, all.to_owned()));
+    let hidden = ([0.1, 0.1, 0.0], "attn_pdrop 0.1".to_owned());
+    assert_eq!(at(GPT2, "hidden").unwrap(), hidden);
+    // What transformers takes where there is no key.
+    let absent = changed(GPT2, json!({"embd_pdrop": null, "resid_pdrop": null, "attn_pdrop": null}));
+    assert_eq!(at(&absent, "hidden").unwrap(), hidden);
+    let error = at(GPT2, "config").unwrap_err().to_string();
+    assert!(error.contains("attn_pdrop 0.1") && error.contains("--base-dropout hidden"), "{error}");
+    let without = changed(GPT2, json!({"attn_pdrop": 0.0, "embd_pdrop": 0.25}));
+    assert_eq!(at(&without, "config").unwrap(), ([0.25, 0.1, 0.0], String::new()));
+    // The head has its own, or that of the hidden states.
+    let bert = changed(BERT, json!({"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0}));
+    assert_eq!(at(&bert, "config").unwrap().0, [0.2; 3]);
+    let own = changed(&bert, json!({"classifier_dropout": 0.0}));
+    assert_eq!(at(&own, "config").unwrap().0, [0.2, 0.2, 0.0]);
+    for text in [&bert, &own] {
+        assert_eq!(read(&read(text).unwrap().to_json()).unwrap(), read(text).unwrap());
+    }
+    for (text, key) in [
+        (changed(BERT, json!({"hidden_dropout_prob": 1.5})), "hidden_dropout_prob"),
+        (changed(BERT, json!({"hidden_dropout_prob": "x"})), "hidden_dropout_prob"),
+        (changed(BERT, json!({"hidden_dropout_prob": -0.1})), "hidden_dropout_prob"),
+    ] {
+        assert!(at(&text, "off").unwrap_err().to_string().contains(key));
+    }
+    let nothing = changed(&bert, json!({"hidden_dropout_prob": 1}));
+    assert!(at(&nothing, "off").is_ok() && at(&nothing, "config").is_err());
+    for key in ["mlp_dropout", "attention_dropout"] {
+        let text = changed(MODERNBERT, json!({ key: 0.1 }));
+        let error = at(&text, "hidden").unwrap_err().to_string();
+        assert!(error.contains(&format!("{key} 0.1")) && error.contains("--base-dropout off"), "{error}");
+        assert_eq!(at(&text, "off").unwrap(), (none, format!("{key} 0.1")));
+    }
+    let qwen = with(json!({"model_type": "qwen3", "attention_dropout": 0.1}));
+    assert!(
+        at(&qwen, "config").is_err()
+            && at(&qwen, "hidden").unwrap() == (none, "attention_dropout 0.1".into())
+    );
 }
 
 #[test]

@@ -125,7 +125,7 @@ impl<T: Real> Pass<'_, T> {
         &'s self,
         layer: usize,
         saved: Attention<T>,
-        Gradient { d_out, dxa }: Gradient<T>,
+        Gradient { d_out, dxa, .. }: Gradient<T>,
         lowest: bool,
         jobs: &mut Vec<Job<'s, T>>,
     ) -> Result<Back<'s, T>> {

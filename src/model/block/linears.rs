@@ -230,8 +230,12 @@ impl<T: Real> Pass<'_, T> {
 
     /// The frozen layer of a head, for the rows that it reads.
     pub(in crate::model) fn pooler_group(&self) -> Result<Group<'_, T>> {
-        let set = self.tables.pooled.as_ref().unwrap_or(&self.tables.supervised);
-        self.group(self.num_blocks(), &[Slot::Pooler], set)
+        self.group(self.num_blocks(), &[Slot::Pooler], self.sequences())
+    }
+
+    /// The rows that a head for labels reads: one for every sequence.
+    pub(in crate::model) fn sequences(&self) -> &RowSet<T> {
+        self.tables.pooled.as_ref().unwrap_or(&self.tables.supervised)
     }
 
     /// Goes back through that layer, from the gradient `dy` of its output: adds to the gradients of its adapter, and gives the

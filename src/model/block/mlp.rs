@@ -91,7 +91,7 @@ impl<T: Real> Pass<'_, T> {
         layer: usize,
         mlp: Mlp<T>,
         saved_norm: &SavedNorm<T>,
-        Gradient { d_out, dxa }: Gradient<T>,
+        Gradient { d_out, dxa, .. }: Gradient<T>,
         jobs: &mut Vec<Job<'s, T>>,
     ) -> Result<(Tensor<T>, Vec<PartialJob<'s, T>>)> {
         let (set, spec) = (self.queries(layer), self.spec(layer).mlp);

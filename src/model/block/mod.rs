@@ -18,6 +18,7 @@ use self::mlp::Mlp;
 use self::wiring::{NormBackward, Normed};
 use super::adapter::Adapter;
 use super::adapter_tables::AdapterTables;
+use super::base_masks;
 use super::policy::Policy;
 use super::tables::{BatchTables, RowSet};
 use super::weights::Weights;
@@ -26,7 +27,7 @@ use crate::config::block::BlockSpec;
 use crate::device::{Class, Device, Tensor};
 use crate::error::{Error, Result};
 use crate::ops::lora_matmul::Dropout;
-use crate::ops::rows;
+use crate::ops::{dropout, rows};
 use crate::tensor::Real;
 
 /// Seed and step of the dropout masks.
@@ -152,7 +153,7 @@ impl<'a, T: Real> Pass<'a, T> {
         };
         let Rest { rstd, attention, saved_norm, mlp } = rest;
         let mut jobs = Vec::new();
-        let carried = gradient.d_out.clone();
+        let carried = gradient.d_sum.clone();
         let (d_normed, partial) = self.mlp_backward(layer, mlp, &saved_norm, gradient, &mut jobs)?;
         let index = norm_before_mlp(layer);
         let NormBackward { gradient, normed } =
@@ -160,7 +161,7 @@ impl<'a, T: Real> Pass<'a, T> {
         let normed = normed.ok_or_else(|| missing("what the norm made"))?;
         jobs.extend(partial.into_iter().map(|partial| partial.with_input(normed.clone())));
 
-        let carried = gradient.d_out.clone();
+        let carried = gradient.d_sum.clone();
         let saved_norm = SavedNorm { sum: input, rstd };
         let Back { d_normed, partial } =
             self.attention_backward(layer, attention, gradient, lowest, &mut jobs)?;
@@ -192,6 +193,38 @@ impl<'a, T: Real> Pass<'a, T> {
     fn dropout(&self, number: usize) -> Option<Dropout> {
         let dropout = dropout_of(self.adapters, self.dropout?, number)?;
         Some(dropout.with_key_at(self.of_adapters.dropout_key(number)))
+    }
+
+    /// The mask of the frozen model's dropout at a place ([`base_masks`]); none without.
+    fn base_mask(&self, number: usize) -> Option<Dropout> {
+        let mask = base_masks::mask(self.config, self.dropout?, number)?;
+        Some(mask.with_key_at(self.of_adapters.base.key(number)))
+    }
+
+    /// Applies that mask to `x`, which has the rows of `set`; does nothing without one.
+    pub(in crate::model) fn mask_in_place(
+        &self,
+        number: usize,
+        set: &RowSet<T>,
+        x: &mut Tensor<T>,
+    ) -> Result<()> {
+        match self.base_mask(number) {
+            Some(mask) => dropout::in_place(self.device, (mask, &set.rows), x),
+            None => Ok(()),
+        }
+    }
+
+    /// A masked copy; none without a mask.
+    pub(in crate::model) fn masked(
+        &self,
+        number: usize,
+        set: &RowSet<T>,
+        x: &Tensor<T>,
+    ) -> Result<Option<Tensor<T>>> {
+        let Some(mask) = self.base_mask(number) else { return Ok(None) };
+        let mut masked = self.like(x)?;
+        dropout::forward(self.device, (mask, &set.rows), x, &mut masked)?;
+        Ok(Some(masked))
     }
 
     /// What block `layer` keeps for the backward pass; none where that does not come.

@@ -54,6 +54,8 @@ pub(super) struct NormBackward<T: Real> {
 /// The gradient of the output of a sublayer, with `dxa` of its last linear layer.
 pub(in crate::model) struct Gradient<T: Real> {
     pub(super) d_out: Rc<Tensor<T>>,
+    /// Of the sum with the residual: the same, but where the output has dropout.
+    pub(super) d_sum: Rc<Tensor<T>>,
     pub(super) dxa: Projection<T>,
 }
 
@@ -98,6 +100,10 @@ impl<T: Real> Pass<'_, T> {
         keep: Option<Policy>,
     ) -> Result<Normed<T>> {
         let Stream { out: mut sum, residual } = stream;
+        // A stream without a residual is a sum already.
+        if residual.is_some() {
+            self.mask_in_place(index, self.rows_at(index), &mut sum)?;
+        }
         let mut rstd = self.place(keep, Class::Rstd).empty(sum.rows(), 1)?;
         let mut normed = self.like(&sum)?;
         let picked = match &residual {
@@ -111,7 +117,8 @@ impl<T: Real> Pass<'_, T> {
             Some(readers) => self.xa(readers, sum.rows(), &self.place(keep, Class::Xa))?,
             None => Projection::none(),
         };
-        let xa = if norm.fuses() { xa } else { xa.unfused() };
+        let is_masked = self.is_masked_behind(index);
+        let xa = if norm.fuses() && !is_masked { xa } else { xa.unfused() };
         let args = norm::Forward {
             x: &mut sum,
             residual: picked.as_ref().or(residual.as_deref()),
@@ -122,6 +129,9 @@ impl<T: Real> Pass<'_, T> {
             projection: xa.fused(),
         };
         norm::forward(self.device, args)?;
+        if is_masked {
+            self.mask_in_place(0, self.rows_at(index), &mut normed)?;
+        }
         let (sum, normed) = (Rc::new(sum), Rc::new(normed));
         let residual = match self.wiring(index) {
             Wiring::PreNorm => sum.clone(),
@@ -141,6 +151,9 @@ impl<T: Real> Pass<'_, T> {
             live_rows: self.rows_at(index).live_rows,
         };
         norm::apply(self.device, args)?;
+        if self.is_masked_behind(index) {
+            self.mask_in_place(0, self.rows_at(index), &mut normed)?;
+        }
         Ok(normed)
     }
 
@@ -179,7 +192,7 @@ impl<T: Real> Pass<'_, T> {
         };
         let norm = self.norm_at(index);
         let dxa = self.dxa(&producer, sum.rows())?;
-        let dxa = if norm.fuses() { dxa } else { dxa.unfused() };
+        let dxa = if norm.fuses() && self.base_mask(index).is_none() { dxa } else { dxa.unfused() };
         let mut d_out = self.like(&sum)?;
         let args = norm::Backward {
             dy: &d_normed,
@@ -193,8 +206,16 @@ impl<T: Real> Pass<'_, T> {
             projection: dxa.fused(),
         };
         norm::backward(self.device, args)?;
-        let gradient = Gradient { d_out: Rc::new(d_out), dxa };
+        let d_sum = Rc::new(d_out);
+        let d_out = self.masked(index, self.rows_at(index), &d_sum)?.map_or_else(|| d_sum.clone(), Rc::new);
+        let gradient = Gradient { d_out, d_sum, dxa };
         Ok(NormBackward { gradient, normed: normed.map(Rc::new) })
+    }
+
+    /// Whether what a norm makes has dropout: that of the embeddings, if they have one. Nothing below it is trained, so that
+    /// no gradient ever comes to it.
+    fn is_masked_behind(&self, index: usize) -> bool {
+        index == 0 && self.config.embed.norm.is_some() && self.base_mask(0).is_some()
     }
 
     /// The linear layer whose output the norm sees.

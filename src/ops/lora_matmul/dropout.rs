@@ -57,9 +57,18 @@ pub struct Dropout {
 impl Dropout {
     /// Dropout with probability `p` for layer number `layer` at optimizer step `step`; none if `p` rounds to 0.
     pub fn new(p: f64, seed: u64, step: u64, layer: u32) -> Option<Self> {
+        Self::with_purpose(p, (seed, Purpose::Dropout), step, layer)
+    }
+
+    /// The same for place number `place` of the frozen model; the masks have nothing in common with those of layers.
+    pub fn of_base(p: f64, seed: u64, step: u64, place: u32) -> Option<Self> {
+        Self::with_purpose(p, (seed, Purpose::BaseDropout), step, place)
+    }
+
+    fn with_purpose(p: f64, (seed, purpose): (u64, Purpose), step: u64, number: u32) -> Option<Self> {
         let threshold = (p * 65536.0).round().clamp(0.0, 65535.0) as u16;
         let seed = [seed as u32, (seed >> 32) as u32];
-        let words = philox(seed, [step as u32, (step >> 32) as u32, layer, Purpose::Dropout as u32]);
+        let words = philox(seed, [step as u32, (step >> 32) as u32, number, purpose as u32]);
         (threshold > 0).then_some(Self { threshold, key: [words[0], words[1]], key_ptr: DevicePtr(0) })
     }
 
@@ -90,7 +99,7 @@ impl Dropout {
     }
 
     /// `out[i, :] (+)= mask[i, :] * x[i, :] / (1 - p)` for rows with these keys.
-    pub(super) fn apply<T: Real>(&self, keys: &[[u32; 2]], x: &[T], out: &mut [T], write: Write) {
+    pub(in crate::ops) fn apply<T: Real>(&self, keys: &[[u32; 2]], x: &[T], out: &mut [T], write: Write) {
         let (keep, cols) = (T::from_f64(self.keep()), out.len() / keys.len().max(1));
         let rows = out.par_chunks_mut(cols.max(1)).zip(x.par_chunks(cols.max(1))).zip(keys);
         rows.for_each(|((out, x), &key)| {
@@ -99,6 +108,21 @@ impl Dropout {
                 || self.apply_row(key, keep, x, out, write),
             );
         });
+    }
+
+    /// `x[i, :] *= mask[i, :] / (1 - p)` for rows with these keys.
+    pub(in crate::ops) fn apply_in_place<T: Real>(&self, keys: &[[u32; 2]], x: &mut [T]) {
+        let (keep, cols) = (T::from_f64(self.keep()), x.len() / keys.len().max(1));
+        x.par_chunks_mut(cols.max(1)).zip(keys).for_each_init(
+            || vec![T::ZERO; cols],
+            |before, (row, &key)| {
+                before.copy_from_slice(row);
+                simd::run(
+                    #[inline(always)]
+                    || self.apply_row(key, keep, before, row, Write::Overwrite),
+                );
+            },
+        );
     }
 
     /// One row. A Philox call gives 8 masks of 16 bits; 16 calls side by side fill the vectors.

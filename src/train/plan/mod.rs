@@ -302,9 +302,10 @@ pub fn plan_workload(config: &TrainConfig, model: &ModelConfig, workload: &Workl
     Ok(Plan { capacity: place.capacity(&setup, workload)?, ..plan })
 }
 
-/// The model with the head that the task asks for; one with labels has two outputs for classes, and one for a number, unless the
+/// The model with the dropout and the head that the task asks for; one with labels has two outputs for classes, and one for a number, unless the
 /// configuration says how many.
 fn with_head(config: &TrainConfig, model: ModelConfig) -> Result<ModelConfig> {
+    let model = model.with_base_dropout(config.base_dropout)?;
     match config.task {
         Task::Causal => model.with_token_head(),
         Task::Classify => Ok(model.with_label_head(config.num_labels.unwrap_or(2))),

@@ -232,7 +232,7 @@ pub fn magnitude_gradient<T: Real>(
     device.launch(&launch(Kernel::DoraMagnitudeTotal, [pieces, adapters as u32, 1]), &params)
 }
 
-/// What [`dropout`] reads and writes beside its input.
+/// What [`dropout`] reads and writes beside its input, which is `out` if there is no other.
 #[derive(Debug)]
 pub struct Dropped<'a, T: Real> {
     /// The mask.
@@ -249,7 +249,15 @@ pub struct Dropped<'a, T: Real> {
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit or layer or rows have no keys; errors of the device.
-pub fn dropout<T: Real>(device: &Device, rows: &Rows, input: &Tensor<T>, args: Dropped<'_, T>) -> Result<()> {
+pub fn dropout<T: Real>(
+    device: &Device,
+    rows: &Rows,
+    input: Option<&Tensor<T>>,
+    args: Dropped<'_, T>,
+) -> Result<()> {
+    let Some(input) = input.or(args.out.as_deref()) else {
+        return Err(Error::shape(OP, "x", "a tensor", "none"));
+    };
     let shape = input.shape();
     check_shape(OP, "x", input, [rows.capacity(), shape[1]])?;
     check_multiple("x", shape[1])?;

@@ -54,7 +54,7 @@ fn apply_dropped<T: Real>(
     let mut dropped = device.empty(x.rows(), x.cols())?;
     let mut rest = device.empty(x.rows(), x.cols())?;
     let args = Dropped { mask, out: Some(&mut dropped), rest: Some(&mut rest), addend: None };
-    dora::dropout(device, rows, x, args)?;
+    dora::dropout(device, rows, Some(x), args)?;
     let adapted = [Layer { bias: None, dropout: None, ..*layer }];
     let together = &mut [Apply { y: &mut *out.y, xa: out.xa }];
     launch(device, &Group::new(&adapted, rows), &dropped, together)?;
@@ -102,7 +102,7 @@ pub(super) fn backward_input<T: Real>(
         drop(less_one);
         let mask = one.layer.dropout.unwrap_or(mask);
         let args = Dropped { mask, out: None, rest: None, addend: Some(&mut *dx) };
-        dora::dropout(device, one.rows, &of_dropped, args)?;
+        dora::dropout(device, one.rows, Some(&of_dropped), args)?;
     }
     Ok(())
 }
@@ -117,7 +117,7 @@ pub(super) fn gradients<T: Real>(device: &Device, job: &GradJob<'_, '_, T>) -> R
     if let Some(mask) = one.layer.dropout {
         let out = dropped.insert(device.empty(job.x.rows(), job.x.cols())?);
         let args = Dropped { mask, out: Some(out), rest: None, addend: None };
-        dora::dropout(device, job.rows, job.x, args)?;
+        dora::dropout(device, job.rows, Some(job.x), args)?;
     }
     let alone = [Layer { bias: None, dropout: None, ..job.layer }];
     let input = dropped.as_ref().unwrap_or(job.x);

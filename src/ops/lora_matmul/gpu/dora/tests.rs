@@ -303,7 +303,7 @@ fn dropout_and_what_it_takes_away_make_the_input() {
             (device.empty(rows, columns).unwrap(), device.empty(rows, columns).unwrap());
         let mask = mask.with_key_at(key.ptr());
         let args = Dropped { mask, out: Some(&mut out), rest: Some(&mut rest), addend: None };
-        dropout(&device, &of_rows, &x, args).unwrap();
+        dropout(&device, &of_rows, Some(&x), args).unwrap();
         let mut exact = vec![0.0; rows * columns];
         mask.apply(case.keys.as_slice(), &case.x, &mut exact, Write::Overwrite);
         let (out, rest) = (read(&device, &out), read(&device, &rest));
