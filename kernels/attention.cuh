@@ -46,18 +46,55 @@ struct AttentionKeyTile {
     int32_t visit_end;    // one past the last entry
 };
 
+// A tile of rows of one head, each of kDim columns. Widths of a power of 2 are swizzled; the rows of others are an odd number of 16-byte
+// pieces apart, so that 8 rows of one piece are in 8 different places of the banks, too. A width that is no multiple of 16 (72) has zeros
+// up to the next one: they add nothing to a product along the head, and are never stored.
+template <int kDim>
+struct HeadTile {
+    static constexpr bool kSwizzled = (kDim & (kDim - 1)) == 0;
+    static constexpr int kColumns = (kDim + 15) / 16 * 16, kPieces = kColumns / 8;
+    static constexpr int kRowBytes = kSwizzled ? kDim * 2 : (kPieces | 1) * 16;
+
+    // Byte offset of a piece of a row.
+    static DEVICE int offset(int row, int piece) {
+        if constexpr (kSwizzled) return columns_offset<kDim>(row, piece);
+        return row * kRowBytes + (piece << 4);
+    }
+};
+
+// The pieces of kRows rows of a tile that is not swizzled, as its threads take them: half a warp has 8 rows of 2 pieces, so that 8 lanes
+// after each other touch 8 rows, and lanes 8 apart the two halves of a sector.
+template <int kDim, int kRows, int kThreads, typename Visit>
+DEVICE void each_piece(int thread, Visit&& visit) {
+    constexpr int kPairs = HeadTile<kDim>::kPieces / 2, kUnits = kRows / 8 * kPairs, kStep = kThreads / 16;
+    static_assert(kRows % 8 == 0 && kThreads % 16 == 0, "whole units");
+    UNROLL for (int i = 0; i < (kUnits + kStep - 1) / kStep; i++) {
+        const int unit = thread / 16 + i * kStep;
+        if (kUnits % kStep != 0 && unit >= kUnits) break;
+        visit(unit / kPairs * 8 + (thread & 7), unit % kPairs * 2 + (thread >> 3 & 1));
+    }
+}
+
 // Copies rows first .. first + kRows of one head (`source` is its first column) to a tile; rows from `end` on become 0
-// and are not read. The swizzle is that of a `columns` tile of kDim, which serves ldmatrix in both directions.
+// and are not read. The layout serves ldmatrix in both directions.
 template <int kRows, int kDim, int kThreads>
 DEVICE void load_head_rows(unsigned char* tile, const bf16* source, int64_t stride, int first, int end) {
-    constexpr int kPieces = kDim / 8, kStep = kThreads / kPieces, kCount = (kRows + kStep - 1) / kStep;
-    static_assert(kStep % 8 == 0, "the swizzle repeats every 8 rows");
-    const int row = static_cast<int>(threadIdx.x) / kPieces, piece = static_cast<int>(threadIdx.x) % kPieces;
-    const bf16* const from = source + (first + row) * stride + piece * 8;
-    unsigned char* const to = tile + columns_offset<kDim>(row, piece);
-    UNROLL for (int i = 0; i < kCount; i++) {
-        if (kRows % kStep != 0 && row + i * kStep >= kRows) break;
-        cp_async16(to + i * kStep * (kDim * 2), from + i * kStep * stride, first + row + i * kStep < end);
+    using Tile = HeadTile<kDim>;
+    if constexpr (Tile::kSwizzled) {
+        constexpr int kPieces = kDim / 8, kStep = kThreads / kPieces, kCount = (kRows + kStep - 1) / kStep;
+        static_assert(kStep % 8 == 0, "the swizzle repeats every 8 rows");
+        const int row = static_cast<int>(threadIdx.x) / kPieces, piece = static_cast<int>(threadIdx.x) % kPieces;
+        const bf16* const from = source + (first + row) * stride + piece * 8;
+        unsigned char* const to = tile + Tile::offset(row, piece);
+        UNROLL for (int i = 0; i < kCount; i++) {
+            if (kRows % kStep != 0 && row + i * kStep >= kRows) break;
+            cp_async16(to + i * kStep * (kDim * 2), from + i * kStep * stride, first + row + i * kStep < end);
+        }
+    } else {
+        each_piece<kDim, kRows, kThreads>(static_cast<int>(threadIdx.x), [&](int row, int piece) {
+            const bool is_there = first + row < end && piece * 8 < kDim;
+            cp_async16(tile + Tile::offset(row, piece), source + (first + row) * stride + piece * 8, is_there);
+        });
     }
 }
 
@@ -65,7 +102,7 @@ DEVICE void load_head_rows(unsigned char* tile, const bf16* source, int64_t stri
 template <int kDim>
 DEVICE void load_a_rows(uint32_t (&a)[4], const unsigned char* tile, int row, int slice) {
     const int lane = lane_id();
-    ldmatrix_x4(a, tile + columns_offset<kDim>(row + (lane & 15), slice * 2 + (lane >> 4)));
+    ldmatrix_x4(a, tile + HeadTile<kDim>::offset(row + (lane & 15), slice * 2 + (lane >> 4)));
 }
 
 // B with a column for every row of the tile: contraction along the head.
@@ -74,7 +111,7 @@ DEVICE void load_b_rows(uint32_t (&b)[kN][2], const unsigned char* tile, int row
     const int lane = lane_id(), outer = row + (lane & 7) + ((lane >> 4) << 3), piece = slice * 2 + ((lane >> 3) & 1);
     UNROLL for (int n = 0; n < kN; n += 2) {
         uint32_t r[4];
-        ldmatrix_x4(r, tile + columns_offset<kDim>(outer + n * 8, piece));
+        ldmatrix_x4(r, tile + HeadTile<kDim>::offset(outer + n * 8, piece));
         b[n][0] = r[0], b[n][1] = r[1], b[n + 1][0] = r[2], b[n + 1][1] = r[3];
     }
 }
@@ -85,7 +122,7 @@ DEVICE void load_b_columns(uint32_t (&b)[kN][2], const unsigned char* tile, int 
     const int lane = lane_id();
     UNROLL for (int n = 0; n < kN; n += 2) {
         uint32_t r[4];
-        ldmatrix_x4_trans(r, tile + columns_offset<kDim>(row + (lane & 15), piece + n + (lane >> 4)));
+        ldmatrix_x4_trans(r, tile + HeadTile<kDim>::offset(row + (lane & 15), piece + n + (lane >> 4)));
         b[n][0] = r[0], b[n][1] = r[1], b[n + 1][0] = r[2], b[n + 1][1] = r[3];
     }
 }
@@ -93,7 +130,8 @@ DEVICE void load_b_columns(uint32_t (&b)[kN][2], const unsigned char* tile, int 
 // Accumulators of 16 rows of a head, in chunks of at most 64 columns: one chunk of B is in registers at a time.
 template <int kDim>
 struct HeadRows {
-    static constexpr int kChunk = kDim < 64 ? kDim / 8 : 8, kChunks = kDim / 8 / kChunk;
+    static constexpr int kTiles = HeadTile<kDim>::kPieces;
+    static constexpr int kChunk = kTiles <= 6 ? kTiles : kTiles % 8 == 0 ? 8 : kTiles % 6 == 0 ? 6 : 2, kChunks = kTiles / kChunk;
     float acc[kChunks][1][kChunk][4] = {};
 
     // += a (rows `row`.. of the tile): 16 rows of the result, 16 terms.
@@ -121,10 +159,10 @@ struct HeadRows {
         UNROLL for (int c = 0; c < kChunks; c++) {
             UNROLL for (int n = 0; n < kChunk; n++) {
                 const float(&from)[4] = acc[c][0][n];
-                unsigned char* const at = tile + columns_offset<kDim>(row + group, c * kChunk + n) + quad * 4;
+                unsigned char* const at = tile + HeadTile<kDim>::offset(row + group, c * kChunk + n) + quad * 4;
                 *reinterpret_cast<uint32_t*>(at) = pack_bf16(from[0], from[1]);
                 // Eight rows further the swizzle is the same.
-                *reinterpret_cast<uint32_t*>(at + 8 * kDim * 2) = pack_bf16(from[2], from[3]);
+                *reinterpret_cast<uint32_t*>(at + 8 * HeadTile<kDim>::kRowBytes) = pack_bf16(from[2], from[3]);
             }
         }
     }
@@ -135,12 +173,17 @@ struct HeadRows {
 template <int kRows, int kDim, int kThreads>
 DEVICE void store_head_rows(bf16* target, int64_t stride, int first, int end, const unsigned char* tile, int row,
                             int thread) {
-    constexpr int kPieces = kDim / 8;
-    UNROLL for (int i = thread; i < kRows * kPieces; i += kThreads) {
-        const int r = i / kPieces, piece = i % kPieces;
-        if (first + r < end) {
-            store16(target + (first + r) * stride + piece * 8, load16(tile + columns_offset<kDim>(row + r, piece)));
+    using Tile = HeadTile<kDim>;
+    const auto store = [&](int r, int piece) {
+        if (first + r < end && piece * 8 < kDim) {
+            store16(target + (first + r) * stride + piece * 8, load16(tile + Tile::offset(row + r, piece)));
         }
+    };
+    if constexpr (Tile::kSwizzled) {
+        constexpr int kPieces = kDim / 8;
+        UNROLL for (int i = thread; i < kRows * kPieces; i += kThreads) store(i / kPieces, i % kPieces);
+    } else {
+        each_piece<kDim, kRows, kThreads>(thread, store);
     }
 }
 

@@ -85,8 +85,8 @@ DEVICE void to_a(uint32_t (&a)[1][4], const float (&acc)[1][2][4]) {
 
 template <int kDim, bool kWindow>
 DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
-    constexpr int kKeys = 32, kThreads = 128, kSlices = kDim / 16;
-    constexpr int kTileBytes = kKeys * kDim * 2, kStageBytes = 2 * kTileBytes;
+    constexpr int kKeys = 32, kThreads = 128, kSlices = HeadTile<kDim>::kColumns / 16;
+    constexpr int kTileBytes = kKeys * HeadTile<kDim>::kRowBytes, kStageBytes = 2 * kTileBytes;
     DYNAMIC_SMEM(smem);
 
     const int tile_idx = static_cast<int>(blockIdx.x) / p.num_heads, head = static_cast<int>(blockIdx.x) % p.num_heads;
@@ -104,7 +104,7 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
     const bool is_active = row_start + first < row_end;
 
     // A stage holds 64 rows of one tensor.
-    static_assert(kStageBytes == kAttentionRows * kDim * 2, "the rows of q, o and dO pass through the ring");
+    static_assert(kStageBytes == kAttentionRows * HeadTile<kDim>::kRowBytes, "the rows of q, o and dO pass through the ring");
     load_head_rows<kAttentionRows, kDim, kThreads>(smem, p.o + head * kDim, o_stride, row_start, row_end);
     unsigned char* const second = smem + kStageBytes;
     load_head_rows<kAttentionRows, kDim, kThreads>(second, p.d_o + head * kDim, o_stride, row_start, row_end);
@@ -210,8 +210,8 @@ DEVICE void attention_bwd_dq(const AttentionBwdDqParams& p) {
 
 template <int kDim, bool kWindow>
 DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
-    constexpr int kThreads = 256, kSlices = kDim / 16;
-    constexpr int kTileBytes = kAttentionRows * kDim * 2, kStatsBytes = kAttentionRows * 8;
+    constexpr int kThreads = 256, kSlices = HeadTile<kDim>::kColumns / 16;
+    constexpr int kTileBytes = kAttentionRows * HeadTile<kDim>::kRowBytes, kStatsBytes = kAttentionRows * 8;
     constexpr int kStageBytes = 2 * kTileBytes + kStatsBytes;
     DYNAMIC_SMEM(smem);
     unsigned char* const k_tile = smem;
@@ -316,12 +316,12 @@ DEVICE void attention_bwd_dkv(const AttentionBwdDkvParams& p) {
     // Adds the second half of the queries to the first, in fragment order.
     using Rows = HeadRows<kDim>;
     __syncthreads();
-    float* const sums = reinterpret_cast<float*>(ring) + first / 16 * (kDim * 32);
-    static_assert(4 * kDim * 32 * 4 <= 2 * kStageBytes, "the sums of four warps fit into the ring");
+    float* const sums = reinterpret_cast<float*>(ring) + first / 16 * (Rows::kTiles * 256);
+    static_assert(4 * Rows::kTiles * 256 * 4 <= 2 * kStageBytes, "the sums of four warps fit into the ring");
     const auto each = [&](auto&& visit_fragment) {
-        UNROLL for (int i = 0; i < kDim / 8; i++) {
+        UNROLL for (int i = 0; i < Rows::kTiles; i++) {
             visit_fragment(dk.acc[i / Rows::kChunk][0][i % Rows::kChunk], sums + (i * 32 + lane) * 4);
-            visit_fragment(dv.acc[i / Rows::kChunk][0][i % Rows::kChunk], sums + ((kDim / 8 + i) * 32 + lane) * 4);
+            visit_fragment(dv.acc[i / Rows::kChunk][0][i % Rows::kChunk], sums + ((Rows::kTiles + i) * 32 + lane) * 4);
         }
     };
     if (warp >= 4) {
@@ -407,4 +407,84 @@ KERNEL(attention_bwd_dkv_bf16_d64_window, AttentionBwdDkvParams, 256, 1) {
 
 KERNEL(attention_bwd_dkv_bf16_d128_window, AttentionBwdDkvParams, 256, 1) {
     attention_bwd_dkv<128, true>(p);
+}
+
+KERNEL(attention_bwd_dq_bf16_d48, AttentionBwdDqParams, 128, 3) {
+    attention_bwd_dq<48, false>(p);
+}
+
+KERNEL(attention_bwd_dq_bf16_d72, AttentionBwdDqParams, 128, 2) {
+    attention_bwd_dq<72, false>(p);
+}
+
+KERNEL(attention_bwd_dq_bf16_d80, AttentionBwdDqParams, 128, 2) {
+    attention_bwd_dq<80, false>(p);
+}
+
+KERNEL(attention_bwd_dq_bf16_d96, AttentionBwdDqParams, 128, 2) {
+    attention_bwd_dq<96, false>(p);
+}
+
+KERNEL(attention_bwd_dq_bf16_d112, AttentionBwdDqParams, 128, 2) {
+    attention_bwd_dq<112, false>(p);
+}
+
+KERNEL(attention_bwd_dq_bf16_d48_window, AttentionBwdDqParams, 128, 3) {
+    attention_bwd_dq<48, true>(p);
+}
+
+KERNEL(attention_bwd_dq_bf16_d72_window, AttentionBwdDqParams, 128, 2) {
+    attention_bwd_dq<72, true>(p);
+}
+
+KERNEL(attention_bwd_dq_bf16_d80_window, AttentionBwdDqParams, 128, 2) {
+    attention_bwd_dq<80, true>(p);
+}
+
+KERNEL(attention_bwd_dq_bf16_d96_window, AttentionBwdDqParams, 128, 2) {
+    attention_bwd_dq<96, true>(p);
+}
+
+KERNEL(attention_bwd_dq_bf16_d112_window, AttentionBwdDqParams, 128, 2) {
+    attention_bwd_dq<112, true>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d48, AttentionBwdDkvParams, 256, 2) {
+    attention_bwd_dkv<48, false>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d72, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<72, false>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d80, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<80, false>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d96, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<96, false>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d112, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<112, false>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d48_window, AttentionBwdDkvParams, 256, 2) {
+    attention_bwd_dkv<48, true>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d72_window, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<72, true>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d80_window, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<80, true>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d96_window, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<96, true>(p);
+}
+
+KERNEL(attention_bwd_dkv_bf16_d112_window, AttentionBwdDkvParams, 256, 1) {
+    attention_bwd_dkv<112, true>(p);
 }

@@ -38,12 +38,12 @@ struct AttentionFwdParams {
 
 template <int kDim, bool kWindow>
 DEVICE void attention_fwd(const AttentionFwdParams& p) {
-    constexpr int kKeys = 64, kThreads = 128, kSlices = kDim / 16, kParts = kKeys / 16;
+    constexpr int kKeys = 64, kThreads = 128, kSlices = HeadTile<kDim>::kColumns / 16, kParts = kKeys / 16;
     // Below every scaled score, and with a power of 2 that is 0.
     constexpr float kLn2 = 0.693147180559945309f, kNothingSeen = -3.0e38f;
     DYNAMIC_SMEM(smem);
     unsigned char* const k_tile = smem;
-    unsigned char* const v_tile = smem + kKeys * kDim * 2;
+    unsigned char* const v_tile = smem + kKeys * HeadTile<kDim>::kRowBytes;
 
     const int tile_idx = static_cast<int>(blockIdx.x) / p.num_heads, head = static_cast<int>(blockIdx.x) % p.num_heads;
     if (tile_idx >= *p.queries.num_tiles) return;
@@ -181,3 +181,23 @@ KERNEL(attention_fwd_bf16_d32_window, AttentionFwdParams, 128, 3) { attention_fw
 KERNEL(attention_fwd_bf16_d64_window, AttentionFwdParams, 128, 3) { attention_fwd<64, true>(p); }
 
 KERNEL(attention_fwd_bf16_d128_window, AttentionFwdParams, 128, 2) { attention_fwd<128, true>(p); }
+
+KERNEL(attention_fwd_bf16_d48, AttentionFwdParams, 128, 3) { attention_fwd<48, false>(p); }
+
+KERNEL(attention_fwd_bf16_d72, AttentionFwdParams, 128, 3) { attention_fwd<72, false>(p); }
+
+KERNEL(attention_fwd_bf16_d80, AttentionFwdParams, 128, 3) { attention_fwd<80, false>(p); }
+
+KERNEL(attention_fwd_bf16_d96, AttentionFwdParams, 128, 2) { attention_fwd<96, false>(p); }
+
+KERNEL(attention_fwd_bf16_d112, AttentionFwdParams, 128, 2) { attention_fwd<112, false>(p); }
+
+KERNEL(attention_fwd_bf16_d48_window, AttentionFwdParams, 128, 3) { attention_fwd<48, true>(p); }
+
+KERNEL(attention_fwd_bf16_d72_window, AttentionFwdParams, 128, 3) { attention_fwd<72, true>(p); }
+
+KERNEL(attention_fwd_bf16_d80_window, AttentionFwdParams, 128, 3) { attention_fwd<80, true>(p); }
+
+KERNEL(attention_fwd_bf16_d96_window, AttentionFwdParams, 128, 2) { attention_fwd<96, true>(p); }
+
+KERNEL(attention_fwd_bf16_d112_window, AttentionFwdParams, 128, 2) { attention_fwd<112, true>(p); }

@@ -1,4 +1,5 @@
-//! Attention of every Qwen3 head shape over packed samples, forward and backward, against its floor.
+//! Attention of every Qwen3 head shape, and of heads whose width is no power of 2, over packed samples, forward and backward, against
+//! its floor.
 //!
 //! Operations are those of the pairs that see each other: two products forward, five backward. What the kernels compute
 //! beyond (the masked half of diagonal tiles, and in backward the scores and their gradients a second time) counts as
@@ -11,7 +12,7 @@ use tanren::error::Result;
 use tanren::ops::attention::{Attention, AttentionPlan, Backward, Grads, Heads, backward, forward};
 
 use super::harness::{Bench, Cost, random};
-use super::shapes::Model;
+use super::shapes::Mode;
 
 /// Models, rows and samples.
 pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
@@ -20,8 +21,16 @@ pub(crate) fn bench(bench: &mut Bench<'_>) -> Result<()> {
     for model in models {
         for &rows in bench.mode.rows() {
             for sample in [512, 300].map(|sample: usize| sample.min(rows)) {
-                run(bench, model, rows, sample)?;
+                let heads = [model.num_attention_heads, model.num_key_value_heads, model.head_dim];
+                run(bench, (model.name, heads), rows, sample)?;
             }
+        }
+    }
+    let num_heads = if bench.mode == Mode::Smoke { 1 } else { 16 };
+    for head_dim in [48, 72, 80, 96, 112] {
+        for &rows in bench.mode.rows().iter().take(1) {
+            let name = format!("{num_heads} heads of {head_dim}");
+            run(bench, (&name, [num_heads, num_heads, head_dim]), rows, 512.min(rows))?;
         }
     }
     Ok(())
@@ -41,13 +50,15 @@ struct Set {
     dv: Tensor<bf16>,
 }
 
-fn run(bench: &mut Bench<'_>, model: &Model, rows: usize, sample: usize) -> Result<()> {
-    let heads = Heads {
-        num_attention_heads: model.num_attention_heads,
-        num_key_value_heads: model.num_key_value_heads,
-        head_dim: model.head_dim,
-        softmax_scale: 1.0 / (model.head_dim as f64).sqrt(),
-    };
+/// `heads`: query heads, key heads, width of a head.
+fn run(
+    bench: &mut Bench<'_>,
+    (name, [num_attention_heads, num_key_value_heads, head_dim]): (&str, [usize; 3]),
+    rows: usize,
+    sample: usize,
+) -> Result<()> {
+    let softmax_scale = 1.0 / (head_dim as f64).sqrt();
+    let heads = Heads { num_attention_heads, num_key_value_heads, head_dim, softmax_scale };
     let segments = packed(rows, sample);
     let make = |device: &Device, _| -> Result<Set> {
         let mut plan = AttentionPlan::causal(&segments);
@@ -82,7 +93,7 @@ fn run(bench: &mut Bench<'_>, model: &Model, rows: usize, sample: usize) -> Resu
     let numbers = 2 * rows * (heads.q_cols() + heads.kv_cols());
     let statistics = rows * heads.num_attention_heads * size_of::<f32>();
     let bytes = (numbers * size_of::<bf16>() + statistics) as u64;
-    let name = format!("{} {rows} in samples of {sample}", model.name);
+    let name = format!("{name} {rows} in samples of {sample}");
     let cost = Cost { flops: 5 * product, bytes: 2 * bytes };
     bench.run(&format!("attention/backward {name}"), cost, &[], make, |device, set| {
         let Set { plan, q, k, v, d_o, o, lse, dq, dk, dv } = set;

@@ -11,7 +11,7 @@ use super::recorded::PendingScores;
 use super::tables::PassCapacity;
 use super::weights::{Role, Weights};
 use crate::batch::{Batch, TokenTarget};
-use crate::config::{LoraConfig, ModelConfig, Slot, TargetModules, variant};
+use crate::config::{BaseDropoutMode, LoraConfig, ModelConfig, Slot, TargetModules, variant};
 use crate::device::Device;
 use crate::device::arch::Chip;
 use crate::ops::attention::PlanCapacity;
@@ -222,6 +222,42 @@ fn recorded_passes_with_dora_measure_the_norms_anew() {
             assert_eq!(copy.finish().unwrap().tokens(), expected, "dropout {p}, round {round}");
             assert_eq!(numbers(&device, &grads), gradient, "dropout {p}, round {round}");
         }
+    }
+}
+
+/// The masks of the frozen model are those of the step, whatever was recorded; everything else is as in direct passes.
+#[test]
+fn recorded_passes_draw_the_masks_of_the_model_anew() {
+    let device = kernel_device(4);
+    device.reserve(64 << 20).unwrap();
+    let text = r#"{"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 200, "n_positions": 64,
+        "initializer_range": 0.2, "embd_pdrop": 0.2, "resid_pdrop": 0.1, "attn_pdrop": 0.0}"#;
+    let config = ModelConfig::from_json(std::path::Path::new("config.json"), text).unwrap();
+    let config = config.with_base_dropout(BaseDropoutMode::Config).unwrap();
+    let weights = super::init::random::<bf16>(&device, &config, 3).unwrap();
+    let model = Decoder { config, weights };
+    let lora = LoraConfig { r: 4, alpha: 8.0, dropout: 0.0, ..LoraConfig::default() };
+    let mut adapter = Adapter::<f32>::new(&device, &lora, &model.config, &model.weights, 1).unwrap();
+    fill(&device, &mut adapter, 50);
+    let adapters = vec![adapter.cast::<bf16>(&device).unwrap()];
+    let batch = batch(&[(20, 0, None), (9, 0, None)], 0);
+    let of = |step| options(Some(DropoutStep { seed: 5, step }));
+    let direct = [3, 4].map(|step| pass(&device, &model, &adapters, &batch, of(step)));
+    assert_ne!(direct[0], direct[1]);
+    assert_ne!(direct[0], pass(&device, &model, &adapters, &batch, options(None)));
+    let mut grads = vec![adapters[0].zeros_like(&device).unwrap()];
+    let tables =
+        model.pass_tables(&device, PassCapacity::of(&batch), (&adapters, &grads), None, of(0).dropout);
+    let mut recorded = model.record(&device, tables.unwrap(), (&adapters, &mut grads), of(0)).unwrap();
+    for (step, (scores, gradient)) in [3, 4].into_iter().zip(direct) {
+        for tensor in grads.iter_mut().flat_map(Adapter::tensors_mut) {
+            let zeros = vec![0.0; tensor.len()];
+            device.write(tensor, &zeros).unwrap();
+        }
+        let mut copy = PendingScores::new(&device);
+        recorded.start(&model, &device, &batch, (&adapters, of(step)), &mut copy).unwrap();
+        assert_eq!(copy.finish().unwrap().tokens(), scores, "step {step}");
+        assert_eq!(numbers(&device, &grads), gradient, "step {step}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! Decoder models: Qwen2, Qwen3 and Llama-like blocks, forward and the mirrored backward.
+//! Decoders and encoders, forward and the mirrored backward.
 //!
 //! The path of a batch: [`decoder`] embeds the tokens, runs the [`block`]s, and hands the supervised rows to the [`head`]. What a
 //! block keeps for the backward pass is a struct of its own (`block::Saved`), the exact minimal list, or less where its [`policy`]
@@ -7,8 +7,8 @@
 
 pub mod adapter;
 mod adapter_tables;
-pub mod base_masks;
-mod block;
+mod base_masks;
+pub mod block;
 pub mod decoder;
 pub mod head;
 pub mod init;

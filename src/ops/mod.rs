@@ -8,7 +8,6 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod cols;
-pub mod dropout;
 pub mod embedding;
 mod few_rows;
 pub mod gemm;

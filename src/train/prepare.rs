@@ -99,7 +99,10 @@ pub fn prepare<T: Real<Stat = f32>>(
     let model = (config.model.as_str(), config.task);
     let mut opened = Opened::open(model, options, chat_rows, context, &mut |notice| watch(notice.into()))?;
     opened.set_base_dropout(config.base_dropout)?;
-    if let Some(what) = opened.model.config.base_dropout.left_out() {
+    let dropout = &opened.model.config.base_dropout;
+    let nothing = (config.base_dropout != config::BaseDropoutMode::Off && !dropout.is_on())
+        .then(|| format!("the model has no dropout for --base-dropout {}", config.base_dropout));
+    for what in dropout.left_out().into_iter().chain(nothing) {
         watch(Event::Notice(Notice::Note(what)));
     }
     let of_eval = eval_records.as_ref().map_or(&[][..], |(records, _)| records);
@@ -218,15 +221,16 @@ fn head_notes<T: Real>(
     notify: &mut dyn FnMut(Notice),
 ) {
     let has_own = matches!(&decoder.weights.head, Head::Labels(LabelHead { own: Some(_), .. }));
-    notify(Notice::Note(match (config.init_adapter.is_some(), has_own) {
-        (true, _) => format!("the head has {} outputs: that of the adapter to start from", scheme.num_labels),
-        (false, true) => {
-            format!("the head has {} outputs, and starts from that of the model", scheme.num_labels)
-        }
-        (false, false) => {
-            format!("the head has {} outputs, and starts from random numbers", scheme.num_labels)
-        }
-    }));
+    let outputs = match scheme.num_labels {
+        1 => "1 output".to_owned(),
+        count => format!("{count} outputs"),
+    };
+    let start = match (config.init_adapter.is_some(), has_own) {
+        (true, _) => "that of the adapter to start from",
+        (false, true) => "that of the model",
+        (false, false) => "random numbers",
+    };
+    notify(Notice::Note(format!("the head has {outputs}, and starts from {start}")));
     let outside = |example: &&&Example| match &example.label {
         Label::Numbers(numbers) => numbers.iter().any(|number| !(0.0..=1.0).contains(number)),
         _ => false,

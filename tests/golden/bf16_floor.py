@@ -4,17 +4,20 @@ Repeats every case beside this file with the base model in bf16, the adapter in 
 writes the distance from expected.safetensors and case.json to bf16.json in the folder of the case.
 
     python bf16_floor.py [CASE ...]        needs torch, transformers, peft, safetensors, as in README.md
+
+The weights of minilm_hidden are those in the folder that TANREN_TEST_MINILM names.
 """
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 HERE = Path(__file__).parent
 
@@ -114,9 +117,75 @@ def run_labels(case, dir, info, expected):
     print(case, json.dumps(result))
 
 
+def run_losses(case, dir, info, expected):
+    """One pass for every loss of labels."""
+    result = {"losses": {}}
+    for one in info["losses"]:
+        outputs = one["outputs"]
+        model = AutoModelForSequenceClassification.from_pretrained(
+            dir / info["model_dir"], num_labels=outputs, ignore_mismatched_sizes=True, dtype=torch.bfloat16
+        )
+        model = PeftModel.from_pretrained(model, dir / one["adapter_dir"], is_trainable=True)
+        in_file = lambda name: name_in_file(name).replace("modules_to_save.", "")
+        trained = {in_file(n): p for n, p in model.named_parameters() if p.requires_grad}
+        for parameter in trained.values():
+            parameter.data = parameter.data.float()
+        rows = []
+        for sequence in info["batch"]:
+            inputs = {key: torch.tensor([sequence[key]]) for key in ["input_ids", "token_type_ids"] if sequence.get(key)}
+            with torch.autocast("cpu", torch.bfloat16):
+                rows.append(model(**inputs).logits)
+        logits = torch.cat(rows).float()
+        weights = lambda key: None if one.get(key) is None else torch.tensor(one[key])
+        if one["labels_kind"] in ["class", "class_or_ignored"]:
+            labels = torch.tensor([-100 if label is None else label for label in one["labels"]])
+            smoothing = one.get("label_smoothing") or 0.0
+            loss = torch.nn.functional.cross_entropy(logits, labels, weights("class_weights"), label_smoothing=smoothing)
+        elif one["labels_kind"] == "multi_label":
+            labels = torch.tensor(one["labels"], dtype=torch.float32)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights("pos_weight"))
+        else:
+            labels = torch.tensor(one["labels"], dtype=torch.float32).view(logits.shape)
+            loss = torch.nn.functional.mse_loss(logits, labels)
+        loss.backward()
+        norm = math.sqrt(sum((p.grad.double() ** 2).sum().item() for p in trained.values()))
+        names = [n for n in trained if f"{one['name']}.grad.{n}" in expected]
+        own = [expected[f"{one['name']}.grad.{n}"].reshape(trained[n].shape) for n in names]
+        result["losses"][one["name"]] = {
+            "loss": abs(loss.item() / one["loss"] - 1),
+            "grad_norm": abs(norm / one["grad_norm"] - 1),
+            "grad": relative([trained[n].grad for n in names], own),
+        }
+        result[f"logits_{outputs}"] = distance(logits, expected[f"logits_{outputs}"].view(logits.shape))
+    (dir / "bf16.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(case, json.dumps(result))
+
+
+def run_hidden(case, dir, info, expected):
+    """Final hidden states of an encoder."""
+    model = AutoModel.from_pretrained(os.environ["TANREN_TEST_MINILM"], dtype=torch.bfloat16).eval()
+    states = []
+    for sentence in info["sentences"]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            states.append(model(input_ids=torch.tensor([sentence["input_ids"]])).last_hidden_state[0].float())
+    hidden = torch.cat(states)
+    pooled = torch.stack([state.mean(0) for state in states])
+    result = {
+        "hidden_first4": distance(hidden[:, :4].flatten(), expected["hidden_first4"].flatten()),
+        "hidden_norm": distance(hidden.norm(dim=-1), expected["hidden_norm"].flatten()),
+        "mean_pooled": distance(pooled.flatten(), expected["mean_pooled"].flatten()),
+    }
+    (dir / "bf16.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(case, json.dumps(result))
+
+
 def run(case):
     dir = HERE / case
     info = json.loads((dir / "case.json").read_text())
+    if info.get("losses"):
+        return run_losses(case, dir, info, load_file(dir / "expected.safetensors"))
+    if info.get("sentences") and "TANREN_TEST_MINILM" in os.environ:
+        return run_hidden(case, dir, info, load_file(dir / "expected.safetensors"))
     if not isinstance(info.get("steps"), list):
         return
     expected = load_file(dir / "expected.safetensors")

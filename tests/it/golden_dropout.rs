@@ -2,7 +2,7 @@
 //! gradients in f32 on the CPU, and gradients in bf16 through the kernels.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
-#![allow(clippy::print_stdout, reason = "what was run, for --nocapture")]
+#![cfg_attr(feature = "emulated", allow(clippy::print_stdout, reason = "what was run, for --nocapture"))]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use tanren::model::{Adapter, Decoder, DropoutStep, PassOptions, Policy, load};
 use tanren::ops::label_head::Loss;
 use tanren::tensor::Real;
 
-use crate::golden::{close, relative};
+use crate::golden::close;
 
 const CASES: [&str; 4] = ["bert_regress", "gpt2_lora", "modernbert_regress", "xlmr_regress"];
 
@@ -149,7 +149,7 @@ fn kernels_apply_the_same_masks() {
         let expected = expected(name);
         let (_, grads) = run::<half::bf16>(name, &crate::golden::gpu_device(3), Policy::KeepAll);
         let of = |tensor: &str| expected.get(&format!("grad.{tensor}")).unwrap().to_f32().unwrap();
-        let error = relative(grads.iter().map(|(tensor, grad)| (&grad.data[..], of(tensor))));
+        let error = crate::golden::relative(grads.iter().map(|(tensor, grad)| (&grad.data[..], of(tensor))));
         let limit = 3.0 * json(goldens().join(name).join("bf16.json"))["grad"].as_f64().unwrap();
         println!("{name}: gradients {error:.2e} of {limit:.2e}");
         assert!(error <= limit, "{name}: {error:e}, allowed {limit:e}");

@@ -350,6 +350,30 @@ mod with_a_hub {
     }
 
     #[test]
+    fn weights_of_torch_save_are_fetched_where_a_model_has_no_others() {
+        let bin = include_bytes!("../../../tests/golden/torch_bin/zip.bin").to_vec();
+        let index = br#"{"weight_map":{"0.weight":"1.bin"}}"#.to_vec();
+        let all = [
+            vec![("config.json", b"{}".to_vec()), ("pytorch_model.bin", bin.clone())],
+            vec![
+                ("config.json", b"{}".to_vec()),
+                ("pytorch_model.bin.index.json", index),
+                ("1.bin", bin.clone()),
+            ],
+        ];
+        for files in all {
+            let last = files.last().unwrap().0;
+            let hub = Hub::start(files, std::sync::Arc::new(|_, reply| Act::Reply(reply)));
+            let place = Place::new();
+            let dir = place.download(&hub, &Watch::NOBODY).unwrap();
+            assert_eq!(std::fs::read(dir.join(last)).unwrap(), bin);
+            assert_eq!(resolve_offline(&place.cache(), "org/name").unwrap(), dir);
+            std::fs::remove_file(dir.join(last)).unwrap();
+            assert!(resolve_offline(&place.cache(), "org/name").is_err(), "{last}");
+        }
+    }
+
+    #[test]
     fn an_unknown_or_pickled_model_says_what_to_do() {
         let hub = Hub::start(
             vec![("config.json", b"{}".to_vec()), ("model.ckpt", Vec::new())],

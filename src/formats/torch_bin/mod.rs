@@ -1,6 +1,6 @@
 //! Weights as `torch.save` wrote them (`pytorch_model.bin`, `adapter_model.bin`), read without running anything.
 //!
-//! Such a file is a pickle: a program for a small stack machine, which Python's `pickle` lets call any function. [`unpickle`] knows the
+//! Such a file is a pickle: a program for a small stack machine, which Python's `pickle` lets call any function. `unpickle` knows the
 //! few instructions and the handful of names that a dictionary of tensors is made of; whatever else the file says is refused by its
 //! name. Numbers are then read like those of a safetensors file, where the pickle says they are. Both containers are known: the zip
 //! archive of PyTorch 1.6 and later, and the one before it, of several pickles with the numbers behind them.

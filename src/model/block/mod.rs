@@ -26,8 +26,8 @@ use crate::config::ModelConfig;
 use crate::config::block::BlockSpec;
 use crate::device::{Class, Device, Tensor};
 use crate::error::{Error, Result};
-use crate::ops::lora_matmul::Dropout;
-use crate::ops::{dropout, rows};
+use crate::ops::lora_matmul::{self, Dropout};
+use crate::ops::rows;
 use crate::tensor::Real;
 
 /// Seed and step of the dropout masks.
@@ -209,7 +209,7 @@ impl<'a, T: Real> Pass<'a, T> {
         x: &mut Tensor<T>,
     ) -> Result<()> {
         match self.base_mask(number) {
-            Some(mask) => dropout::in_place(self.device, (mask, &set.rows), x),
+            Some(mask) => lora_matmul::mask_in_place(self.device, (mask, &set.rows), x),
             None => Ok(()),
         }
     }
@@ -223,7 +223,7 @@ impl<'a, T: Real> Pass<'a, T> {
     ) -> Result<Option<Tensor<T>>> {
         let Some(mask) = self.base_mask(number) else { return Ok(None) };
         let mut masked = self.like(x)?;
-        dropout::forward(self.device, (mask, &set.rows), x, &mut masked)?;
+        lora_matmul::mask(self.device, (mask, &set.rows), x, &mut masked)?;
         Ok(Some(masked))
     }
 

@@ -99,7 +99,7 @@ impl Dropout {
     }
 
     /// `out[i, :] (+)= mask[i, :] * x[i, :] / (1 - p)` for rows with these keys.
-    pub(in crate::ops) fn apply<T: Real>(&self, keys: &[[u32; 2]], x: &[T], out: &mut [T], write: Write) {
+    pub(super) fn apply<T: Real>(&self, keys: &[[u32; 2]], x: &[T], out: &mut [T], write: Write) {
         let (keep, cols) = (T::from_f64(self.keep()), out.len() / keys.len().max(1));
         let rows = out.par_chunks_mut(cols.max(1)).zip(x.par_chunks(cols.max(1))).zip(keys);
         rows.for_each(|((out, x), &key)| {
@@ -111,7 +111,7 @@ impl Dropout {
     }
 
     /// `x[i, :] *= mask[i, :] / (1 - p)` for rows with these keys.
-    pub(in crate::ops) fn apply_in_place<T: Real>(&self, keys: &[[u32; 2]], x: &mut [T]) {
+    pub(super) fn apply_in_place<T: Real>(&self, keys: &[[u32; 2]], x: &mut [T]) {
         let (keep, cols) = (T::from_f64(self.keep()), x.len() / keys.len().max(1));
         x.par_chunks_mut(cols.max(1)).zip(keys).for_each_init(
             || vec![T::ZERO; cols],

@@ -34,6 +34,9 @@ pub mod gpu;
 #[cfg(test)]
 mod gpu_dora_tests;
 mod group;
+mod masked;
+#[cfg(test)]
+mod masked_tests;
 pub mod plan;
 mod rows;
 #[cfg(test)]
@@ -46,6 +49,7 @@ pub use backward::{
 };
 pub use dropout::{Dropout, RowKeys};
 pub use group::{Dora, Group, Layer, Lora, LoraGrad, b_shape};
+pub use masked::{mask, mask_in_place};
 pub use rows::Rows;
 
 use super::projection::FusedProjection;

@@ -124,7 +124,7 @@ impl Rows {
         &self.runs
     }
 
-    pub(in crate::ops) fn keys(&self) -> &RowKeys {
+    pub(super) fn keys(&self) -> &RowKeys {
         &self.keys
     }
 

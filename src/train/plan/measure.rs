@@ -2,8 +2,9 @@
 
 use half::bf16;
 
-use crate::batch::Batch;
-use crate::config::{Dtype, ModelConfig, TrainConfig};
+use crate::batch::{Batch, Label};
+use crate::config::head::HeadSpec;
+use crate::config::{self, Dtype, ModelConfig, TrainConfig};
 use crate::device::arch::Chip;
 use crate::device::{ByClass, Class, Device, Ledger};
 use crate::error::Result;
@@ -145,8 +146,7 @@ impl Setup<'_> {
         let dropout = Some(DropoutStep { seed: config.seed, step: 0 });
         let options = PassOptions { scale: 1.0, dropout, policies: policies.as_slice() };
         let memory = || (device.peak_by_class(), device.arena().map(|arena| arena.high_water_bytes));
-        // What is minimised takes no memory, and next to no time.
-        let loss = |batch: &Batch| batch.targets.labels().first().map(|target| Loss::usual(&target.label));
+        let loss = |batch: &Batch| Some(loss(config, model, &batch.targets.labels().first()?.label));
         let mut recorded = None;
         if chip.is_some() && T::DTYPE == DType::Bf16 {
             let (model, asked) = ((&device, &decoder), (config, policies.as_slice()));
@@ -184,5 +184,21 @@ impl Setup<'_> {
             model_flops: job.passes.iter().map(|batch| model_flops.forward_and_backward(batch)).sum(),
             ledger,
         })
+    }
+}
+
+/// A loss of labels like this one: which it is takes no memory and next to no time, but its weights are a table.
+fn loss(config: &TrainConfig, model: &ModelConfig, label: &Label) -> Loss {
+    let outputs = match &model.head {
+        HeadSpec::Labels(head) => head.num_labels,
+        HeadSpec::Tokens => 0,
+    };
+    let weights = |is_given: bool| is_given.then(|| vec![1.0; outputs]);
+    match (Loss::usual(label), config.loss) {
+        (Loss::CrossEntropy { label_smoothing, .. }, _) => {
+            Loss::CrossEntropy { class_weights: weights(config.class_weights.is_some()), label_smoothing }
+        }
+        (_, config::Loss::Bce) => Loss::Bce { pos_weight: weights(config.pos_weight.is_some()) },
+        (usual, _) => usual,
     }
 }

@@ -1,6 +1,6 @@
 //! Attention on a GPU: one launch forward, two backward, over the work lists of the plan.
 //!
-//! `head_dim` is 16, 32, 64 or 128. The first kernel of the backward pass computes dq, and `lse` and `D` of
+//! `head_dim` is 72 or a multiple of 16 up to 128. The first kernel of the backward pass computes dq, and `lse` and `D` of
 //! every query for the second one, which computes dk and dv. The files in `kernels/` describe the kernels.
 //! The work lists come from [`AttentionPlan::upload`] or
 //! [`AttentionPlan::replace`](super::AttentionPlan::replace); grids are sized for their capacity.

@@ -274,7 +274,9 @@ const PREFIXES: [(usize, Option<usize>); 8] = [
 
 #[test]
 fn ragged_segments_agree_with_f64_for_every_head_dim() {
-    for (seed, (kv, group, d)) in [(1, 2, 128), (1, 2, 64), (1, 1, 32), (2, 1, 16)].into_iter().enumerate() {
+    let of_powers = [(1, 2, 128), (1, 2, 64), (1, 1, 32), (2, 1, 16)];
+    let others = [(1, 2, 48), (2, 1, 72), (1, 1, 80), (1, 2, 96), (1, 1, 112)];
+    for (seed, (kv, group, d)) in of_powers.into_iter().chain(others).enumerate() {
         let case = Case::new(heads(kv, group, d), &RAGGED);
         compare(&case, &run(&case, &kernel_device(seed as u64)));
     }
@@ -300,7 +302,7 @@ fn prefixes_are_seen_by_all_that_continue_them() {
 
 #[test]
 fn bidirectional_rows_see_their_whole_segment() {
-    for (seed, (kv, group, d)) in [(1, 2, 64), (1, 1, 128)].into_iter().enumerate() {
+    for (seed, (kv, group, d)) in [(1, 2, 64), (1, 1, 128), (1, 1, 72), (1, 2, 80)].into_iter().enumerate() {
         let mut case = Case::new(heads(kv, group, d), &[(1, None), (17, None), (129, None), (64, None)]);
         case.mask = AttnMask::Full;
         compare(&case, &run(&case, &kernel_device(20 + seed as u64)));
@@ -316,6 +318,11 @@ fn rows_see_windows_of_every_reach_whichever_rows_are_queries() {
         (64, (2, 1, 64)),
         (100, (1, 1, 128)),
         (600, (1, 1, 64)),
+        (40, (1, 2, 48)),
+        (5, (1, 1, 72)),
+        (90, (1, 1, 80)),
+        (33, (2, 1, 96)),
+        (70, (1, 1, 112)),
     ]
     .into_iter()
     .enumerate()
@@ -475,11 +482,14 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
     let case = Case::new(heads(1, 1, 64), &[(3, None)]);
     let error = run_with(&case, &device, &case.plan()).unwrap_err();
     assert!(error.exit_code() == 5 && error.to_string().contains("upload"), "{error}");
-    let case = Case::new(heads(1, 1, 80), &[(3, None)]);
+    let case = Case::new(heads(1, 1, 88), &[(3, None)]);
     let mut plan = case.plan();
     plan.upload(&device).unwrap();
     let error = run_with(&case, &device, &plan).unwrap_err();
-    assert!(error.to_string().contains("head_dim of 80, only for 16, 32, 64 and 128"), "{error}");
+    assert!(
+        error.to_string().contains("head_dim of 88, only for 16, 32, 48, 64, 72, 80, 96, 112, 128"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -524,15 +534,23 @@ mod emulator {
     fn shared_memory_is_free_of_conflicts_and_sectors_are_used_in_full() {
         let mut seen = std::collections::BTreeSet::new();
         let masks = [AttnMask::Causal, AttnMask::Window(40)];
-        for (d, mask) in [16, 32, 64, 128].into_iter().flat_map(|d| masks.map(|mask| (d, mask))) {
+        for (d, mask) in
+            [16, 32, 48, 64, 72, 80, 96, 112, 128].into_iter().flat_map(|d| masks.map(|mask| (d, mask)))
+        {
             let case = Case { mask, ..Case::new(heads(2, 2, d), &[(128, None)]) };
             let device = Device::emulated(EmulatorOptions { stats: true, ..Default::default() }).unwrap();
             run(&case, &device);
             for (symbol, counters) in device.take_counters().kernels {
                 let total = counters.total;
                 assert_eq!(counters.worst_shared_ratio(), 1.0, "{symbol}: {counters:?}");
-                // The statistics of a row take a separate sector, whose share is larger for shorter rows.
-                assert!(total.sector_ratio() <= if d == 16 { 1.09 } else { 1.05 }, "{symbol}: {counters:?}");
+                // The statistics of a row take a separate sector, whose share is larger for shorter rows. Heads of 72 have 144 bytes, so
+                // that every second one begins in the middle of a sector, and each of its pairs of pieces takes part of two.
+                let limit = match d {
+                    16 => 1.09,
+                    72 => 1.65,
+                    _ => 1.05,
+                };
+                assert!(total.sector_ratio() <= limit, "{symbol}: {counters:?}");
                 seen.insert(symbol);
             }
         }

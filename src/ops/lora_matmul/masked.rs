@@ -1,4 +1,4 @@
-//! Dropout of a whole matrix: `y[t, i] = mask[t, i] * x[t, i] / (1 - p)`.
+//! Dropout of a whole matrix, apart from any layer: `y[t, i] = mask[t, i] * x[t, i] / (1 - p)`.
 //!
 //! | argument | shape | |
 //! |---|---|---|
@@ -6,18 +6,15 @@
 //! | `y` | `[rows, features]` | overwritten |
 //!
 //! The mask is a function of the sample and the position of a row, its column, and the key of the mask
-//! ([`Dropout`]), as in `lora_matmul`; so the backward pass is the same op on the gradient of `y`, and nothing is stored. One kernel
+//! ([`Dropout`]), as in the layers; so the backward pass is the same op on the gradient of `y`, and nothing is stored. One kernel
 //! with that of DoRA. Source: Srivastava et al., "Dropout", 2014.
 
-#[cfg(test)]
-mod tests;
-
-use super::{Runner, check_shape, runner};
+use super::gpu::dora::{self, Dropped};
+use super::{Dropout, Rows};
 use crate::device::{Device, Tensor, Work};
 use crate::error::Result;
 use crate::ops::gemm::Write;
-use crate::ops::lora_matmul::gpu::dora::{self, Dropped};
-use crate::ops::lora_matmul::{Dropout, Rows};
+use crate::ops::{Runner, check_shape, runner};
 use crate::tensor::Real;
 
 const OP: &str = "dropout";
@@ -26,9 +23,9 @@ const OP: &str = "dropout";
 ///
 /// # Errors
 /// [`crate::error::Error::Shape`] if the shapes do not follow the table of the module, or rows or mask have no keys; errors of the device.
-pub fn forward<T: Real>(
+pub fn mask<T: Real>(
     device: &Device,
-    (mask, rows): (Dropout, &Rows),
+    (dropout, rows): (Dropout, &Rows),
     x: &Tensor<T>,
     y: &mut Tensor<T>,
 ) -> Result<()> {
@@ -36,9 +33,9 @@ pub fn forward<T: Real>(
     check_shape(OP, "x", x, [rows.capacity(), x.cols()])?;
     record(device, x);
     match runner::<T>(device, OP)? {
-        Runner::Cpu => mask.apply(rows.keys().as_slice(), x.data(), y.data_mut(), Write::Overwrite),
+        Runner::Cpu => dropout.apply(rows.keys().as_slice(), x.data(), y.data_mut(), Write::Overwrite),
         Runner::Gpu => {
-            let args = Dropped { mask, out: Some(y), rest: None, addend: None };
+            let args = Dropped { mask: dropout, out: Some(y), rest: None, addend: None };
             dora::dropout(device, rows, Some(x), args)?;
         }
         Runner::Skip => {}
@@ -49,14 +46,18 @@ pub fn forward<T: Real>(
 /// Masks `x` where it is.
 ///
 /// # Errors
-/// As [`forward`].
-pub fn in_place<T: Real>(device: &Device, (mask, rows): (Dropout, &Rows), x: &mut Tensor<T>) -> Result<()> {
+/// As [`mask`].
+pub fn mask_in_place<T: Real>(
+    device: &Device,
+    (dropout, rows): (Dropout, &Rows),
+    x: &mut Tensor<T>,
+) -> Result<()> {
     check_shape(OP, "x", x, [rows.capacity(), x.cols()])?;
     record(device, x);
     match runner::<T>(device, OP)? {
-        Runner::Cpu => mask.apply_in_place(rows.keys().as_slice(), x.data_mut()),
+        Runner::Cpu => dropout.apply_in_place(rows.keys().as_slice(), x.data_mut()),
         Runner::Gpu => {
-            let args = Dropped { mask, out: Some(x), rest: None, addend: None };
+            let args = Dropped { mask: dropout, out: Some(x), rest: None, addend: None };
             dora::dropout(device, rows, None, args)?;
         }
         Runner::Skip => {}
