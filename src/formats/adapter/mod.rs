@@ -14,8 +14,9 @@ use std::path::Path;
 use super::atomic;
 use super::folder::Folder;
 use super::model_folder::{pickle_fix, pickled};
-use super::safetensors::{NamedTensor, TensorData, TensorFile, serialize};
+use super::safetensors::{NamedTensor, TensorData, serialize};
 use super::storage::{Disk, Storage};
+use super::weight_files::WeightFormat;
 use crate::error::{Error, Result};
 
 pub use config::{AdapterConfig, TargetModules};
@@ -63,23 +64,21 @@ pub fn read_adapter(dir: &Path) -> Result<Adapter> {
             .into();
     };
     let config = AdapterConfig::from_json(&folder.path(CONFIG_NAME), &text)?;
-    let (file, path) = match (folder.file(WEIGHTS_NAME)?, folder.file(PICKLED_NAME)?) {
-        (Some(file), _) => {
-            let path = folder.path(WEIGHTS_NAME);
-            (TensorFile::from_file(file, &path)?, path)
+    let mut found = None;
+    for (format, name) in [(WeightFormat::Safetensors, WEIGHTS_NAME), (WeightFormat::Pickled, PICKLED_NAME)] {
+        // What stands beside a file that is read is not looked at.
+        if found.is_none() {
+            found = folder.file(name)?.map(|file| (format, file, folder.path(name)));
         }
-        (None, Some(file)) => {
-            let path = folder.path(PICKLED_NAME);
-            (TensorFile::pickled(file, &path)?, path)
-        }
-        (None, None) => {
-            let error = Error::input(CODE, "no adapter_model.safetensors").path(dir);
-            return match pickled(&folder.names()?) {
-                Some(name) => error.got(&name).fix(pickle_fix(&name)).into(),
-                None => error.fix("copy the adapter again, with both its files").into(),
-            };
-        }
+    }
+    let Some((format, file, path)) = found else {
+        let error = Error::input(CODE, "no adapter_model.safetensors").path(dir);
+        return match pickled(&folder.names()?) {
+            Some(name) => error.got(&name).fix(pickle_fix(&name)).into(),
+            None => error.fix("copy the adapter again, with both its files").into(),
+        };
     };
+    let file = format.open(file, &path)?;
     let mut tensors = BTreeMap::new();
     for view in file.names().filter_map(|name| file.get(name)) {
         let name = names::canonical(view.name());

@@ -256,6 +256,15 @@ fn numbers_that_are_not_finite_are_neither_written_nor_read() {
 }
 
 #[test]
+fn what_stands_beside_the_weights_is_not_looked_at() {
+    let dir = folder(&config(1), 1.0);
+    std::os::unix::fs::symlink("/nowhere", dir.path().join("adapter_model.bin")).unwrap();
+    assert!(read_adapter(dir.path()).is_ok());
+    std::fs::remove_file(dir.path().join(WEIGHTS_NAME)).unwrap();
+    assert!(refusal(dir.path()).contains("adapter_model.bin"));
+}
+
+#[test]
 fn an_adapter_without_its_weights_says_what_to_do() {
     let dir = folder(&config(1), 1.0);
     std::fs::rename(dir.path().join(WEIGHTS_NAME), dir.path().join("adapter_model.bin")).unwrap();
