@@ -60,6 +60,24 @@ def label_loss(info, logits, sequence):
     return ((torch.sigmoid(logits.float()) - sequence["label"]) ** 2).sum()
 
 
+def update(adamw, trained, step, options):
+    """One step of the optimizer, with the step's learning rate; how far the norm of the gradient is from the expected one."""
+    norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), options["max_grad_norm"]).item()
+    for group in adamw.param_groups:
+        group["lr"] = step["lr"]
+    adamw.step()
+    return abs(norm / step["grad_norm"] - 1)
+
+
+def trained_to(result, dir, trained, losses, norms):
+    """Adds to the result what a training gave: its losses, its norms, and the adapter at its end."""
+    result["loss"] = {"max": max(losses), "mean": sum(losses) / len(losses)}
+    result["grad_norm"] = max(norms)
+    final = load_file(dir / "adapter_final" / "adapter_model.safetensors")
+    got = [trained[n].detach() for n in final]
+    result["adapter_final"] = relative(got, [final[n].reshape(trained[n].shape) for n in final])
+
+
 def run_labels(case, dir, info, expected):
     """A training with a head for labels. The head is trained in f32, and computes in bf16 as the rest does."""
     model = AutoModelForSequenceClassification.from_pretrained(dir / info["model_dir"], dtype=torch.bfloat16)
@@ -102,16 +120,8 @@ def run_labels(case, dir, info, expected):
             assert len(names) == len(trained), sorted(set(trained) - set(names))
             got = [trained[n].grad for n in names]
             result["grad"] = relative(got, [expected["grad." + n].reshape(trained[n].shape) for n in names])
-        norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), o["max_grad_norm"]).item()
-        norms.append(abs(norm / step["grad_norm"] - 1))
-        for group in adamw.param_groups:
-            group["lr"] = step["lr"]
-        adamw.step()
-    result["loss"] = {"max": max(losses), "mean": sum(losses) / len(losses)}
-    result["grad_norm"] = max(norms)
-    final = load_file(dir / "adapter_final" / "adapter_model.safetensors")
-    got = [trained[n].detach() for n in final]
-    result["adapter_final"] = relative(got, [final[n].reshape(trained[n].shape) for n in final])
+        norms.append(update(adamw, trained, step, o))
+    trained_to(result, dir, trained, losses, norms)
     result["logits_final"] = distance(all_logits(), expected["logits_final"])
     (dir / "bf16.json").write_text(json.dumps(result, indent=1) + "\n")
     print(case, json.dumps(result))
@@ -229,16 +239,8 @@ def run(case):
             names = [n for n in trained if "grad." + n in expected]
             got = [trained[n].grad for n in names]
             result["grad"] = relative(got, [expected["grad." + n].reshape(trained[n].shape) for n in names])
-        norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), o["max_grad_norm"]).item()
-        norms.append(abs(norm / step["grad_norm"] - 1))
-        for group in adamw.param_groups:
-            group["lr"] = step["lr"]
-        adamw.step()
-    result["loss"] = {"max": max(losses), "mean": sum(losses) / len(losses)}
-    result["grad_norm"] = max(norms)
-    final = load_file(dir / "adapter_final" / "adapter_model.safetensors")
-    got = [trained[n].detach() for n in final]
-    result["adapter_final"] = relative(got, [final[n].reshape(trained[n].shape) for n in final])
+        norms.append(update(adamw, trained, step, o))
+    trained_to(result, dir, trained, losses, norms)
     with torch.no_grad():
         _, logprobs = logits_of(model, step0)
     result["label_logprobs_final"] = distance(logprobs, expected["label_logprobs_final"])
